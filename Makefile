@@ -1,0 +1,38 @@
+# `make demo` and `make test` set themselves up: a virtual environment, then the work.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint zoo clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)  ## the main job on what the package ships; table in the terminal, figure on disk
+	$(BIN)/kerple-eval demo --out out/demo
+
+test: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(STAMP)  ## the rest
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The zoo, by the command a user would type: only the scheme differs. About two hours on 2 cores.
+ZOO := kerple-log kerple-power alibi t5 rope sinusoidal nope
+zoo: $(STAMP)
+	for scheme in $(ZOO); do \
+	  test -e kerple_eval/zoo/$$scheme/config.json || \
+	  $(BIN)/kerple-eval train --scheme $$scheme --task sotu --length 512 --seed 1 --steps 3000 \
+	    --lr 4e-3 --threads 1 --store float16 --ngram 3 --out kerple_eval/zoo/$$scheme || exit; \
+	done
+
+clean:
+	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache

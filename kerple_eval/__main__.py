@@ -1,0 +1,6 @@
+"""``python -m kerple_eval`` is the ``kerple-eval`` command."""
+
+from kerple_eval.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Every catalogue of the project and how a name in it is resolved. Imports no torch.
+
+A catalogue line says where an entry lives (``module:attribute``) and what a listing needs, so that
+``kerple-eval list`` imports none of the entries. Names come as ``name`` or ``name:key=value,...``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from kerple_eval.types import Spec, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeEntry:
+    """One positional scheme; ``parameters`` is a count in H (heads) and R (buckets)."""
+
+    name: str
+    target: str
+    year: int
+    paper: str
+    kind: str
+    parameters: str
+    prefix_invariant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One protocol, checkpoint format or report."""
+
+    name: str
+    target: str
+    summary: str
+
+
+SCHEMES = (
+    SchemeEntry(
+        "kerple-log", "kerple_eval.schemes.kerple_log:KerpleLog", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
+    ),
+    SchemeEntry(
+        "kerple-power", "kerple_eval.schemes.kerple_power:KerplePower", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
+    ),
+    SchemeEntry(
+        "alibi", "kerple_eval.schemes.alibi:Alibi", 2021,
+        "Press et al., Train Short, Test Long, arXiv 2108.12409", "distance kernel", "0", True,
+    ),
+    SchemeEntry(
+        "t5", "kerple_eval.schemes.t5:T5", 2019,
+        "Raffel et al., T5, arXiv 1910.10683", "distance kernel", "R H", True,
+    ),
+    SchemeEntry(
+        "rope", "kerple_eval.schemes.rope:Rope", 2021,
+        "Su et al., RoFormer, arXiv 2104.09864", "rotation", "0", True,
+    ),
+    SchemeEntry(
+        "sinusoidal", "kerple_eval.schemes.sinusoidal:Sinusoidal", 2017,
+        "Vaswani et al., Attention Is All You Need, arXiv 1706.03762", "absolute", "0", True,
+    ),
+    SchemeEntry(
+        "nope", "kerple_eval.schemes.nope:Nope", 2022,
+        "Haviv et al., arXiv 2203.16634; Kazemnejad et al., arXiv 2305.19466", "none", "0", True,
+    ),
+)  # fmt: skip
+
+PROTOCOLS = (
+    Entry(
+        "full-context", "kerple_eval.protocols.full_context:FullContext",
+        "non-overlapping windows; every target once, contexts 1..L (KERPLE)",
+    ),
+    Entry(
+        "sliding-window", "kerple_eval.protocols.sliding_window:SlidingWindow",
+        "stride=S: every target once, contexts L-S+1..L after the first window (ALiBi, YaRN)",
+    ),
+    Entry(
+        "last", "kerple_eval.protocols.last:Last",
+        "k=K: the last K targets of each whole non-overlapping window (DAPE, FIRE)",
+    ),
+    Entry(
+        "aligned", "kerple_eval.protocols.aligned:Aligned",
+        "k=K[,every=E]: the same targets at every length, contexts L-K+1..L",
+    ),
+    Entry(
+        "prefix", "kerple_eval.protocols.prefix:Prefix",
+        "the first L tokens from the same starts; one pass serves every length where possible",
+    ),
+)  # fmt: skip
+
+FORMATS = (
+    Entry(
+        "native", "kerple_eval.checkpoints.native:NativeCheckpoint",
+        "native:DIR, what `kerple-eval train` writes: config.json, model.safetensors",
+    ),
+    Entry(
+        "zoo", "kerple_eval.checkpoints.zoo:ZooCheckpoint",
+        "zoo:NAME, the checkpoints shipped inside this package",
+    ),
+)  # fmt: skip
+
+REPORTS = (
+    Entry("table", "kerple_eval.reports.table:render", "perplexity against length, models down"),
+    Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
+    Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
+)
+
+
+@lru_cache(maxsize=1)
+def schemes() -> dict[str, SchemeEntry]:
+    """Built-in schemes and those of other packages (entry-point group ``kerple_eval.schemes``).
+
+    An entry point's name is the scheme's, its value a :class:`SchemeEntry`.
+    """
+    found = {entry.name: entry for entry in SCHEMES}
+    for point in entry_points(group="kerple_eval.schemes"):
+        entry = point.load()
+        if not isinstance(entry, SchemeEntry):
+            raise UserError(
+                f"entry point {point.name!r} ({point.value}) of group kerple_eval.schemes "
+                f"must be a kerple_eval.catalogue.SchemeEntry, got {type(entry).__name__}"
+            )
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
+    return {entry.name: entry for entry in entries}
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """``unknown scheme 'alibbi': did you mean 'alibi'? Available: ...``"""
+    names = list(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f" did you mean '{close[0]}'?" if close else ""
+    return UserError(f"unknown {what} {name!r}:{hint} available: {', '.join(names) or 'none'}")
+
+
+def parse_spec(text: str) -> Spec:
+    """``name:key=value,key=value`` -> :class:`Spec`."""
+    name, colon, rest = text.partition(":")
+    name = name.strip()
+    if not name:
+        raise UserError(f"no name in {text!r}; expected NAME or NAME:key=value")
+    if colon and not rest.strip():
+        raise UserError(f"nothing after the colon in {text!r}; expected NAME:key=value")
+    return Spec(name, parse_options(rest, text) if colon else ())
+
+
+def parse_options(text: str, where: str) -> tuple[tuple[str, str], ...]:
+    """``key=value,key=value`` -> pairs; a repeated or empty key is refused."""
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise UserError(f"expected key=value, got {part!r} in {where!r}")
+        if key in pairs:
+            raise UserError(f"option {key!r} given twice in {where!r}")
+        pairs[key] = value
+    return tuple(pairs.items())
+
+
+def load(target: str) -> Any:
+    """Import ``module:attribute``."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Convert ``options`` by the annotations of ``function``'s keyword-only parameters.
+
+    Strings (from a command line) are converted; values of the right type (from a config file)
+    pass. int, float, bool and str are understood. Unknown names and missing ones are refused.
+    """
+    wanted = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    converted: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in wanted:
+            raise unknown(f"option of {what}", key, wanted)
+        converted[key] = _convert(value, str(wanted[key].annotation), f"{what}: {key}={value}")
+    for name, parameter in wanted.items():
+        if parameter.default is inspect.Parameter.empty and name not in converted:
+            raise UserError(f"{what} needs {name}=..., as in {what}:{name}=256")
+    return converted
+
+
+def _convert(value: Any, annotation: str, where: str) -> Any:
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    for kind in kinds:
+        if kind == "int" and not isinstance(value, bool):
+            if isinstance(value, int):
+                return value
+            if isinstance(value, str) and value.lstrip("+-").isdecimal():
+                return int(value)
+        if kind == "float" and not isinstance(value, bool):
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                continue
+        if kind == "bool":
+            if isinstance(value, bool):
+                return value
+            if value in ("true", "false"):
+                return value == "true"
+        if kind == "str" and isinstance(value, str):
+            return value
+    raise UserError(f"{where} is not {'an' if kinds[0] == 'int' else 'a'} {kinds[0]}")
+
+
+def scheme_entry(name: str) -> SchemeEntry:
+    known = schemes()
+    if name not in known:
+        raise unknown("scheme", name, known)
+    return known[name]
+
+
+def entry(what: str, name: str, entries: Iterable[Entry]) -> Entry:
+    known = by_name(entries)
+    if name not in known:
+        raise unknown(what, name, known)
+    return known[name]

@@ -1,0 +1,77 @@
+"""What every checkpoint format offers: a description without weights, then a model to score with.
+
+Opening a checkpoint validates it whole (configuration, tensor names, shapes, sizes on disk) without
+putting weights on a device, so that a run refuses a broken one before its first cell.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerple_eval.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is. ``seed`` and ``train_length`` are None where unknown."""
+
+    format: str
+    scheme: str
+    vocab_size: int
+    parameters: int
+    train_length: int | None
+    seed: int | None
+    prefix_invariant: bool
+    max_length: int | None  # longest window its positions are defined for; None: no limit
+    weights_sha256: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class LanguageModel(ABC):
+    """A model on its device, ready to score."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        """Logits of the last ``rows`` positions of ``inputs [B, N]`` (int64, on ``device``).
+
+        Yields consecutive chunks ``[B, r, V]`` whose r add up to ``rows``, so that [rows, V] need
+        never exist at once. The logits at position p predict token p + 1.
+        """
+
+
+class Checkpoint(ABC):
+    """A validated checkpoint on disk."""
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether ``folder`` looks like this format, from its contents alone."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        """Validate what MODEL names; UserError says what is wrong with which file."""
+
+    @property
+    @abstractmethod
+    def description(self) -> Description: ...
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """None where the checkpoint has none; then only token ids can be scored."""
+
+    @abstractmethod
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """Weights to ``device`` in ``dtype``."""

@@ -1,0 +1,221 @@
+"""The native format: a folder with ``config.json``, ``model.safetensors`` and a tokeniser.
+
+    config.json        {"format": "kerple-eval", "version": 1, "model": {...}, "tokenizer": "bytes" |
+                        "tokenizer.json", "seed": int | null, "training": {...}}
+    model.safetensors  the decoder's tensors by name, any floating dtype
+    tokenizer.json     where config.json names it
+
+Loading is strict: a missing, unclaimed or wrongly shaped tensor is named and refused. Weights may be
+stored in half precision; the scheme's parameters are stored in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from kerple_eval.catalogue import scheme_entry, unknown
+from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel
+from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
+from kerple_eval.files import write_atomically
+from kerple_eval.model.config import DecoderConfig
+from kerple_eval.model.decoder import Decoder
+from kerple_eval.types import UserError
+
+FORMAT = "kerple-eval"
+VERSION = 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
+
+
+class NativeModel(LanguageModel):
+    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> None:
+        self.decoder = decoder.cast(dtype).to(device).eval()
+        self.device = device
+        self.dtype = dtype
+
+    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        features = self.decoder(inputs, rows)
+        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.decoder.config.vocab_size))
+        for chunk in features.split(step, dim=1):
+            yield self.decoder.head(chunk)
+
+
+class NativeCheckpoint(Checkpoint):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        data = _read_config(folder / CONFIG)
+        where = str(folder / CONFIG)
+        self.config = DecoderConfig.from_json(data.get("model"), where)
+        self.data = data
+        with torch.device("meta"):
+            self._shapes = {
+                name: tuple(tensor.shape) for name, tensor in Decoder(self.config).state_dict().items()
+            }
+        if self.config.tie_embeddings:
+            del self._shapes["head.weight"]
+        self.stored = _check_weights(folder / WEIGHTS, self._shapes)
+        if data["tokenizer"] == TOKENIZER:
+            self._tokenizer: Tokenizer = JsonTokenizer(folder / TOKENIZER)
+        else:
+            self._tokenizer = ByteTokenizer()
+        if self._tokenizer.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"{where}: the tokeniser has {self._tokenizer.vocab_size} ids, "
+                f"the model's vocabulary {self.config.vocab_size}"
+            )
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        try:
+            data = json.loads((folder / CONFIG).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(data, dict) and data.get("format") == FORMAT
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        if options:
+            raise unknown("option of a native checkpoint", next(iter(options)), ())
+        folder = Path(place)
+        if not folder.is_dir():
+            raise UserError(f"{place}: no such folder; a native checkpoint is one with {CONFIG}")
+        return cls(folder)
+
+    @cached_property
+    def description(self) -> Description:
+        return Description(
+            format="native",
+            scheme=self.config.scheme,
+            vocab_size=self.config.vocab_size,
+            parameters=sum(torch.Size(shape).numel() for shape in self._shapes.values()),
+            train_length=self.config.train_length,
+            seed=self.data.get("seed"),
+            prefix_invariant=scheme_entry(self.config.scheme).prefix_invariant,
+            max_length=self._max_positions,
+            weights_sha256=hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest(),
+            details={
+                "model": self.config.to_json(),
+                "stored_dtype": sorted(set(self.stored.values())),
+                "tokenizer": self._tokenizer.identity,
+            },
+        )
+
+    @property
+    def _max_positions(self) -> int | None:
+        with torch.device("meta"):
+            return Decoder(self.config).scheme.max_positions
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> NativeModel:
+        return NativeModel(self.decoder(), device, dtype)
+
+    def decoder(self) -> Decoder:
+        """The decoder on CPU in float32, or in float64 where the weights are stored so."""
+        path = self.folder / WEIGHTS
+        wide = torch.float64 if "F64" in self.stored.values() else torch.float32
+        decoder = Decoder(self.config).to(wide)
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = {name: file.get_tensor(name).to(wide) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: {error}") from None
+        if self.config.tie_embeddings:
+            state["head.weight"] = state["embedding.weight"]
+        decoder.load_state_dict(state, strict=True)
+        self.projected = decoder.scheme.project_()
+        return decoder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {CONFIG}; a native checkpoint has one") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f'{path}: not a native checkpoint: "format" must be "{FORMAT}"')
+    if data.get("version") != VERSION:
+        raise UserError(f"{path}: version {data.get('version')!r}; this release reads {VERSION}")
+    if data.get("tokenizer") not in ("bytes", TOKENIZER):
+        raise UserError(f'{path}: tokenizer must be "bytes" or "{TOKENIZER}", got {data.get("tokenizer")!r}')
+    seed = data.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise UserError(f"{path}: seed must be an integer or null, got {seed!r}")
+    return data
+
+
+def _check_weights(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Stored dtype by tensor; names, shapes and file size are checked from the header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
+            stored = {name: str(part.get_dtype()) for name, part in found.items()}
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: truncated or damaged: {error}") from None
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        raise UserError(f"{path}: missing tensor {_some(missing)}")
+    extra = [name for name in shapes if name not in wanted]
+    if extra:
+        raise UserError(f"{path}: tensor not claimed by the model: {_some(extra)}")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise UserError(f"{path}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
+        if not stored[name].startswith(("F", "BF")):
+            raise UserError(f"{path}: tensor {name} is {stored[name]}, expected floating point")
+    return stored
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def write_checkpoint(
+    folder: Path,
+    decoder: Decoder,
+    *,
+    seed: int | None,
+    dtype: torch.dtype = torch.float32,
+    tokenizer_json: bytes | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write the native format; ``config.json`` comes last, so that it marks a whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to("cpu", torch.float32 if name.startswith("scheme.") else dtype)
+        for name, tensor in decoder.state_dict().items()
+        if not (decoder.config.tie_embeddings and name == "head.weight")
+    }
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    write_atomically(folder / WEIGHTS, to_safetensors(state, metadata={"format": "pt"}))
+    if tokenizer_json is not None:
+        write_atomically(folder / TOKENIZER, tokenizer_json)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": decoder.config.to_json(),
+        "tokenizer": "bytes" if tokenizer_json is None else TOKENIZER,
+        "seed": seed,
+        "training": training or {},
+    }
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2).encode() + b"\n")

@@ -1,0 +1,23 @@
+"""The zoo: native checkpoints shipped inside the package, ``zoo:NAME``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kerple_eval.catalogue import unknown
+from kerple_eval.checkpoints.base import Checkpoint
+from kerple_eval.checkpoints.native import NativeCheckpoint
+from kerple_eval.checkpoints.shipped import shipped
+
+
+class ZooCheckpoint(NativeCheckpoint):
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return False  # reached by name only; its folders are native ones
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        folders = shipped()
+        if place not in folders:
+            raise unknown("zoo model", place, folders)
+        return NativeCheckpoint.open(str(folders[place]), options)

@@ -1,0 +1,172 @@
+"""The ``kerple-eval`` command: thin click commands over the package.
+
+Heavy imports (torch, pandas, matplotlib) happen inside commands, so that listing and reporting stay
+quick. UserError becomes one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerple_eval import __version__
+from kerple_eval.types import UserError
+
+
+class Group(click.Group):
+    """Commands with UserError shown as one line and did-you-mean for command names."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kerple-eval")
+def cli() -> None:
+    """How well language models extrapolate to lengths they were not trained on."""
+
+
+@cli.command()
+@click.option("--scheme", required=True, help="Positional scheme, NAME or NAME:key=value.")
+@click.option("--task", help="Task whose training split to learn from.")
+@click.option("--text", multiple=True, help="Text file of your own (repeat for more).")
+@click.option("--length", type=click.IntRange(min=2), required=True, help="Tokens a sequence.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--out", required=True, help="Folder of the new checkpoint.")
+@click.option("--tokenizer", help="A tokenizer.json; bytes unless given.")
+@click.option("--layers", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--width", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--heads", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=2e-3, show_default=True)
+@click.option("--warmup", type=click.IntRange(min=0), default=100, show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.1, show_default=True)
+@click.option("--clip", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+@click.option(
+    "--store", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+    help="dtype of the stored weights.",
+)  # fmt: skip
+@click.option("--ngram", type=click.IntRange(0, 6), help="Put an n-gram of this order in the card.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all unless given.")
+def train(**options: Any) -> None:
+    """Train the native decoder; start the same command again to go on after a kill."""
+    from kerple_eval.commands import train as command  # noqa: PLC0415
+
+    command.run(**options)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--task", multiple=True, help="Task name or task file (repeat for more).")
+@click.option("--text", multiple=True, help="Text file of your own, a document a file or .jsonl line.")
+@click.option("--tokens", multiple=True, help='JSON lines {"tokens": [...]}, ids used as given.')
+@click.option(
+    "--protocol", multiple=True, default=("full-context",), show_default=True,
+    help="NAME:key=value, with @N after it for lengths up to N only (repeat for more).",
+)  # fmt: skip
+@click.option("--length", default="512,1024,2048,4096,8192,16384", show_default=True)
+@click.option("--out", required=True, help="Run directory; the same command goes on in it.")
+@click.option("--documents", type=click.IntRange(min=1), help="How many documents.")
+@click.option("--keep-short", is_flag=True, help="Also documents shorter than the longest length.")
+@click.option("--max-tokens", type=click.IntRange(min=2), help="Cut each document after so many.")
+@click.option("--seed", type=click.IntRange(min=0), help="Draws the documents; the task's own if absent.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
+    show_default=True,
+)  # fmt: skip
+def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
+    """Score models at every length; ends with the table.
+
+    MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
+    never computed twice: after a kill or Ctrl-C the same command goes on.
+    """
+    from kerple_eval.commands import run as command  # noqa: PLC0415
+
+    sys.exit(command.run(models, tasks=task, protocols=protocol, **options))
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
+def table(folders: tuple[str, ...], style: str) -> None:
+    """Print the tables of run directories."""
+    from kerple_eval.reports.table import render  # noqa: PLC0415
+
+    click.echo(render(folders, style, color=style == "text" and sys.stdout.isatty()), nl=False)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--kind", default="curve", show_default=True, help="curve or position.")
+@click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
+def plot(folders: tuple[str, ...], kind: str, out: str) -> None:
+    """Draw a figure from run directories."""
+    from kerple_eval.catalogue import REPORTS, by_name, load, unknown  # noqa: PLC0415
+
+    kinds = {name: e for name, e in by_name(REPORTS).items() if e.target.endswith(":draw")}
+    if kind not in kinds:
+        raise unknown("kind of figure", kind, kinds)
+    load(kinds[kind].target)(folders, Path(out))
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--out", help="Page to write; report.md in the first directory unless given.")
+def report(folders: tuple[str, ...], out: str | None) -> None:
+    """Write one page: tables, figures, provenance."""
+    from kerple_eval.reports import page  # noqa: PLC0415
+
+    for path in page.write(folders, Path(out) if out else Path(folders[0]) / "report.md"):
+        click.echo(path)
+
+
+@cli.command()
+@click.argument("model")
+def inspect(model: str) -> None:
+    """What a checkpoint is, before spending a GPU hour on it."""
+    from kerple_eval.commands import inspect as command  # noqa: PLC0415
+
+    for line in command.lines(model):
+        click.echo(line)
+
+
+KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
+
+
+@cli.command("list")
+@click.argument("what", metavar="|".join(KINDS))
+def list_(what: str) -> None:
+    """What can be named on the command line."""
+    from kerple_eval.catalogue import unknown  # noqa: PLC0415
+    from kerple_eval.commands import listing  # noqa: PLC0415
+
+    if what not in KINDS:
+        raise unknown("list", what, KINDS)
+    for line in listing.lines(what):
+        click.echo(line)
+
+
+@cli.command()
+@click.option("--out", default="out/demo", show_default=True, help="Run directory of the demo.")
+def demo(out: str) -> None:
+    """The main job on what the package ships: seven schemes, 512 to 16,384, table and figures."""
+    from kerple_eval.commands import demo as command  # noqa: PLC0415
+
+    sys.exit(command.run(out))
+
+
+def main() -> None:
+    """Entry point: a UserError, also from deep inside, is one line and exit status 2."""
+    cli(prog_name="kerple-eval")

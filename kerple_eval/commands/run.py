@@ -1,0 +1,73 @@
+"""``kerple-eval run``: score, show progress, end with the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kerple_eval.records import Run
+from kerple_eval.reports.table import render
+from kerple_eval.run import Progress as Report
+from kerple_eval.run import evaluate
+from kerple_eval.types import UserError
+
+
+def parse_lengths(text: str) -> list[int]:
+    """``512,1024`` -> numbers; anything else is refused."""
+    lengths = []
+    for part in text.split(","):
+        word = part.strip()
+        if not (word.isascii() and word.isdigit()) or int(word) < 1:
+            raise UserError(
+                f"--length {text}: {word!r} is not a length; expected tokens, as in 512,1024,2048"
+            )
+        if int(word) in lengths:
+            raise UserError(f"--length {text}: {word} is given twice")
+        lengths.append(int(word))
+    return lengths
+
+
+def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
+    """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
+    lengths = parse_lengths(length)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[cell]}"), console=console,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("run", total=None, cells="preparing", cell="")
+
+        def show(report: Report) -> None:
+            key = report.key
+            progress.update(
+                bar, total=report.work, completed=report.work_done,
+                cells=f"{report.cells_done}/{report.cells} cells",
+                cell=f"{key.model} {key.protocol} {key.length}",
+            )  # fmt: skip
+
+        try:
+            result = evaluate(models, out=out, lengths=lengths, on_progress=show, **options)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(f"stopped; finished cells are kept, the same command goes on in {out}")
+            return 130
+    return finish(result)
+
+
+def finish(result: Run) -> int:
+    """Print the tables and where things are; 1 where a cell failed."""
+    folder = result.folder
+    print(render([folder], "text", color=sys.stdout.isatty()))
+    statuses = [cell.summary()["status"] for cell in result.cells()]
+    failed = statuses.count("failed")
+    print(
+        f"{len(statuses) - failed} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else "")
+    )
+    print(f"figure: kerple-eval plot {folder} --kind curve --out {Path(folder) / 'curve.png'}")
+    return 1 if failed else 0

@@ -1,0 +1,127 @@
+"""Documents before and after tokenisation, their hashes, split, selection and packing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.types import UserError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text with a name that is unique in its task; the name decides split and selection."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDocument:
+    """Token ids ``[n]`` of one document and, where known, UTF-8 bytes a token ``[n]``."""
+
+    name: str
+    ids: Ids
+    byte_counts: Ids | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def cut(self, tokens: int | None) -> TokenDocument:
+        """The first ``tokens`` tokens; all of them where ``tokens`` is None."""
+        if tokens is None or len(self) <= tokens:
+            return self
+        counts = None if self.byte_counts is None else self.byte_counts[:tokens]
+        return TokenDocument(self.name, self.ids[:tokens], counts)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").tobytes()).hexdigest()
+
+
+def spellable(text: str, where: str) -> str:
+    """``text``, refused where UTF-8 cannot spell it (JSON can hold half a surrogate pair)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: half a surrogate pair at character {error.start}, which UTF-8 cannot spell; remove it"
+        ) from None
+    return text
+
+
+def text_hash(documents: Iterable[Document]) -> str:
+    """sha256 over names and texts in order of name: identifies the text a number stands on."""
+    digest = hashlib.sha256()
+    for document in sorted(documents, key=lambda d: d.name):
+        for part in (document.name, document.text):
+            raw = part.encode("utf-8")
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
+    return digest.hexdigest()
+
+
+def share(text: str) -> float:
+    """A number in [0, 1) that is a fixed function of ``text`` (sha256)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
+
+
+def in_test_split(name: str, test_share: float) -> bool:
+    """Split by a hash of the document's name: stable when documents are added or removed."""
+    return share(name) < test_share
+
+
+def hold_out_tail(documents: Sequence[Document], fraction: float) -> tuple[list[Document], ...]:
+    """Every document's last ``fraction`` of characters becomes held-out text: (train, held out)."""
+    train, held_out = [], []
+    for document in documents:
+        edge = len(document.text) - max(1, round(len(document.text) * fraction))
+        train.append(Document(document.name, document.text[:edge]))
+        held_out.append(Document(document.name, document.text[edge:]))
+    return train, held_out
+
+
+def choose(names: Iterable[str], count: int | None, seed: int) -> list[str]:
+    """``count`` of the names, in order of name. Ranked by a hash of (seed, name), so that a smaller
+    count is a subset of a larger one and one document more or less changes no other's rank.
+    """
+    ranked = sorted(names, key=lambda name: (share(f"{seed}\0{name}"), name))
+    return sorted(ranked if count is None else ranked[:count])
+
+
+def tokenize(document: Document, tokenizer: Tokenizer, *, bos: bool = False) -> TokenDocument:
+    """Token ids of a document, with a first-token marker where ``bos``."""
+    encoding = tokenizer.encode(document.text)
+    ids, counts = encoding.ids, encoding.byte_counts
+    if bos:
+        if tokenizer.bos is None:
+            raise UserError(
+                f"bos: document, but the tokeniser ({tokenizer.identity}) has no first-token marker"
+            )
+        ids = np.concatenate([[tokenizer.bos], ids])
+        counts = None if counts is None else np.concatenate([[0], counts])
+    return TokenDocument(document.name, ids, counts)
+
+
+def pack(documents: Sequence[TokenDocument], tokenizer: Tokenizer, name: str) -> TokenDocument:
+    """Documents end to end, each followed by the end-of-document token (which spells no bytes)."""
+    if tokenizer.end_of_document is None:
+        raise UserError(
+            f"packing: concatenate, but the tokeniser ({tokenizer.identity}) has no end-of-document token"
+        )
+    end = np.array([tokenizer.end_of_document], dtype=np.int64)
+    zero = np.zeros(1, dtype=np.int64)
+    ids = np.concatenate([part for d in documents for part in (d.ids, end)])
+    counts = None
+    if all(d.byte_counts is not None for d in documents):
+        counts = np.concatenate(
+            [part for d in documents if d.byte_counts is not None for part in (d.byte_counts, zero)]
+        )
+    return TokenDocument(name, ids, counts)

@@ -1,0 +1,294 @@
+"""Task files: a named, versioned text source with its tokenisation and selection rules.
+
+A task is a YAML file in ``tasks/``. Every key is checked: an unknown one or one of the wrong type is
+refused with the file, the key and what would be right.
+
+    name: sotu                      # must be the file's name
+    version: 1                      # raised whenever the numbers could change
+    description: ...                # one line
+    licence: ...                    # of the text
+    source: {kind: package, ...}    # package | stdlib | files | hub, see ``sources.py``
+    split: {test: 0.1}              # share of documents held out, by a hash of their names
+    bos: never                      # never | document: a first-token marker
+    packing: document               # document | concatenate (with end-of-document tokens)
+    documents: {minimum_length: 1, count: null, seed: 0}   # tokens; how many; which
+
+A hub source names the files it reads at a commit of the repository:
+
+    source:
+      kind: hub
+      repository: emozilla/pg19
+      revision: c021754c8e01...       # a commit, 40 hexadecimal digits: a branch moves, a commit does not
+      data_files: data/test-*.parquet # .parquet, or JSON lines: .jsonl, .jsonl.gz, .jsonl.zst
+      split: test                     # what those files hold; documents are named SPLIT-ROW
+      text_column: text               # a column, or column.field
+      where: {meta.pile_set_name: Github}   # optional: only rows that hold this
+      join: none                      # none | wikitext-articles, see ``hub.py``
+      limit: 1000                     # optional: stop reading after this many documents; recorded
+
+``NAME:path=DIR`` reads a local copy of those files in the same layout instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from kerple_eval.catalogue import unknown
+from kerple_eval.types import Spec, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """Files inside an installed Python package, found without importing it."""
+
+    package: str
+    version: str
+    files: str
+    distribution: str | None = None
+    kind: Literal["package"] = "package"
+
+
+@dataclass(frozen=True, slots=True)
+class StdlibSource:
+    """Source files of the running Python's standard library; what varies is recorded."""
+
+    files: str
+    exclude: list[str] = field(default_factory=list)
+    kind: Literal["stdlib"] = "stdlib"
+
+
+@dataclass(frozen=True, slots=True)
+class FilesSource:
+    """Local files; ``path`` is relative to the task file."""
+
+    path: str
+    files: str
+    kind: Literal["files"] = "files"
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """Files of a hub data set at a pinned commit; ``path`` (never in a task file) reads a local copy."""
+
+    repository: str
+    revision: str
+    data_files: str
+    split: str
+    text_column: str
+    where: dict[str, str] = field(default_factory=dict)
+    join: Literal["none", "wikitext-articles"] = "none"
+    limit: int | None = None
+    path: str | None = None
+    kind: Literal["hub"] = "hub"
+
+
+Source = PackageSource | StdlibSource | FilesSource | HubSource
+_SOURCES: dict[str, type[Source]] = {
+    "package": PackageSource,
+    "stdlib": StdlibSource,
+    "files": FilesSource,
+    "hub": HubSource,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Share of documents held out for evaluation, by a hash of the name; 1.0 holds out all."""
+
+    test: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which documents: at least ``minimum_length`` tokens, ``count`` of them, drawn by ``seed``."""
+
+    minimum_length: int = 1
+    count: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    name: str
+    version: int
+    description: str
+    licence: str
+    source: Source
+    split: Split
+    bos: Literal["never", "document"] = "never"
+    packing: Literal["document", "concatenate"] = "document"
+    documents: Selection = field(default_factory=Selection)
+
+
+def tasks_folder() -> Path:
+    """Inside the wheel the task files are package data; in a clone they stand beside the package."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "tasks"
+    return inside if inside.is_dir() else package.parent / "tasks"
+
+
+def task_files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(tasks_folder().glob("*.yaml"))}
+
+
+def open_task(spec: Spec) -> tuple[Task, Path]:
+    """The task of ``NAME``, ``NAME:path=DIR`` (a local copy of a hub set) or ``FILE.yaml``."""
+    if spec.name.endswith((".yaml", ".yml")):
+        path = Path(spec.name)
+        if not path.is_file():
+            raise UserError(f"task file {spec.name} does not exist")
+    else:
+        files = task_files()
+        if spec.name not in files:
+            raise unknown("task", spec.name, files)
+        path = files[spec.name]
+    task = read_task(path)
+    options = dict(spec.options)
+    local = options.pop("path", None)
+    if options:
+        raise unknown(f"option of task {spec.name}", next(iter(options)), ["path"])
+    if local is not None:
+        if not isinstance(task.source, HubSource):
+            raise UserError(f"task {task.name}: path= is for hub sources, not {task.source.kind}")
+        source = HubSource(**{**_as_dict(task.source), "path": local})
+        task = Task(**{**_as_dict(task), "source": source})
+    return task, path
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML that refuses a key given twice, where YAML libraries keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_task(path: Path) -> Task:
+    """Read and validate one task file."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path}: not YAML: {where}") from None
+    task: Task = _build(Task, data, str(path), "")
+    if task.name != path.stem:
+        raise UserError(f"{path}: name: {task.name!r} must be the file's name, {path.stem!r}")
+    if not 0 < task.split.test <= 1:
+        raise UserError(f"{path}: split.test: must be within (0, 1], got {task.split.test}")
+    at_least_one: dict[str, int | None] = {"version": task.version}
+    at_least_one |= {f"documents.{key}": getattr(task.documents, key) for key in ("minimum_length", "count")}
+    if isinstance(task.source, HubSource):
+        at_least_one["source.limit"] = task.source.limit
+        _check_hub(task.source, str(path))
+    for key, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise UserError(f"{path}: {key}: must be at least 1, got {value}")
+    return task
+
+
+def _check_hub(source: HubSource, path: str) -> None:
+    forms = {
+        "repository": (r"[\w.-]+/[\w.-]+", "owner/name"),
+        "revision": (r"[0-9a-f]{40}", "a commit, 40 hexadecimal digits"),
+        "data_files": (
+            r".+\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)",
+            "file names that end in .parquet, .jsonl, .jsonl.gz or .jsonl.zst",
+        ),
+        "split": (r"\w+", "a name, such as test"),
+    }
+    for key, (pattern, right) in forms.items():
+        value = getattr(source, key)
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise UserError(f"{path}: source.{key}: must be {right}, got {value!r}")
+    if source.path is not None:
+        raise UserError(f"{path}: source.path: not for a task file; a local copy is NAME:path=DIR")
+
+
+def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:
+    if not isinstance(data, Mapping):
+        where = prefix.rstrip(".") or "file"
+        raise UserError(f"{path}: {where}: must be keys and values, got {type(data).__name__} {data!r:.60}")
+    hints = get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            close = get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}? " if close else ""
+            raise UserError(f"{path}: unknown key {prefix}{key}: {hint}known: {', '.join(hints)}")
+    values = {}
+    for item in fields(cls):
+        if item.name in data:
+            where = f"{prefix}{item.name}"
+            values[item.name] = _check(hints[item.name], data[item.name], path, where)
+        elif _required(item):
+            raise UserError(f"{path}: missing key {prefix}{item.name}: must be {_right(hints[item.name])}")
+    return cls(**values)
+
+
+def _required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def _right(hint: Any) -> str:
+    """What a value of this type looks like, for messages."""
+    if hint == Source:
+        return f"keys and values, with kind one of {', '.join(_SOURCES)}"
+    if is_dataclass(hint):
+        return f"keys and values: {', '.join(f.name for f in fields(hint))}"
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    plain = {float: "a number", int: "an integer", str: "text", list[str]: "a list of texts"}
+    return plain.get(hint, "keys and texts")
+
+
+def _check(hint: Any, value: Any, path: str, where: str) -> Any:
+    if hint == Source:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}: {where}: must be {_right(hint)}, got {type(value).__name__} {value!r}")
+        kind = value.get("kind")
+        if not isinstance(kind, str) or kind not in _SOURCES:
+            raise UserError(f"{path}: {where}.kind: must be one of {', '.join(_SOURCES)}, got {kind!r}")
+        return _build(_SOURCES[kind], value, path, f"{where}.")
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, path, f"{where}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, type(int | str)):  # X | None
+        return None if value is None else _check(arguments[0], value, path, where)
+    if origin is Literal:
+        good = value in arguments
+    elif hint is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+    elif hint is int:
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif hint is str:
+        good = isinstance(value, str) and bool(value.strip())
+    elif origin is list:
+        good = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    else:
+        good = isinstance(value, Mapping) and all(
+            isinstance(k, str) and isinstance(v, str) for k, v in value.items()
+        )
+    if not good:
+        raise UserError(f"{path}: {where}: must be {_right(hint)}, got {type(value).__name__} {value!r}")
+    return value

@@ -1,0 +1,77 @@
+"""The native decoder's configuration: what ``config.json`` of a native checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from kerple_eval.catalogue import unknown
+from kerple_eval.types import Geometry, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Shape of the decoder and its positional scheme. Widths in units, ``train_length`` in tokens."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    train_length: int
+    scheme: str
+    scheme_options: dict[str, Any] = field(default_factory=dict)
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "layers", "width", "heads", "mlp_width", "train_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(
+            heads=self.heads,
+            head_dim=self.width // self.heads,
+            width=self.width,
+            layers=self.layers,
+            train_length=self.train_length,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> DecoderConfig:
+        """Strict: a missing, unknown or wrongly typed key is refused, named with the file."""
+        if not isinstance(data, Mapping):
+            raise UserError(f"{where}: 'model' must be an object, got {type(data).__name__}")
+        types = {f.name: str(f.type) for f in fields(cls)}
+        for key in data:
+            if key not in types:
+                raise UserError(f"{where}: {unknown('key of model', str(key), types)}")
+        values: dict[str, Any] = {}
+        for key, kind in types.items():
+            if key not in data:
+                raise UserError(f"{where}: model.{key} is missing")
+            value = data[key]
+            good = {
+                "int": isinstance(value, int) and not isinstance(value, bool),
+                "float": isinstance(value, int | float) and not isinstance(value, bool),
+                "bool": isinstance(value, bool),
+                "str": isinstance(value, str),
+                "dict[str, Any]": isinstance(value, dict),
+            }[kind]
+            if not good:
+                raise UserError(
+                    f"{where}: model.{key} must be {kind.split('[')[0]}, got {type(value).__name__} {value!r}"
+                )
+            values[key] = value
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None

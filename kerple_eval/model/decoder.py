@@ -1,0 +1,122 @@
+"""The native decoder: a pre-norm GPT in the shape of the KERPLE release (GPT-NeoX).
+
+    x   = embed(tokens)                                [B, N, W]
+    x   = x + attention(norm(x));  x = x + mlp(norm(x))     per layer
+    out = head(norm(x))                                [B, rows, V]
+
+LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU, head untied
+unless asked. Linear weights start N(0, 0.02^2), those that write into the residual stream
+N(0, 0.02^2 / (2 layers)), as in GPT-NeoX's ``scaled_normal``; biases start at 0.
+The positional scheme is one module that the embedding and every layer's attention ask.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kerple_eval.catalogue import load, scheme_entry, typed_options
+from kerple_eval.model.attention import Table, attention, make_table
+from kerple_eval.model.config import DecoderConfig
+from kerple_eval.schemes.base import Scheme
+
+
+def build_scheme(config: DecoderConfig) -> Scheme:
+    """The configured scheme; a wrong name or option is refused."""
+    cls = load(scheme_entry(config.scheme).target)
+    options = typed_options(cls.__init__, config.scheme_options, config.scheme)
+    scheme: Scheme = cls(config.geometry, **options)
+    return scheme
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
+        """x ``[B, N, W]`` -> ``[B, rows, W]`` for the last ``rows`` positions."""
+        batch, length, width = x.shape
+        if rows == length:
+            q, k, v = self._split(self.qkv(x), 3)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q,) = self._split(F.linear(x[:, -rows:], weight[:width], bias[:width]), 1)
+            k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
+        positions = torch.arange(length, device=x.device)
+        q, k = scheme.rotate(q, k, positions[length - rows :], positions)
+        y = attention(q, k, v, scheme, table)
+        return self.out(y.transpose(1, 2).reshape(batch, rows, width))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        batch, length, width = x.shape
+        dim = width // parts // self.heads
+        return x.view(batch, length, parts, self.heads, dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.mlp_in = nn.Linear(config.width, config.mlp_width)
+        self.mlp_out = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
+        y = self.attention(self.attention_norm(x), scheme, table, rows)
+        x = x[:, x.shape[1] - rows :] + y
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.scheme = build_scheme(config)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Initial weights from ``seed``; every scheme gets the same ones outside the scheme."""
+        generator = torch.Generator().manual_seed(seed)
+        residual = 0.02 / math.sqrt(2 * self.config.layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                std = residual if name.endswith(("attention.out", "mlp_out")) else 0.02
+                nn.init.normal_(module.weight, 0.0, std, generator=generator)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        self.scheme.reset_parameters(torch.Generator().manual_seed(seed))
+        self.scheme.project_()
+
+    def cast(self, dtype: torch.dtype) -> Decoder:
+        """Weights to ``dtype``; the scheme stays in float32 at least (distances and bias)."""
+        self.to(dtype)
+        self.scheme.to(torch.promote_types(dtype, torch.float32))
+        return self
+
+    def forward(self, tokens: Tensor, rows: int | None = None) -> Tensor:
+        """Normed features ``[B, rows, W]`` of the last ``rows`` positions of tokens ``[B, N]``.
+
+        The last layer's queries, its MLP and the final norm run on those rows only.
+        """
+        length = tokens.shape[1]
+        rows = length if rows is None else rows
+        x = self.embedding(tokens)
+        x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
+        table = make_table(self.scheme, length, x.dtype, tokens.device)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, self.scheme, table, rows if index == len(self.layers) - 1 else length)
+        return self.norm(x)  # type: ignore[no-any-return]

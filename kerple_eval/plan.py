@@ -1,0 +1,199 @@
+"""What a run will do, settled and validated before its first cell: models, texts, windows, cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kerple_eval.catalogue import PROTOCOLS, entry, load, parse_spec, typed_options
+from kerple_eval.checkpoints.base import Checkpoint, Description
+from kerple_eval.checkpoints.resolve import label_models, open_model, parse_model
+from kerple_eval.data.documents import TokenDocument
+from kerple_eval.data.texts import Choice, Text, own_text, own_tokens, task_text
+from kerple_eval.protocols.base import Protocol
+from kerple_eval.scoring import DTYPES, resolve_device
+from kerple_eval.types import CellKey, UserError, Window
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+_CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
+
+
+@dataclass(frozen=True)
+class ProtocolPlan:
+    """One protocol with the lengths it runs at; ``name`` is its canonical string."""
+
+    name: str
+    protocol: Protocol
+    lengths: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """M."""
+        return max(self.lengths)
+
+    def key(self, model: str, task: str, length: int) -> CellKey:
+        longest = self.longest if self.protocol.depends_on_longest else None
+        return CellKey(model, task, self.name, length, longest)
+
+    def windows(self, documents: Sequence[TokenDocument], length: int) -> list[tuple[int, Window]]:
+        """(document index, window) pairs of a cell, in plan order."""
+        return [
+            (index, window)
+            for index, document in enumerate(documents)
+            for window in self.protocol.plan(len(document), length, self.longest)
+        ]
+
+
+@dataclass
+class PlannedModel:
+    label: str
+    checkpoint: Checkpoint
+    description: Description
+    documents: dict[str, list[TokenDocument]]  # by text name
+
+
+@dataclass
+class RunPlan:
+    models: list[PlannedModel]
+    protocols: list[ProtocolPlan]
+    device: torch.device
+    dtype: torch.dtype
+    specification: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
+    """``NAME:key=value``, optionally ``@N`` after it: only the run's lengths up to N."""
+    wanted = sorted(set(lengths))
+    spec_text = text
+    if match := _CAPPED.fullmatch(text):
+        spec_text = match["spec"]
+        wanted = [length for length in wanted if length <= int(match["longest"])]
+        if not wanted:
+            raise UserError(f"protocol {text}: the run has no length up to {match['longest']}")
+    spec = parse_spec(spec_text)
+    cls = load(entry("protocol", spec.name, PROTOCOLS).target)
+    options = typed_options(cls.__init__, dict(spec.options), spec.name)
+    protocol: Protocol = cls(**options)
+    protocol.check(wanted)
+    name = spec.name + (":" if options else "") + ",".join(f"{k}={v}" for k, v in options.items())
+    return ProtocolPlan(name, protocol, tuple(wanted))
+
+
+def make_plan(
+    models: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    protocols: Sequence[str],
+    lengths: Sequence[int],
+    text: Sequence[str],
+    tokens: Sequence[str],
+    documents: int | None,
+    keep_short: bool,
+    max_tokens: int | None,
+    seed: int | None,
+    device: str,
+    dtype: str,
+) -> RunPlan:
+    """Resolve and check everything; UserError names what is wrong. Loads no weights."""
+    if not models:
+        raise UserError("run needs a model, for example zoo:kerple-log")
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise UserError(f"length {length!r} must be a whole number of tokens, at least 1")
+    if not lengths:
+        raise UserError("run needs a length, for example --length 512,1024")
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: available: {', '.join(DTYPES)}")
+    for name, value in (("documents", documents), ("max-tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    place = resolve_device(device)
+    plans = [parse_protocol(text_, lengths) for text_ in protocols]
+    _refuse_repeats([plan.name for plan in plans], "protocol")
+    specs = [parse_model(model) for model in models]
+    labels = label_models(specs)
+    texts = _texts(tasks, text, tokens)
+    checkpoints = [open_model(spec) for spec in specs]
+    descriptions = [checkpoint.description for checkpoint in checkpoints]
+    longest = max(plan.longest for plan in plans)
+    for label, description in zip(labels, descriptions, strict=True):
+        limit = description.max_length
+        if limit is not None and limit < longest:
+            raise UserError(
+                f"model {label}: its positions ({description.scheme}) end at {limit}, "
+                f"length {longest} was asked for; use --length up to {limit}"
+            )
+    choice = Choice(longest, documents, keep_short, max_tokens, seed)
+    readers = {
+        label: (label, checkpoint.tokenizer, description.vocab_size)
+        for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
+    }
+    prepared = {t.name: t.prepare(readers, choice) for t in texts}
+    planned = [
+        PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()})
+        for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
+    ]
+    _refuse_empty(planned, plans)
+    specification = {
+        "models": [
+            {
+                "label": model.label,
+                "format": model.description.format,
+                "scheme": model.description.scheme,
+                "seed": model.description.seed,
+                "train_length": model.description.train_length,
+                "parameters": model.description.parameters,
+                "weights_sha256": model.description.weights_sha256,
+                **model.description.details,
+            }
+            for model in planned
+        ],
+        "tasks": [t.record for t in texts],
+        "protocols": [
+            {
+                "protocol": plan.name,
+                "lengths": list(plan.lengths),
+                "longest": plan.longest if plan.protocol.depends_on_longest else None,
+            }
+            for plan in plans
+        ],
+        "keep_short": keep_short,
+        "max_tokens": max_tokens,
+        "device": place.type,
+        "dtype": dtype,
+    }
+    provenance = {
+        "models": {m: s.text for m, s in zip(labels, specs, strict=True)},
+        "text_files": list(text),
+        "tokens_files": list(tokens),
+    }
+    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance)
+
+
+def _texts(tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str]) -> list[Text]:
+    texts = [task_text(parse_spec(task)) for task in tasks]
+    texts += [own_text(text)] if text else []
+    texts += [own_tokens(tokens)] if tokens else []
+    if not texts:
+        raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
+    _refuse_repeats([t.name for t in texts], "task")
+    return texts
+
+
+def _refuse_empty(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -> None:
+    for text, documents in models[0].documents.items():
+        for plan in plans:
+            for length in plan.lengths:
+                if not plan.windows(documents, length):
+                    raise UserError(f"{text}: no document gives {plan.name} a window at length {length}")
+
+
+def _refuse_repeats(names: Sequence[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{what} {name} is given twice")

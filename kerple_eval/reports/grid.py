@@ -1,0 +1,167 @@
+"""Summaries of one or several runs as grids: one a (task, protocol), models down, lengths across.
+
+Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.records import COLUMNS, open_run
+from kerple_eval.types import UserError
+
+VALUES = {
+    "ppl": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "nll": "nats per target",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cell of a grid: its row of ``summary.csv`` with numbers as numbers."""
+
+    row: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.row["status"] == "ok")
+
+
+@dataclass
+class Grid:
+    """Cells of one (task, protocol)."""
+
+    task: str
+    protocol: str
+    models: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
+    tokenizers: set[str] = field(default_factory=set)
+
+    def trained(self, model: str) -> int | None:
+        for length in self.lengths:
+            if entry := self.entries.get((model, length)):
+                value = entry.row["train_length"]
+                return int(value) if value is not None else None
+        return None
+
+    @property
+    def shared_train_length(self) -> int | None:
+        """The trained length where all models have the same one."""
+        lengths = {self.trained(model) for model in self.models}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def column(self, length: int) -> list[Entry]:
+        """Finished cells of one length."""
+        cells = (self.entries.get((model, length)) for model in self.models)
+        return [cell for cell in cells if cell is not None and cell.ok]
+
+    def same_targets(self, length: int) -> bool:
+        """Whether every finished cell of the length scored the same targets."""
+        return len({cell.row["targets_hash"] for cell in self.column(length)}) <= 1
+
+    def best(self, length: int, value: str) -> set[str]:
+        """Models with the lowest value at a length; none where targets differ or one is alone."""
+        cells = {
+            model: entry.row[value]
+            for model in self.models
+            if (entry := self.entries.get((model, length))) and entry.ok and entry.row[value] is not None
+        }
+        comparable = self.same_targets(length) or value == "bits_per_byte"
+        if len(cells) < 2 or not comparable:
+            return set()
+        lowest = min(cells.values())
+        return {model for model, number in cells.items() if number == lowest}
+
+    def values(self) -> list[str]:
+        """Perplexity and, where bytes are known, bits per byte; only that across tokenisers."""
+        ok = [entry for entry in self.entries.values() if entry.ok]
+        known = bool(ok) and all(entry.row["bits_per_byte"] is not None for entry in ok)
+        if len(self.tokenizers) > 1 and known:
+            return ["bits_per_byte"]
+        return ["ppl", "bits_per_byte"] if known else ["ppl"]
+
+    def notes(self) -> list[str]:
+        """What a reader must know before comparing numbers of this grid."""
+        lines = []
+        if len(self.tokenizers) > 1:
+            lines.append("models with different tokenisers: compare bits per byte, not perplexity")
+        mixed = [length for length in self.lengths if not self.same_targets(length)]
+        if mixed:
+            lines.append(f"different targets across models at {', '.join(map(str, mixed))}: no best marked")
+        counts = {length: {cell.row["targets"] for cell in self.column(length)} for length in self.lengths}
+        hashes = {cell.row["targets_hash"] for length in self.lengths for cell in self.column(length)}
+        documents = {cell.row["documents"] for length in self.lengths for cell in self.column(length)}
+        if len(hashes) == 1 and not mixed:
+            lines.append(
+                f"{_one(documents)} documents, {_one(counts[self.lengths[0]])} targets, "
+                f"the same at every length (hash {hashes.pop()})"
+            )
+        elif hashes:
+            parts = [f"{length}: {_one(counts[length])}" for length in self.lengths if counts[length]]
+            lines.append(f"targets differ between lengths ({'; '.join(parts)})")
+        for (model, length), entry in self.entries.items():
+            if not entry.ok:
+                lines.append(f"{model} at {length} failed: {entry.row['error']}")
+        return lines
+
+
+def _one(values: set[Any]) -> str:
+    return " or ".join(f"{value:,}" for value in sorted(values))
+
+
+def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
+    """Grids of several runs together; where two hold a model of one name, the run's name joins it."""
+    if not folders:
+        raise UserError("no run directory given")
+    grids: dict[tuple[str, str], Grid] = {}
+    sources: dict[tuple[str, str, str], str] = {}
+    for folder in folders:
+        run = open_run(folder)
+        readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        name = Path(folder).resolve().name
+        for row in _rows(run.folder / "summary.csv"):
+            grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
+            label = row["model"]
+            owner = sources.setdefault((row["task"], row["protocol"], label), str(folder))
+            if owner != str(folder):
+                label = f"{label} ({name})"
+            if label not in grid.models:
+                grid.models.append(label)
+            if row["length"] not in grid.lengths:
+                grid.lengths = sorted([*grid.lengths, row["length"]])
+            grid.tokenizers.add(readers[row["model"]])
+            grid.entries[label, row["length"]] = Entry(row)
+    if not grids:
+        raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")
+    return list(grids.values())
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise UserError(f"{path}: not a summary: its columns are not the contract's")
+            return [_typed(row) for row in reader]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    whole = {"seed", "train_length", "length", "documents", "windows", "targets"}
+    real = {"nll", "ppl", "bits_per_byte"}
+    typed: dict[str, Any] = {}
+    for key, value in row.items():
+        if not value:
+            typed[key] = None
+        elif key in whole:
+            typed[key] = int(value)
+        else:
+            typed[key] = float(value) if key in real else value
+    return typed

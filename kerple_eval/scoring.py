@@ -1,0 +1,112 @@
+"""Windows to losses: the one place where inputs and targets are shifted against each other.
+
+A window's inputs are ``tokens[start:stop]``; the logits at its last ``targets`` positions predict
+``tokens[first_target : stop + 1]``. Losses are in nats, float32 a target; sums are float64
+(:mod:`kerple_eval.stats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kerple_eval.checkpoints.base import LanguageModel
+from kerple_eval.types import UserError, Window
+
+#: Input tokens of one forward pass: on CPU larger batches are slower; on CUDA they fill the card.
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 32768}
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss came out as NaN or infinity."""
+
+
+def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int) -> list[list[int]]:
+    """Indices of (document, window) pairs that share a forward pass.
+
+    Windows of one shape (inputs, targets) go together, in order, at most ``tokens_per_pass`` input
+    tokens at a time: a function of the plan alone, so a resumed run repeats the same passes.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (_, window) in enumerate(windows):
+        groups.setdefault((window.inputs, window.targets), []).append(index)
+    passes = []
+    for (inputs, _), members in groups.items():
+        size = max(1, tokens_per_pass // inputs)
+        passes += [members[i : i + size] for i in range(0, len(members), size)]
+    return passes
+
+
+def score(
+    model: LanguageModel,
+    documents: Sequence[NDArray[np.int64]],
+    windows: Sequence[tuple[int, Window]],
+) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
+    """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
+
+    Yields the indices of the windows scored and, for each, its losses ``[targets]``.
+
+    Raises:
+        NotFiniteError: a loss is NaN or infinite; names the document position.
+    """
+    for members in batches(windows, TOKENS_PER_PASS[model.device.type]):
+        rows = windows[members[0]][1].targets
+        inputs, targets = [], []
+        for index in members:
+            document, window = windows[index]
+            tokens = documents[document]
+            inputs.append(tokens[window.start : window.stop])
+            targets.append(tokens[window.first_target : window.stop + 1])
+        losses = _losses(model, np.stack(inputs), np.stack(targets), rows)
+        if not np.isfinite(losses).all():
+            at, target = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
+            document, window = windows[members[at]]
+            raise NotFiniteError(
+                f"loss of target {window.first_target + target} of document {document} "
+                f"is {losses[at, target]}"
+            )
+        yield members, list(losses)
+
+
+@torch.inference_mode()
+def _losses(
+    model: LanguageModel, inputs: NDArray[np.int64], targets: NDArray[np.int64], rows: int
+) -> NDArray[np.float32]:
+    wanted = torch.from_numpy(targets).to(model.device)
+    done, parts = 0, []
+    for logits in model.logits(torch.from_numpy(inputs).to(model.device), rows):
+        chunk = wanted[:, done : done + logits.shape[1]]
+        done += logits.shape[1]
+        parts.append(_cross_entropy(logits, chunk))
+    assert done == rows
+    return torch.cat(parts, dim=1).to("cpu", torch.float32).numpy()
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """``-log softmax(logits)[target]`` in float32 or better: ``[B, r, V]``, ``[B, r]`` -> ``[B, r]``."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; asking for CUDA without one is refused."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name == "cuda" and not available:
+        raise UserError("device cuda: no CUDA device is visible here; use --device cpu or auto")
+    return torch.device(name)
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}

@@ -1,0 +1,157 @@
+"""Published formulas written out in float64, apart from the package: what tests compare it with.
+
+Plain Python and numpy, one number or one row at a time; slow on purpose. Nothing here imports
+``kerple_eval``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The authors' ``get_slopes`` (ofirpress/attention_with_linear_biases, transformer.py:742)."""
+
+    def of_power_of_two(n: int) -> list[float]:
+        start = 2 ** (-(2 ** -(math.log2(n) - 3)))
+        return [start * start**i for i in range(n)]
+
+    if math.log2(heads).is_integer():
+        return of_power_of_two(heads)
+    closest = 2 ** math.floor(math.log2(heads))
+    return of_power_of_two(closest) + alibi_slopes(2 * closest)[0::2][: heads - closest]
+
+
+def t5_bucket(distance: int, buckets: int = 32, farthest: int = 128) -> int:
+    """mesh_tensorflow's causal ``_relative_position_bucket`` for one distance, in float64."""
+    exact = buckets // 2
+    if distance < exact:
+        return distance
+    log_ratio = math.log(distance / exact) / math.log(farthest / exact)
+    return min(buckets - 1, exact + int(log_ratio * (buckets - exact)))
+
+
+def distance_bias(
+    scheme: str, parameters: Mapping[str, Any], heads: int, distance: int, options: Mapping[str, Any]
+) -> list[float]:
+    """What a scheme adds to the scaled score at one distance, a number a head."""
+    if scheme in ("kerple-log", "kerple-power"):
+        r1 = [float(x) for x in parameters["r1"]]
+        r2 = [float(x) for x in parameters["r2"]]
+        if scheme == "kerple-log":
+            return [-a * math.log(1 + b * distance) for a, b in zip(r1, r2, strict=True)]
+        return [-a * (distance**b if distance else 0.0) for a, b in zip(r1, r2, strict=True)]
+    if scheme == "alibi":
+        return [-m * distance for m in alibi_slopes(heads)]
+    if scheme == "t5":
+        bucket = t5_bucket(distance, options.get("buckets", 32), options.get("max_distance", 128))
+        return [float(x) for x in parameters["relative_bias"][bucket]]
+    if scheme in ("rope", "sinusoidal", "nope"):
+        return [0.0] * heads
+    raise AssertionError(f"no oracle for scheme {scheme}")
+
+
+def rotate(x: Array, position: int, base: float = 10000.0) -> Array:
+    """RoPE for one vector ``[d]``: d/2 explicit 2x2 rotations of (x_t, x_{t+d/2})."""
+    half = len(x) // 2
+    out = np.empty(len(x))
+    for t in range(half):
+        angle = position * base ** (-2 * t / len(x))
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        out[[t, t + half]] = turn @ np.array([x[t], x[t + half]], dtype=np.float64)
+    return out
+
+
+def sinusoid(position: int, width: int) -> Array:
+    """All sines, then all cosines, of ``position * 10000^(-2t/W)``."""
+    angles = [position * 10000 ** (-2 * t / width) for t in range(width // 2)]
+    return np.array([math.sin(a) for a in angles] + [math.cos(a) for a in angles])
+
+
+def attend(
+    q: Array, k: Array, v: Array, change: Callable[[int, int, int, float], float] | None = None
+) -> Array:
+    """Causal attention of the last Q of K positions: ``[H, Q, d]``, ``[H, K, d]`` -> ``[H, Q, d]``.
+
+    ``change(head, i, j, score)`` turns the scaled score of query position i and key j into a logit.
+    """
+    heads, queries, dim = q.shape
+    keys = k.shape[1]
+    out = np.empty((heads, queries, v.shape[2]))
+    for h in range(heads):
+        for row in range(queries):
+            i = keys - queries + row
+            logits = [float(q[h, row] @ k[h, j]) / math.sqrt(dim) for j in range(i + 1)]
+            if change is not None:
+                logits = [change(h, i, j, x) for j, x in enumerate(logits)]
+            top = max(logits)
+            weights = np.array([math.exp(x - top) for x in logits])
+            out[h, row] = weights @ v[h, : i + 1] / weights.sum()
+    return out
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + epsilon) * weight + bias
+
+
+def gelu(x: Array) -> Array:
+    """Exact: ``x Phi(x)``, Phi by the error function."""
+    flat = [0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in x.ravel()]
+    return np.array(flat).reshape(x.shape)
+
+
+def decoder_logits(
+    weights: Mapping[str, Array],
+    tokens: Sequence[int],
+    *,
+    layers: int,
+    heads: int,
+    scheme: str,
+    options: Mapping[str, Any] | None = None,
+    epsilon: float = 1e-5,
+) -> Array:
+    """Logits ``[N, V]`` of the native decoder for one sequence, from its tensors by name."""
+    w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    options = options or {}
+    parameters = {name.removeprefix("scheme."): x for name, x in w.items() if name.startswith("scheme.")}
+    x = np.stack([w["embedding.weight"][token] for token in tokens])
+    length, width = x.shape
+    dim = width // heads
+    if scheme == "sinusoidal":
+        x = x + np.stack([sinusoid(i, width) for i in range(length)])
+    bias = [distance_bias(scheme, parameters, heads, d, options) for d in range(length)]
+    for n in range(layers):
+        p = f"layers.{n}."
+        y = layer_norm(x, w[p + "attention_norm.weight"], w[p + "attention_norm.bias"], epsilon)
+        packed = y @ w[p + "attention.qkv.weight"].T + w[p + "attention.qkv.bias"]
+        # The 3W outputs are laid out [3, H, d]: all queries, then all keys, then all values.
+        q, k, v = packed.reshape(length, 3, heads, dim).transpose(1, 2, 0, 3)
+        if scheme == "rope":
+            base = options.get("base", 10000.0)
+            q, k = (
+                np.array([[rotate(z[h, i], i, base) for i in range(length)] for h in range(heads)])
+                for z in (q, k)
+            )
+        y = attend(q, k, v, lambda h, i, j, score: score + bias[i - j][h])
+        y = y.transpose(1, 0, 2).reshape(length, width)
+        x = x + y @ w[p + "attention.out.weight"].T + w[p + "attention.out.bias"]
+        y = layer_norm(x, w[p + "mlp_norm.weight"], w[p + "mlp_norm.bias"], epsilon)
+        y = gelu(y @ w[p + "mlp_in.weight"].T + w[p + "mlp_in.bias"])
+        x = x + y @ w[p + "mlp_out.weight"].T + w[p + "mlp_out.bias"]
+    x = layer_norm(x, w["norm.weight"], w["norm.bias"], epsilon)
+    return x @ w.get("head.weight", w["embedding.weight"]).T
+
+
+def negative_log_softmax(logits: Array, target: int) -> float:
+    """Loss in nats of one target under one row of logits."""
+    top = float(logits.max())
+    return top + math.log(sum(math.exp(float(x) - top) for x in logits)) - float(logits[target])

@@ -1,0 +1,47 @@
+"""Tiny decoders with weights large enough that attention, norms and position all matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kerple_eval.model.config import DecoderConfig
+from kerple_eval.model.decoder import Decoder
+
+SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
+
+
+def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
+    """Three heads (no power of two), an MLP that is not 4 W, 8 tokens of training length."""
+    values: dict[str, Any] = {
+        "vocab_size": 11, "layers": 2, "width": 12, "heads": 3, "mlp_width": 20, "train_length": 8,
+        "scheme": scheme,
+    }  # fmt: skip
+    return DecoderConfig(**(values | changes))
+
+
+def decoder(model: DecoderConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> Decoder:
+    """A decoder whose every tensor is drawn anew, at unit scale, in ``dtype``."""
+    generator = torch.Generator().manual_seed(seed)
+    made = Decoder(model)
+    made.reset_parameters(seed)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.startswith("scheme."):
+                parameter += 0.5 * noise
+            else:
+                parameter.copy_(0.4 * noise + (1.0 if "norm.weight" in name else 0.0))
+    made.scheme.project_()
+    return made.to(dtype)
+
+
+def tokens(count: int, vocabulary: int = 11, seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(vocabulary, size=count)
+
+
+def weights(made: Decoder) -> dict[str, NDArray[np.float64]]:
+    return {name: x.detach().double().numpy() for name, x in made.state_dict().items()}
