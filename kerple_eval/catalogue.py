@@ -176,7 +176,8 @@ def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what
     """Convert ``options`` by the annotations of ``function``'s keyword-only parameters.
 
     Strings (from a command line) are converted; values of the right type (from a config file)
-    pass. int, float, bool and str are understood. Unknown names and missing ones are refused.
+    pass. int, float, bool and str are understood. Unknown names and missing ones are refused. The
+    result is in the order of the parameters, whatever the order they were written in.
     """
     wanted = {
         name: parameter
@@ -187,11 +188,13 @@ def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what
     for key, value in options.items():
         if key not in wanted:
             raise unknown(f"option of {what}", key, wanted)
-        converted[key] = _convert(value, str(wanted[key].annotation), f"{what}: {key}={value}")
+        annotation = wanted[key].annotation  # a string only where the module postpones annotations
+        kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        converted[key] = _convert(value, kind, f"{what}: {key}={value}")
     for name, parameter in wanted.items():
         if parameter.default is inspect.Parameter.empty and name not in converted:
             raise UserError(f"{what} needs {name}=..., as in {what}:{name}=256")
-    return converted
+    return {name: converted[name] for name in wanted if name in converted}
 
 
 def _convert(value: Any, annotation: str, where: str) -> Any:

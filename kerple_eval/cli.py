@@ -11,20 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from kerple_eval import __version__
+from kerple_eval.catalogue import unknown
 from kerple_eval.types import UserError
 
 
 class Group(click.Group):
-    """Commands with UserError shown as one line and did-you-mean for command names."""
+    """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        status: Any = 0
         try:
-            return super().invoke(ctx)
+            status = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
+        except NoArgsIsHelpError as error:
+            error.show()
+            status = 2
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            where = f" (see {context.command_path} --help)" if context else ""
+            click.echo(f"error: {' '.join(error.format_message().split())}{where}", err=True)
+            status = 2
         except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            status = 2
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("stopped", err=True)
+            status = 130
+        if standalone_mode:
+            sys.exit(status)
+        return status
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,6 +69,7 @@ def cli() -> None:
 @click.option("--layers", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--width", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--heads", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--tie-embeddings", is_flag=True, help="One matrix for embedding and head.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=2e-3, show_default=True)
 @click.option("--warmup", type=click.IntRange(min=0), default=100, show_default=True)
@@ -112,7 +137,7 @@ def table(folders: tuple[str, ...], style: str) -> None:
 @click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
 def plot(folders: tuple[str, ...], kind: str, out: str) -> None:
     """Draw a figure from run directories."""
-    from kerple_eval.catalogue import REPORTS, by_name, load, unknown  # noqa: PLC0415
+    from kerple_eval.catalogue import REPORTS, by_name, load  # noqa: PLC0415
 
     kinds = {name: e for name, e in by_name(REPORTS).items() if e.target.endswith(":draw")}
     if kind not in kinds:
@@ -149,7 +174,6 @@ KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 @click.argument("what", metavar="|".join(KINDS))
 def list_(what: str) -> None:
     """What can be named on the command line."""
-    from kerple_eval.catalogue import unknown  # noqa: PLC0415
     from kerple_eval.commands import listing  # noqa: PLC0415
 
     if what not in KINDS:
@@ -168,5 +192,4 @@ def demo(out: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a UserError, also from deep inside, is one line and exit status 2."""
     cli(prog_name="kerple-eval")

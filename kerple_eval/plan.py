@@ -107,6 +107,9 @@ def make_plan(
             raise UserError(f"length {length!r} must be a whole number of tokens, at least 1")
     if not lengths:
         raise UserError("run needs a length, for example --length 512,1024")
+    _refuse_repeats([str(length) for length in lengths], "length")
+    if not protocols:
+        raise UserError("run needs a protocol, for example --protocol full-context")
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: available: {', '.join(DTYPES)}")
     for name, value in (("documents", documents), ("max-tokens", max_tokens)):
@@ -139,7 +142,19 @@ def make_plan(
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
     _refuse_empty(planned, plans)
-    specification = {
+    specification = {  # what was asked comes first, so that a refusal names it before what follows from it
+        "keep_short": keep_short,
+        "max_tokens": max_tokens,
+        "device": place.type,
+        "dtype": dtype,
+        "protocols": [
+            {
+                "protocol": plan.name,
+                "lengths": list(plan.lengths),
+                "longest": plan.longest if plan.protocol.depends_on_longest else None,
+            }
+            for plan in plans
+        ],
         "models": [
             {
                 "label": model.label,
@@ -154,18 +169,6 @@ def make_plan(
             for model in planned
         ],
         "tasks": [t.record for t in texts],
-        "protocols": [
-            {
-                "protocol": plan.name,
-                "lengths": list(plan.lengths),
-                "longest": plan.longest if plan.protocol.depends_on_longest else None,
-            }
-            for plan in plans
-        ],
-        "keep_short": keep_short,
-        "max_tokens": max_tokens,
-        "device": place.type,
-        "dtype": dtype,
     }
     provenance = {
         "models": {m: s.text for m, s in zip(labels, specs, strict=True)},
@@ -186,11 +189,19 @@ def _texts(tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str]) -> 
 
 
 def _refuse_empty(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -> None:
-    for text, documents in models[0].documents.items():
-        for plan in plans:
-            for length in plan.lengths:
-                if not plan.windows(documents, length):
-                    raise UserError(f"{text}: no document gives {plan.name} a window at length {length}")
+    seen: set[int] = set()  # models with one tokeniser share their documents
+    for model in models:
+        for text, documents in model.documents.items():
+            if id(documents) in seen:
+                continue
+            seen.add(id(documents))
+            for plan in plans:
+                for length in plan.lengths:
+                    if not plan.windows(documents, length):
+                        raise UserError(
+                            f"{text}: no document gives {plan.name} a window at length {length} "
+                            f"(model {model.label})"
+                        )
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,8 +181,10 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
     failure = path.with_suffix(".json")
     if failure.exists():
         header = _read_json(failure)
-        key = CellKey(**header.pop("cell"))
-        return FailedCell(key, header, header.pop("error"))
+        try:
+            return FailedCell(CellKey(**header.pop("cell")), header, header.pop("error"))
+        except (KeyError, TypeError):
+            raise UserError(f"{failure}: not a readable cell; delete it to have it computed again") from None
     return None
 
 
@@ -272,7 +274,8 @@ class Run:
 
         frame = pd.DataFrame([cell.summary() for cell in self.cells()], columns=list(COLUMNS))
         whole = ("seed", "train_length", "length", "documents", "windows", "targets")
-        return frame.astype(dict.fromkeys(whole, "Int64"))
+        real = ("nll", "ppl", "bits_per_byte")
+        return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64"))
 
     def losses(
         self,
@@ -339,4 +342,31 @@ def open_run(folder: str | Path) -> Run:
             f"{path / 'run.json'}: schema version {data.get('schema_version')!r}; "
             f"this release reads {SCHEMA_VERSION}"
         )
-    return Run(path, data["specification"], data["provenance"])
+    try:
+        run = Run(path, data["specification"], data["provenance"])
+        run.keys()
+        if not isinstance(run.provenance["sessions"], list):
+            raise TypeError("sessions is not a list")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / 'run.json'}: damaged: {type(error).__name__} {error}") from None
+    return run
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """``key was old there and is new now`` for every leaf of two recorded specifications that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(f"{where}.{key}" if where else str(key), old.get(key), new.get(key)) for key in old | new]
+    elif isinstance(old, list) and isinstance(new, list) and any(isinstance(x, dict) for x in old + new):
+        pairs = [(f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip_longest(old, new))]
+    else:
+        return [] if old == new else [f"{where} was {_brief(old)} there and is {_brief(new)} now"]
+    return [line for place, a, b in pairs for line in differences(a, b, place)]
+
+
+def _brief(value: Any) -> str:
+    """A model, task or protocol by its name alone; anything else whole."""
+    if value is None:
+        return "absent"
+    if isinstance(value, dict):
+        return next((repr(value[k]) for k in ("label", "protocol", "name") if k in value), repr(value))
+    return repr(value)

@@ -24,6 +24,7 @@ from kerple_eval.records import (
     Cell,
     FailedCell,
     Run,
+    differences,
     open_run,
     read_cell,
     write_cell,
@@ -31,7 +32,6 @@ from kerple_eval.records import (
     write_summary,
 )
 from kerple_eval.scoring import TOKENS_PER_PASS, score
-from kerple_eval.training import differences
 from kerple_eval.types import CellKey, UserError, Window
 
 Losses = list[NDArray[np.float32]]
@@ -101,7 +101,9 @@ def evaluate(
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
         run = _open_or_start(folder, plan)
-        _Worker(run, plan, on_progress).work()
+        worker = _Worker(run, plan, on_progress)  # reads every finished cell, so refuses a damaged one
+        run.write_specification()
+        worker.work()
     return run
 
 
@@ -132,7 +134,6 @@ def _open_or_start(folder: Path, plan: RunPlan) -> Run:
         run.provenance["sessions"].append(session)
     else:
         run = Run(folder, plan.specification, {**plan.provenance, "sessions": [session]})
-    run.write_specification()
     return run
 
 

@@ -32,7 +32,8 @@ from kerple_eval.files import locked, write_atomically
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 from kerple_eval.protocols.full_context import FullContext
-from kerple_eval.scoring import score
+from kerple_eval.records import differences
+from kerple_eval.scoring import NotFiniteError, score
 from kerple_eval.types import UserError
 
 STATE = "training-state.pt"
@@ -253,14 +254,17 @@ class _Run:
         model = NativeModel(decoder, self.device, torch.float32)
         total, spelled, targets = 0.0, 0, 0
         ids = [document.ids for document in documents]
-        for members, losses in score(model, ids, windows):
-            total += sum(float(loss.sum(dtype=np.float64)) for loss in losses)
-            for index in members:
-                document, window = windows[index]
-                targets += window.targets
-                counts = documents[document].byte_counts
-                if counts is not None:
-                    spelled += int(counts[window.first_target : window.stop + 1].sum())
+        try:
+            for members, losses in score(model, ids, windows):
+                total += sum(float(loss.sum(dtype=np.float64)) for loss in losses)
+                for index in members:
+                    document, window = windows[index]
+                    targets += window.targets
+                    counts = documents[document].byte_counts
+                    if counts is not None:
+                        spelled += int(counts[window.first_target : window.stop + 1].sum())
+        except NotFiniteError as error:
+            raise UserError(f"training diverged: held-out {error} at step {self.step}; lower --lr") from None
         decoder.train()
         return total, spelled or None, targets
 
@@ -344,17 +348,6 @@ def _optimizer(decoder: Decoder, recipe: Recipe) -> torch.optim.Optimizer:
         betas=(recipe.beta1, recipe.beta2),
         fused=True,
     )
-
-
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """``key: old there, new now`` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in {**old, **new}
-            for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    return [] if old == new else [f"{where} was {old!r} there and is {new!r} now"]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def decoder(model: DecoderConfig, seed: int = 0, dtype: torch.dtype = torch.floa
         for name, parameter in made.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.startswith("scheme."):
-                parameter += 0.5 * noise
+                parameter.add_(0.5 * noise)
             else:
                 parameter.copy_(0.4 * noise + (1.0 if "norm.weight" in name else 0.0))
     made.scheme.project_()

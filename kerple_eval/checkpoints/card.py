@@ -17,10 +17,7 @@ def card(name: str, model: dict[str, Any], seed: int | None, training: dict[str,
         f"{model['heads']} heads, vocabulary {model['vocab_size']}, "
         f"{training['parameters']:,} parameters.",
         "",
-        "```",
-        shlex.join(training["command"]),
-        "```",
-        "",
+        *(["```", shlex.join(training["command"]), "```", ""] if "command" in training else []),
         "| | |",
         "|---|---|",
         f"| text | {data['task']}"

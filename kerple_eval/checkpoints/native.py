@@ -57,10 +57,12 @@ class NativeCheckpoint(Checkpoint):
         where = str(folder / CONFIG)
         self.config = DecoderConfig.from_json(data.get("model"), where)
         self.data = data
-        with torch.device("meta"):
-            self._shapes = {
-                name: tuple(tensor.shape) for name, tensor in Decoder(self.config).state_dict().items()
-            }
+        try:
+            with torch.device("meta"):
+                empty = Decoder(self.config)
+        except UserError as error:  # a scheme or an option of it that is not known
+            raise UserError(f"{where}: {error}") from None
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
         if self.config.tie_embeddings:
             del self._shapes["head.weight"]
         self.stored = _check_weights(folder / WEIGHTS, self._shapes)

@@ -39,7 +39,8 @@ def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
     with Progress(
         TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        TextColumn("{task.fields[cell]}"), console=console,
+        TextColumn("{task.fields[cell]}", markup=False), console=console,
+        disable=not console.is_interactive,  # in a pipe or a log an error's line stands alone
     ) as progress:  # fmt: skip
         bar = progress.add_task("run", total=None, cells="preparing", cell="")
 
@@ -53,9 +54,14 @@ def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
 
         try:
             result = evaluate(models, out=out, lengths=lengths, on_progress=show, **options)
+        except UserError:
+            progress.live.transient = True  # the error's line stands alone
+            raise
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"stopped; finished cells are kept, the same command goes on in {out}")
+            console.out(
+                f"stopped; finished cells are kept, the same command goes on in {out}", highlight=False
+            )
             return 130
     return finish(result)
 

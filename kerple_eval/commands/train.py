@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def run(
     scheme: str, task: str | None, text: tuple[str, ...], length: int, seed: int, steps: int,
     out: str, tokenizer: str | None, layers: int, width: int, heads: int, batch: int, lr: float,
     warmup: int, weight_decay: float, clip: float, precision: str, store: str, ngram: int | None,
-    device: str, threads: int | None,
+    device: str, threads: int | None, tie_embeddings: bool,
 ) -> None:  # fmt: skip
     if (task is None) == (not text):
         raise UserError("train needs text: either --task NAME or --text FILE")
@@ -43,7 +44,7 @@ def run(
     model = DecoderConfig(
         vocab_size=reader.vocab_size, layers=layers, width=width, heads=heads,
         mlp_width=4 * width, train_length=length, scheme=spec.name,
-        scheme_options=dict(spec.options),
+        scheme_options=dict(spec.options), tie_embeddings=tie_embeddings,
     )  # fmt: skip
     build_scheme(model)  # refuses a wrong name or option before any text is read
     if ngram is not None and tokenizer:
@@ -71,7 +72,8 @@ def run(
         def on_report(report: Report) -> None:
             progress.console.print(
                 f"step {report.step}: training {report.train_loss:.4f}, "
-                f"held out {report.held_out_loss:.4f} nats per token, {report.seconds:.0f} s"
+                f"held out {report.held_out_loss:.4f} nats per token "
+                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s"
             )
 
         try:

@@ -5,8 +5,9 @@
     out = head(norm(x))                                [B, rows, V]
 
 LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU, head untied
-unless asked. Linear weights start N(0, 0.02^2), those that write into the residual stream
-N(0, 0.02^2 / (2 layers)), as in GPT-NeoX's ``scaled_normal``; biases start at 0.
+unless asked. Weights start N(0, s^2) with s = sqrt(2 / (5 W)), GPT-NeoX's ``small_init`` (Nguyen and
+Salazar 2019, arXiv 1910.05895; 0.023 at the release's W = 768), those that write into the residual
+stream N(0, s^2 / (2 layers)); biases start at 0.
 The positional scheme is one module that the embedding and every layer's attention ask.
 """
 
@@ -89,10 +90,11 @@ class Decoder(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Initial weights from ``seed``; every scheme gets the same ones outside the scheme."""
         generator = torch.Generator().manual_seed(seed)
-        residual = 0.02 / math.sqrt(2 * self.config.layers)
+        small = math.sqrt(2 / (5 * self.config.width))
+        residual = small / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                std = residual if name.endswith(("attention.out", "mlp_out")) else 0.02
+                std = residual if name.endswith(("attention.out", "mlp_out")) else small
                 nn.init.normal_(module.weight, 0.0, std, generator=generator)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
@@ -103,8 +105,9 @@ class Decoder(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> Decoder:
         """Weights to ``dtype``; the scheme stays in float32 at least (distances and bias)."""
-        self.to(dtype)
-        self.scheme.to(torch.promote_types(dtype, torch.float32))
+        wide = torch.promote_types(dtype, torch.float32)
+        for name, child in self.named_children():  # never the scheme to half and back: that rounds it
+            child.to(wide if name == "scheme" else dtype)
         return self
 
     def forward(self, tokens: Tensor, rows: int | None = None) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
 from kerple_eval.reports.style import length_axis, line_style, mark_trained, panels, save
-from kerple_eval.reports.table import number
+
+LEAST_SPAN = 1.1
 
 
 def draw(folders: Sequence[str | Path], out: Path) -> None:
@@ -24,18 +26,18 @@ def draw(folders: Sequence[str | Path], out: Path) -> None:
             points = [
                 (length, entry.row[value])
                 for length in grid.lengths
-                if (entry := grid.entries.get((model, length))) and entry.ok
+                if (entry := grid.entries.get((model, length))) and entry.row[value] is not None
             ]
             if points:
                 x, y = zip(*points, strict=True)
                 panel.plot(x, y, label=model, linewidth=1.4, **line_style(names.index(model)))  # type: ignore[arg-type]
-        panel.set_yscale("log")
-        _value_ticks(panel)
+        _value_axis(panel)
         panel.set_ylabel(VALUES[value])
         length_axis(panel, grid.lengths, "length L (tokens)")
         mark_trained(panel, {t for m in grid.models if (t := grid.trained(m)) in grid.lengths and t})
         panel.set_title(f"{grid.task}, {grid.protocol}", fontsize=9, loc="left")
-        panel.legend(fontsize=7.5, frameon=False)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=7.5, frameon=False)
     save(figure, out)
 
 
@@ -43,17 +45,22 @@ def _last(grid: Grid, model: str, value: str) -> float:
     """The curve's last value; a curve without one comes last in the legend."""
     for length in reversed(grid.lengths):
         entry = grid.entries.get((model, length))
-        if entry is not None and entry.ok:
+        if entry is not None and entry.row[value] is not None:
             return float(entry.row[value])
     return float("-inf")
 
 
-def _value_ticks(panel: object) -> None:
-    from matplotlib.axes import Axes  # noqa: PLC0415
-
-    assert isinstance(panel, Axes)
+def _value_axis(panel: Axes) -> None:
+    """Logarithmic, at least 10 % high (so that a ripple looks like one), few readable ticks."""
+    panel.set_yscale("log")
     low, high = panel.get_ylim()
-    few = high / low > 50
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0,) if few else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y).rstrip("0").rstrip(".")))
+    if high / low < LEAST_SPAN:
+        middle = (low * high) ** 0.5
+        low, high = middle / LEAST_SPAN**0.5, middle * LEAST_SPAN**0.5
+        panel.set_ylim(low, high)
+    if high / low < 3:
+        panel.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())

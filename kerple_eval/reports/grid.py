@@ -72,7 +72,8 @@ class Grid:
             for model in self.models
             if (entry := self.entries.get((model, length))) and entry.ok and entry.row[value] is not None
         }
-        comparable = self.same_targets(length) or value == "bits_per_byte"
+        across = value == "bits_per_byte" and len(self.tokenizers) > 1
+        comparable = self.same_targets(length) or across
         if len(cells) < 2 or not comparable:
             return set()
         lowest = min(cells.values())
@@ -92,14 +93,14 @@ class Grid:
         if len(self.tokenizers) > 1:
             lines.append("models with different tokenisers: compare bits per byte, not perplexity")
         mixed = [length for length in self.lengths if not self.same_targets(length)]
-        if mixed:
+        if mixed and len(self.tokenizers) == 1:
             lines.append(f"different targets across models at {', '.join(map(str, mixed))}: no best marked")
         counts = {length: {cell.row["targets"] for cell in self.column(length)} for length in self.lengths}
         hashes = {cell.row["targets_hash"] for length in self.lengths for cell in self.column(length)}
         documents = {cell.row["documents"] for length in self.lengths for cell in self.column(length)}
         if len(hashes) == 1 and not mixed:
             lines.append(
-                f"{_one(documents)} documents, {_one(counts[self.lengths[0]])} targets, "
+                f"{_one(documents)} documents, {_one(set().union(*counts.values()))} targets, "
                 f"the same at every length (hash {hashes.pop()})"
             )
         elif hashes:
@@ -115,22 +116,29 @@ def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
 
 
+def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:
+    """The model's label; where another run holds it the run's name joins it, or else its whole path.
+
+    ``owners`` maps a label given so far to its run.
+    """
+    for label in (model, f"{model} ({Path(folder).resolve().name})"):
+        if owners.setdefault(label, str(folder)) == str(folder):
+            return label
+    return f"{model} ({folder})"
+
+
 def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
     """Grids of several runs together; where two hold a model of one name, the run's name joins it."""
     if not folders:
         raise UserError("no run directory given")
     grids: dict[tuple[str, str], Grid] = {}
-    sources: dict[tuple[str, str, str], str] = {}
+    owners: dict[tuple[str, str], dict[str, str]] = {}
     for folder in folders:
         run = open_run(folder)
         readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
-        name = Path(folder).resolve().name
         for row in _rows(run.folder / "summary.csv"):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
-            label = row["model"]
-            owner = sources.setdefault((row["task"], row["protocol"], label), str(folder))
-            if owner != str(folder):
-                label = f"{label} ({name})"
+            label = own_label(row["model"], folder, owners.setdefault((grid.task, grid.protocol), {}))
             if label not in grid.models:
                 grid.models.append(label)
             if row["length"] not in grid.lengths:

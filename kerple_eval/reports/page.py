@@ -13,14 +13,19 @@ from kerple_eval.reports import curve, position, table
 
 
 def write(folders: Sequence[str | Path], out: Path) -> list[Path]:
-    """Write ``out`` and, beside it, its two figures; returns the files written."""
+    """Write ``out`` and, beside it, its figures; returns the files written."""
     figures = {kind: out.with_name(f"{out.stem}-{kind}.png") for kind in ("curve", "position")}
     text = [f"# {out.stem}", ""]
     text += [table.render(folders, "markdown"), "## Figures", ""]
     curve.draw(folders, figures["curve"])
-    position.draw(folders, figures["position"])
     text += [f"![perplexity against length]({figures['curve'].name})", ""]
-    text += [f"![mean loss against context]({figures['position'].name})", "", "## Provenance", ""]
+    if position.drawable(folders):
+        position.draw(folders, figures["position"])
+        text += [f"![mean loss against context]({figures['position'].name})", ""]
+    else:
+        del figures["position"]
+        text += ["No figure of loss against context: no finished cell's contexts vary.", ""]
+    text += ["## Provenance", ""]
     for folder in folders:
         run = open_run(folder)
         text += [f"### {Path(folder).resolve().name}", ""]

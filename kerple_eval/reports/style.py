@@ -33,14 +33,18 @@ def line_style(index: int) -> dict[str, str]:
 
 
 def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with ``count`` panels side by side, without a display."""
+    """A figure with ``count`` panels, three a row, without a display."""
     from matplotlib.figure import Figure as _Figure  # noqa: PLC0415
 
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     mpl.rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "lines.markersize": 4.5})
-    figure = _Figure(figsize=(PANEL[0] * count, PANEL[1]), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    return figure, list(axes)
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = _Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
 
 
 def length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:

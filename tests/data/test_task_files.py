@@ -159,9 +159,7 @@ REQUIRED = {
     ],
     "stdlib": ["source.files"],
     "package": ["source.package", "source.version", "source.files"],
-    "hub": [
-        f"source.{k}" for k in ("repository", "revision", "data_files", "split", "text_column")
-    ],
+    "hub": [f"source.{k}" for k in ("repository", "revision", "data_files", "split", "text_column")],
 }
 OPTIONAL = {
     "files": ["bos", "packing", "documents", "documents.minimum_length", "documents.count", "documents.seed"],
@@ -177,7 +175,9 @@ def test_a_missing_key_is_named_with_its_type(tmp_path: Path, kind: str, key: st
     holder, last = place(data, key)
     del holder[last]
     message = refusal(write(tmp_path, data))
-    assert re.fullmatch(rf"missing key {re.escape(key)}: must be (text|a number|an integer|keys and .+)", message)
+    assert re.fullmatch(
+        rf"missing key {re.escape(key)}: must be (text|a number|an integer|keys and .+)", message
+    )
 
 
 @pytest.mark.parametrize(("kind", "key"), [(k, key) for k, keys in OPTIONAL.items() for key in keys])

@@ -52,17 +52,33 @@ def test_pinned_edges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("buckets", "farthest"), [(32, 128), (32, 256), (8, 16), (8, 64), (4, 3), (16, 128), (64, 2048), (64, 33)]
+    ("buckets", "farthest"),
+    [
+        (32, 128),
+        (32, 256),
+        (8, 16),
+        (8, 64),
+        (4, 3),
+        (16, 128),
+        (64, 2048),
+        (64, 33),
+        (10, 160),
+        (36, 32),
+        (54, 64),
+        (54, 125),
+    ],
 )
 def test_edges_that_are_whole_numbers_are_not_rounded_away(buckets: int, farthest: int) -> None:
-    """With 32 buckets and 256, say, edges fall on 32, 64 and 128 exactly."""
+    """With 10 buckets and 160, say, 20 is two whole steps of log 2, but float64 says 1.9999999999999998."""
     span = min(4 * farthest, 600)
     got = bucket_index(torch.arange(span, dtype=torch.float32), buckets, farthest).tolist()
     assert got == [exact_bucket(d, buckets, farthest) for d in range(span)]
     assert sorted(got) == got
 
 
-@pytest.mark.parametrize(("options", "buckets", "farthest"), [({}, 32, 128), ({"buckets": 8, "max_distance": 20}, 8, 20)])
+@pytest.mark.parametrize(
+    ("options", "buckets", "farthest"), [({}, 32, 128), ({"buckets": 8, "max_distance": 20}, 8, 20)]
+)
 def test_formula_at_every_pair(options: dict[str, Any], buckets: int, farthest: int) -> None:
     made = T5(GEOMETRY, **options).double()
     with torch.no_grad():

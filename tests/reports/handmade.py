@@ -1,0 +1,44 @@
+"""Run directories written by hand: ``run.json`` and ``summary.csv`` as the contract has them, no cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HEADER = (
+    "model,scheme,seed,train_length,task,protocol,length,documents,windows,targets,targets_hash,"
+    "nll,ppl,bits_per_byte,dtype,device,status,error"
+)
+
+
+def row(model: str, length: int, ppl: float | str | None, **changes: object) -> str:
+    """A line of ``summary.csv``; ``ppl`` None is a failed cell, text is written as it stands."""
+    values: dict[str, object] = {
+        "model": model, "scheme": model, "seed": 1, "train_length": 512, "task": "sotu",
+        "protocol": "full-context", "length": length, "documents": 3, "windows": 9, "targets": 3000,
+        "targets_hash": "aaaa", "nll": 1.0, "ppl": ppl, "bits_per_byte": "", "dtype": "float32",
+        "device": "cpu", "status": "ok", "error": "",
+    }  # fmt: skip
+    if ppl is None:
+        empty = ("documents", "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte")
+        values |= dict.fromkeys(empty, "") | {"status": "failed", "error": "MemoryError: no room"}
+    values |= changes
+    assert list(values) == HEADER.split(",")
+    return ",".join(str(v) for v in values.values())
+
+
+def write_run(folder: Path, lines: list[str], tokenizers: dict[str, str] | None = None) -> Path:
+    """A run directory; every model reads bytes unless ``tokenizers`` says otherwise."""
+    names = list(dict.fromkeys(line.split(",")[0] for line in lines))
+    protocols = list(dict.fromkeys(line.split(",")[5] for line in lines))
+    readers = dict.fromkeys(names, "bytes") | (tokenizers or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    specification = {
+        "models": [{"label": name, "tokenizer": readers[name]} for name in names],
+        "tasks": [{"name": "sotu"}],
+        "protocols": [{"protocol": p, "lengths": [512, 1024], "longest": None} for p in protocols],
+    }
+    content = {"schema_version": 1, "specification": specification, "provenance": {"sessions": []}}
+    (folder / "run.json").write_text(json.dumps(content))
+    (folder / "summary.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+    return folder

@@ -1,0 +1,204 @@
+"""Figures: every model's curve with the right data, the legend in the order of the curves, three formats."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kerple_eval.records import Cell, write_cell, write_summary
+from kerple_eval.reports import curve, position
+from kerple_eval.types import CellKey, UserError, Window
+from tests.reports.handmade import row, write_run
+
+PPL = {
+    "log": {512: 24.0, 1024: 23.0, 2048: 22.5},
+    "rope": {512: 25.0, 1024: 180.0, 2048: 1400.0},
+    "alibi": {512: 24.5, 1024: 24.0},  # failed at 2048
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures as they reach ``save``, which still writes them."""
+    seen: list[Figure] = []
+    for module in (curve, position):
+        real = module.save
+
+        def save(figure: Figure, out: Path, real=real) -> None:  # type: ignore[no-untyped-def]
+            seen.append(figure)
+            real(figure, out)
+
+        monkeypatch.setattr(module, "save", save)
+    return seen
+
+
+def curves(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """Label -> x and y; what marks trained lengths has no label."""
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    return {
+        str(line.get_label()): (np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
+        for line in lines
+    }
+
+
+def legend(axes: Axes) -> list[str]:
+    box = axes.get_legend()
+    assert box is not None
+    return [text.get_text() for text in box.get_texts()]
+
+
+def marks(axes: Axes) -> list[float]:
+    """Where vertical lines stand."""
+    found = (np.unique(np.asarray(line.get_xdata(), dtype=float)) for line in axes.get_lines())
+    return [float(x[0]) for x in found if len(x) == 1]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    lines = [row(m, n, ppl) for m, by in PPL.items() for n, ppl in by.items()] + [row("alibi", 2048, None)]
+    return write_run(tmp_path / "run", lines)
+
+
+@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG\r\n"), ("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_formats(kind: str, magic: bytes, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / f"figure.{kind}"
+    curve.draw([run], out)
+    first = out.read_bytes()
+    assert first.startswith(magic)
+    if kind == "svg":
+        for name in PPL:
+            assert f">{name}<" in first.decode()
+    with pytest.raises(UserError, match=r"\.png, \.pdf or \.svg"):
+        curve.draw([run], tmp_path / "figure.gif")
+
+
+def test_curve_has_every_model(run: Path, tmp_path: Path, drawn: list[Figure]) -> None:
+    curve.draw([run], tmp_path / "c.png")
+    (axes,) = drawn[0].axes
+    assert curves(axes) == {m: (list(by), list(by.values())) for m, by in PPL.items()}
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert legend(axes) == ["rope", "alibi", "log"]  # from the top down at each curve's end
+    assert 512 in marks(axes)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["512", "1024", "2048"]
+    assert "perplexity" in axes.get_ylabel()
+    colours = [line.get_color() for line in axes.get_lines() if line.get_label() in PPL]
+    assert len(set(colours)) == 3
+
+
+def test_curve_draws_a_panel_a_protocol_and_bits_per_byte_across_tokenisers(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    lines = [
+        row(m, n, 20.0 + n, bits_per_byte=b, protocol=p)
+        for p in ("full-context", "last:k=4")
+        for m, b in (("log", 2.5), ("gpt", 1.5))
+        for n in (512, 1024)
+    ]
+    curve.draw([write_run(tmp_path / "r", lines, {"gpt": "tokenizer.json:1"})], tmp_path / "c.svg")
+    first, second = drawn[0].axes
+    assert curves(first)["gpt"] == ([512, 1024], [1.5, 1.5])
+    assert "bits per byte" in first.get_ylabel()
+    assert "last:k=4" in second.get_title(loc="left")
+
+
+def test_curve_leaves_out_a_perplexity_beyond_floats(tmp_path: Path, drawn: list[Figure]) -> None:
+    lines = [row("log", 512, 24.0), row("log", 1024, "", nll=900.0), row("rope", 512, "", nll=900.0)]
+    curve.draw([write_run(tmp_path / "r", lines)], tmp_path / "c.png")
+    assert curves(drawn[0].axes[0]) == {"log": ([512], [24.0])}
+
+
+def test_two_runs_in_one_figure(run: Path, tmp_path: Path, drawn: list[Figure]) -> None:
+    other = write_run(tmp_path / "again", [row("log", 512, 19.0)])
+    curve.draw([run, other], tmp_path / "c.png")
+    found = curves(drawn[0].axes[0])
+    assert found["log (again)"] == ([512], [19.0])
+    assert found["log"][1] == list(PPL["log"].values())
+
+
+LOSS: dict[str, Callable[[int], float]] = {
+    "flat": lambda context: 3.0,
+    "falling": lambda context: 1.0 + 2.0 / context,
+    "rising": lambda context: 4.0 + context / 64,
+}
+
+
+def with_cells(folder: Path, models: tuple[str, ...] = tuple(LOSS), shift: float = 0.0) -> Path:
+    """A run of two lengths whose losses are functions of context."""
+    specification = {
+        "models": [{"label": m, "tokenizer": "bytes"} for m in models],
+        "tasks": [{"name": "text"}],
+        "protocols": [{"protocol": "full-context", "lengths": [16, 64], "longest": None}],
+    }
+    content = {"schema_version": 1, "specification": specification, "provenance": {"sessions": []}}
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(content))
+    rows = []
+    for model in models:
+        for length in (16, 64):
+            windows = [Window(s, s + length, s + 1) for s in range(0, 256, length)]
+            per_window = np.array([LOSS[model](c) + shift for c in range(1, length + 1)], dtype=np.float32)
+            header = {
+                "scheme": "nope", "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
+                "documents": [{"name": "d", "tokens": 257, "sha256": "0"}],
+            }  # fmt: skip
+            key = CellKey(model, "text", "full-context", length)
+            document = np.zeros(len(windows), dtype=np.int64)
+            cell = Cell(key, header, document, windows, [per_window] * len(windows), None)
+            write_cell(folder, cell)
+            rows.append(cell.summary())
+    write_summary(folder, rows)
+    return folder
+
+
+def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Figure]) -> None:
+    position.draw([with_cells(tmp_path / "run")], tmp_path / "p.pdf")
+    assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF-")
+    (axes,) = drawn[0].axes
+    found = curves(axes)
+    assert legend(axes) == ["rising", "flat", "falling"]
+    assert "L = 64" in axes.get_title(loc="left")
+    assert 16 in marks(axes)
+    assert set(found) == set(LOSS)
+    assert found["flat"][1] == pytest.approx([3.0] * len(found["flat"][1]))
+    edges = position.bin_edges(64).tolist()
+    for model, loss in LOSS.items():
+        x, y = found[model]
+        bins = [range(a, b) for a, b in pairwise(edges)]
+        assert y == pytest.approx([math.fsum(map(loss, b)) / len(b) for b in bins], rel=1e-6)
+        assert all(b[0] <= at <= b[-1] for b, at in zip(bins, x, strict=True))
+
+
+@pytest.mark.parametrize("longest", [2, 3, 5, 16, 64, 100, 512, 4096, 16384])
+def test_bins_cover_every_context_once(longest: int) -> None:
+    edges = position.bin_edges(longest).tolist()
+    assert edges[0] == 1
+    assert edges[-1] == longest + 1
+    assert edges == sorted(set(edges))
+
+
+def test_position_of_two_runs_keeps_models_apart(tmp_path: Path, drawn: list[Figure]) -> None:
+    a = with_cells(tmp_path / "a", ("flat",))
+    b = with_cells(tmp_path / "b", ("flat",), shift=1.0)
+    position.draw([a, b], tmp_path / "p.png")
+    found = curves(drawn[0].axes[0])
+    assert set(found) == {"flat", "flat (b)"}
+    assert found["flat (b)"][1] == pytest.approx([4.0] * len(found["flat"][1]))
+
+
+def test_position_needs_contexts_that_vary(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished cell whose contexts vary"):
+        position.draw([write_run(tmp_path / "run", [row("log", 512, 24.0)])], tmp_path / "p.png")
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_figures_of_failed_cells_alone(tmp_path: Path, drawn: list[Figure]) -> None:
+    curve.draw([write_run(tmp_path / "run", [row("log", 512, None)])], tmp_path / "c.png")
+    assert curves(drawn[0].axes[0]) == {}
