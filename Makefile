@@ -30,7 +30,7 @@ ZOO := kerple-log kerple-power alibi t5 rope sinusoidal nope
 zoo: $(STAMP)
 	for scheme in $(ZOO); do \
 	  test -e kerple_eval/zoo/$$scheme/config.json || \
-	  $(BIN)/kerple-eval train --scheme $$scheme --task sotu --length 512 --seed 1 --steps 5000 \
+	  $(BIN)/kerple-eval train --scheme $$scheme --task sotu --length 512 --seed 1 --steps 6000 \
 	    --batch 4 --lr 2e-3 --threads 1 --store float16 --ngram 3 --out kerple_eval/zoo/$$scheme || exit; \
 	done
 

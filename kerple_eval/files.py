@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kerple_eval.types import UserError
 
@@ -51,3 +53,15 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder}: another kerple-eval is writing here; wait for it") from None
         yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected an object, got {type(data).__name__}")
+    return data

@@ -14,8 +14,8 @@ from kerple_eval.checkpoints.base import Checkpoint, Description
 from kerple_eval.checkpoints.resolve import label_models, open_model, parse_model
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.data.texts import Choice, Text, own_text, own_tokens, task_text
+from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.protocols.base import Protocol
-from kerple_eval.scoring import DTYPES, resolve_device
 from kerple_eval.types import CellKey, UserError, Window
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)

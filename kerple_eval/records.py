@@ -1,12 +1,9 @@
 """The on-disk record of a run: what was asked, every loss, and the summary reduced from them.
 
-    DIR/run.json             specification (what decides the numbers) and provenance
-    DIR/cells/NAME.parquet   one per finished cell, one row a window: document, start, stop,
-                             first_target, losses (nats, list<float32>), bytes (UTF-8 bytes of the
-                             scored targets, null where unknown); a JSON header in the metadata
-    DIR/cells/NAME.json      one per failed cell: its key and error
-    DIR/summary.csv          one row a cell, in the order of the specification; a pure function of
-                             the scored losses
+    DIR/run.json      specification (what decides the numbers) and provenance
+    DIR/cells/        one file a cell, see :mod:`kerple_eval.cells`
+    DIR/summary.csv   one row a cell, in the order of the specification; a pure function of the
+                      scored losses
 
 Every file is written beside and renamed, so a reader never sees a part. Imports no torch.
 """
@@ -14,225 +11,23 @@ Every file is written beside and renamed, so a reader never sees a part. Imports
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from itertools import pairwise, zip_longest
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kerple_eval import stats
-from kerple_eval.files import write_atomically
-from kerple_eval.types import CellKey, UserError, Window
+from kerple_eval.cells import COLUMNS, SCHEMA_VERSION, Cell, FailedCell, read_cell
+from kerple_eval.files import read_json, write_atomically
+from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA_VERSION = 1
-COLUMNS = (
-    "model", "scheme", "seed", "train_length", "task", "protocol", "length", "documents",
-    "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte", "dtype", "device",
-    "status", "error",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A finished cell: rows are windows in plan order; ``document`` indexes ``header['documents']``."""
-
-    key: CellKey
-    header: dict[str, Any]
-    document: NDArray[np.int64]
-    windows: Sequence[Window]
-    losses: Sequence[NDArray[np.float32]]
-    byte_counts: Sequence[int] | None
-
-    def summary(self) -> dict[str, Any]:
-        """The cell's row of ``summary.csv``."""
-        nll = stats.mean_loss(self.losses)
-        total = None if self.byte_counts is None else sum(self.byte_counts)
-        return {
-            **_identity(self.key, self.header),
-            "documents": len(set(self.document.tolist())),
-            "windows": len(self.windows),
-            "targets": sum(window.targets for window in self.windows),
-            "targets_hash": self.targets_hash,
-            "nll": nll,
-            "ppl": stats.perplexity(nll),
-            "bits_per_byte": stats.bits_per_byte(self.losses, total),
-            "dtype": self.header["dtype"],
-            "device": self.header["device"],
-            "status": "ok",
-            "error": None,
-        }
-
-    @cached_property
-    def targets_hash(self) -> str:
-        """Hash of the target set: documents (by their tokens) and the scored targets of each.
-
-        Windows do not enter, so full-context and sliding-window of one document agree at every
-        length; a target scored twice counts twice.
-        """
-        spans: dict[int, list[tuple[int, int]]] = {}
-        for document, window in zip(self.document.tolist(), self.windows, strict=True):
-            spans.setdefault(document, []).append((window.first_target, window.stop + 1))
-        digest = hashlib.sha256()
-        documents = self.header["documents"]
-        for document in sorted(spans, key=lambda d: str(documents[d]["name"])):
-            digest.update(json.dumps([documents[document]["sha256"], _merge(spans[document])]).encode())
-        return digest.hexdigest()[:16]
-
-
-def _merge(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(spans):
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-@dataclass(frozen=True)
-class FailedCell:
-    key: CellKey
-    header: dict[str, Any]
-    error: str
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            **dict.fromkeys(COLUMNS),
-            **_identity(self.key, self.header),
-            "dtype": self.header["dtype"],
-            "device": self.header["device"],
-            "status": "failed",
-            "error": self.error,
-        }
-
-
-def _identity(key: CellKey, header: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": key.model,
-        "scheme": header["scheme"],
-        "seed": header["seed"],
-        "train_length": header["train_length"],
-        "task": key.task,
-        "protocol": key.protocol,
-        "length": key.length,
-    }
-
-
-def file_name(key: CellKey) -> str:
-    """Readable, safe on every file system, unique through a hash of the key."""
-    parts = [key.model, key.task, key.protocol, str(key.length)]
-    readable = "--".join(re.sub(r"[^A-Za-z0-9.=-]+", "_", part)[:40] for part in parts)
-    digest = hashlib.sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()[:10]
-    return f"{readable}--{digest}"
-
-
-def write_cell(folder: Path, cell: Cell) -> None:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    names = [entry["name"] for entry in cell.header["documents"]]
-    spelled: Sequence[int | None] = cell.byte_counts or [None] * len(cell.windows)
-    table = pa.table(
-        {
-            "document": pa.array([names[i] for i in cell.document], pa.string()),
-            "start": pa.array([w.start for w in cell.windows], pa.int64()),
-            "stop": pa.array([w.stop for w in cell.windows], pa.int64()),
-            "first_target": pa.array([w.first_target for w in cell.windows], pa.int64()),
-            "losses": pa.array(list(cell.losses), pa.list_(pa.float32())),
-            "bytes": pa.array(spelled, pa.int64()),
-        }
-    )
-    header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **cell.header}
-    table = table.replace_schema_metadata({"kerple_eval": json.dumps(header)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    name = file_name(cell.key)
-    write_atomically(folder / "cells" / f"{name}.parquet", buffer.getvalue())
-    (folder / "cells" / f"{name}.json").unlink(missing_ok=True)
-
-
-def write_failure(folder: Path, cell: FailedCell) -> None:
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "cell": asdict(cell.key),
-        "error": cell.error,
-        **cell.header,
-    }
-    path = folder / "cells" / f"{file_name(cell.key)}.json"
-    write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
-
-
-def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
-    """The cell as it stands on disk; None where it has not been run."""
-    path = folder / "cells" / f"{file_name(key)}.parquet"
-    if path.exists():
-        return _read_parquet(path)
-    failure = path.with_suffix(".json")
-    if failure.exists():
-        header = _read_json(failure)
-        try:
-            return FailedCell(CellKey(**header.pop("cell")), header, header.pop("error"))
-        except (KeyError, TypeError):
-            raise UserError(f"{failure}: not a readable cell; delete it to have it computed again") from None
-    return None
-
-
-def _read_parquet(path: Path) -> Cell:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    try:
-        table = pq.read_table(path)
-        header = json.loads(table.schema.metadata[b"kerple_eval"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{path}: not a readable cell ({reason}); delete it to have it computed again"
-        ) from None
-    if header["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema version {header['schema_version']}; this release reads {SCHEMA_VERSION}"
-        )
-    columns = table.drop_columns(["losses"]).to_pydict()
-    losses = table.column("losses").combine_chunks()
-    edges = losses.offsets.to_numpy()
-    flat = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    index = {entry["name"]: i for i, entry in enumerate(header["documents"])}
-    known = None not in columns["bytes"]
-    return Cell(
-        key=CellKey(**header["cell"]),
-        header={k: v for k, v in header.items() if k not in ("cell", "schema_version")},
-        document=np.array([index[name] for name in columns["document"]], dtype=np.int64),
-        windows=[
-            Window(*row)
-            for row in zip(columns["start"], columns["stop"], columns["first_target"], strict=True)
-        ],
-        losses=[flat[a:b] for a, b in pairwise(edges)],
-        byte_counts=columns["bytes"] if known else None,
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected an object, got {type(data).__name__}")
-    return data
 
 
 @dataclass
@@ -336,7 +131,7 @@ def open_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: not a run directory (no run.json)")
-    data = _read_json(path / "run.json")
+    data = read_json(path / "run.json")
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{path / 'run.json'}: schema version {data.get('schema_version')!r}; "

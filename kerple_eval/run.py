@@ -16,21 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from kerple_eval import __version__
+from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.files import locked
 from kerple_eval.plan import LENGTHS, PlannedModel, ProtocolPlan, RunPlan, make_plan
-from kerple_eval.records import (
-    Cell,
-    FailedCell,
-    Run,
-    differences,
-    open_run,
-    read_cell,
-    write_cell,
-    write_failure,
-    write_summary,
-)
+from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.scoring import TOKENS_PER_PASS, score
 from kerple_eval.types import CellKey, UserError, Window
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kerple_eval.checkpoints.base import LanguageModel
-from kerple_eval.types import UserError, Window
+from kerple_eval.types import Window
 
 #: Input tokens of one forward pass: on CPU larger batches are slower; on CUDA they fill the card.
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 32768}
@@ -92,21 +92,3 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; asking for CUDA without one is refused."""
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if name == "cuda" and not available:
-        raise UserError("device cuda: no CUDA device is visible here; use --device cpu or auto")
-    return torch.device(name)
-
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}

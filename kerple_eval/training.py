@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from kerple_eval.checkpoints.card import card
 from kerple_eval.checkpoints.native import CONFIG, NativeModel, write_checkpoint
+from kerple_eval.data.batches import PackedBatches
 from kerple_eval.data.corpus import Corpus
 from kerple_eval.files import locked, write_atomically
 from kerple_eval.model.config import DecoderConfig
@@ -68,48 +68,6 @@ class Report:
     train_loss: float
     held_out_loss: float
     seconds: float
-
-
-def precision_for(name: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the device multiplies it natively, else float32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if native else "float32"
-
-
-class PackedBatches:
-    """Batches ``[batch, L + 1]`` as a pure function of (seed, step)."""
-
-    def __init__(self, corpus: Corpus, length: int, batch: int, seed: int) -> None:
-        order = np.random.default_rng([seed, 0]).permutation(len(corpus.train))
-        end = np.array([corpus.end_of_document], dtype=np.int64)
-        parts = [part for i in order for part in (corpus.train[i].ids, end)]
-        self.stream = np.concatenate(parts).astype(np.int32)
-        self.length, self.batch, self.seed = length, batch, seed
-        self.samples = (len(self.stream) - length) // length  # whatever the epoch's offset
-        if self.samples < 1:
-            raise UserError(
-                f"the training text has {len(self.stream)} tokens; "
-                f"length {length} needs at least {2 * length}"
-            )
-        self._epoch = -1
-
-    def __call__(self, step: int) -> torch.Tensor:
-        rows = [self._sample(step * self.batch + b) for b in range(self.batch)]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
-
-    def _sample(self, number: int) -> NDArray[np.int32]:
-        epoch, within = divmod(number, self.samples)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.seed, 1, epoch])
-            self._offset = int(rng.integers(self.length))
-            self._order = rng.permutation(self.samples)
-            self._epoch = epoch
-        start = self._offset + int(self._order[within]) * self.length
-        return self.stream[start : start + self.length + 1]
 
 
 def train(
@@ -206,7 +164,7 @@ class _Run:
         """One optimiser step; the batch's mean loss in nats per token."""
         began = time.monotonic()
         recipe = self.recipe
-        tokens = self.batches(self.step).to(self.device)
+        tokens = torch.from_numpy(self.batches(self.step)).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(self.step, recipe.warmup, recipe.steps)
         narrow = recipe.precision == "bfloat16"

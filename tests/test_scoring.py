@@ -12,10 +12,11 @@ from torch import Tensor
 from kerple_eval.checkpoints import native
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.checkpoints.native import NativeModel
+from kerple_eval.devices import resolve_device
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.last import Last
 from kerple_eval.protocols.sliding_window import SlidingWindow
-from kerple_eval.scoring import NotFiniteError, batches, resolve_device, score
+from kerple_eval.scoring import NotFiniteError, batches, score
 from kerple_eval.types import UserError, Window
 from tests import oracles, tiny
 

@@ -22,10 +22,10 @@ from kerple_eval.catalogue import parse_spec
 from kerple_eval.data.corpus import Corpus, training_corpus
 from kerple_eval.data.ngram import bits_per_byte
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
+from kerple_eval.devices import DTYPES, precision_for, resolve_device
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import build_scheme
-from kerple_eval.scoring import DTYPES, resolve_device
-from kerple_eval.training import Recipe, Report, precision_for, train
+from kerple_eval.training import Recipe, Report, train
 from kerple_eval.types import UserError
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.records import COLUMNS, open_run
+from kerple_eval.cells import COLUMNS
+from kerple_eval.records import open_run
 from kerple_eval.types import UserError
 
 VALUES = {

@@ -13,7 +13,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kerple_eval.records import Cell, write_cell, write_summary
+from kerple_eval.cells import Cell, write_cell
+from kerple_eval.records import write_summary
 from kerple_eval.reports import curve, position
 from kerple_eval.types import CellKey, UserError, Window
 from tests.reports.handmade import row, write_run

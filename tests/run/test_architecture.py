@@ -14,12 +14,12 @@ ROOT = Path(kerple_eval.__file__).parent
 #: cli -> run, reports -> scoring, stats, records -> model, checkpoints, protocols, data -> schemes
 #: -> kernels, types. A module may import from its own level (but see SIBLINGS) and below.
 LEVELS = (
-    ("__init__", "types", "kernels", "files"),  # __init__: its version; its other names are lazy
+    ("__init__", "types", "kernels", "files", "devices"),  # __init__: its version; its other names are lazy
     ("catalogue",),
     ("schemes",),
     ("model", "protocols", "data"),
     ("checkpoints",),
-    ("scoring", "stats", "records"),
+    ("scoring", "stats", "cells", "records"),
     ("plan", "run", "reports", "training"),
     ("commands",),
     ("cli",),
@@ -40,7 +40,17 @@ COMPOSED = {
     "reports.page": {"curve", "position", "table"},
 }
 
-NO_TORCH = ("protocols", "stats", "records", "reports", "catalogue", "types", "files", "commands/listing")
+NO_TORCH = (
+    "protocols",
+    "stats",
+    "cells",
+    "records",
+    "reports",
+    "catalogue",
+    "types",
+    "files",
+    "commands/listing",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -13,20 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kerple_eval.cells import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.sliding_window import SlidingWindow
-from kerple_eval.records import (
-    Cell,
-    FailedCell,
-    Run,
-    differences,
-    file_name,
-    open_run,
-    read_cell,
-    write_cell,
-    write_failure,
-    write_summary,
-)
+from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.types import CellKey, Window
 
 KEY = CellKey("mine [a/b]", "text", "sliding-window:stride=8", 16, None)

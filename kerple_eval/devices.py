@@ -1,0 +1,35 @@
+"""Where and in which precision a model runs: chosen openly, recorded by whoever asks."""
+
+from __future__ import annotations
+
+import torch
+
+from kerple_eval.types import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; asking for CUDA without one is refused."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name == "cuda" and not available:
+        raise UserError("device cuda: no CUDA device is visible here; use --device cpu or auto")
+    return torch.device(name)
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def precision_for(name: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 where the device multiplies it natively, else float32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"
