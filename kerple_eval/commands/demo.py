@@ -11,7 +11,7 @@ from kerple_eval.reports import curve, page, position
 
 PROTOCOLS = ("full-context", "sliding-window:stride=512@4096", "aligned:k=128,every=1024@4096")
 LENGTHS = "512,1024,2048,4096,8192,16384"
-DOCUMENTS = 5
+DOCUMENTS = 2
 MAX_TOKENS = 16385
 
 
