@@ -105,7 +105,7 @@ def _several(value: str | Sequence[str]) -> list[str]:
 def _open_or_start(folder: Path, plan: RunPlan) -> Run:
     session = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": ["kerple-eval", *sys.argv[1:]],
         "kerple_eval": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),

@@ -37,7 +37,7 @@ def draw(folders: Sequence[str | Path], out: Path) -> None:
         mark_trained(panel, {t for m in grid.models if (t := grid.trained(m)) in grid.lengths and t})
         panel.set_title(f"{grid.task}, {grid.protocol}", fontsize=9, loc="left")
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=7.5, frameon=False)
+            panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, out)
 
 

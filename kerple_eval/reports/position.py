@@ -60,7 +60,7 @@ def draw(folders: Sequence[str | Path], out: Path) -> None:
         mark_trained(panel, trained)
         panel.set_ylabel("mean loss (nats per target)")
         panel.set_title(f"{task}, {protocol}, L = {longest}", fontsize=9, loc="left")
-        panel.legend(fontsize=7.5, frameon=False)
+        panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, out)
 
 
