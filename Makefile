@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The zoo, by the command a user would type: only the scheme differs. About two hours on 2 cores.
+# The zoo, by the command a user would type: only the scheme differs. 1.7 hours of one core in all (the cards say how long each took).
 ZOO := kerple-log kerple-power alibi t5 rope sinusoidal nope
 zoo: $(STAMP)
 	for scheme in $(ZOO); do \

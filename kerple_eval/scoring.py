@@ -18,7 +18,7 @@ from torch import Tensor
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.types import Window
 
-#: Input tokens of one forward pass: on CPU larger batches are slower; on CUDA they fill the card.
+#: Input tokens of one forward pass. The CUDA figure is a guess until one is measured.
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 32768}
 
 

@@ -10,7 +10,7 @@ distance ``last - r - j``, which makes the bias a Hankel matrix: a strided *view
 strides (1, 1), no copy, O(H L) memory. CPU attention takes the view as it is; CUDA's
 memory-efficient attention wants aligned rows, so there the chunk's strip [H, rows, K] is copied out,
 and a half-precision model attends in float32 there, since that attention would round the bias to
-the model's dtype (0.03-0.06 in a logit for bfloat16).
+the model's dtype.
 """
 
 from __future__ import annotations
