@@ -19,9 +19,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes that decide how much memory and work a window takes."""
+
+    layers: int
+    width: int  # hidden size
+    heads: int
+    kv_heads: int  # fewer than heads where queries share keys and values
+    head_dim: int
+    mlp_width: int
+
+
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint is. ``seed`` and ``train_length`` are None where unknown."""
+    """What a checkpoint is. ``seed`` and ``train_length`` are None where unknown.
+
+    ``details`` belong to the run's specification: whatever else decides the losses, and nothing that
+    names a place on a disk. ``warnings`` are for people: what was changed or left out in reading.
+    """
 
     format: str
     scheme: str
@@ -32,7 +48,11 @@ class Description:
     prefix_invariant: bool
     max_length: int | None  # longest window its positions are defined for; None: no limit
     weights_sha256: str
+    architecture: str
+    shape: Shape
+    stored_dtypes: tuple[str, ...]  # as safetensors spells them: F32, BF16, F16, ...
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class LanguageModel(ABC):
@@ -71,6 +91,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def tokenizer(self) -> Tokenizer | None:
         """None where the checkpoint has none; then only token ids can be scored."""
+
+    def scheme_parameters(self) -> dict[str, list[float]]:
+        """The scheme's learned parameters by name, flat (KERPLE: r1, r2, one a head); few, or none."""
+        return {}
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:

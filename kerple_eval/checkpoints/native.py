@@ -1,12 +1,13 @@
 """The native format: a folder with ``config.json``, ``model.safetensors`` and a tokeniser.
 
     config.json        {"format": "kerple-eval", "version": 1, "model": {...}, "tokenizer": "bytes" |
-                        "tokenizer.json", "seed": int | null, "training": {...}}
+                        "tokenizer.json", "seed": int | null, "weights_sha256": "...", "training": {...}}
     model.safetensors  the decoder's tensors by name, any floating dtype
     tokenizer.json     where config.json names it
 
-Loading is strict: a missing, unclaimed or wrongly shaped tensor is named and refused. Weights may be
-stored in half precision; the scheme's parameters are stored in float32.
+Loading is strict: a missing, unclaimed or wrongly shaped tensor is named and refused, and so are
+weights whose sha256 is not the one in ``config.json`` (safetensors has no checksum of its own). Weights
+may be stored in half precision; the scheme's parameters are stored in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from kerple_eval.catalogue import scheme_entry, unknown
-from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel
+from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.files import write_atomically
 from kerple_eval.model.config import DecoderConfig
@@ -66,6 +67,12 @@ class NativeCheckpoint(Checkpoint):
         if self.config.tie_embeddings:
             del self._shapes["head.weight"]
         self.stored = _check_weights(folder / WEIGHTS, self._shapes)
+        self._sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        if self._sha256 != data["weights_sha256"]:
+            raise UserError(
+                f"{folder / WEIGHTS}: its sha256 is {self._sha256}, {CONFIG} says {data['weights_sha256']}: "
+                "the weights are damaged or another model's"
+            )
         if data["tokenizer"] == TOKENIZER:
             self._tokenizer: Tokenizer = JsonTokenizer(folder / TOKENIZER)
         else:
@@ -104,12 +111,18 @@ class NativeCheckpoint(Checkpoint):
             seed=self.data.get("seed"),
             prefix_invariant=scheme_entry(self.config.scheme).prefix_invariant,
             max_length=self._max_positions,
-            weights_sha256=hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest(),
-            details={
-                "model": self.config.to_json(),
-                "stored_dtype": sorted(set(self.stored.values())),
-                "tokenizer": self._tokenizer.identity,
-            },
+            weights_sha256=self._sha256,
+            architecture="decoder",
+            shape=Shape(
+                layers=self.config.layers,
+                width=self.config.width,
+                heads=self.config.heads,
+                kv_heads=self.config.heads,
+                head_dim=self.config.geometry.head_dim,
+                mlp_width=self.config.mlp_width,
+            ),
+            stored_dtypes=tuple(sorted(set(self.stored.values()))),
+            details={"model": self.config.to_json(), "tokenizer": self._tokenizer.identity},
         )
 
     @property
@@ -156,6 +169,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: version {data.get('version')!r}; this release reads {VERSION}")
     if data.get("tokenizer") not in ("bytes", TOKENIZER):
         raise UserError(f'{path}: tokenizer must be "bytes" or "{TOKENIZER}", got {data.get("tokenizer")!r}')
+    if not isinstance(data.get("weights_sha256"), str):
+        raise UserError(
+            f"{path}: weights_sha256 must be the sha256 of {WEIGHTS}, got {data.get('weights_sha256')!r}"
+        )
     seed = data.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise UserError(f"{path}: seed must be an integer or null, got {seed!r}")
@@ -209,7 +226,8 @@ def write_checkpoint(
         if not (decoder.config.tie_embeddings and name == "head.weight")
     }
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    write_atomically(folder / WEIGHTS, to_safetensors(state, metadata={"format": "pt"}))
+    weights = to_safetensors(state, metadata={"format": "pt"})
+    write_atomically(folder / WEIGHTS, weights)
     if tokenizer_json is not None:
         write_atomically(folder / TOKENIZER, tokenizer_json)
     config = {
@@ -218,6 +236,7 @@ def write_checkpoint(
         "model": decoder.config.to_json(),
         "tokenizer": "bytes" if tokenizer_json is None else TOKENIZER,
         "seed": seed,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "training": training or {},
     }
     write_atomically(folder / CONFIG, json.dumps(config, indent=2).encode() + b"\n")

@@ -22,12 +22,13 @@ def lines(text: str) -> list[str]:
         ("longest window", _known(description.max_length, "no limit")),
         ("prefix-invariant", "yes" if description.prefix_invariant else "no"),
         ("weights sha256", description.weights_sha256),
+        ("stored dtype", ", ".join(description.stored_dtypes)),
     ]
     for key, value in description.details.items():
         if isinstance(value, dict):
             rows += [(f"{key}.{k}", v) for k, v in value.items()]
         else:
-            rows.append((key, ", ".join(value) if isinstance(value, list) else value))
+            rows.append((key, value))
     if isinstance(checkpoint, NativeCheckpoint):
         rows += _scheme_parameters(checkpoint)
     width = max(len(key) for key, _ in rows)

@@ -43,6 +43,13 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(data))
 
 
+def rewrite(folder: Path, tensors: dict[str, Any]) -> None:
+    """Other weights, with their own sha256 in config.json."""
+    save_file(tensors, folder / "model.safetensors")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    edit(folder, lambda data: data.update(weights_sha256=digest))
+
+
 def refused(folder: Path, *parts: str) -> None:
     """Opening it fails with one line that names each part."""
     with pytest.raises(UserError) as caught:
@@ -84,7 +91,7 @@ def test_description(folder: Path) -> None:
     assert description.parameters == sum(p.numel() for p in made().parameters())
     assert (description.format, description.scheme, description.vocab_size) == ("native", "kerple-log", 256)
     assert (description.train_length, description.seed, description.max_length) == (8, 7, None)
-    assert description.details["stored_dtype"] == ["F32"]
+    assert description.stored_dtypes == ("F32",)
 
 
 def test_readable_with_plain_safetensors(folder: Path) -> None:
@@ -115,12 +122,12 @@ def test_stored_in_float16(tmp_path: Path) -> None:
         assert stored[name].dtype == kept.dtype, name
         np.testing.assert_array_equal(stored[name], kept)
         np.testing.assert_array_equal(again[name].numpy(), kept.astype(np.float32))
-    assert checkpoint.description.details["stored_dtype"] == ["F16", "F32"]
+    assert checkpoint.description.stored_dtypes == ("F16", "F32")
 
 
 def test_a_float64_checkpoint_is_not_narrowed(folder: Path) -> None:
     wide = {name: x.astype(np.float64) + 1e-12 for name, x in load_file(folder / "model.safetensors").items()}
-    save_file(wide, folder / "model.safetensors")
+    rewrite(folder, wide)
     again = NativeCheckpoint(folder).decoder().state_dict()
     np.testing.assert_array_equal(again["layers.1.mlp_in.weight"].numpy(), wide["layers.1.mlp_in.weight"])
 
@@ -140,7 +147,7 @@ def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
 def test_parameters_outside_their_intervals_are_projected_and_counted(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["scheme.r1"] = np.array([0.001, 0.5, -1.0], dtype=np.float32)
-    save_file(tensors, folder / "model.safetensors")
+    rewrite(folder, tensors)
     checkpoint = NativeCheckpoint(folder)
     again = checkpoint.decoder()
     assert checkpoint.projected == {"r1": 2}
@@ -230,6 +237,21 @@ def test_integer_tensors_are_refused(folder: Path, dtype: type[np.generic]) -> N
     refused(folder, "model.safetensors", "norm.weight", "floating point")
 
 
+def test_damaged_weight_bytes_are_refused(folder: Path) -> None:
+    """One flipped bit in a number: the header is whole, so only the checksum sees it."""
+    path = folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 1
+    path.write_bytes(raw)
+    refused(folder, str(path), hashlib.sha256(raw).hexdigest(), "damaged")
+
+
+def test_another_models_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "other", made(scheme="kerple-power"), seed=7)
+    (tmp_path / "other" / "model.safetensors").rename(folder / "model.safetensors")
+    refused(folder, "model.safetensors", "another model's")
+
+
 # --- Broken configuration ------------------------------------------------------------------------
 
 
@@ -271,6 +293,8 @@ def test_an_unknown_key_is_named_with_the_one_meant(folder: Path) -> None:
         ({"tokenizer": None}, ["tokenizer"]),
         ({"seed": "seven"}, ["seed", "seven"]),
         ({"seed": True}, ["seed"]),
+        ({"weights_sha256": None}, ["weights_sha256"]),
+        ({"weights_sha256": 7}, ["weights_sha256", "7"]),
         ({"model": None}, ["model"]),
         ({"model": [1]}, ["model", "list"]),
     ],
