@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
 
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
@@ -45,3 +50,11 @@ def tokens(count: int, vocabulary: int = 11, seed: int = 0) -> NDArray[np.int64]
 
 def weights(made: Decoder) -> dict[str, NDArray[np.float64]]:
     return {name: x.detach().double().numpy() for name, x in made.state_dict().items()}
+
+
+def rewrite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Other weights in a native checkpoint, with their own sha256 in config.json."""
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
