@@ -167,6 +167,21 @@ def inspect(model: str) -> None:
         click.echo(line)
 
 
+@cli.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="dtype of the written weights; the narrowest that keeps every one exactly unless given.",
+)  # fmt: skip
+def convert(source: str, destination: str, dtype: str | None) -> None:
+    """Write the checkpoint SRC (any MODEL) into the new folder DST in the native format."""
+    from kerple_eval.commands import convert as command  # noqa: PLC0415
+
+    for line in command.run(source, destination, dtype):
+        click.echo(line)
+
+
 KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 
 

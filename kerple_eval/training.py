@@ -28,6 +28,7 @@ from kerple_eval.checkpoints.card import card
 from kerple_eval.checkpoints.native import CONFIG, NativeModel, write_checkpoint
 from kerple_eval.data.batches import PackedBatches
 from kerple_eval.data.corpus import Corpus
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.files import locked, write_atomically
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
@@ -76,7 +77,7 @@ def train(
     out: Path,
     *,
     weights_dtype: torch.dtype = torch.float32,
-    tokenizer_json: bytes | None = None,
+    tokenizer: Tokenizer | None = BYTE_TOKENIZER,
     record: dict[str, Any] | None = None,
     reports: int = 20,
     on_report: Callable[[Report], None] = lambda report: None,
@@ -132,7 +133,7 @@ def train(
             run.decoder,
             seed=recipe.seed,
             dtype=weights_dtype,
-            tokenizer_json=tokenizer_json,
+            tokenizer=tokenizer,
             training=training,
         )
         text = card(out.name, asdict(recipe.model), recipe.seed, training)

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from kerple_eval.model.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,13 @@ class Checkpoint(ABC):
     def scheme_parameters(self) -> dict[str, list[float]]:
         """The scheme's learned parameters by name, flat (KERPLE: r1, r2, one a head); few, or none."""
         return {}
+
+    def decoder(self) -> Decoder:
+        """The native decoder on CPU that computes what this checkpoint does; UserError where none can."""
+        raise UserError(
+            f"{self.description.format}: {self.description.architecture} has no native form, "
+            "so it cannot be converted"
+        )
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:

@@ -1,7 +1,8 @@
 """The native format: a folder with ``config.json``, ``model.safetensors`` and a tokeniser.
 
-    config.json        {"format": "kerple-eval", "version": 1, "model": {...}, "tokenizer": "bytes" |
-                        "tokenizer.json", "seed": int | null, "weights_sha256": "...", "training": {...}}
+    config.json        {"format": "kerple-eval", "version": 1, "model": {...},
+                        "tokenizer": "bytes" | "tokenizer.json" | null, "seed": int | null,
+                        "weights_sha256": "...", "training": {...}}
     model.safetensors  the decoder's tensors by name, any floating dtype
     tokenizer.json     where config.json names it
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,17 @@ from torch import Tensor
 
 from kerple_eval.catalogue import scheme_entry, unknown
 from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel, Shape
-from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer, Tokenizer
 from kerple_eval.files import write_atomically
 from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder
+from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 
 FORMAT = "kerple-eval"
 VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+BYTES = "bytes"
 HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
 
 
@@ -73,11 +76,12 @@ class NativeCheckpoint(Checkpoint):
                 f"{folder / WEIGHTS}: its sha256 is {self._sha256}, {CONFIG} says {data['weights_sha256']}: "
                 "the weights are damaged or another model's"
             )
+        self._tokenizer: Tokenizer | None = None
         if data["tokenizer"] == TOKENIZER:
-            self._tokenizer: Tokenizer = JsonTokenizer(folder / TOKENIZER)
-        else:
-            self._tokenizer = ByteTokenizer()
-        if self._tokenizer.vocab_size > self.config.vocab_size:
+            self._tokenizer = JsonTokenizer(folder / TOKENIZER)
+        elif data["tokenizer"] == BYTES:
+            self._tokenizer = BYTE_TOKENIZER
+        if self._tokenizer is not None and self._tokenizer.vocab_size > self.config.vocab_size:
             raise UserError(
                 f"{where}: the tokeniser has {self._tokenizer.vocab_size} ids, "
                 f"the model's vocabulary {self.config.vocab_size}"
@@ -110,7 +114,7 @@ class NativeCheckpoint(Checkpoint):
             train_length=self.config.train_length,
             seed=self.data.get("seed"),
             prefix_invariant=scheme_entry(self.config.scheme).prefix_invariant,
-            max_length=self._max_positions,
+            max_length=self._scheme()[0].max_positions,
             weights_sha256=self._sha256,
             architecture="decoder",
             shape=Shape(
@@ -122,13 +126,34 @@ class NativeCheckpoint(Checkpoint):
                 mlp_width=self.config.mlp_width,
             ),
             stored_dtypes=tuple(sorted(set(self.stored.values()))),
-            details={"model": self.config.to_json(), "tokenizer": self._tokenizer.identity},
+            details={
+                "model": self.config.to_json(),
+                "tokenizer": self._tokenizer.identity if self._tokenizer else None,
+            },
+            warnings=tuple(
+                f"{count} values of scheme.{name} are outside their interval and are put back on loading"
+                for name, count in self._scheme()[1].items()
+            ),
         )
 
-    @property
-    def _max_positions(self) -> int | None:
-        with torch.device("meta"):
-            return Decoder(self.config).scheme.max_positions
+    def _scheme(self) -> tuple[Scheme, dict[str, int]]:
+        """The scheme with its stored parameters, projected, and how many values moved, by name."""
+        scheme = build_scheme(self.config)
+        names = [name for name, _ in scheme.named_parameters()]
+        tensors = self._read([f"scheme.{name}" for name in names], torch.float32)
+        scheme.load_state_dict({name: tensors[f"scheme.{name}"] for name in names})
+        return scheme, scheme.project_()
+
+    def scheme_parameters(self) -> dict[str, list[float]]:
+        return {name: p.flatten().tolist() for name, p in self._scheme()[0].named_parameters()}
+
+    def _read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        path = self.folder / WEIGHTS
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name).to(dtype) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: {error}") from None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -139,18 +164,13 @@ class NativeCheckpoint(Checkpoint):
 
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""
-        path = self.folder / WEIGHTS
         wide = torch.float64 if "F64" in self.stored.values() else torch.float32
         decoder = Decoder(self.config).to(wide)
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name).to(wide) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: {error}") from None
+        state = self._read(self._shapes, wide)
         if self.config.tie_embeddings:
             state["head.weight"] = state["embedding.weight"]
         decoder.load_state_dict(state, strict=True)
-        self.projected = decoder.scheme.project_()
+        decoder.scheme.project_()
         return decoder
 
 
@@ -167,8 +187,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f'{path}: not a native checkpoint: "format" must be "{FORMAT}"')
     if data.get("version") != VERSION:
         raise UserError(f"{path}: version {data.get('version')!r}; this release reads {VERSION}")
-    if data.get("tokenizer") not in ("bytes", TOKENIZER):
-        raise UserError(f'{path}: tokenizer must be "bytes" or "{TOKENIZER}", got {data.get("tokenizer")!r}')
+    if data.get("tokenizer", "") not in (BYTES, TOKENIZER, None):
+        raise UserError(
+            f'{path}: tokenizer must be "{BYTES}", "{TOKENIZER}" or null, got {data.get("tokenizer")!r}'
+        )
     if not isinstance(data.get("weights_sha256"), str):
         raise UserError(
             f"{path}: weights_sha256 must be the sha256 of {WEIGHTS}, got {data.get('weights_sha256')!r}"
@@ -215,7 +237,7 @@ def write_checkpoint(
     *,
     seed: int | None,
     dtype: torch.dtype = torch.float32,
-    tokenizer_json: bytes | None = None,
+    tokenizer: Tokenizer | None = BYTE_TOKENIZER,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write the native format; ``config.json`` comes last, so that it marks a whole checkpoint."""
@@ -228,13 +250,13 @@ def write_checkpoint(
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     weights = to_safetensors(state, metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, weights)
-    if tokenizer_json is not None:
-        write_atomically(folder / TOKENIZER, tokenizer_json)
+    if isinstance(tokenizer, JsonTokenizer):
+        write_atomically(folder / TOKENIZER, tokenizer.raw)
     config = {
         "format": FORMAT,
         "version": VERSION,
         "model": decoder.config.to_json(),
-        "tokenizer": "bytes" if tokenizer_json is None else TOKENIZER,
+        "tokenizer": TOKENIZER if isinstance(tokenizer, JsonTokenizer) else tokenizer and BYTES,
         "seed": seed,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "training": training or {},

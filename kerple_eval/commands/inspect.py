@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from kerple_eval.checkpoints.native import NativeCheckpoint
+from kerple_eval.checkpoints.base import Description
 from kerple_eval.checkpoints.resolve import open_model, parse_model
+from kerple_eval.devices import DTYPES
+from kerple_eval.footprint import window_bytes
+from kerple_eval.plan import LENGTHS
+
+MOST_VALUES = 32  # of one parameter, on its line
 
 
 def lines(text: str) -> list[str]:
-    """``key  value`` lines."""
+    """``key  value`` lines; opens the checkpoint and reads no weights but the scheme's."""
     checkpoint = open_model(parse_model(text))
     description = checkpoint.description
+    tokenizer = checkpoint.tokenizer
     rows: list[tuple[str, Any]] = [
         ("format", description.format),
-        ("scheme", description.scheme),
-        ("trained length", _known(description.train_length)),
-        ("seed", _known(description.seed)),
+        ("architecture", description.architecture),
         ("parameters", f"{description.parameters:,}"),
-        ("vocabulary", description.vocab_size),
+        ("scheme", description.scheme),
+        *((f"scheme.{name}", _values(x)) for name, x in checkpoint.scheme_parameters().items()),
+        ("trained length", _known(description.train_length)),
         ("longest window", _known(description.max_length, "no limit")),
         ("prefix-invariant", "yes" if description.prefix_invariant else "no"),
-        ("weights sha256", description.weights_sha256),
+        ("seed", _known(description.seed)),
+        ("vocabulary", f"{description.vocab_size:,}"),
+        ("tokeniser", "none: only token ids can be scored" if tokenizer is None else tokenizer.identity),
         ("stored dtype", ", ".join(description.stored_dtypes)),
+        ("weights sha256", description.weights_sha256),
+        *_flat(description.details),
+        *(("memory " + name, value) for name, value in _memory(description)),
+        *(("warning", warning) for warning in description.warnings),
     ]
-    for key, value in description.details.items():
-        if isinstance(value, dict):
-            rows += [(f"{key}.{k}", v) for k, v in value.items()]
-        else:
-            rows.append((key, value))
-    if isinstance(checkpoint, NativeCheckpoint):
-        rows += _scheme_parameters(checkpoint)
     width = max(len(key) for key, _ in rows)
     return [f"{key.ljust(width)}  {value}" for key, value in rows]
 
 
-def _scheme_parameters(checkpoint: NativeCheckpoint) -> list[tuple[str, str]]:
-    decoder = checkpoint.decoder()
-    rows = [
-        (f"scheme.{name}", " ".join(f"{value:.4g}" for value in parameter.flatten().tolist()[:32]))
-        for name, parameter in decoder.scheme.named_parameters()
-    ]
-    for name, count in checkpoint.projected.items():
-        rows.append((f"warning: scheme.{name}", f"{count} values were outside their interval"))
-    return rows
+def _memory(description: Description) -> Iterator[tuple[str, str]]:
+    """The weights and one forward pass at each length the model has positions for."""
+    limit = description.max_length
+    for length in LENGTHS:
+        if limit is None or length <= limit:
+            sizes = [
+                f"{window_bytes(description, length, DTYPES[dtype].itemsize) / 1e6:,.0f} MB {dtype}"
+                for dtype in ("float32", "bfloat16")
+            ]
+            yield f"at {length}", ", ".join(sizes)
+
+
+def _flat(details: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in details.items():
+        if key == "tokenizer":
+            continue  # has a line of its own
+        if isinstance(value, dict):
+            yield from ((f"{key}.{k}", v) for k, v in value.items())
+        else:
+            yield key, value
+
+
+def _values(values: list[float]) -> str:
+    more = f" ... ({len(values)} values)" if len(values) > MOST_VALUES else ""
+    return " ".join(f"{value:.4g}" for value in values[:MOST_VALUES]) + more
 
 
 def _known(value: Any, otherwise: str = "unknown") -> str:

@@ -79,8 +79,7 @@ def run(
         try:
             result = train(
                 recipe, corpus, Path(out), weights_dtype=DTYPES[store],
-                tokenizer_json=Path(tokenizer).read_bytes() if tokenizer else None,
-                record=record, on_report=on_report, on_step=on_step,
+                tokenizer=reader, record=record, on_report=on_report, on_step=on_step,
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.stop()

@@ -53,6 +53,9 @@ class ByteTokenizer:
         return Encoding(ids, np.ones_like(ids))
 
 
+BYTE_TOKENIZER = ByteTokenizer()
+
+
 class JsonTokenizer:
     """A Hugging Face ``tokenizer.json``, read by the ``tokenizers`` library; no template tokens."""
 
@@ -68,6 +71,7 @@ class JsonTokenizer:
             raise UserError(f"{path}: not a tokenizer.json: {error}") from None
         self._fast.no_truncation()
         self._fast.no_padding()
+        self.raw = raw
         self.identity = "tokenizer.json:" + hashlib.sha256(raw).hexdigest()[:16]
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
         self.bos: int | None = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")

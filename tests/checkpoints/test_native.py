@@ -143,7 +143,9 @@ def test_parameters_outside_their_intervals_are_projected_and_counted(folder: Pa
     tiny.rewrite(folder, tensors)
     checkpoint = NativeCheckpoint(folder)
     again = checkpoint.decoder()
-    assert checkpoint.projected == {"r1": 2}
+    (warning,) = checkpoint.description.warnings
+    assert warning.startswith("2 values of scheme.r1")
+    assert checkpoint.scheme_parameters()["r1"] == again.scheme.r1.tolist()
     assert again.scheme.r1.tolist() == pytest.approx([0.01, 0.5, 0.01])
 
 
@@ -283,7 +285,7 @@ def test_an_unknown_key_is_named_with_the_one_meant(folder: Path) -> None:
         ({"version": 2}, ["version 2"]),
         ({"version": None}, ["version None"]),
         ({"tokenizer": "words"}, ["tokenizer", "words"]),
-        ({"tokenizer": None}, ["tokenizer"]),
+        ({"tokenizer": 7}, ["tokenizer", "7"]),
         ({"seed": "seven"}, ["seed", "seven"]),
         ({"seed": True}, ["seed"]),
         ({"weights_sha256": None}, ["weights_sha256"]),
@@ -313,25 +315,33 @@ def test_a_tokeniser_bigger_than_the_vocabulary(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / "config.json"), "256", "255")
 
 
-def words(count: int) -> bytes:
+def words(folder: Path, count: int) -> JsonTokenizer:
     vocabulary = {f"w{n}": n for n in range(count)}
-    text: str = Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).to_str()
-    return text.encode()
+    path = folder / f"{count}-words.json"
+    path.write_text(Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).to_str())
+    return JsonTokenizer(path)
 
 
 def test_a_checkpoint_with_its_own_tokeniser(tmp_path: Path) -> None:
     small = tiny.decoder(tiny.config(vocab_size=11), dtype=torch.float32)
-    write_checkpoint(tmp_path / "fits", small, seed=None, tokenizer_json=words(11))
+    write_checkpoint(tmp_path / "fits", small, seed=None, tokenizer=words(tmp_path, 11))
     tokenizer = NativeCheckpoint(tmp_path / "fits").tokenizer
     assert isinstance(tokenizer, JsonTokenizer)
     assert tokenizer.vocab_size == 11
-    write_checkpoint(tmp_path / "not", small, seed=None, tokenizer_json=words(12))
+    write_checkpoint(tmp_path / "not", small, seed=None, tokenizer=words(tmp_path, 12))
     refused(tmp_path / "not", "config.json", "12", "11")
+
+
+def test_a_checkpoint_without_a_tokeniser(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tiny.decoder(tiny.config(), dtype=torch.float32), seed=None, tokenizer=None)
+    assert NativeCheckpoint(tmp_path).tokenizer is None
+    edit(tmp_path, lambda data: data.pop("tokenizer"))
+    refused(tmp_path, str(tmp_path / "config.json"), "tokenizer")
 
 
 def test_a_missing_or_broken_tokeniser_is_named(tmp_path: Path) -> None:
     small = tiny.decoder(tiny.config(vocab_size=11), dtype=torch.float32)
-    write_checkpoint(tmp_path, small, seed=None, tokenizer_json=words(11))
+    write_checkpoint(tmp_path, small, seed=None, tokenizer=words(tmp_path, 11))
     (tmp_path / "tokenizer.json").write_text("{")
     refused(tmp_path, str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer.json").unlink()

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from kerple_eval.checkpoints.native import write_checkpoint
 from kerple_eval.cli import cli
+from kerple_eval.data.tokenizer import JsonTokenizer
 from tests import tiny
 
 Cli = Callable[..., Result]
@@ -30,7 +31,12 @@ def make_model(
     """A native checkpoint with random weights; its training seed is recorded as ``seed``."""
     shape = tiny.config(scheme, vocab_size=vocabulary, width=16, heads=2, mlp_width=24, train_length=16)
     made = tiny.decoder(shape, seed, torch.float32)
-    write_checkpoint(folder, made, seed=seed, tokenizer_json=tokenizer)
+    if tokenizer is None:
+        write_checkpoint(folder, made, seed=seed)
+    else:
+        path = folder.with_suffix(".json")
+        path.write_bytes(tokenizer)
+        write_checkpoint(folder, made, seed=seed, tokenizer=JsonTokenizer(path))
     return folder
 
 

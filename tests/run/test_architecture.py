@@ -20,7 +20,7 @@ LEVELS = (
     ("model", "protocols", "data"),
     ("checkpoints",),
     ("scoring", "stats", "cells", "records"),
-    ("plan", "run", "reports", "training"),
+    ("footprint", "plan", "run", "reports", "training"),
     ("commands",),
     ("cli",),
     ("__main__",),

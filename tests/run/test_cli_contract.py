@@ -19,7 +19,7 @@ COLUMNS = (
     "model,scheme,seed,train_length,task,protocol,length,documents,windows,targets,targets_hash,"
     "nll,ppl,bits_per_byte,dtype,device,status,error"
 )
-COMMANDS = {"run", "table", "plot", "report", "train", "inspect", "list", "demo"}
+COMMANDS = {"run", "table", "plot", "report", "train", "inspect", "convert", "list", "demo"}
 LISTS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
 
@@ -149,7 +149,7 @@ def test_inspect(models: dict[str, str], invoke: Cli) -> None:
     assert done.exit_code == 0
     facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert facts["scheme"] == "kerple-log"
-    assert facts["tokenizer"] == "bytes"
+    assert facts["tokeniser"] == "bytes"
     assert "scheme.r1" in facts
 
 

@@ -143,7 +143,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
     checkpoint = NativeCheckpoint(tmp_path / name)
     tokens = tiny.tokens(20, 256)
     assert torch.equal(logits(checkpoint.decoder(), tokens), logits(made, tokens))
-    assert checkpoint.projected == {}
+    assert checkpoint.description.warnings == ()
     description = checkpoint.description
     assert (description.scheme, description.seed, description.train_length) == (name, 3, 8)
     assert description.prefix_invariant is schemes()[name].prefix_invariant
