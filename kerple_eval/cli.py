@@ -6,7 +6,12 @@ quick. UserError becomes one line and exit status 2.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,27 @@ from click.exceptions import NoArgsIsHelpError
 from kerple_eval import __version__
 from kerple_eval.catalogue import unknown
 from kerple_eval.types import UserError
+
+STOPPED = "stopped; the same command goes on"
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """While torch is imported: Ctrl-C leaves at once. Nothing has begun, and torch's own start-up code
+    would answer an exception in the middle of it by aborting the process."""
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, f"\n{STOPPED}\n".encode())
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Group(click.Group):
@@ -37,7 +63,7 @@ class Group(click.Group):
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
             status = 2
         except (KeyboardInterrupt, click.Abort):
-            click.echo("stopped", err=True)
+            click.echo(STOPPED, err=True)
             status = 130
         if standalone_mode:
             sys.exit(status)
@@ -85,7 +111,8 @@ def cli() -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all unless given.")
 def train(**options: Any) -> None:
     """Train the native decoder; start the same command again to go on after a kill."""
-    from kerple_eval.commands import train as command  # noqa: PLC0415
+    with importing():
+        from kerple_eval.commands import train as command  # noqa: PLC0415
 
     command.run(**options)
 
@@ -116,7 +143,8 @@ def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...
     MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
     never computed twice: after a kill or Ctrl-C the same command goes on.
     """
-    from kerple_eval.commands import run as command  # noqa: PLC0415
+    with importing():
+        from kerple_eval.commands import run as command  # noqa: PLC0415
 
     sys.exit(command.run(models, tasks=task, protocols=protocol, **options))
 
@@ -201,7 +229,8 @@ def list_(what: str) -> None:
 @click.option("--out", default="out/demo", show_default=True, help="Run directory of the demo.")
 def demo(out: str) -> None:
     """The main job on what the package ships: seven schemes, 512 to 16,384, table and figures."""
-    from kerple_eval.commands import demo as command  # noqa: PLC0415
+    with importing():
+        from kerple_eval.commands import demo as command  # noqa: PLC0415
 
     sys.exit(command.run(out))
 
