@@ -6,12 +6,7 @@ quick. UserError becomes one line and exit status 2.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +15,8 @@ from click.exceptions import NoArgsIsHelpError
 
 from kerple_eval import __version__
 from kerple_eval.catalogue import unknown
+from kerple_eval.interrupts import STOPPED, leaving_at_once
 from kerple_eval.types import UserError
-
-STOPPED = "stopped; the same command goes on"
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """While torch is imported: Ctrl-C leaves at once. Nothing has begun, and torch's own start-up code
-    would answer an exception in the middle of it by aborting the process."""
-
-    def leave(number: int, frame: object) -> None:
-        os.write(2, f"\n{STOPPED}\n".encode())
-        os._exit(130)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Group(click.Group):
@@ -111,7 +86,7 @@ def cli() -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all unless given.")
 def train(**options: Any) -> None:
     """Train the native decoder; start the same command again to go on after a kill."""
-    with importing():
+    with leaving_at_once():
         from kerple_eval.commands import train as command  # noqa: PLC0415
 
     command.run(**options)
@@ -143,7 +118,7 @@ def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...
     MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
     never computed twice: after a kill or Ctrl-C the same command goes on.
     """
-    with importing():
+    with leaving_at_once():
         from kerple_eval.commands import run as command  # noqa: PLC0415
 
     sys.exit(command.run(models, tasks=task, protocols=protocol, **options))
@@ -229,7 +204,7 @@ def list_(what: str) -> None:
 @click.option("--out", default="out/demo", show_default=True, help="Run directory of the demo.")
 def demo(out: str) -> None:
     """The main job on what the package ships: seven schemes, 512 to 16,384, table and figures."""
-    with importing():
+    with leaving_at_once():
         from kerple_eval.commands import demo as command  # noqa: PLC0415
 
     sys.exit(command.run(out))

@@ -259,10 +259,5 @@ def _work(window: Window) -> float:
 def _byte_counts(
     documents: Sequence[TokenDocument], windows: Sequence[tuple[int, Window]]
 ) -> list[int] | None:
-    counts = []
-    for index, window in windows:
-        spelled = documents[index].byte_counts
-        if spelled is None:
-            return None
-        counts.append(int(spelled[window.first_target : window.stop + 1].sum()))
-    return counts
+    counts = [documents[index].spelled(window) for index, window in windows]
+    return None if None in counts else [count for count in counts if count is not None]

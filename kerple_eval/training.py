@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import io
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +27,13 @@ from kerple_eval.data.batches import PackedBatches
 from kerple_eval.data.corpus import Corpus
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.files import locked, write_atomically
+from kerple_eval.interrupts import interruptible
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records import differences
 from kerple_eval.scoring import NotFiniteError, score
+from kerple_eval.stats import total_loss
 from kerple_eval.types import UserError
 
 STATE = "training-state.pt"
@@ -102,7 +101,7 @@ def train(
         raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
     torch.set_num_threads(recipe.threads)
-    with locked(out), _interruptible() as interrupted:
+    with locked(out), interruptible() as interrupted:
         run = _Run(recipe, corpus)
         if state_file.exists():
             run.restore(state_file, identity)
@@ -211,21 +210,15 @@ class _Run:
             step = -(-len(windows) * length // tokens)
             windows = windows[::step]
         model = NativeModel(decoder, self.device, torch.float32)
-        total, spelled, targets = 0.0, 0, 0
         ids = [document.ids for document in documents]
         try:
-            for members, losses in score(model, ids, windows):
-                total += sum(float(loss.sum(dtype=np.float64)) for loss in losses)
-                for index in members:
-                    document, window = windows[index]
-                    targets += window.targets
-                    counts = documents[document].byte_counts
-                    if counts is not None:
-                        spelled += int(counts[window.first_target : window.stop + 1].sum())
+            total = sum(total_loss(losses) for _, losses in score(model, ids, windows))
         except NotFiniteError as error:
             raise UserError(f"training diverged: held-out {error} at step {self.step}; lower --lr") from None
         decoder.train()
-        return total, spelled or None, targets
+        counts = [documents[index].spelled(window) for index, window in windows]
+        spelled = None if None in counts else sum(count or 0 for count in counts)
+        return total, spelled, sum(window.targets for _, window in windows)
 
     def finish(self, dtype: torch.dtype) -> dict[str, Any]:
         """The figure of the weights as they will be stored, on all held-out text."""
@@ -307,21 +300,3 @@ def _optimizer(decoder: Decoder, recipe: Recipe) -> torch.optim.Optimizer:
         betas=(recipe.beta1, recipe.beta2),
         fused=True,
     )
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM become a flag, so that a step is never torn; yields its reader."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may set handlers
-        return
-    previous = {
-        number: signal.signal(number, lambda received, frame: caught.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.data.tokenizer import Tokenizer
-from kerple_eval.types import UserError
+from kerple_eval.types import UserError, Window
 
 Ids = NDArray[np.int64]
 
@@ -40,6 +40,12 @@ class TokenDocument:
             return self
         counts = None if self.byte_counts is None else self.byte_counts[:tokens]
         return TokenDocument(self.name, self.ids[:tokens], counts)
+
+    def spelled(self, window: Window) -> int | None:
+        """UTF-8 bytes of the window's targets; None where unknown."""
+        if self.byte_counts is None:
+            return None
+        return int(self.byte_counts[window.first_target : window.stop + 1].sum())
 
     @property
     def sha256(self) -> str:

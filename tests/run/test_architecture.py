@@ -14,7 +14,14 @@ ROOT = Path(kerple_eval.__file__).parent
 #: cli -> run, reports -> scoring, stats, records -> model, checkpoints, protocols, data -> schemes
 #: -> kernels, types. A module may import from its own level (but see SIBLINGS) and below.
 LEVELS = (
-    ("__init__", "types", "kernels", "files", "devices"),  # __init__: its version; its other names are lazy
+    (
+        "__init__",
+        "types",
+        "kernels",
+        "files",
+        "devices",
+        "interrupts",
+    ),  # __init__: its version; its other names are lazy
     ("catalogue",),
     ("schemes",),
     ("model", "protocols", "data"),

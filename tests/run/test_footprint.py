@@ -1,0 +1,46 @@
+"""The estimate of ``inspect`` against what a process really takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kerple_eval.checkpoints.resolve import open_model, parse_model
+from kerple_eval.footprint import window_bytes
+
+PROGRAM = """
+import resource, sys
+import numpy as np, torch
+from kerple_eval.checkpoints.resolve import open_model, parse_model
+from kerple_eval.scoring import score
+from kerple_eval.types import Window
+torch.set_num_threads(1)
+model = open_model(parse_model(sys.argv[1])).load(torch.device("cpu"), torch.float32)
+tokens = np.zeros(20000, dtype=np.int64)
+def peak(length):
+    list(score(model, [tokens], [(0, Window(0, length, 1))]))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+low = peak(2048)
+print(peak(int(sys.argv[2])) - low)
+"""
+
+
+def test_more_tokens_and_wider_numbers_take_more() -> None:
+    description = open_model(parse_model("zoo:kerple-log")).description
+    sizes = [window_bytes(description, length, 4) for length in (2048, 4096, 16384)]
+    assert sizes == sorted(set(sizes))
+    assert window_bytes(description, 4096, 2) < sizes[1]
+    assert sizes[0] > 4 * description.parameters
+
+
+@pytest.mark.slow
+def test_the_estimate_is_near_the_truth() -> None:
+    """What 16,384 tokens add to what 2,048 take, within a factor of 1.3."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "zoo:kerple-log", "16384"], capture_output=True, text=True, check=True
+    )
+    description = open_model(parse_model("zoo:kerple-log")).description
+    estimate = window_bytes(description, 16384, 4) - window_bytes(description, 2048, 4)
+    assert 1 / 1.3 < estimate / int(done.stdout) < 1.3
