@@ -272,7 +272,7 @@ def _refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any]
                 "give each an --out of its own"
             )
     for option, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # a seed of 0 was given
             raise UserError(
                 f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
                 + (" by its own seed=" if option == "seed" else "")

@@ -91,7 +91,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"code": 6}, r"d\.idx: dtype code 6 is a floating-point one, so these are not token ids"),
     ({"code": 7}, r"d\.idx: dtype code 7 is a floating-point one"),
     ({"sizes": [4, 0, -2, 7, 1]}, r"d\.idx: damaged: document 2 has -2 tokens"),
-    ({"sizes": [4, 0, 2, 7, 2]}, r"d\.bin: truncated, or of another .* document 4 ends at byte 30, the file at 28"),
+    ({"sizes": [4, 0, 2, 7, 2]}, r"d\.bin: truncated, or of another .* 4 ends at byte 30, the file at 28"),
     ({"pointers": [0, 8, 8, 12, 27]}, r"document 4 ends at byte 29, the file at 28"),
     ({"pointers": [0, 8, 2**62, 12, 26]}, r"document 2 ends at byte 4611686018427387908"),
     ({"pointers": [0, 8, -1, 12, 26]}, r"d\.idx: damaged: document 2 begins at byte -1"),
