@@ -104,7 +104,10 @@ class MegatronDocuments(Sequence[TokenDocument]):
         number = range(len(self))[index]
         start = int(self._pointers[number])
         raw = self._bytes[start : start + int(self.sizes[number]) * self._dtype.itemsize]
-        return TokenDocument(f"{self.name}:{self._number + number}", raw.view(self._dtype))
+        return TokenDocument(self.document_name(number), raw.view(self._dtype))
+
+    def document_name(self, number: int) -> str:
+        return f"{self.name}:{self._number + number}"
 
     def __iter__(self) -> Iterator[TokenDocument]:
         return (self[i] for i in range(len(self)))
@@ -130,7 +133,7 @@ def _mapped(path: Path, beside: Path | None = None) -> NDArray[np.uint8]:
     try:
         if path.stat().st_size == 0:
             return np.zeros(0, dtype=np.uint8)
-        return np.memmap(path, dtype=np.uint8, mode="r")
+        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)  # memmap slices slowly
     except OSError as error:
         with_what = f" (it belongs beside {beside.name})" if beside else ""
         raise UserError(f"{path}: cannot be read: {error.strerror}{with_what}") from None

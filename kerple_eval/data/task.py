@@ -51,9 +51,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from kerple_eval.catalogue import unknown
+from kerple_eval.data.yaml_file import read_yaml
 from kerple_eval.shares import SHARES, parse_shares
 from kerple_eval.types import BosRule, Spec, UserError
 
@@ -191,33 +190,9 @@ def _as_dict(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, where YAML libraries keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_task(path: Path) -> Task:
     """Read and validate one task file."""
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path}: not YAML: {where}") from None
-    task: Task = _build(Task, data, str(path), "")
+    task: Task = _build(Task, read_yaml(path), str(path), "")
     if task.name != path.stem:
         raise UserError(f"{path}: name: {task.name!r} must be the file's name, {path.stem!r}")
     if not 0 < task.split.test <= 1:

@@ -72,6 +72,12 @@ class Reading:
             return self.documents.sizes
         return np.array([len(d) for d in self.documents], dtype=np.int64)
 
+    def name(self, number: int) -> str:
+        """A document's name, without reading it."""
+        if isinstance(self.documents, MegatronDocuments):
+            return self.documents.document_name(number)
+        return self.documents[number].name
+
 
 @dataclass
 class Text:
@@ -109,11 +115,9 @@ class Text:
             sizes = {len(reading.documents) for reading in readings.values()}
             self.record["selection"] = {"documents": sizes.pop(), "rule": "every document"}
         else:
-            chosen = self._chosen(readings.values(), choice)
+            chosen = self._chosen(list(readings.values()), choice)
             for reading in readings.values():
-                reading.documents = [
-                    d.cut(choice.max_tokens).plain() for d in reading.documents if d.name in chosen
-                ]
+                reading.documents = [reading.documents[i].cut(choice.max_tokens).plain() for i in chosen]
             for label, _, vocabulary in readers.values():
                 check_vocabulary(readings[keys[label]].documents, label, vocabulary)
             if self.tokens is not None:
@@ -158,21 +162,20 @@ class Text:
                     f"task {self.name}: documents.{key} is set, but the protocol draws from every document"
                 )
 
-    def _chosen(self, readings: Iterable[Reading], choice: Choice) -> set[str]:
-        whole = choice.longest + (0 if self.bos == "window" else 1)  # every window's first is the marker
-        least = max(self.selection.minimum_length, 2 if choice.keep_short else whole)
-        sizes: dict[str, int] = {}
-        for reading in readings:
-            for document in reading.documents:
-                size = len(document.cut(choice.max_tokens))
-                sizes[document.name] = min(size, sizes.get(document.name, size))
-        eligible = [name for name, size in sizes.items() if size >= least]
+    def _chosen(self, readings: Sequence[Reading], choice: Choice) -> list[int]:
+        """Positions of the documents to score; the readings hold the same ones in the same order."""
+        beyond = 0 if self.bos == "window" else 1  # a whole window and its target, the marker one of them
+        least = max(self.selection.minimum_length, 2 if choice.keep_short else choice.longest + beyond)
+        sizes = np.minimum.reduce([reading.sizes for reading in readings])
+        if choice.max_tokens is not None:
+            sizes = np.minimum(sizes, choice.max_tokens)
+        eligible = {readings[0].name(i): i for i in np.flatnonzero(sizes >= least).tolist()}
         if not eligible:
-            most = max(sizes.values(), default=0)
+            most = int(sizes.max(initial=0))
             cut = "" if choice.max_tokens is None else f" (cut by --max-tokens {choice.max_tokens})"
             raise UserError(
                 f"{self.name}: no document has {least} tokens, the longest has {most}{cut}; use "
-                f"--length up to {max(most - 1, 0)}" + ("" if choice.keep_short else " or --keep-short")
+                f"--length up to {max(most - beyond, 0)}" + ("" if choice.keep_short else " or --keep-short")
             )
         count = choice.documents or self.selection.count
         seed = self.selection.seed if choice.seed is None else choice.seed
@@ -188,7 +191,7 @@ class Text:
             "count": count,
             "seed": seed,
         }
-        return set(choose(eligible, count, seed))
+        return sorted(eligible[name] for name in choose(eligible, count, seed))
 
 
 def check_vocabulary(documents: Sequence[TokenDocument], label: str, vocabulary: int) -> None:
