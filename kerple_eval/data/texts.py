@@ -103,8 +103,13 @@ class Text:
         """
         keys: dict[str, tuple[str, str]] = {}
         readings: dict[tuple[str, str], Reading] = {}
-        for label, tokenizer, _ in readers.values():
+        for label, tokenizer, vocabulary in readers.values():
             rule, number = self._bos(label, tokenizer)
+            if number is not None and number >= vocabulary:
+                raise UserError(
+                    f"model {label}: its tokeniser's first-token marker is id {number}, beyond its "
+                    f"vocabulary (0..{vocabulary - 1})"
+                )
             identity = "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
             keys[label] = key = (identity, f"{rule} {number}")
             if key not in readings:

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from kerple_eval.catalogue import parse_spec
+from kerple_eval.data.corpus import training_corpus
 from kerple_eval.data.megatron import MegatronDocuments, is_megatron, open_megatron
 from kerple_eval.data.texts import Choice, own_tokens, task_text
+from kerple_eval.data.tokenizer import ByteTokenizer
 from kerple_eval.types import UserError
 from tests.megatron_writer import CODES, write
 
@@ -224,6 +226,11 @@ def test_as_a_task_source_relative_to_the_task_file(tmp_path: Path) -> None:
     assert by_part == {"train": list(range(16)), "valid": [16, 17, 18], "test": [19]}
     with pytest.raises(UserError, match=r"task neox: source.part: test holds none of 20 documents"):
         task_text(parse_spec(task(tmp_path, source={"part": "test"})))
+
+
+def test_training_needs_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task neox: its source \(megatron\) holds token ids, where text is"):
+        training_corpus(parse_spec(task(tmp_path)), (), ByteTokenizer())
 
 
 def test_a_packed_task_is_one_document_of_all_ids(tmp_path: Path) -> None:

@@ -178,6 +178,14 @@ def test_a_tokeniser_without_a_marker(rule: str) -> None:
             letters(rule, ["abc"]).prepare({"m": ("m", tokenizer, 256)}, Choice(1))
 
 
+def test_a_marker_beyond_the_vocabulary() -> None:
+    for rule in ("document", "window"):
+        with pytest.raises(
+            UserError, match=r"model m: its .* marker is id 30, beyond its vocabulary \(0..28\)"
+        ):
+            letters(rule, ["abc"]).prepare({"m": ("m", Letters(adds=False, bos=30), V)}, Choice(1))
+
+
 def test_least_tokens_count_the_marker() -> None:
     """At M = 4 a document needs M + 1 tokens, the marker among them."""
     for rule, least in (("never", 5), ("document", 4), ("window", 4)):

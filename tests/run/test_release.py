@@ -13,7 +13,7 @@ import torch
 import kerple_eval
 from kerple_eval.checkpoints.resolve import open_model, parse_model
 from tests.megatron_writer import write
-from tests.run.conftest import Cli, contents, prose, refusal
+from tests.run.conftest import Cli, contents, make_model, prose, refusal
 from tests.test_kerple_release import drawn, split_bounds
 
 
@@ -189,6 +189,35 @@ def test_what_a_text_must_offer(models: dict[str, str], text: str, invoke: Cli, 
     write(tmp_path / "d", [[1, 2, 3, 0]] * 9 + [[4, 300, 0]], "uint16")
     line = refusal(invoke(*command, "kerple-release:split=all", "--tokens", str(tmp_path / "d.idx")))
     assert "is id 300, beyond the vocabulary of model alibi (0..255)" in line
+
+
+def test_a_tokeniser_without_an_end_of_document(tmp_path: Path, text: str) -> None:
+    raw = '{"model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}'
+    model = make_model(tmp_path / "m", "rope", tokenizer=raw.encode())
+    with pytest.raises(
+        kerple_eval.UserError, match=r"ends each document .* \(tokenizer.json:\w+\) has no end-of-"
+    ):
+        run_of(str(model), tmp_path / "r", "kerple-release:split=all", text=text)
+
+
+def test_a_tasks_own_choice_is_refused(models: dict[str, str], prefix: str, tmp_path: Path) -> None:
+    """A task file over the data set: the samples of --tokens, and no choice of documents beside a draw."""
+    task = tmp_path / "neox.yaml"
+    lines = [
+        "name: neox", "version: 1", "description: d", "licence: l", "split: {test: 1.0}",
+        f"source: {{kind: megatron, path: {prefix}}}",
+    ]  # fmt: skip
+    task.write_text("\n".join(lines))
+    protocol = "kerple-release:split=valid,samples=9"
+    by_task = run_of(models["alibi"], tmp_path / "a", protocol, tasks=str(task)).summary()
+    by_tokens = run_of(models["alibi"], tmp_path / "b", protocol, tokens=prefix).summary()
+    assert by_task["targets_hash"].tolist() == by_tokens["targets_hash"].tolist()
+    assert by_task["nll"].tolist() == by_tokens["nll"].tolist()
+    task.write_text("\n".join([*lines, "documents: {count: 3}"]))
+    with pytest.raises(
+        kerple_eval.UserError, match=r"task neox: documents.count is set, but the protocol draws"
+    ):
+        run_of(models["alibi"], tmp_path / "c", protocol, tasks=str(task))
 
 
 def test_other_protocols_read_data_sets_too(
