@@ -92,6 +92,10 @@ PROTOCOLS = (
         "prefix", "kerple_eval.protocols.prefix:Prefix",
         "the first L tokens from the same starts; one pass serves every length where possible",
     ),
+    Entry(
+        "kerple-release", "kerple_eval.protocols.kerple_release:KerpleRelease",
+        "[split=test,seed=1234,samples=320]: the KERPLE release's own draw, faults and all (see aligned)",
+    ),
 )  # fmt: skip
 
 FORMATS = (

@@ -96,7 +96,11 @@ def train(**options: Any) -> None:
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--task", multiple=True, help="Task name or task file (repeat for more).")
 @click.option("--text", multiple=True, help="Text file of your own, a document a file or .jsonl line.")
-@click.option("--tokens", multiple=True, help='JSON lines {"tokens": [...]}, ids used as given.')
+@click.option(
+    "--tokens", multiple=True,
+    help='Token ids, used as given: JSON lines {"tokens": [...]}, or a memory-mapped data set of GPT-NeoX '
+    "or Megatron-LM, PREFIX.idx beside PREFIX.bin.",
+)  # fmt: skip
 @click.option(
     "--protocol", multiple=True, default=("full-context",), show_default=True,
     help="NAME:key=value, with @N after it for lengths up to N only (repeat for more).",
@@ -107,6 +111,11 @@ def train(**options: Any) -> None:
 @click.option("--keep-short", is_flag=True, help="Also documents shorter than the longest length.")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Cut each document after so many.")
 @click.option("--seed", type=click.IntRange(min=0), help="Draws the documents; the task's own if absent.")
+@click.option(
+    "--bos", type=click.Choice(["never", "document", "window", "tokenizer"]),
+    help="First-token marker: none, at the start of each document, of each window (one of its L), or what "
+    "the model's tokeniser does; the task's own rule if absent, tokenizer for --text.",
+)  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",

@@ -5,18 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from kerple_eval.catalogue import PROTOCOLS, entry, load, parse_spec, typed_options
 from kerple_eval.checkpoints.base import Checkpoint, Description
 from kerple_eval.checkpoints.resolve import label_models, open_model, parse_model
-from kerple_eval.data.documents import TokenDocument
-from kerple_eval.data.texts import Choice, Text, own_text, own_tokens, task_text
+from kerple_eval.data.documents import TokenDocument, assemble
+from kerple_eval.data.texts import (
+    Choice,
+    Reading,
+    Text,
+    check_vocabulary,
+    own_text,
+    own_tokens,
+    task_text,
+    tokens_hash,
+)
 from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.protocols.base import Protocol
-from kerple_eval.types import CellKey, UserError, Window
+from kerple_eval.types import BosRule, CellKey, UserError, Window
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 _CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
@@ -39,13 +48,26 @@ class ProtocolPlan:
         longest = self.longest if self.protocol.depends_on_longest else None
         return CellKey(model, task, self.name, length, longest)
 
-    def windows(self, documents: Sequence[TokenDocument], length: int) -> list[tuple[int, Window]]:
-        """(document index, window) pairs of a cell, in plan order."""
-        return [
+    def cell(self, reading: Reading, length: int) -> CellPlan:
+        """What a cell scores: its documents, drawn where the protocol draws, and windows over them."""
+        documents = reading.documents
+        if self.protocol.draws_samples:
+            documents = assemble(documents, self.protocol.samples(reading.sizes, length))
+        taken = 0 if reading.window_bos is None else 1  # of each window's L, by the marker before it
+        windows = [
             (index, window)
             for index, document in enumerate(documents)
-            for window in self.protocol.plan(len(document), length, self.longest)
+            for window in self.protocol.plan(len(document), length - taken, self.longest - taken)
         ]
+        return CellPlan(documents, windows)
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """Documents and (document index, window) pairs of a cell, in plan order."""
+
+    documents: Sequence[TokenDocument]
+    windows: Sequence[tuple[int, Window]]
 
 
 @dataclass
@@ -53,7 +75,8 @@ class PlannedModel:
     label: str
     checkpoint: Checkpoint
     description: Description
-    documents: dict[str, list[TokenDocument]]  # by text name
+    texts: dict[str, Reading]  # by text name
+    cells: dict[tuple[str, str, int], CellPlan]  # by text name, protocol and length
 
 
 @dataclass
@@ -96,6 +119,7 @@ def make_plan(
     keep_short: bool,
     max_tokens: int | None,
     seed: int | None,
+    bos: BosRule | None,
     device: str,
     dtype: str,
 ) -> RunPlan:
@@ -118,9 +142,17 @@ def make_plan(
     place = resolve_device(device)
     plans = [parse_protocol(text_, lengths) for text_ in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
+    if bos is not None and bos not in get_args(BosRule):
+        raise UserError(f"unknown --bos {bos!r}: available: {', '.join(get_args(BosRule))}")
+    draws = any(plan.protocol.draws_samples for plan in plans)
+    if draws:
+        _refuse_beside_a_draw(
+            plans,
+            {"documents": documents, "keep-short": keep_short, "max-tokens": max_tokens, "seed": seed},
+        )
     specs = [parse_model(model) for model in models]
     labels = label_models(specs)
-    texts = _texts(tasks, text, tokens)
+    texts = _texts(tasks, text, tokens, bos)
     checkpoints = [open_model(spec) for spec in specs]
     descriptions = [checkpoint.description for checkpoint in checkpoints]
     longest = max(plan.longest for plan in plans)
@@ -131,17 +163,17 @@ def make_plan(
                 f"model {label}: its positions ({description.scheme}) end at {limit}, "
                 f"length {longest} was asked for; use --length up to {limit}"
             )
-    choice = Choice(longest, documents, keep_short, max_tokens, seed)
+    choice = Choice(longest, documents, keep_short, max_tokens, seed, draws)
     readers = {
         label: (label, checkpoint.tokenizer, description.vocab_size)
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     }
     prepared = {t.name: t.prepare(readers, choice) for t in texts}
     planned = [
-        PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()})
+        PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()}, {})
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
-    _refuse_empty(planned, plans)
+    _plan_cells(planned, plans, {t.name: t.record for t in texts})
     specification = {  # what was asked comes first, so that a refusal names it before what follows from it
         "keep_short": keep_short,
         "max_tokens": max_tokens,
@@ -178,30 +210,73 @@ def make_plan(
     return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance)
 
 
-def _texts(tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str]) -> list[Text]:
-    texts = [task_text(parse_spec(task)) for task in tasks]
-    texts += [own_text(text)] if text else []
-    texts += [own_tokens(tokens)] if tokens else []
+def _texts(
+    tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str], bos: BosRule | None
+) -> list[Text]:
+    texts = [task_text(parse_spec(task), bos) for task in tasks]
+    texts += [own_text(text, bos)] if text else []
+    texts += [own_tokens(tokens, bos)] if tokens else []
     if not texts:
         raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
     _refuse_repeats([t.name for t in texts], "task")
     return texts
 
 
-def _refuse_empty(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -> None:
-    seen: set[int] = set()  # models with one tokeniser share their documents
+def _plan_cells(
+    models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan], records: dict[str, dict[str, Any]]
+) -> None:
+    """Every cell of every model; models that read a text alike share its cells. Refuses empty ones."""
+    made: dict[tuple[Reading, str, int], CellPlan] = {}
     for model in models:
-        for text, documents in model.documents.items():
-            if id(documents) in seen:
-                continue
-            seen.add(id(documents))
+        for text, reading in model.texts.items():
             for plan in plans:
+                if reading.window_bos is not None:
+                    _check_shorter(text, plan)
                 for length in plan.lengths:
-                    if not plan.windows(documents, length):
+                    key = (reading, plan.name, length)
+                    if key not in made:
+                        made[key] = plan.cell(reading, length)
+                    cell = model.cells[text, plan.name, length] = made[key]
+                    if not cell.windows:
                         raise UserError(
                             f"{text}: no document gives {plan.name} a window at length {length} "
                             f"(model {model.label})"
                         )
+                    if plan.protocol.draws_samples:
+                        check_vocabulary(cell.documents, model.label, model.description.vocab_size)
+                        if reading.given:
+                            drawn = records[text].setdefault("drawn_sha256", {}).setdefault(plan.name, {})
+                            drawn[str(length)] = tokens_hash(cell.documents)
+
+
+def _check_shorter(text: str, plan: ProtocolPlan) -> None:
+    """Whether the protocol can serve windows that give one of their L tokens to a marker."""
+    why = f"{text}: bos: window takes one of the L tokens of each window"
+    if plan.protocol.draws_samples:
+        raise UserError(f"{why}, and {plan.name} draws its windows as they stand; use another bos")
+    if min(plan.lengths) < 2:
+        raise UserError(f"{why}, which leaves none at length 1; use longer lengths")
+    try:
+        plan.protocol.check([length - 1 for length in plan.lengths])
+    except UserError as error:
+        raise UserError(f"{why}: {error}") from None
+
+
+def _refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any]) -> None:
+    """What has no meaning beside a protocol that draws its samples from every document."""
+    names = [plan.name for plan in plans if plan.protocol.draws_samples]
+    for plan in plans:
+        if not plan.protocol.draws_samples:
+            raise UserError(
+                f"protocol {names[0]} draws its own samples and cannot share a run with {plan.name}: "
+                "give each an --out of its own"
+            )
+    for option, value in options.items():
+        if value is not None and value is not False:  # a seed of 0 was given
+            raise UserError(
+                f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
+                + (" by its own seed=" if option == "seed" else "")
+            )
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

@@ -19,11 +19,12 @@ from kerple_eval import __version__
 from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.data.documents import TokenDocument
+from kerple_eval.data.texts import Reading
 from kerple_eval.files import locked
-from kerple_eval.plan import LENGTHS, PlannedModel, ProtocolPlan, RunPlan, make_plan
+from kerple_eval.plan import LENGTHS, CellPlan, PlannedModel, ProtocolPlan, RunPlan, make_plan
 from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.scoring import TOKENS_PER_PASS, score
-from kerple_eval.types import CellKey, UserError, Window
+from kerple_eval.types import BosRule, CellKey, UserError, Window
 
 Losses = list[NDArray[np.float32]]
 
@@ -52,6 +53,7 @@ def evaluate(
     keep_short: bool = False,
     max_tokens: int | None = None,
     seed: int | None = None,
+    bos: BosRule | None = None,
     device: str = "auto",
     dtype: str = "float32",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -66,6 +68,8 @@ def evaluate(
         lengths: window lengths L in tokens.
         documents: how many documents; all eligible ones unless given.
         max_tokens: cut each document after so many tokens.
+        bos: the first-token rule of every text, in place of a task's own: never, document, window or
+            tokenizer (what each model's tokeniser does by itself; the default of ``text``).
 
     Returns:
         The run; ``run.summary()`` and ``run.losses()`` are pandas frames.
@@ -84,6 +88,7 @@ def evaluate(
         keep_short=keep_short,
         max_tokens=max_tokens,
         seed=seed,
+        bos=bos,
         device=device,
         dtype=dtype,
     )
@@ -178,10 +183,11 @@ class _Worker:
         if plan.protocol.is_prefix and invariant and task.key.length < plan.longest:
             whole = read_cell(self.run.folder, plan.key(task.key.model, task.key.task, plan.longest))
             if isinstance(whole, Cell):
-                return [row[: task.key.length] for row in whole.losses], f"prefix of {plan.longest}"
+                pairs = zip(whole.losses, task.windows, strict=True)
+                return [row[: w.targets] for row, (_, w) in pairs], f"prefix of {plan.longest}"
         ids = [document.ids for document in task.documents]
         losses: list[NDArray[np.float32] | None] = [None] * len(task.windows)
-        for members, scored in score(model, ids, task.windows):
+        for members, scored in score(model, ids, task.windows, bos=task.reading.window_bos):
             for index, row in zip(members, scored, strict=True):
                 losses[index] = row
             self.work_done += sum(_work(task.windows[index][1]) for index in members)
@@ -199,6 +205,7 @@ class _Worker:
             "device": self.plan.device.type,
             "tokens_per_pass": TOKENS_PER_PASS[self.plan.device.type],
             "threads": torch.get_num_threads(),
+            "first_token": {"rule": task.reading.bos, "id": task.reading.bos_id},
         }
 
     def _cell(self, task: _Task, losses: Losses) -> Cell:
@@ -235,20 +242,23 @@ class _Task:
     key: CellKey
     model: PlannedModel
     plan: ProtocolPlan
-    documents: list[TokenDocument]
+    reading: Reading
+    cell: CellPlan
 
     def __post_init__(self) -> None:
-        self.windows = self.plan.windows(self.documents, self.key.length)
+        self.documents, self.windows = self.cell.documents, self.cell.windows
         self.work = sum(_work(window) for _, window in self.windows)
 
 
 def _tasks(plan: RunPlan) -> Iterator[_Task]:
     """Cells by model, task, protocol; a prefix protocol's longest length first, as others need it."""
     for model in plan.models:
-        for text, documents in model.documents.items():
+        for text, reading in model.texts.items():
             for protocol in plan.protocols:
                 for length in sorted(protocol.lengths, reverse=protocol.protocol.is_prefix):
-                    yield _Task(protocol.key(model.label, text, length), model, protocol, documents)
+                    cell = model.cells[text, protocol.name, length]
+                    key = protocol.key(model.label, text, length)
+                    yield _Task(key, model, protocol, reading, cell)
 
 
 def _work(window: Window) -> float:

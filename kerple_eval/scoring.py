@@ -1,6 +1,7 @@
 """Windows to losses: the one place where inputs and targets are shifted against each other.
 
-A window's inputs are ``tokens[start:stop]``; the logits at its last ``targets`` positions predict
+A window's inputs are ``tokens[start:stop]``, after a first-token marker (BOS) where the task's rule
+puts one before every window; the logits at its last ``targets`` positions predict
 ``tokens[first_target : stop + 1]``. Losses are in nats, float32 a target; sums are float64
 (:mod:`kerple_eval.stats`).
 """
@@ -26,18 +27,19 @@ class NotFiniteError(ArithmeticError):
     """A loss came out as NaN or infinity."""
 
 
-def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int) -> list[list[int]]:
+def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, lead: int = 0) -> list[list[int]]:
     """Indices of (document, window) pairs that share a forward pass.
 
     Windows of one shape (inputs, targets) go together, in order, at most ``tokens_per_pass`` input
-    tokens at a time: a function of the plan alone, so a resumed run repeats the same passes.
+    tokens at a time: a function of the plan alone, so a resumed run repeats the same passes. ``lead``
+    tokens stand before every window's own.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (_, window) in enumerate(windows):
         groups.setdefault((window.inputs, window.targets), []).append(index)
     passes = []
     for (inputs, _), members in groups.items():
-        size = max(1, tokens_per_pass // inputs)
+        size = max(1, tokens_per_pass // (inputs + lead))
         passes += [members[i : i + size] for i in range(0, len(members), size)]
     return passes
 
@@ -46,21 +48,25 @@ def score(
     model: LanguageModel,
     documents: Sequence[NDArray[np.int64]],
     windows: Sequence[tuple[int, Window]],
+    *,
+    bos: int | None = None,
 ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
     """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
 
+    ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1.
     Yields the indices of the windows scored and, for each, its losses ``[targets]``.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; names the document position.
     """
-    for members in batches(windows, TOKENS_PER_PASS[model.device.type]):
+    lead = np.array([] if bos is None else [bos], dtype=np.int64)
+    for members in batches(windows, TOKENS_PER_PASS[model.device.type], len(lead)):
         rows = windows[members[0]][1].targets
         inputs, targets = [], []
         for index in members:
             document, window = windows[index]
             tokens = documents[document]
-            inputs.append(tokens[window.start : window.stop])
+            inputs.append(np.concatenate([lead, tokens[window.start : window.stop]]))
             targets.append(tokens[window.first_target : window.stop + 1])
         losses = _losses(model, np.stack(inputs), np.stack(targets), rows)
         if not np.isfinite(losses).all():

@@ -7,6 +7,11 @@ losses are in nats per target.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+#: A task's rule for the first-token marker (BOS): none, token 0 of each document, before the inputs of
+#: each window (one of its L), or as the model's tokeniser does by itself (``document`` or ``never``).
+BosRule = Literal["never", "document", "window", "tokenizer"]
 
 
 class UserError(Exception):
@@ -41,6 +46,23 @@ class Window:
     def targets(self) -> int:
         """Number of scored targets."""
         return self.stop - self.first_target + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens ``[start:stop]`` of document number ``document``."""
+
+    document: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Spans put end to end: a document that a protocol makes of a text's."""
+
+    name: str
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)

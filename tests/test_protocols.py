@@ -11,6 +11,7 @@ from kerple_eval.catalogue import PROTOCOLS, load, typed_options
 from kerple_eval.protocols.aligned import Aligned
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.full_context import FullContext
+from kerple_eval.protocols.kerple_release import KerpleRelease
 from kerple_eval.protocols.last import Last
 from kerple_eval.protocols.prefix import Prefix
 from kerple_eval.protocols.sliding_window import SlidingWindow
@@ -177,7 +178,9 @@ def test_the_catalogue_holds_protocols(entry: object) -> None:
     depends = {Aligned, Prefix}
     assert cls.depends_on_longest is (cls in depends)
     assert cls.is_prefix is (cls is Prefix)
-    made = cls(**typed_options(cls.__init__, {} if cls in (FullContext, Prefix) else one_option(cls), "x"))
+    assert cls.draws_samples is (cls is KerpleRelease)
+    plain = cls in (FullContext, Prefix, KerpleRelease)
+    made = cls(**typed_options(cls.__init__, {} if plain else one_option(cls), "x"))
     by_longest = {tuple(triples(made.plan(100, 4, longest))) for longest in (4, 5, 9)}
     assert (len(by_longest) > 1) is cls.depends_on_longest
 

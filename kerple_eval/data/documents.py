@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.data.tokenizer import Tokenizer
-from kerple_eval.types import UserError, Window
+from kerple_eval.types import Sample, UserError, Window
 
 Ids = NDArray[np.int64]
 
@@ -46,6 +46,10 @@ class TokenDocument:
         if self.byte_counts is None:
             return None
         return int(self.byte_counts[window.first_target : window.stop + 1].sum())
+
+    def plain(self) -> TokenDocument:
+        """The same with int64 ids in memory of its own, where they are a mapped file's."""
+        return TokenDocument(self.name, np.asarray(self.ids, dtype=np.int64), self.byte_counts)
 
     @property
     def sha256(self) -> str:
@@ -108,20 +112,22 @@ def tokenize(document: Document, tokenizer: Tokenizer, *, bos: bool = False) -> 
     ids, counts = encoding.ids, encoding.byte_counts
     if bos:
         if tokenizer.bos is None:
-            raise UserError(
-                f"bos: document, but the tokeniser ({tokenizer.identity}) has no first-token marker"
-            )
+            raise no_bos("document", tokenizer)
         ids = np.concatenate([[tokenizer.bos], ids])
         counts = None if counts is None else np.concatenate([[0], counts])
     return TokenDocument(document.name, ids, counts)
 
 
-def pack(documents: Sequence[TokenDocument], tokenizer: Tokenizer, name: str) -> TokenDocument:
+def no_bos(rule: str, tokenizer: Tokenizer) -> UserError:
+    return UserError(f"bos: {rule}, but the tokeniser ({tokenizer.identity}) has no first-token marker")
+
+
+def pack(
+    documents: Sequence[TokenDocument], tokenizer: Tokenizer, name: str, why: str = "packing: concatenate"
+) -> TokenDocument:
     """Documents end to end, each followed by the end-of-document token (which spells no bytes)."""
     if tokenizer.end_of_document is None:
-        raise UserError(
-            f"packing: concatenate, but the tokeniser ({tokenizer.identity}) has no end-of-document token"
-        )
+        raise UserError(f"{why}, but the tokeniser ({tokenizer.identity}) has no end-of-document token")
     end = np.array([tokenizer.end_of_document], dtype=np.int64)
     zero = np.zeros(1, dtype=np.int64)
     ids = np.concatenate([part for d in documents for part in (d.ids, end)])
@@ -131,3 +137,15 @@ def pack(documents: Sequence[TokenDocument], tokenizer: Tokenizer, name: str) ->
             [part for d in documents if d.byte_counts is not None for part in (d.byte_counts, zero)]
         )
     return TokenDocument(name, ids, counts)
+
+
+def assemble(documents: Sequence[TokenDocument], samples: Sequence[Sample]) -> list[TokenDocument]:
+    """What a protocol draws of ``documents``, each sample a document of its own; ids become int64."""
+    made = []
+    for sample in samples:
+        parts = [(documents[span.document], span) for span in sample.spans]
+        ids = np.concatenate([d.ids[s.start : s.stop] for d, s in parts]).astype(np.int64)
+        counts = [d.byte_counts[s.start : s.stop] for d, s in parts if d.byte_counts is not None]
+        known = len(counts) == len(parts)
+        made.append(TokenDocument(sample.name, ids, np.concatenate(counts) if known else None))
+    return made

@@ -19,6 +19,7 @@ from kerple_eval.data.hub import hub_documents
 from kerple_eval.data.task import (
     FilesSource,
     HubSource,
+    MegatronSource,
     PackageSource,
     Source,
     StdlibSource,
@@ -50,6 +51,8 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
             return _files(root, source.files), {"kind": "files", "files": source.files}
         case HubSource():
             return hub_documents(source, name)
+        case MegatronSource():
+            raise UserError(f"task {name}: its source (megatron) holds token ids, where text is needed")
 
 
 def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str, Any]]:

@@ -7,9 +7,9 @@ refused with the file, the key and what would be right.
     version: 1                      # raised whenever the numbers could change
     description: ...                # one line
     licence: ...                    # of the text
-    source: {kind: package, ...}    # package | stdlib | files | hub, see ``sources.py``
+    source: {kind: package, ...}    # package | stdlib | files | hub, see ``sources.py``, or megatron
     split: {test: 0.1}              # share of documents held out, by a hash of their names
-    bos: never                      # never | document: a first-token marker
+    bos: tokenizer                  # a first-token marker: never | document | window | tokenizer
     packing: document               # document | concatenate (with end-of-document tokens)
     documents: {minimum_length: 1, count: null, seed: 0}   # tokens; how many; which
 
@@ -27,6 +27,19 @@ A hub source names the files it reads at a commit of the repository:
       limit: 1000                     # optional: stop reading after this many documents; recorded
 
 ``NAME:path=DIR`` reads a local copy of those files in the same layout instead.
+
+A megatron source is a memory-mapped data set of token ids, PREFIX.bin and PREFIX.idx, see
+``megatron.py``; ids are used as given, so ``bos`` is never, and ``split: {test: 1.0}``:
+
+    source:
+      kind: megatron
+      path: data/github_text_document   # PREFIX, relative to the task file
+      part: test                        # all | train | valid | test: documents by number ...
+      shares: 949/50/1                  # ... in these shares, as GPT-NeoX's "split"
+
+``bos`` is the rule for the first-token marker: ``document`` makes it token 0 of each document, so that
+target 1 is the first real token; ``window`` puts it before the inputs of every window, as one of its L;
+``tokenizer`` does what the model's tokeniser does by itself, ``document`` or ``never``.
 """
 
 from __future__ import annotations
@@ -38,10 +51,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from kerple_eval.catalogue import unknown
-from kerple_eval.types import Spec, UserError
+from kerple_eval.data.yaml_file import read_yaml
+from kerple_eval.shares import SHARES, parse_shares
+from kerple_eval.types import BosRule, Spec, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +102,23 @@ class HubSource:
     kind: Literal["hub"] = "hub"
 
 
-Source = PackageSource | StdlibSource | FilesSource | HubSource
+@dataclass(frozen=True, slots=True)
+class MegatronSource:
+    """A memory-mapped data set of token ids; ``path`` (PREFIX) is relative to the task file."""
+
+    path: str
+    part: Literal["all", "train", "valid", "test"] = "all"
+    shares: str = SHARES
+    kind: Literal["megatron"] = "megatron"
+
+
+Source = PackageSource | StdlibSource | FilesSource | HubSource | MegatronSource
 _SOURCES: dict[str, type[Source]] = {
     "package": PackageSource,
     "stdlib": StdlibSource,
     "files": FilesSource,
     "hub": HubSource,
+    "megatron": MegatronSource,
 }
 
 
@@ -122,7 +146,7 @@ class Task:
     licence: str
     source: Source
     split: Split
-    bos: Literal["never", "document"] = "never"
+    bos: BosRule = "tokenizer"
     packing: Literal["document", "concatenate"] = "document"
     documents: Selection = field(default_factory=Selection)
 
@@ -166,33 +190,9 @@ def _as_dict(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, where YAML libraries keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_task(path: Path) -> Task:
     """Read and validate one task file."""
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path}: not YAML: {where}") from None
-    task: Task = _build(Task, data, str(path), "")
+    task: Task = _build(Task, read_yaml(path), str(path), "")
     if task.name != path.stem:
         raise UserError(f"{path}: name: {task.name!r} must be the file's name, {path.stem!r}")
     if not 0 < task.split.test <= 1:
@@ -202,6 +202,8 @@ def read_task(path: Path) -> Task:
     if isinstance(task.source, HubSource):
         at_least_one["source.limit"] = task.source.limit
         _check_hub(task.source, str(path))
+    if isinstance(task.source, MegatronSource):
+        _check_megatron(task, task.source, str(path))
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{path}: {key}: must be at least 1, got {value}")
@@ -224,6 +226,14 @@ def _check_hub(source: HubSource, path: str) -> None:
             raise UserError(f"{path}: source.{key}: must be {right}, got {value!r}")
     if source.path is not None:
         raise UserError(f"{path}: source.path: not for a task file; a local copy is NAME:path=DIR")
+
+
+def _check_megatron(task: Task, source: MegatronSource, path: str) -> None:
+    parse_shares(source.shares, f"{path}: source.shares")
+    if task.split.test != 1:
+        raise UserError(f"{path}: split.test: must be 1.0, as source.part says which documents to score")
+    if task.bos in ("document", "window"):
+        raise UserError(f"{path}: bos: must be never, as token ids are used as given, got {task.bos!r}")
 
 
 def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:

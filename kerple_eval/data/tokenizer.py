@@ -29,11 +29,15 @@ class Encoding:
 
 
 class Tokenizer(Protocol):
-    """What a checkpoint must offer to read text. ``identity`` tells two tokenisers apart."""
+    """What a checkpoint must offer to read text. ``identity`` tells two tokenisers apart.
+
+    ``adds_bos``: whether it puts ``bos`` before a text by itself; ``encode`` never does.
+    """
 
     identity: str
     vocab_size: int
     bos: int | None
+    adds_bos: bool
     end_of_document: int | None
 
     def encode(self, text: str) -> Encoding: ...
@@ -46,6 +50,7 @@ class ByteTokenizer:
         self.identity = "bytes"
         self.vocab_size = 256
         self.bos: int | None = None
+        self.adds_bos = False
         self.end_of_document: int | None = 0
 
     def encode(self, text: str) -> Encoding:
@@ -74,7 +79,10 @@ class JsonTokenizer:
         self.raw = raw
         self.identity = "tokenizer.json:" + hashlib.sha256(raw).hexdigest()[:16]
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
-        self.bos: int | None = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
+        lead = self._template_lead()
+        named = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
+        self.bos: int | None = named if lead is None else lead
+        self.adds_bos = lead is not None
         self.end_of_document: int | None = self._first("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
     def _first(self, *names: str) -> int | None:
@@ -83,6 +91,12 @@ class JsonTokenizer:
             if number is not None:
                 return int(number)
         return None
+
+    def _template_lead(self) -> int | None:
+        """The token that the file's own template puts before a text, where it does."""
+        plain = self._fast.encode("a", add_special_tokens=False).ids
+        whole = self._fast.encode("a", add_special_tokens=True).ids
+        return int(whole[0]) if len(whole) > len(plain) and whole[: len(plain)] != plain else None
 
     def encode(self, text: str) -> Encoding:
         encoding = self._fast.encode(text, add_special_tokens=False)
