@@ -112,6 +112,10 @@ FORMATS = (
         "native:DIR, what `kerple-eval train` writes: config.json, model.safetensors",
     ),
     Entry(
+        "neox", "kerple_eval.checkpoints.neox:NeoxCheckpoint",
+        "neox:DIR, GPT-NeoX and the KERPLE release: latest, global_stepN/layer_XX-model_YY-model_states.pt",
+    ),
+    Entry(
         "zoo", "kerple_eval.checkpoints.zoo:ZooCheckpoint",
         "zoo:NAME, the checkpoints shipped inside this package",
     ),

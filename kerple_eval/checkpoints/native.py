@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
 
 from kerple_eval.catalogue import scheme_entry, unknown
-from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel, Shape
+from kerple_eval.checkpoints.base import Checkpoint, Description, Shape
+from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.files import write_atomically
 from kerple_eval.model.config import DecoderConfig
@@ -35,20 +34,6 @@ from kerple_eval.types import UserError
 FORMAT = "kerple-eval"
 VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
-
-
-class NativeModel(LanguageModel):
-    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> None:
-        self.decoder = decoder.cast(dtype).to(device).eval()
-        self.device = device
-        self.dtype = dtype
-
-    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
-        features = self.decoder(inputs, rows)
-        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.decoder.config.vocab_size))
-        for chunk in features.split(step, dim=1):
-            yield self.decoder.head(chunk)
 
 
 class NativeCheckpoint(Checkpoint):
@@ -134,8 +119,8 @@ class NativeCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> NativeModel:
-        return NativeModel(self.decoder(), device, dtype)
+    def load(self, device: torch.device, dtype: torch.dtype) -> DecoderModel:
+        return DecoderModel(self.decoder(), device, dtype)
 
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""
