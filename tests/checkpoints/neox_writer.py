@@ -69,7 +69,7 @@ def draw(model: Model) -> dict[str, Array]:
     rng = np.random.default_rng(model.seed)
     w, out = model.width, {}
 
-    def put(name: str, *shape: int, scale: float = 0.25, around: float = 0.0) -> None:
+    def put(name: str, *shape: int, scale: float = 0.18, around: float = 0.0) -> None:
         out[name] = (around + scale * rng.normal(size=shape)).astype(np.float32).astype(np.float64)
 
     def norm(name: str) -> None:
@@ -151,28 +151,25 @@ def normed(x: Array, t: dict[str, Array], name: str, model: Model) -> Array:
 def changed_scores(scores: Array, t: dict[str, Array], prefix: str, model: Model) -> Array:
     """Scaled scores ``[H, N, N]`` after the release's relative position module."""
     length = scores.shape[-1]
-    d = np.tril(np.arange(length)[:, None] - np.arange(length)).astype(np.float64)
-    get = {n: t.get(f"{prefix}attention.rpe.{n}") for n in ("bias_a", "bias_p", "wei_a", "wei_p", "weight")}
-    clamped = {
-        n: None if x is None else np.clip(x, 0.01, 2.0 if n.endswith("p") else None) for n, x in get.items()
-    }
+    apart = np.tril(np.arange(length)[:, None] - np.arange(length))
+    d = np.arange(length, dtype=np.float64)
+    found = {n: t.get(f"{prefix}attention.rpe.{n}") for n in ("bias_a", "bias_p", "wei_a", "wei_p")}
+    get = {n: None if x is None else np.maximum(x[:, :, 0], 0.01) for n, x in found.items()}  # [H, 1]
     if model.pos_emb == "kerple_log":
-        p = np.maximum(get["bias_p"], 0.01)
-        return scores - p * np.log(1 + clamped["bias_a"] * d)
+        return scores - (get["bias_p"] * np.log(1 + get["bias_a"] * d))[:, apart]
     if model.pos_emb.startswith("kerple_power"):
-        if clamped["wei_a"] is not None:
-            scores = scores * np.exp(-clamped["wei_a"] * d ** clamped["wei_p"])
-        if clamped["bias_a"] is not None:
-            power = d if clamped["bias_p"] is None else d ** clamped["bias_p"]
-            scores = scores - power * clamped["bias_a"]
+        powers = {n: np.minimum(x, 2) for n, x in get.items() if x is not None and n.endswith("p")}
+        if get["wei_a"] is not None:
+            scores = scores * np.exp(-get["wei_a"] * d ** powers["wei_p"])[:, apart]
+        if get["bias_a"] is not None:
+            scores = scores - (get["bias_a"] * d ** powers.get("bias_p", np.ones((1, 1))))[:, apart]
         return scores
     if model.pos_emb == "alibi":
-        return scores - np.array(oracles.alibi_slopes(model.heads))[:, None, None] * d
+        return scores - np.array(oracles.alibi_slopes(model.heads))[:, None, None] * apart
     if model.pos_emb == "rpe":
         buckets = np.array([oracles.t5_bucket(n, model.buckets, model.farthest) for n in range(length)])
-        table = get["weight"]
-        assert table is not None
-        return scores + table[buckets[d.astype(int)]].transpose(2, 0, 1) * math.sqrt(model.dim)
+        values = t[f"{prefix}attention.rpe.weight"][buckets].T  # [H, N]
+        return scores + values[:, apart] * math.sqrt(model.dim)
     return scores
 
 

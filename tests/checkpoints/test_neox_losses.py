@@ -33,7 +33,7 @@ def scored(folder: Path, length: int, dtype: torch.dtype = torch.float32, **opti
 def agree(
     folder: Path, model: Model, lengths: tuple[int, ...] = LENGTHS, ranks: int = 1, **options: str
 ) -> None:
-    """Every loss to 1e-6 of itself or of a nat, their sum to 1e-6 of itself, in float32."""
+    """Every loss to 1e-6 of itself and 2e-6 nats, their sum to 2e-7 of itself, in float32."""
     tensors = draw(model)
     for length in lengths:
         expected = writer.losses(tensors, model, tokens(length + 1), ranks=ranks)
@@ -154,10 +154,6 @@ def test_parameters_outside_the_clamps(
     for name, numbers in opened.scheme_parameters().items():
         assert len(numbers) == 4
         assert min(numbers) >= 0.01 - 1e-9, name
-    unclamped = {n: [max(0.01, x) for x in v] for n, v in model.values.items()}
-    if values:
-        other = draw(variant(pos_emb=pos_emb, values=unclamped))
-        assert set(other) == set(draw(model))
 
 
 def test_no_clamp_no_warning(tmp_path: Path) -> None:
