@@ -23,6 +23,7 @@ from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel,
 from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.checkpoints.neox_config import POS_EMBS, read_config
 from kerple_eval.checkpoints.neox_files import locate, looks_like_neox
+from kerple_eval.checkpoints.neox_release import ReleaseModel, release_dtype
 from kerple_eval.checkpoints.neox_scheme import choose
 from kerple_eval.checkpoints.neox_tensors import Notes
 from kerple_eval.checkpoints.neox_tokenizer import OPTIONS, find_tokenizer
@@ -40,23 +41,27 @@ class NeoxCheckpoint(Checkpoint):
         files = locate(place)
         self.where = str(files.step)
         self.neox = read_config(files.configs)
-        self.release = options.get("numerics") == "release"
         self._notes = Notes()
         self.weights = NeoxWeights(files, self.neox, self._notes)
         self.position = choose(self.neox, options.get("pos-emb"), self.weights.names, self.where, self._notes)
-        scheme_state = self.weights.check(self.position)
         try:
             self.config = self._configure()
             with torch.device("meta"):
                 empty = Decoder(self.config)
-            scheme = build_scheme(self.config).to(self.weights.wide)
+            scheme = build_scheme(self.config)
         except UserError as error:
             raise UserError(f"{self.where}: {error}") from None
+        scheme_state = self.weights.check(self.position)
+        scheme.to(self.weights.wide)
         self._parameters = sum(parameter.numel() for parameter in empty.parameters())
         self._max_positions = empty.scheme.max_positions
         scheme.load_state_dict(scheme_state, strict=True)
         self._report_clamps(scheme.project_(), scheme.constraints)
         self._scheme_state = {name: tensor.detach() for name, tensor in scheme.state_dict().items()}
+        self.release: torch.dtype | None = None
+        if options.get("numerics") == "release":
+            self.release = release_dtype(self.neox, self.weights.dtypes, self.where)
+            self._notes.add(f"numerics=release: everything in {_name(self.release)}, whatever --dtype says")
         self._sha256 = self.weights.sha256()
         self._tokenizer = find_tokenizer(self.neox, files.folders, options)
         self._check_vocabulary()
@@ -149,7 +154,7 @@ class NeoxCheckpoint(Checkpoint):
                 "model": c.to_json(),
                 "pos_emb": self.position.pos_emb,
                 "shards": self.weights.shards,
-                "numerics": "release" if self.release else "exact",
+                "numerics": f"release in {_name(self.release)}" if self.release else "exact",
                 "tokenizer": self._tokenizer.identity if self._tokenizer else None,
             },
             warnings=tuple(self._notes.lines),
@@ -165,6 +170,8 @@ class NeoxCheckpoint(Checkpoint):
         return {name: tensor.flatten().tolist() for name, tensor in self._scheme_state.items()}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        if self.release is not None:
+            return ReleaseModel(self.decoder(), self.position, self.neox, device, self.release)
         return DecoderModel(self.decoder(), device, dtype)
 
     def decoder(self) -> Decoder:
@@ -179,3 +186,7 @@ class NeoxCheckpoint(Checkpoint):
         if self.config.tie_embeddings:
             decoder.head.weight = decoder.embedding.weight
         return decoder
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -291,7 +291,8 @@ def write(
     step = folder / "global_step1000"
     (step / "configs").mkdir(parents=True)
     (folder / "latest").write_text("global_step1000")
-    values = settings(model, shards) | {key.replace("_", "-"): value for key, value in changes.items()}
+    spelt = {key.replace("-", "_"): key for key in settings(model, shards)}
+    values = settings(model, shards) | {spelt.get(key, key): value for key, value in changes.items()}
     values = {key: value for key, value in values.items() if value is not None}
     cut_at = len(values) // 2
     items = list(values.items())

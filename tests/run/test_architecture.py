@@ -47,6 +47,7 @@ COMPOSED = {
         "neox_tokenizer",
         "neox_weights",
     },
+    "checkpoints.neox_release": {"neox_config", "neox_scheme"},
     "checkpoints.neox_scheme": {"neox_config", "neox_tensors"},
     "checkpoints.neox_tokenizer": {"neox_config", "neox_files"},
     "checkpoints.neox_weights": {"neox_config", "neox_files", "neox_scheme", "neox_tensors"},
