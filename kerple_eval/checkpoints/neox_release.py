@@ -68,8 +68,8 @@ class ReleaseModel(LanguageModel):
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
         x = self._features(inputs)[:, inputs.shape[1] - rows :]
         step = max(1, HEAD_ELEMENTS // (inputs.shape[0] * self.decoder.config.vocab_size))
-        for chunk in x.split(step, dim=1):
-            yield self.decoder.head(chunk)
+        for start in range(0, rows, step):
+            yield self.decoder.head(x[:, start : start + step])
 
     def _features(self, inputs: Tensor) -> Tensor:
         length = inputs.shape[1]
@@ -108,28 +108,29 @@ class ReleaseModel(LanguageModel):
 
     def _by_distance(self, length: int) -> tuple[Tensor | None, Tensor | None]:
         """Bias and weight ``[H, N]`` at the distances 0..N-1, in the release's order of operations."""
+        name = self.position.pos_emb
         d = torch.arange(length, device=self.device).to(self.dtype)
-        name, scheme = self.position.pos_emb, self.decoder.scheme
-        r = {n: p.detach()[:, None] for n, p in scheme.named_parameters()} if name[:6] == "kerple" else {}
+        kernel: Tensor | None = None
+        weight: Tensor | None = None
+        r = {n: p.detach()[:, None] for n, p in self.decoder.scheme.named_parameters()}
         if name == "kerple_log":
-            return -r["r1"] * torch.log(1 + r["r2"] * d), None
-        if name == "kerple_power_original":
-            return -d * r["r1"], None
-        if name == "kerple_power_ap_":
-            return -d.pow(r["r2"]) * r["r1"], None
-        if name == "kerple_power__ap":
-            return None, (-d.pow(r["r2"]) * r["r1"]).exp()
-        if name == "kerple_power_ap_ap":
-            return -d.pow(r["r2"]) * r["r1"], (-d.pow(r["r4"]) * r["r3"]).exp()
-        if name == "alibi":
+            kernel = -r["r1"] * torch.log(1 + r["r2"] * d)
+        elif name == "kerple_power_original":
+            kernel = -d * r["r1"]
+        elif name in ("kerple_power_ap_", "kerple_power_ap_ap"):
+            kernel = -d.pow(r["r2"]) * r["r1"]
+        elif name == "alibi":
             m = torch.tensor(slopes(self.neox.heads), device=self.device).to(self.dtype)
-            return -d * m[:, None], None
-        if name == "rpe":
+            kernel = -d * m[:, None]
+        elif name == "rpe":
             exact = torch.arange(length, device=self.device)
             bucket = bucket_index(exact, self.neox.buckets, self.neox.max_distance)
-            table = scheme.get_parameter("relative_bias").detach()
-            return table[bucket].T * (self.neox.width // self.neox.heads) ** 0.5, None
-        return None, None
+            table = self.decoder.scheme.get_parameter("relative_bias").detach()
+            kernel = table[bucket].T * (self.neox.width // self.neox.heads) ** 0.5
+        if name in ("kerple_power__ap", "kerple_power_ap_ap"):
+            a, p = (r["r1"], r["r2"]) if name == "kerple_power__ap" else (r["r3"], r["r4"])
+            weight = (-d.pow(p) * a).exp()
+        return kernel, weight
 
     def _attend(self, layer: Layer, x: Tensor, kernel: Tensor | None, weight: Tensor | None) -> Tensor:
         """Attention's output before its bias: ``[B, N, W]``."""

@@ -79,7 +79,7 @@ def draw(model: Model) -> dict[str, Array]:
             put(f"{name}.weight", w, around=1.0)
             put(f"{name}.bias", w)
 
-    put("0.word_embeddings.weight", model.vocabulary, w, scale=1.0)
+    put("0.word_embeddings.weight", model.vocabulary, w, scale=0.3 if model.tied else 1.0)
     if model.pos_emb == "learned":
         put("0.position_embeddings.weight", model.positions, w, scale=0.5)
     rpe = {}
