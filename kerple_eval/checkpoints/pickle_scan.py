@@ -99,7 +99,7 @@ def scan(file: IO[bytes], where: str) -> list[Storage]:
 
 def one_line(error: BaseException) -> str:
     """The first line of an exception's message, or its name."""
-    text = str(error).strip()
+    text = "" if isinstance(error, LookupError) else str(error).strip()  # a bare key tells nothing
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
 
 

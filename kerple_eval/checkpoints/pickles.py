@@ -11,6 +11,7 @@ The older layout has no checksum; only its sizes are known.
 
 from __future__ import annotations
 
+import stat
 import struct
 import warnings
 import zipfile
@@ -44,6 +45,8 @@ def load_tensors(path: Path, *, meta: bool = False) -> Any:
     """
     where = str(path)
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise UserError(f"{where}: a pipe, not a regular file")  # opening one would wait for ever
         with path.open("rb") as file:
             head = file.read(4)
             zipped = head == b"PK\x03\x04"

@@ -65,6 +65,11 @@ class _FastTokenizer:
         self.bos: int | None = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
         self.end_of_document: int | None = self._first("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
+    def to_json(self) -> bytes:
+        """The same tokeniser as a ``tokenizer.json``, for a checkpoint written in another format."""
+        text: str = self._fast.to_str()
+        return text.encode("utf-8")
+
     def _first(self, *names: str) -> int | None:
         for name in names:
             number = self._fast.token_to_id(name)

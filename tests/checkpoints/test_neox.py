@@ -497,6 +497,15 @@ def test_every_byte_survives(tmp_path: Path) -> None:
     assert bytes(byte_symbols().index(s) for s in spelt) == text.encode()
 
 
+def test_the_two_files_as_a_tokenizer_json(tmp_path: Path) -> None:
+    gpt2_files(tmp_path)
+    made = Gpt2Tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    (tmp_path / "tokenizer.json").write_bytes(made.to_json())
+    again = JsonTokenizer(tmp_path / "tokenizer.json")
+    assert again.encode(TEXT).ids.tolist() == made.encode(TEXT).ids.tolist()
+    assert (again.vocab_size, again.end_of_document) == (made.vocab_size, made.end_of_document)
+
+
 def test_files_by_option(tmp_path: Path) -> None:
     folder = write(tmp_path / "ckpt", LARGE)
     size = gpt2_files(tmp_path)

@@ -265,7 +265,9 @@ def test_other_files(content: bytes, part: str, tmp_path: Path) -> None:
     refused(tmp_path / "weights.pt", part)
 
 
-def test_no_file_and_a_folder(tmp_path: Path) -> None:
+def test_no_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    refused(tmp_path / "pipe.pt", "not a regular file")
     refused(tmp_path / "nowhere.pt", "cannot be read")
     refused(tmp_path, "cannot be read")
 
