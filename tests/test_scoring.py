@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kerple_eval.checkpoints import native
+from kerple_eval.checkpoints import decoder_model
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.devices import resolve_device
@@ -39,7 +39,7 @@ def test_losses_are_those_of_one_target_at_a_time(
     scheme: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every loss of a native decoder, whatever the batch and however the head is cut."""
-    monkeypatch.setattr(native, "HEAD_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(decoder_model, "HEAD_CHUNK_ELEMENTS", chunk)
     made = tiny.decoder(tiny.config(scheme, layers=1))
     weights = tiny.weights(made)
     documents = [tiny.tokens(n, seed=n) for n in (12, 9, 12)]
@@ -116,7 +116,7 @@ def test_half_precision_logits_lose_nothing_more_in_the_loss() -> None:
 
 def test_the_head_never_sees_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most HEAD_CHUNK_ELEMENTS logits exist at a time, and only for scored rows."""
-    monkeypatch.setattr(native, "HEAD_CHUNK_ELEMENTS", 11 * 4 * 3)
+    monkeypatch.setattr(decoder_model, "HEAD_CHUNK_ELEMENTS", 11 * 4 * 3)
     model = DecoderModel(tiny.decoder(tiny.config("kerple-log")), CPU, torch.float32)
     inputs = torch.from_numpy(np.stack([tiny.tokens(20, seed=s) for s in range(3)]))
     with torch.no_grad():
