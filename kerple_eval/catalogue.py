@@ -20,7 +20,7 @@ from kerple_eval.types import Spec, UserError
 
 @dataclass(frozen=True, slots=True)
 class SchemeEntry:
-    """One positional scheme; ``parameters`` is a count in H (heads) and R (buckets)."""
+    """One positional scheme; ``parameters`` counts in H (heads), R (buckets), P (positions), W."""
 
     name: str
     target: str
@@ -50,6 +50,14 @@ SCHEMES = (
         "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
     ),
     SchemeEntry(
+        "kerple-wht", "kerple_eval.schemes.kerple_wht:KerpleWeight", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance weight", "2 H", True,
+    ),
+    SchemeEntry(
+        "kerple-bias-wht", "kerple_eval.schemes.kerple_bias_wht:KerpleBiasWeight", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel and weight", "4 H", True,
+    ),
+    SchemeEntry(
         "alibi", "kerple_eval.schemes.alibi:Alibi", 2021,
         "Press et al., Train Short, Test Long, arXiv 2108.12409", "distance kernel", "0", True,
     ),
@@ -64,6 +72,10 @@ SCHEMES = (
     SchemeEntry(
         "sinusoidal", "kerple_eval.schemes.sinusoidal:Sinusoidal", 2017,
         "Vaswani et al., Attention Is All You Need, arXiv 1706.03762", "absolute", "0", True,
+    ),
+    SchemeEntry(
+        "learned", "kerple_eval.schemes.learned:Learned", 2017,
+        "Gehring et al., arXiv 1705.03122", "absolute", "P W", True,
     ),
     SchemeEntry(
         "nope", "kerple_eval.schemes.nope:Nope", 2022,
@@ -102,6 +114,10 @@ FORMATS = (
     Entry(
         "native", "kerple_eval.checkpoints.native:NativeCheckpoint",
         "native:DIR, what `kerple-eval train` writes: config.json, model.safetensors",
+    ),
+    Entry(
+        "neox", "kerple_eval.checkpoints.neox:NeoxCheckpoint",
+        "neox:DIR, GPT-NeoX and the KERPLE release: latest, global_stepN/layer_XX-model_YY-model_states.pt",
     ),
     Entry(
         "zoo", "kerple_eval.checkpoints.zoo:ZooCheckpoint",

@@ -169,6 +169,8 @@ class _Worker:
             else:
                 cell = self._cell(task, losses)
                 cell.header["losses_from"] = source
+                # A checkpoint may fix its own precision (neox: numerics=release).
+                cell.header["dtype"] = str(model.dtype).removeprefix("torch.")
                 cell.header["seconds"] = round(time.monotonic() - began, 3)
                 write_cell(self.run.folder, cell)
                 self.rows[task.key] = cell.summary()

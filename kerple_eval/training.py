@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from kerple_eval.checkpoints.card import card
-from kerple_eval.checkpoints.native import CONFIG, NativeModel, write_checkpoint
+from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.checkpoints.native import CONFIG, write_checkpoint
 from kerple_eval.data.batches import PackedBatches
 from kerple_eval.data.corpus import Corpus
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
@@ -209,7 +210,7 @@ class _Run:
         if tokens is not None and len(windows) * length > tokens:
             step = -(-len(windows) * length // tokens)
             windows = windows[::step]
-        model = NativeModel(decoder, self.device, torch.float32)
+        model = DecoderModel(decoder, self.device, torch.float32)
         ids = [document.ids for document in documents]
         try:
             total = sum(total_loss(losses) for _, losses in score(model, ids, windows))

@@ -52,14 +52,31 @@ def distance_bias(
         return [-m * distance for m in alibi_slopes(heads)]
     if scheme == "t5":
         bucket = t5_bucket(distance, options.get("buckets", 32), options.get("max_distance", 128))
-        return [float(x) for x in parameters["relative_bias"][bucket]]
-    if scheme in ("rope", "sinusoidal", "nope"):
+        return [float(x) * options.get("scale", 1.0) for x in parameters["relative_bias"][bucket]]
+    if scheme == "kerple-bias-wht":
+        return distance_bias("kerple-power", parameters, heads, distance, options)
+    if scheme in ("rope", "sinusoidal", "learned", "nope", "kerple-wht"):
         return [0.0] * heads
     raise AssertionError(f"no oracle for scheme {scheme}")
 
 
-def rotate(x: Array, position: int, base: float = 10000.0) -> Array:
-    """RoPE for one vector ``[d]``: d/2 explicit 2x2 rotations of (x_t, x_{t+d/2})."""
+def distance_weight(scheme: str, parameters: Mapping[str, Any], heads: int, distance: int) -> list[float]:
+    """What a scheme multiplies the scaled score by at one distance, a number a head."""
+    names = {"kerple-wht": ("r1", "r2"), "kerple-bias-wht": ("r3", "r4")}.get(scheme)
+    if names is None:
+        return [1.0] * heads
+    pairs = zip(*(parameters[name] for name in names), strict=True)
+    return [math.exp(-float(a) * (distance ** float(p) if distance else 0.0)) for a, p in pairs]
+
+
+def rotate(x: Array, position: int, base: float = 10000.0, fraction: float = 1.0) -> Array:
+    """RoPE for one vector ``[d]``: d/2 explicit 2x2 rotations of (x_t, x_{t+d/2}).
+
+    With a ``fraction`` only the first int(fraction d) components take part.
+    """
+    if fraction < 1:
+        turned = int(len(x) * fraction)
+        return np.concatenate([rotate(x[:turned], position, base), x[turned:]])
     half = len(x) // 2
     out = np.empty(len(x))
     for t in range(half):
@@ -109,6 +126,32 @@ def gelu(x: Array) -> Array:
     return np.array(flat).reshape(x.shape)
 
 
+def gelu_tanh(x: Array) -> Array:
+    """GPT-NeoX's fused form."""
+    return 0.5 * x * (1 + np.tanh(0.79788456 * x * (1 + 0.044715 * x**2)))
+
+
+def activate(x: Array, name: str) -> Array:
+    """The MLP's activation by the native configuration's name."""
+    if name == "geglu":
+        half = x.shape[-1] // 2
+        return x[..., :half] * gelu(x[..., half:])
+    elementwise: dict[str, Callable[[Array], Array]] = {
+        "gelu": gelu,
+        "gelu-tanh": gelu_tanh,
+        "relu": lambda z: np.maximum(z, 0),
+        "softsign": lambda z: z / (1 + np.abs(z)),
+        "swish": lambda z: z / (1 + np.exp(-z)),
+        "mish": lambda z: z * np.tanh(np.log1p(np.exp(z))),
+    }
+    return elementwise[name](x)
+
+
+def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
+    """GPT-NeoX's, epsilon outside the root."""
+    return weight * x / (np.sqrt((x**2).mean(axis=-1, keepdims=True)) + epsilon)
+
+
 def decoder_logits(
     weights: Mapping[str, Array],
     tokens: Sequence[int],
@@ -118,6 +161,9 @@ def decoder_logits(
     scheme: str,
     options: Mapping[str, Any] | None = None,
     epsilon: float = 1e-5,
+    activation: str = "gelu",
+    norm: str = "layernorm",
+    parallel_residual: bool = False,
 ) -> Array:
     """Logits ``[N, V]`` of the native decoder for one sequence, from its tensors by name."""
     w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
@@ -128,27 +174,35 @@ def decoder_logits(
     dim = width // heads
     if scheme == "sinusoidal":
         x = x + np.stack([sinusoid(i, width) for i in range(length)])
+    if scheme == "learned":
+        x = x + parameters["table"][:length]
+
+    def normed(z: Array, name: str) -> Array:
+        if norm == "rmsnorm":
+            return rms_norm(z, w[name + ".weight"], epsilon)
+        return layer_norm(z, w[name + ".weight"], w[name + ".bias"], epsilon)
+
     bias = [distance_bias(scheme, parameters, heads, d, options) for d in range(length)]
+    weight = [distance_weight(scheme, parameters, heads, d) for d in range(length)]
     for n in range(layers):
         p = f"layers.{n}."
-        y = layer_norm(x, w[p + "attention_norm.weight"], w[p + "attention_norm.bias"], epsilon)
-        packed = y @ w[p + "attention.qkv.weight"].T + w[p + "attention.qkv.bias"]
+        packed = normed(x, p + "attention_norm") @ w[p + "attention.qkv.weight"].T
+        packed = packed + w[p + "attention.qkv.bias"]
         # The 3W outputs are laid out [3, H, d]: all queries, then all keys, then all values.
         q, k, v = packed.reshape(length, 3, heads, dim).transpose(1, 2, 0, 3)
         if scheme == "rope":
-            base = options.get("base", 10000.0)
+            base, fraction = options.get("base", 10000.0), options.get("fraction", 1.0)
             q, k = (
-                np.array([[rotate(z[h, i], i, base) for i in range(length)] for h in range(heads)])
+                np.array([[rotate(z[h, i], i, base, fraction) for i in range(length)] for h in range(heads)])
                 for z in (q, k)
             )
-        y = attend(q, k, v, lambda h, i, j, score: score + bias[i - j][h])
+        y = attend(q, k, v, lambda h, i, j, score: score * weight[i - j][h] + bias[i - j][h])
         y = y.transpose(1, 0, 2).reshape(length, width)
-        x = x + y @ w[p + "attention.out.weight"].T + w[p + "attention.out.bias"]
-        y = layer_norm(x, w[p + "mlp_norm.weight"], w[p + "mlp_norm.bias"], epsilon)
-        y = gelu(y @ w[p + "mlp_in.weight"].T + w[p + "mlp_in.bias"])
-        x = x + y @ w[p + "mlp_out.weight"].T + w[p + "mlp_out.bias"]
-    x = layer_norm(x, w["norm.weight"], w["norm.bias"], epsilon)
-    return x @ w.get("head.weight", w["embedding.weight"]).T
+        y = y @ w[p + "attention.out.weight"].T + w[p + "attention.out.bias"]
+        z = normed(x if parallel_residual else x + y, p + "mlp_norm")
+        z = activate(z @ w[p + "mlp_in.weight"].T + w[p + "mlp_in.bias"], activation)
+        x = x + y + z @ w[p + "mlp_out.weight"].T + w[p + "mlp_out.bias"]
+    return normed(x, "norm") @ w.get("head.weight", w["embedding.weight"]).T
 
 
 def negative_log_softmax(logits: Array, target: int) -> float:

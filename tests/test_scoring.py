@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kerple_eval.checkpoints import native
+from kerple_eval.checkpoints import decoder_model
 from kerple_eval.checkpoints.base import LanguageModel
-from kerple_eval.checkpoints.native import NativeModel
+from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.devices import resolve_device
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.last import Last
@@ -39,13 +39,13 @@ def test_losses_are_those_of_one_target_at_a_time(
     scheme: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every loss of a native decoder, whatever the batch and however the head is cut."""
-    monkeypatch.setattr(native, "HEAD_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(decoder_model, "HEAD_CHUNK_ELEMENTS", chunk)
     made = tiny.decoder(tiny.config(scheme, layers=1))
     weights = tiny.weights(made)
     documents = [tiny.tokens(n, seed=n) for n in (12, 9, 12)]
     windows = plan(documents, 5)
     found: dict[int, np.ndarray] = {}
-    for members, losses in score(NativeModel(made, CPU, torch.float64), documents, windows):
+    for members, losses in score(DecoderModel(made, CPU, torch.float64), documents, windows):
         found |= dict(zip(members, losses, strict=True))
     assert sorted(found) == list(range(len(windows)))
     known: dict[tuple[int, int, int], float] = {}
@@ -116,8 +116,8 @@ def test_half_precision_logits_lose_nothing_more_in_the_loss() -> None:
 
 def test_the_head_never_sees_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most HEAD_CHUNK_ELEMENTS logits exist at a time, and only for scored rows."""
-    monkeypatch.setattr(native, "HEAD_CHUNK_ELEMENTS", 11 * 4 * 3)
-    model = NativeModel(tiny.decoder(tiny.config("kerple-log")), CPU, torch.float32)
+    monkeypatch.setattr(decoder_model, "HEAD_CHUNK_ELEMENTS", 11 * 4 * 3)
+    model = DecoderModel(tiny.decoder(tiny.config("kerple-log")), CPU, torch.float32)
     inputs = torch.from_numpy(np.stack([tiny.tokens(20, seed=s) for s in range(3)]))
     with torch.no_grad():
         parts = list(model.logits(inputs, 10))
@@ -193,7 +193,7 @@ def test_cuda_losses(scheme: str) -> None:
     weights = tiny.weights(made)
     tokens = tiny.tokens(20)
     windows = [(0, w) for w in SlidingWindow(stride=3).plan(20, 9, 9)]
-    for members, losses in score(NativeModel(made, torch.device("cuda"), torch.float32), [tokens], windows):
+    for members, losses in score(DecoderModel(made, torch.device("cuda"), torch.float32), [tokens], windows):
         for index, loss in zip(members, losses, strict=True):
             w = windows[index][1]
             logits = oracles.decoder_logits(

@@ -17,6 +17,7 @@ from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 
 SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
+FURTHER = ("kerple-wht", "kerple-bias-wht", "learned")  # not in the zoo
 
 
 def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
@@ -25,6 +26,8 @@ def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
         "vocab_size": 11, "layers": 2, "width": 12, "heads": 3, "mlp_width": 20, "train_length": 8,
         "scheme": scheme,
     }  # fmt: skip
+    if scheme == "learned":  # tests look past the trained length
+        values["scheme_options"] = {"positions": 256}
     return DecoderConfig(**(values | changes))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from kerple_eval.catalogue import scheme_entry, unknown
-from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel, Shape
-from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer, Tokenizer
+from kerple_eval.checkpoints.base import Checkpoint, Description, Shape
+from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, FastTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.files import write_atomically
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder, build_scheme
@@ -38,20 +39,6 @@ FORMAT = "kerple-eval"
 VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 BYTES = "bytes"
-HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
-
-
-class NativeModel(LanguageModel):
-    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> None:
-        self.decoder = decoder.cast(dtype).to(device).eval()
-        self.device = device
-        self.dtype = dtype
-
-    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
-        features = self.decoder(inputs, rows)
-        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.decoder.config.vocab_size))
-        for chunk in features.split(step, dim=1):
-            yield self.decoder.head(chunk)
 
 
 class NativeCheckpoint(Checkpoint):
@@ -159,8 +146,8 @@ class NativeCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> NativeModel:
-        return NativeModel(self.decoder(), device, dtype)
+    def load(self, device: torch.device, dtype: torch.dtype) -> DecoderModel:
+        return DecoderModel(self.decoder(), device, dtype)
 
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""
@@ -250,13 +237,13 @@ def write_checkpoint(
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     weights = to_safetensors(state, metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, weights)
-    if isinstance(tokenizer, JsonTokenizer):
-        write_atomically(folder / TOKENIZER, tokenizer.raw)
+    if isinstance(tokenizer, FastTokenizer):
+        write_atomically(folder / TOKENIZER, tokenizer.to_json())
     config = {
         "format": FORMAT,
         "version": VERSION,
         "model": decoder.config.to_json(),
-        "tokenizer": TOKENIZER if isinstance(tokenizer, JsonTokenizer) else tokenizer and BYTES,
+        "tokenizer": TOKENIZER if isinstance(tokenizer, FastTokenizer) else tokenizer and BYTES,
         "seed": seed,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "training": training or {},

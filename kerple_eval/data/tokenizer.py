@@ -1,4 +1,4 @@
-"""Text to token ids. Two kinds: bytes (256 symbols), and a ``tokenizer.json`` (``tokenizers``).
+"""Text to token ids: bytes (256 symbols), a ``tokenizer.json``, or GPT-2's two files (``tokenizers``).
 
 Every tokeniser also says how many UTF-8 bytes of the text each token accounts for, so that bits per
 byte can be given: token k accounts for the bytes between the end of token k-1 and its own end (a
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,29 +61,25 @@ class ByteTokenizer:
 BYTE_TOKENIZER = ByteTokenizer()
 
 
-class JsonTokenizer:
-    """A Hugging Face ``tokenizer.json``, read by the ``tokenizers`` library; no template tokens."""
+class FastTokenizer:
+    """What the tokenisers of the ``tokenizers`` library share; no template tokens."""
 
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as Fast  # noqa: PLC0415 - only where a checkpoint has one
-
-        try:
-            raw = path.read_bytes()
-            self._fast = Fast.from_buffer(raw)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except Exception as error:  # the library raises bare Exception on a malformed file
-            raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+    def __init__(self, fast: Any, identity: str) -> None:
+        self._fast = fast
         self._fast.no_truncation()
         self._fast.no_padding()
-        self.raw = raw
-        self.identity = "tokenizer.json:" + hashlib.sha256(raw).hexdigest()[:16]
-        self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
+        self.identity = identity
+        self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         lead = self._template_lead()
         named = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
         self.bos: int | None = named if lead is None else lead
         self.adds_bos = lead is not None
         self.end_of_document: int | None = self._first("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+
+    def to_json(self) -> bytes:
+        """The same tokeniser as a ``tokenizer.json``, for a checkpoint written in another format."""
+        text: str = self._fast.to_str()
+        return text.encode("utf-8")
 
     def _first(self, *names: str) -> int | None:
         for name in names:
@@ -108,3 +104,60 @@ class JsonTokenizer:
         if len(counts):
             counts[-1] += before[-1] - reached[-1]  # trailing text that no token spells out
         return Encoding(np.array(encoding.ids, dtype=np.int64), counts)
+
+
+class JsonTokenizer(FastTokenizer):
+    """A Hugging Face ``tokenizer.json``."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer as Fast  # noqa: PLC0415 - only where a checkpoint has one
+
+        try:
+            raw = path.read_bytes()
+            fast = Fast.from_buffer(raw)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except Exception as error:  # the library raises bare Exception on a malformed file
+            raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+        super().__init__(fast, "tokenizer.json:" + hashlib.sha256(raw).hexdigest()[:16])
+        self._raw = raw
+
+    def to_json(self) -> bytes:
+        return self._raw  # to the byte, so that the identity stays
+
+
+class Gpt2Tokenizer(FastTokenizer):
+    """GPT-2's byte-level BPE from its two files; ``<|endoftext|>`` in a text is text.
+
+    Source: Radford et al. 2019, openai/gpt-2 ``encoder.py``: bytes as 256 printable symbols, words
+    split by one regular expression, merges by rank.
+    """
+
+    def __init__(self, vocabulary: Path, merges: Path) -> None:
+        from tokenizers import Tokenizer as Fast  # noqa: PLC0415
+        from tokenizers import models, pre_tokenizers  # noqa: PLC0415
+
+        try:
+            raw = [path.read_bytes() for path in (vocabulary, merges)]
+            fast = Fast(models.BPE.from_file(str(vocabulary), str(merges)))
+        except OSError as error:
+            name = error.filename or vocabulary
+            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        except Exception as error:  # the library raises bare Exception on a malformed file
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{vocabulary}: not GPT-2's vocabulary, with {merges.name}: {first}") from None
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in raw)).hexdigest()
+        super().__init__(fast, "gpt2-bpe:" + digest[:16])
+        self.bos = None
+
+    def encode(self, text: str) -> Encoding:
+        encoding = super().encode(text)
+        spelt = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol a byte
+        there = len(text.encode("utf-8"))
+        if spelt != there:
+            raise UserError(
+                f"the tokeniser ({self.identity}) spells {spelt} of the text's {there} bytes: "
+                "its vocabulary lacks a byte's symbol"
+            )
+        return encoding

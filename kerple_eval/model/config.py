@@ -1,13 +1,20 @@
-"""The native decoder's configuration: what ``config.json`` of a native checkpoint says."""
+"""The native decoder's configuration: what ``config.json`` of a native checkpoint says.
+
+A key that has a default here may be absent there; any other must be given.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from kerple_eval.catalogue import unknown
 from kerple_eval.types import Geometry, UserError
+
+#: Names alone, so that reading a configuration needs no torch; ``model.pointwise`` defines them.
+ACTIVATIONS = ("gelu", "gelu-tanh", "geglu", "relu", "softsign", "swish", "mish")
+NORMS = ("layernorm", "rmsnorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +31,17 @@ class DecoderConfig:
     scheme_options: dict[str, Any] = field(default_factory=dict)
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = False
+    activation: str = "gelu"
+    norm: str = "layernorm"
+    parallel_residual: bool = False  # x + attention(norm1(x)) + mlp(norm2(x)), GPT-J's
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "width", "heads", "mlp_width", "train_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
 
@@ -51,11 +64,14 @@ class DecoderConfig:
         if not isinstance(data, Mapping):
             raise UserError(f"{where}: 'model' must be an object, got {type(data).__name__}")
         types = {f.name: str(f.type) for f in fields(cls)}
+        optional = {f.name for f in fields(cls) if (f.default, f.default_factory) != (MISSING, MISSING)}
         for key in data:
             if key not in types:
                 raise UserError(f"{where}: {unknown('key of model', str(key), types)}")
         values: dict[str, Any] = {}
         for key, kind in types.items():
+            if key not in data and key in optional:
+                continue
             if key not in data:
                 raise UserError(f"{where}: model.{key} is missing")
             value = data[key]

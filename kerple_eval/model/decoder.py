@@ -1,13 +1,14 @@
 """The native decoder: a pre-norm GPT in the shape of the KERPLE release (GPT-NeoX).
 
     x   = embed(tokens)                                [B, N, W]
-    x   = x + attention(norm(x));  x = x + mlp(norm(x))     per layer
+    x   = x + attention(norm(x));  x = x + mlp(norm(x))     per layer, or, with parallel_residual,
+    x   = x + attention(norm(x)) + mlp(norm'(x))
     out = head(norm(x))                                [B, rows, V]
 
-LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU, head untied
-unless asked. Weights start N(0, s^2) with s = sqrt(2 / (5 W)), GPT-NeoX's ``small_init`` (Nguyen and
-Salazar 2019, arXiv 1910.05895; 0.023 at the release's W = 768), those that write into the residual
-stream N(0, s^2 / (2 layers)); biases start at 0.
+LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU, head untied,
+unless the configuration asks otherwise. Weights start N(0, s^2) with s = sqrt(2 / (5 W)), GPT-NeoX's
+``small_init`` (Nguyen and Salazar 2019, arXiv 1910.05895; 0.023 at the release's W = 768), those
+that write into the residual stream N(0, s^2 / (2 layers)); biases start at 0.
 The positional scheme is one module that the embedding and every layer's attention ask.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from kerple_eval.catalogue import load, scheme_entry, typed_options
 from kerple_eval.model.attention import Table, attention, make_table
 from kerple_eval.model.config import DecoderConfig
+from kerple_eval.model.pointwise import ACTIVATIONS, NORMS, RMSNorm
 from kerple_eval.schemes.base import Scheme
 
 
@@ -63,16 +65,25 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.activation, wide = ACTIVATIONS[config.activation]
+        self.parallel_residual = config.parallel_residual
+        self.attention_norm = NORMS[config.norm](config.width, config.norm_epsilon)
         self.attention = Attention(config)
-        self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.mlp_in = nn.Linear(config.width, config.mlp_width)
+        self.mlp_norm = NORMS[config.norm](config.width, config.norm_epsilon)
+        self.mlp_in = nn.Linear(config.width, wide * config.mlp_width)
         self.mlp_out = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
-        y = self.attention(self.attention_norm(x), scheme, table, rows)
-        x = x[:, x.shape[1] - rows :] + y
-        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))  # type: ignore[no-any-return]
+        y: Tensor = self.attention(self.attention_norm(x), scheme, table, rows)
+        x = x[:, x.shape[1] - rows :]
+        if self.parallel_residual:
+            return x + y + self._mlp(x)
+        x = x + y
+        return x + self._mlp(x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x))))
+        return out
 
 
 class Decoder(nn.Module):
@@ -81,7 +92,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.norm = NORMS[config.norm](config.width, config.norm_epsilon)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -98,7 +109,7 @@ class Decoder(nn.Module):
                 nn.init.normal_(module.weight, 0.0, std, generator=generator)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-            elif isinstance(module, nn.LayerNorm):
+            elif isinstance(module, nn.LayerNorm | RMSNorm):
                 module.reset_parameters()
         self.scheme.reset_parameters(torch.Generator().manual_seed(seed))
         self.scheme.project_()

@@ -6,8 +6,8 @@ Section 2.1; the causal bucket rule of mesh_tensorflow's ``_relative_position_bu
 
 With R buckets (32), m = R/2 and the farthest distance M (128): D < m has a bucket of its own;
 ``bucket = min(R - 1, m + floor(log(D / m) / log(M / m) * (R - m)))`` beyond. b ``[R, H]`` starts
-N(0, 0.02^2) (the release's ``init_method``); R H parameters. GPT-NeoX multiplies the bias by
-sqrt(d) after the lookup: that is a checkpoint matter (``neox:``), not the scheme's.
+N(0, 0.02^2) (the release's ``init_method``); R H parameters. ``scale`` multiplies the bias after
+the lookup: 1 unless asked, sqrt(d) in GPT-NeoX (``rpe``, ``gpt2_model.py``).
 """
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ def bucket_index(distance: Tensor, count: int, farthest: int) -> Tensor:
 
 
 class T5(Scheme):
-    def __init__(self, geometry: Geometry, *, buckets: int = 32, max_distance: int = 128) -> None:
+    def __init__(
+        self, geometry: Geometry, *, buckets: int = 32, max_distance: int = 128, scale: float = 1.0
+    ) -> None:
         super().__init__(geometry)
         if buckets < 4 or buckets % 2:
             raise UserError(f"t5: buckets={buckets} must be even and at least 4")
         if max_distance <= buckets // 2:
             raise UserError(f"t5: max_distance={max_distance} must exceed buckets/2={buckets // 2}")
+        if not 0 < scale < math.inf:
+            raise UserError(f"t5: scale={scale} must be positive")
+        self.scale = scale
         self.buckets = buckets
         self.max_distance = max_distance
         self.relative_bias = nn.Parameter(torch.zeros(buckets, geometry.heads))
@@ -48,4 +53,4 @@ class T5(Scheme):
 
     def kernel(self, distance: Tensor) -> Tensor:
         index = bucket_index(distance, self.buckets, self.max_distance)
-        return self.relative_bias.to(distance.dtype)[index].T
+        return self.relative_bias.to(distance.dtype)[index].T * self.scale

@@ -258,7 +258,8 @@ def test_another_models_weights_are_refused(folder: Path, tmp_path: Path) -> Non
         ("mlp_width", {}), ("train_length", None), ("train_length", 0), ("scheme", 3), ("scheme", ["alibi"]),
         ("scheme", "kerple-logg"), ("scheme_options", []), ("scheme_options", "base=3"),
         ("scheme_options", {"base": 3}), ("norm_epsilon", "1e-5"), ("norm_epsilon", False),
-        ("tie_embeddings", 0), ("tie_embeddings", "no"),
+        ("tie_embeddings", 0), ("tie_embeddings", "no"), ("activation", "gelu_tanh"), ("activation", 1),
+        ("norm", "layer"), ("norm", None), ("parallel_residual", "yes"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_names_file_and_key(folder: Path, key: str, value: Any) -> None:
@@ -267,7 +268,16 @@ def test_a_wrong_value_names_file_and_key(folder: Path, key: str, value: Any) ->
     refused(folder, str(folder / "config.json"), named)
 
 
-@pytest.mark.parametrize("key", [*tiny.config().to_json()])
+REQUIRED = ("vocab_size", "layers", "width", "heads", "mlp_width", "train_length", "scheme")
+
+
+@pytest.mark.parametrize("key", [k for k in tiny.config().to_json() if k not in REQUIRED])
+def test_a_key_with_a_default_may_be_absent(folder: Path, key: str) -> None:
+    edit(folder, lambda data: data["model"].pop(key))
+    assert NativeCheckpoint(folder).config == tiny.config("kerple-log", vocab_size=256)
+
+
+@pytest.mark.parametrize("key", REQUIRED)
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     edit(folder, lambda data: data["model"].pop(key))
     refused(folder, str(folder / "config.json"), f"model.{key} is missing")

@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from kerple_eval.model import attention as module
-from kerple_eval.model.config import DecoderConfig
+from kerple_eval.model import pointwise
+from kerple_eval.model.config import ACTIVATIONS, NORMS, DecoderConfig
 from kerple_eval.model.decoder import Decoder
 from kerple_eval.types import UserError
 from tests import oracles, tiny
 
-every_scheme = pytest.mark.parametrize("scheme", tiny.SCHEMES)
+every_scheme = pytest.mark.parametrize("scheme", [*tiny.SCHEMES, *tiny.FURTHER])
 
 
 def by_hand(made: Decoder, tokens: np.ndarray) -> np.ndarray:
     c = made.config
     return oracles.decoder_logits(
         tiny.weights(made), tokens.tolist(), layers=c.layers, heads=c.heads, scheme=c.scheme,
-        options=c.scheme_options, epsilon=c.norm_epsilon,
+        options=c.scheme_options, epsilon=c.norm_epsilon, activation=c.activation, norm=c.norm,
+        parallel_residual=c.parallel_residual,
     )  # fmt: skip
 
 
@@ -49,6 +51,14 @@ def test_logits_are_the_formula(
         {"scheme": "alibi", "tie_embeddings": True},
         {"scheme": "kerple-power", "layers": 1, "heads": 1},
         {"scheme": "sinusoidal", "layers": 3, "heads": 6, "mlp_width": 7},
+        {"scheme": "rope", "scheme_options": {"fraction": 0.5}},
+        {"scheme": "rope", "scheme_options": {"fraction": 0.8, "base": 50.0}, "width": 24},
+        {"scheme": "t5", "scheme_options": {"scale": 2.5}},
+        {"scheme": "learned", "scheme_options": {"positions": 17}},
+        {"scheme": "kerple-wht", "parallel_residual": True},
+        {"scheme": "kerple-bias-wht", "activation": "gelu-tanh"},
+        {"norm": "rmsnorm", "norm_epsilon": 0.05},
+        *({"activation": name} for name in ACTIVATIONS),
     ],
     ids=str,
 )
@@ -58,6 +68,19 @@ def test_every_setting_of_the_configuration_counts(changes: dict[str, Any]) -> N
     with torch.no_grad():
         got = made.head(made(torch.from_numpy(tokens)[None]))[0]
     np.testing.assert_allclose(got.numpy(), by_hand(made, tokens), rtol=0, atol=1e-11)
+
+
+def test_the_names_are_those_that_are_defined() -> None:
+    assert tuple(pointwise.ACTIVATIONS) == ACTIVATIONS
+    assert tuple(pointwise.NORMS) == NORMS
+
+
+def test_learned_positions_end() -> None:
+    made = tiny.decoder(tiny.config("learned", scheme_options={}))
+    assert made.scheme.max_positions == 8  # the trained length
+    made(torch.from_numpy(tiny.tokens(8))[None])
+    with pytest.raises(UserError, match="9 positions asked for, the model has 8"):
+        made(torch.from_numpy(tiny.tokens(9))[None])
 
 
 @every_scheme

@@ -38,13 +38,27 @@ LEVELS = (
 PLUG_INS = {
     "schemes": {"base"},
     "protocols": {"base"},
-    "checkpoints": {"base", "card", "shipped"},
+    "checkpoints": {"base", "card", "decoder_model", "pickle_scan", "pickles", "shipped"},
     "reports": {"grid", "style"},
 }
 
-#: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name.
+#: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name, and
+#: the parts of one format.
 COMPOSED = {
     "checkpoints.zoo": {"native"},
+    "checkpoints.neox": {
+        "neox_config",
+        "neox_files",
+        "neox_release",
+        "neox_scheme",
+        "neox_tensors",
+        "neox_tokenizer",
+        "neox_weights",
+    },
+    "checkpoints.neox_release": {"neox_config", "neox_scheme"},
+    "checkpoints.neox_scheme": {"neox_config", "neox_tensors"},
+    "checkpoints.neox_tokenizer": {"neox_config", "neox_files"},
+    "checkpoints.neox_weights": {"neox_config", "neox_files", "neox_scheme", "neox_tensors"},
     "reports.page": {"curve", "position", "table"},
 }
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import kerple_eval
-from kerple_eval.checkpoints.native import NativeCheckpoint, NativeModel
+from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.checkpoints.native import NativeCheckpoint
 from kerple_eval.files import locked
 from kerple_eval.run import Progress
 from kerple_eval.types import UserError
@@ -50,13 +51,13 @@ def whole(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the inputs of every forward pass from here on."""
     seen: list[tuple[int, ...]] = []
-    real = NativeModel.logits
+    real = DecoderModel.logits
 
-    def logits(self: NativeModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self: DecoderModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
         seen.append(tuple(inputs.shape))
         return real(self, inputs, rows)
 
-    monkeypatch.setattr(NativeModel, "logits", logits)
+    monkeypatch.setattr(DecoderModel, "logits", logits)
     return seen
 
 
@@ -213,14 +214,14 @@ ERRORS = [
 def test_out_of_memory_in_some_cells(
     error: Exception, arguments: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = NativeModel.logits
+    real = DecoderModel.logits
 
-    def logits(self: NativeModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self: DecoderModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
         if inputs.shape[1] == 64:
             raise error
         return real(self, inputs, rows)
 
-    monkeypatch.setattr(NativeModel, "logits", logits)
+    monkeypatch.setattr(DecoderModel, "logits", logits)
     run = kerple_eval.evaluate(**arguments, out=tmp_path)
     summary = run.summary()
     failed = summary[summary["length"] == 64]
@@ -253,7 +254,7 @@ def test_a_model_that_fails_to_load(
 ) -> None:
     real = NativeCheckpoint.load
 
-    def load(self: NativeCheckpoint, device: torch.device, dtype: torch.dtype) -> NativeModel:
+    def load(self: NativeCheckpoint, device: torch.device, dtype: torch.dtype) -> DecoderModel:
         if self.config.scheme == "alibi":
             raise MemoryError
         return real(self, device, dtype)
@@ -272,11 +273,11 @@ def test_a_failed_cell_that_fails_again_stays_a_row(
 ) -> None:
     calls = []
 
-    def logits(self: NativeModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self: DecoderModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
         calls.append(rows)
         yield torch.full((*inputs.shape[:1], rows, 256), float("nan"))
 
-    monkeypatch.setattr(NativeModel, "logits", logits)
+    monkeypatch.setattr(DecoderModel, "logits", logits)
     kerple_eval.evaluate(**arguments, out=tmp_path)
     first, tries = (tmp_path / "summary.csv").read_bytes(), len(calls)
     assert first.count(b",failed,") == CELLS

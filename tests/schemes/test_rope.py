@@ -34,6 +34,23 @@ def test_every_vector_is_turned_pair_by_pair(dim: int, base: float) -> None:
                     np.testing.assert_allclose(turned[b, h, n].numpy(), expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(("fraction", "turned"), [(0.25, 4), (0.3, 4), (0.5, 8), (0.9, 14)])
+def test_a_fraction_of_the_components_turns(fraction: float, turned: int) -> None:
+    """GPT-NeoX's rotary_pct: int(d * fraction) components, frequencies by that number."""
+    x = torch.randn(1, 2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    if int(16 * fraction) % 2:
+        with pytest.raises(UserError, match="even number"):
+            rope(16, fraction=fraction)
+        return
+    positions = torch.arange(7)
+    out, _ = rope(16, fraction=fraction).rotate(x, x, positions, positions)
+    assert torch.equal(out[..., turned:], x[..., turned:])
+    for h in range(2):
+        for n in range(7):
+            expected = oracles.rotate(x[0, h, n, :turned].numpy(), n)
+            np.testing.assert_allclose(out[0, h, n, :turned].numpy(), expected, rtol=0, atol=1e-13)
+
+
 def test_scores_depend_on_distance_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     made = rope(8)
@@ -77,6 +94,11 @@ def test_half_precision_vectors_keep_their_dtype() -> None:
         ({"scheme_options": {"base": "ten"}}, "base=ten is not a float"),
         ({"scheme_options": {"bass": 10}}, "did you mean 'base'"),
         ({"width": 9, "heads": 3}, "head dim 3 is odd"),
+        ({"scheme_options": {"fraction": 0.25}}, "fraction=0.25 of head dim 4 is 1"),
+        ({"scheme_options": {"fraction": 0.1}}, "is 0; pairs need an even number above 0"),
+        ({"scheme_options": {"fraction": 0}}, "above 0 and at most 1"),
+        ({"scheme_options": {"fraction": 1.5}}, "above 0 and at most 1"),
+        ({"scheme_options": {"fraction": "nan"}}, "above 0 and at most 1"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> None:

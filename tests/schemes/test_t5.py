@@ -90,6 +90,16 @@ def test_formula_at_every_pair(options: dict[str, Any], buckets: int, farthest: 
         assert kernel[:, d].tolist() == made.relative_bias[bucket].tolist()
 
 
+def test_the_scale_multiplies_after_the_lookup() -> None:
+    plain, scaled = T5(GEOMETRY).double(), T5(GEOMETRY, scale=2.0).double()
+    with torch.no_grad():
+        for made in (plain, scaled):
+            made.relative_bias.copy_(torch.randn(32, 3, generator=torch.Generator().manual_seed(0)))
+    d = torch.arange(300, dtype=torch.float64)
+    assert torch.equal(scaled.kernel(d), 2 * plain.kernel(d))
+    assert torch.equal(scaled.relative_bias, plain.relative_bias)
+
+
 def test_float32_distances_to_16k_and_gradient_counts() -> None:
     """The gradient of the summed kernel in b[r, h] is the number of distances in bucket r."""
     made = T5(GEOMETRY)
@@ -128,6 +138,8 @@ def test_projection_leaves_the_table_alone() -> None:
         ({"buckets": 5}, "buckets=5 must be even"),
         ({"buckets": 2}, "at least 4"),
         ({"buckets": -32}, "buckets=-32"),
+        ({"scale": 0}, "scale=0.0 must be positive"),
+        ({"scale": "nan"}, "must be positive"),
         ({"max_distance": 16}, "max_distance=16 must exceed buckets/2=16"),
         ({"buckets": "many"}, "buckets=many is not an int"),
         ({"buckets": 32.5}, "buckets=32.5 is not an int"),

@@ -1,0 +1,192 @@
+"""GPT-NeoX checkpoints (``neox:DIR``), those of the KERPLE release among them.
+
+    neox:DIR[,pos-emb=NAME][,numerics=release][,tokenizer=FILE | ,vocab=FILE,merges=FILE]
+
+Source: chijames/KERPLE (the release) and EleutherAI/gpt-neox; each part says which file
+(:mod:`neox_files` the folder, :mod:`neox_config` the configuration, :mod:`neox_tensors` and
+:mod:`neox_weights` the shards, :mod:`neox_scheme` position). The checkpoint becomes a native decoder,
+so what is computed is the release's formula in the dtype of the run, with distances and bias in
+float32; ``numerics=release`` rounds as the release does (:mod:`neox_release`).
+
+All logits, those of vocabulary padding among them, stay in the softmax, as in the release.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from kerple_eval.catalogue import scheme_entry, unknown
+from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel, Shape
+from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.checkpoints.neox_config import POS_EMBS, read_config
+from kerple_eval.checkpoints.neox_files import locate, looks_like_neox
+from kerple_eval.checkpoints.neox_release import ReleaseModel, release_dtype
+from kerple_eval.checkpoints.neox_scheme import choose
+from kerple_eval.checkpoints.neox_tensors import Notes
+from kerple_eval.checkpoints.neox_tokenizer import OPTIONS, find_tokenizer
+from kerple_eval.checkpoints.neox_weights import NeoxWeights
+from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.model.config import DecoderConfig
+from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.types import UserError
+
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class NeoxCheckpoint(Checkpoint):
+    def __init__(self, place: str, options: dict[str, str]) -> None:
+        files = locate(place)
+        self.where = str(files.step)
+        self.neox = read_config(files.configs)
+        self._notes = Notes()
+        self.weights = NeoxWeights(files, self.neox, self._notes)
+        self.position = choose(self.neox, options.get("pos-emb"), self.weights.names, self.where, self._notes)
+        try:
+            self.config = self._configure()
+            with torch.device("meta"):
+                empty = Decoder(self.config)
+            scheme = build_scheme(self.config)
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
+        scheme_state = self.weights.check(self.position)
+        scheme.to(self.weights.wide)
+        self._parameters = sum(parameter.numel() for parameter in empty.parameters())
+        self._max_positions = empty.scheme.max_positions
+        scheme.load_state_dict(scheme_state, strict=True)
+        self._report_clamps(scheme.project_(), scheme.constraints)
+        self._scheme_state = {name: tensor.detach() for name, tensor in scheme.state_dict().items()}
+        self.release: torch.dtype | None = None
+        if options.get("numerics") == "release":
+            self.release = release_dtype(self.neox, self.weights.dtypes, self.where)
+            self._notes.add(f"numerics=release: everything in {_name(self.release)}, whatever --dtype says")
+        self._sha256 = self.weights.sha256()
+        self._tokenizer = find_tokenizer(self.neox, files.folders, options)
+        self._check_vocabulary()
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return looks_like_neox(folder)
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        known = ("pos-emb", "numerics", *OPTIONS)
+        for key in options:
+            if key not in known:
+                raise unknown("option of a neox checkpoint", key, known)
+        for key, values in (("pos-emb", POS_EMBS), ("numerics", ("exact", "release"))):
+            if key in options and options[key] not in values:
+                raise unknown(key, options[key], values)
+        return cls(place, options)
+
+    def _configure(self) -> DecoderConfig:
+        c = self.neox
+        return DecoderConfig(
+            vocab_size=self.weights.vocabulary,
+            layers=c.layers,
+            width=c.width,
+            heads=c.heads,
+            mlp_width=self.weights.mlp_width,
+            train_length=c.train_length,
+            scheme=self.position.scheme,
+            scheme_options=self.position.options,
+            norm_epsilon=c.norm_epsilon,
+            tie_embeddings=not self.weights.untied,
+            activation=c.activation,
+            norm=c.norm,
+            parallel_residual=c.parallel_residual,
+        )
+
+    def _report_clamps(
+        self, moved: dict[str, int], intervals: dict[str, tuple[float | None, float | None]]
+    ) -> None:
+        names = {new: old for old, new in self.position.shared.items()}
+        for name, count in moved.items():
+            lowest, highest = intervals[name]
+            bounds = f"at least {lowest}" if highest is None else f"within [{lowest}, {highest}]"
+            self._notes.add(
+                f"{count} of {self.neox.heads} values of {name} ({names.get(name, name)}) were clamped "
+                f"to be {bounds}, as the release does"
+            )
+
+    def _check_vocabulary(self) -> None:
+        held = self.config.vocab_size
+        if self._tokenizer is None:
+            self._notes.add(
+                f"no tokeniser: only token ids can be scored; all {held} logits stay in the softmax"
+            )
+            return
+        size = self._tokenizer.vocab_size
+        if size > held:
+            raise UserError(f"{self.where}: the tokeniser has {size} ids, the embedding {held} rows")
+        if size < held:
+            self._notes.add(
+                f"the vocabulary of {size} is padded to {held}: the {held - size} padded logits stay in "
+                "the softmax, as in the release"
+            )
+
+    @cached_property
+    def description(self) -> Description:
+        c = self.config
+        return Description(
+            format="neox",
+            scheme=c.scheme,
+            vocab_size=c.vocab_size,
+            parameters=self._parameters,
+            train_length=c.train_length,
+            seed=self.neox.seed,
+            prefix_invariant=scheme_entry(c.scheme).prefix_invariant,
+            max_length=self._max_positions,
+            weights_sha256=self._sha256,
+            architecture="gpt-neox",
+            shape=Shape(
+                layers=c.layers,
+                width=c.width,
+                heads=c.heads,
+                kv_heads=c.heads,
+                head_dim=c.geometry.head_dim,
+                mlp_width=c.mlp_width,
+            ),
+            stored_dtypes=tuple(sorted(_DTYPES.get(dtype, str(dtype)) for dtype in self.weights.dtypes)),
+            details={
+                "model": c.to_json(),
+                "pos_emb": self.position.pos_emb,
+                "shards": self.weights.shards,
+                "numerics": f"release in {_name(self.release)}" if self.release else "exact",
+                "tokenizer": self._tokenizer.identity if self._tokenizer else None,
+            },
+            warnings=tuple(self._notes.lines),
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def scheme_parameters(self) -> dict[str, list[float]]:
+        if not self.position.pos_emb.startswith("kerple"):
+            return {}
+        return {name: tensor.flatten().tolist() for name, tensor in self._scheme_state.items()}
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        if self.release is not None:
+            return ReleaseModel(self.decoder(), self.position, self.neox, device, self.release)
+        return DecoderModel(self.decoder(), device, dtype)
+
+    def decoder(self) -> Decoder:
+        """The whole model as a native decoder on CPU, in float32, or float64 where stored so."""
+        with torch.device("meta"):
+            decoder = Decoder(self.config)
+        state = dict(self.weights.merged())
+        state |= {f"scheme.{name}": tensor.clone() for name, tensor in self._scheme_state.items()}
+        if self.config.tie_embeddings:
+            state["head.weight"] = state["embedding.weight"]
+        decoder.load_state_dict(state, strict=True, assign=True)
+        if self.config.tie_embeddings:
+            decoder.head.weight = decoder.embedding.weight
+        return decoder
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
