@@ -91,4 +91,4 @@ def test_the_native_format_keeps_every_number(model: writer.Model, tmp_path: Pat
     assert torch.equal(first, second)
     assert again.description.parameters == made.description.parameters
     assert again.description.scheme == made.description.scheme
-    assert again.projected == {}
+    assert again.description.warnings == ()
