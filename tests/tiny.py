@@ -17,6 +17,13 @@ from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 
 SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
+FURTHER = (
+    "kerple-3-para-log",
+    "kerple-gauss-2-para-bias",
+    "kerple-gauss-3-para-bias",
+    "kernel",
+)  # fmt: skip; not in the zoo
+FORMULA = "-r1*D**r2 - r3*log(1 + r4*D)**r5 + exp(-D/r1)"  # every rule and role
 
 
 def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
@@ -25,6 +32,8 @@ def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
         "vocab_size": 11, "layers": 2, "width": 12, "heads": 3, "mlp_width": 20, "train_length": 8,
         "scheme": scheme,
     }  # fmt: skip
+    if scheme == "kernel":
+        values["scheme_options"] = {"formula": FORMULA}
     return DecoderConfig(**(values | changes))
 
 

@@ -52,13 +52,17 @@ class Range:
     stop: float
 
 
+def _number(name: str) -> int:
+    return int(name[1:])
+
+
 def ranges(uses: Iterable[tuple[str, Role]]) -> dict[str, Range]:
     """Each parameter's range, r1 before r2 before r10; several roles intersect."""
     roles: dict[str, set[Role]] = {}
     for name, role in uses:
         roles.setdefault(name, set()).add(role)
     found = {}
-    for name in sorted(roles, key=lambda name: int(name[1:])):
+    for name in sorted(roles, key=_number):
         values = [role.value for role in roles[name]]
         tops = [highest for _, highest, _, _ in values if highest is not None]
         found[name] = Range(
@@ -86,7 +90,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A positive factor: ``coefficient * up[0] * up[1] ... / down[0] / down[1] ...``."""
+    """A positive factor: ``coefficient * up[0] * up[1] ... / down[0] / down[1] ...``, names in order."""
 
     coefficient: float = 1.0
     up: tuple[str, ...] = ()
@@ -95,6 +99,9 @@ class Scale:
     def __post_init__(self) -> None:
         if not (self.coefficient > 0 and math.isfinite(self.coefficient)):
             raise ClosureError(f"a scale must be positive and finite, got {self.coefficient:g}")
+        for field in ("up", "down"):
+            names = tuple(sorted(getattr(self, field), key=_number))
+            object.__setattr__(self, field, names)
 
     @classmethod
     def of(cls, value: Scale | Parameter | float) -> Scale:

@@ -15,7 +15,7 @@ from kerple_eval.model.decoder import Decoder
 from kerple_eval.types import UserError
 from tests import oracles, tiny
 
-every_scheme = pytest.mark.parametrize("scheme", tiny.SCHEMES)
+every_scheme = pytest.mark.parametrize("scheme", tiny.SCHEMES + tiny.FURTHER)
 
 
 def by_hand(made: Decoder, tokens: np.ndarray) -> np.ndarray:
@@ -157,7 +157,7 @@ def test_cast_keeps_the_scheme_in_float32_at_least(dtype: torch.dtype) -> None:
     assert bool(torch.isfinite(out).all())
 
 
-@every_scheme
+@pytest.mark.parametrize("scheme", tiny.SCHEMES)  # a further one's small gradients drown in its noise
 def test_bfloat16_autocast_gradients_point_the_same_way(scheme: str) -> None:
     """Training in bfloat16 autocast: each tensor's gradient against the one of a float64 pass."""
     tokens = torch.from_numpy(np.stack([tiny.tokens(40, seed=s) for s in range(4)]))
