@@ -180,10 +180,12 @@ def parse_scheme(text: str) -> Spec:
     ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``, commas and equals signs
     included; ``kernel:formula=...`` says the same, so that ``str`` of the result reads back.
     """
-    name, _, rest = (part.strip() for part in text.partition(":"))
-    option = schemes()[name].text_option if name in schemes() else ""
-    if not option or not rest:
+    name, colon, rest = (part.strip() for part in text.partition(":"))
+    option = scheme_entry(name).text_option if name else ""
+    if not (option and colon):
         return parse_spec(text)
+    if not rest:
+        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {option.upper()}")
     key, equals, value = (part.strip() for part in rest.partition("="))
     return Spec(name, ((option, value if equals and key == option else rest),))
 
