@@ -160,6 +160,14 @@ def test_a_kernel_is_largest_at_zero(kernel: CPD) -> None:
     assert float(values.max()) == float(values[0]) == pytest.approx(kernel.upper, abs=1e-15)
 
 
+@pytest.mark.parametrize("offset", [0.25, 4.0])
+def test_the_bound_of_a_root_holds_at_every_alpha(offset: float) -> None:
+    """-(offset + D)^r1 is largest at D = 0, at one end of r1's interval or the other."""
+    kernel = root(power() - offset, R1)
+    values = [float(kernel.bind({"r1": a})(torch.zeros(1, dtype=torch.float64))) for a in (0.01, 0.3, 0.99)]
+    assert kernel.upper == pytest.approx(max(values))
+
+
 # --- What leaves the closure -------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
