@@ -20,7 +20,11 @@ from kerple_eval.types import Spec, UserError
 
 @dataclass(frozen=True, slots=True)
 class SchemeEntry:
-    """One positional scheme; ``parameters`` counts in H (heads), R (buckets), P (positions), W."""
+    """One positional scheme; ``parameters`` counts in H (heads), R (buckets), P (positions), W (width) and K
+    (names in a formula).
+
+    ``text_option`` names the option that takes all the text after ``name:`` (see ``parse_scheme``).
+    """
 
     name: str
     target: str
@@ -29,6 +33,7 @@ class SchemeEntry:
     kind: str
     parameters: str
     prefix_invariant: bool
+    text_option: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,29 @@ SCHEMES = (
         "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
     ),
     SchemeEntry(
-        "kerple-wht", "kerple_eval.schemes.kerple_wht:KerpleWeight", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance weight", "2 H", True,
+        "kerple-3-para-log", "kerple_eval.schemes.kerple_3_para_log:Kerple3ParaLog", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "3 H", True,
     ),
     SchemeEntry(
         "kerple-bias-wht", "kerple_eval.schemes.kerple_bias_wht:KerpleBiasWeight", 2022,
         "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel and weight", "4 H", True,
+    ),
+    SchemeEntry(
+        "kerple-gauss-2-para-wht", "kerple_eval.schemes.kerple_gauss_2_para_wht:KerpleGauss2ParaWeight", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance weight", "2 H", True,
+    ),
+    SchemeEntry(
+        "kerple-gauss-2-para-bias", "kerple_eval.schemes.kerple_gauss_2_para_bias:KerpleGauss2ParaBias", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
+    ),
+    SchemeEntry(
+        "kerple-gauss-3-para-bias", "kerple_eval.schemes.kerple_gauss_3_para_bias:KerpleGauss3ParaBias", 2022,
+        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "3 H", True,
+    ),
+    SchemeEntry(
+        "kernel", "kerple_eval.schemes.kernel:FormulaKernel", 2022,
+        "after Chi et al., KERPLE, arXiv 2205.09921", "distance kernel of one's own, kernel: -r1*D**r2",
+        "K H", True, text_option="formula",
     ),
     SchemeEntry(
         "alibi", "kerple_eval.schemes.alibi:Alibi", 2021,
@@ -173,6 +195,22 @@ def parse_spec(text: str) -> Spec:
     return Spec(name, parse_options(rest, text) if colon else ())
 
 
+def parse_scheme(text: str) -> Spec:
+    """As :func:`parse_spec`, but a scheme with a ``text_option`` takes all after the colon as that.
+
+    ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``, commas and equals signs
+    included; ``kernel:formula=...`` says the same, so that ``str`` of the result reads back.
+    """
+    name, colon, rest = (part.strip() for part in text.partition(":"))
+    option = scheme_entry(name).text_option if name else ""
+    if not (option and colon):
+        return parse_spec(text)
+    if not rest:
+        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {option.upper()}")
+    key, equals, value = (part.strip() for part in rest.partition("="))
+    return Spec(name, ((option, value if equals and key == option else rest),))
+
+
 def parse_options(text: str, where: str) -> tuple[tuple[str, str], ...]:
     """``key=value,key=value`` -> pairs; a repeated or empty key is refused."""
     pairs: dict[str, str] = {}
@@ -213,7 +251,8 @@ def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what
         converted[key] = _convert(value, kind, f"{what}: {key}={value}")
     for name, parameter in wanted.items():
         if parameter.default is inspect.Parameter.empty and name not in converted:
-            raise UserError(f"{what} needs {name}=..., as in {what}:{name}=256")
+            example = "..." if parameter.annotation in ("str", str) else "256"
+            raise UserError(f"{what} needs {name}=..., as in {what}:{name}={example}")
     return {name: converted[name] for name in wanted if name in converted}
 
 

@@ -59,7 +59,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--scheme", required=True, help="Positional scheme, NAME or NAME:key=value.")
+@click.option("--scheme", required=True, help="Positional scheme, NAME, NAME:key=value or 'kernel: FORMULA'.")
 @click.option("--task", help="Task whose training split to learn from.")
 @click.option("--text", multiple=True, help="Text file of your own (repeat for more).")
 @click.option("--length", type=click.IntRange(min=2), required=True, help="Tokens a sequence.")

@@ -38,31 +38,50 @@ def t5_bucket(distance: int, buckets: int = 32, farthest: int = 128) -> int:
     return min(buckets - 1, exact + int(log_ratio * (buckets - exact)))
 
 
+def power(distance: int, exponent: float) -> float:
+    return distance**exponent if distance else 0.0
+
+
+#: KERPLE's biases at one distance, of r1, r2, ... (arXiv 2205.09921, Sections 4, 5.3, Appendix A.3).
+KERPLE: dict[str, Callable[..., float]] = {
+    "kerple-log": lambda d, r1, r2: -r1 * math.log(1 + r2 * d),
+    "kerple-power": lambda d, r1, r2: -r1 * power(d, r2),
+    "kerple-bias-wht": lambda d, r1, r2, r3, r4: -r1 * power(d, r2),
+    "kerple-3-para-log": lambda d, r1, r2, r3: -r1 * math.log(1 + r2 * power(d, r3)),
+    "kerple-gauss-2-para-bias": lambda d, r1, r2: r1 * math.exp(-r2 * d * d),
+    "kerple-gauss-3-para-bias": lambda d, r1, r2, r3: r1 * math.exp(-r2 * power(d, r3)),
+}
+
+
 def distance_bias(
     scheme: str, parameters: Mapping[str, Any], heads: int, distance: int, options: Mapping[str, Any]
 ) -> list[float]:
     """What a scheme adds to the scaled score at one distance, a number a head."""
-    if scheme in ("kerple-log", "kerple-power"):
-        r1 = [float(x) for x in parameters["r1"]]
-        r2 = [float(x) for x in parameters["r2"]]
-        if scheme == "kerple-log":
-            return [-a * math.log(1 + b * distance) for a, b in zip(r1, r2, strict=True)]
-        return [-a * (distance**b if distance else 0.0) for a, b in zip(r1, r2, strict=True)]
+    if scheme in KERPLE:
+        rows = [[float(parameters[name][h]) for name in sorted(parameters)] for h in range(heads)]
+        return [KERPLE[scheme](distance, *row) for row in rows]
+    if scheme == "kernel":
+        return formula(options["formula"], parameters, heads, distance)
     if scheme == "alibi":
         return [-m * distance for m in alibi_slopes(heads)]
     if scheme == "t5":
         bucket = t5_bucket(distance, options.get("buckets", 32), options.get("max_distance", 128))
         return [float(x) * options.get("scale", 1.0) for x in parameters["relative_bias"][bucket]]
-    if scheme == "kerple-bias-wht":
-        return distance_bias("kerple-power", parameters, heads, distance, options)
-    if scheme in ("rope", "sinusoidal", "learned", "nope", "kerple-wht"):
+    if scheme in ("rope", "sinusoidal", "learned", "nope", "kerple-gauss-2-para-wht"):
         return [0.0] * heads
     raise AssertionError(f"no oracle for scheme {scheme}")
 
 
+def formula(text: str, parameters: Mapping[str, Any], heads: int, distance: int) -> list[float]:
+    """A test's own formula as Python arithmetic, a number a head."""
+    functions = {"log": math.log, "exp": math.exp, "D": float(distance)}
+    rows = [{name: float(values[h]) for name, values in parameters.items()} for h in range(heads)]
+    return [float(eval(text, {"__builtins__": {}}, functions | row)) for row in rows]
+
+
 def distance_weight(scheme: str, parameters: Mapping[str, Any], heads: int, distance: int) -> list[float]:
     """What a scheme multiplies the scaled score by at one distance, a number a head."""
-    names = {"kerple-wht": ("r1", "r2"), "kerple-bias-wht": ("r3", "r4")}.get(scheme)
+    names = {"kerple-gauss-2-para-wht": ("r1", "r2"), "kerple-bias-wht": ("r3", "r4")}.get(scheme)
     if names is None:
         return [1.0] * heads
     pairs = zip(*(parameters[name] for name in names), strict=True)

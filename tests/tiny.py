@@ -17,7 +17,16 @@ from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 
 SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
-FURTHER = ("kerple-wht", "kerple-bias-wht", "learned")  # not in the zoo
+FURTHER = (  # not in the zoo
+    "kerple-bias-wht",
+    "kerple-3-para-log",
+    "kerple-gauss-2-para-wht",
+    "kerple-gauss-2-para-bias",
+    "kerple-gauss-3-para-bias",
+    "kernel",
+    "learned",
+)
+FORMULA = "-r1*D**r2 - r3*log(1 + r4*D)**r5 + exp(-D/r1)"  # every rule and role
 
 
 def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
@@ -28,6 +37,8 @@ def config(scheme: str = "nope", **changes: Any) -> DecoderConfig:
     }  # fmt: skip
     if scheme == "learned":  # tests look past the trained length
         values["scheme_options"] = {"positions": 256}
+    if scheme == "kernel":
+        values["scheme_options"] = {"formula": FORMULA}
     return DecoderConfig(**(values | changes))
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from kerple_eval.types import Spec
+
 
 def card(name: str, model: dict[str, Any], seed: int | None, training: dict[str, Any]) -> str:
     """Markdown from the ``model`` and ``training`` parts of a native checkpoint's config.json."""
     recipe, data, held_out = training["recipe"], training["data"], training["held_out"]
+    scheme = Spec(model["scheme"], tuple(model["scheme_options"].items()))
     lines = [
         f"# {name}",
         "",
         f"A decoder trained at {model['train_length']} tokens with the positional scheme "
-        f"`{model['scheme']}`: {model['layers']} layers, width {model['width']}, "
+        f"`{scheme}`: {model['layers']} layers, width {model['width']}, "
         f"{model['heads']} heads, vocabulary {model['vocab_size']}, "
         f"{training['parameters']:,} parameters.",
         "",

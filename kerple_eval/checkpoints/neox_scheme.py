@@ -8,7 +8,7 @@ forward pass:
 
     kerple_log             - bias_p log(1 + bias_a D)                             kerple-log
     kerple_power_ap_       - bias_a D^bias_p                                      kerple-power
-    kerple_power__ap       score x exp(-wei_a D^wei_p)                            kerple-wht
+    kerple_power__ap       score x exp(-wei_a D^wei_p)                            kerple-gauss-2-para-wht
     kerple_power_ap_ap     both                                                   kerple-bias-wht
     kerple_power_original  - bias_a D, bias_a ALiBi's slopes (and clamped too)    kerple-power, r2 = 1
     rpe                    + sqrt(d) b[bucket(D), h]                              t5, scale = sqrt(d)
@@ -71,7 +71,7 @@ class NeoxScheme:
 _KERPLE = {
     "kerple_log": ("kerple-log", {"bias_p": "r1", "bias_a": "r2"}),
     "kerple_power_ap_": ("kerple-power", {"bias_a": "r1", "bias_p": "r2"}),
-    "kerple_power__ap": ("kerple-wht", {"wei_a": "r1", "wei_p": "r2"}),
+    "kerple_power__ap": ("kerple-gauss-2-para-wht", {"wei_a": "r1", "wei_p": "r2"}),
     "kerple_power_ap_ap": ("kerple-bias-wht", {"bias_a": "r1", "bias_p": "r2", "wei_a": "r3", "wei_p": "r4"}),
     "kerple_power_original": ("kerple-power", {"bias_a": "r1"}),
 }

@@ -57,8 +57,8 @@ def _flat(details: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in details.items():
         if key == "tokenizer":
             continue  # has a line of its own
-        if isinstance(value, dict):
-            yield from ((f"{key}.{k}", v) for k, v in value.items())
+        if isinstance(value, dict) and value:
+            yield from ((f"{key}.{k}", v) for k, v in _flat(value))
         else:
             yield key, value
 

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from kerple_eval.catalogue import parse_spec
+from kerple_eval.catalogue import parse_scheme, parse_spec
 from kerple_eval.data.corpus import Corpus, training_corpus
 from kerple_eval.data.ngram import bits_per_byte
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
@@ -39,7 +39,7 @@ def run(
     if (task is None) == (not text):
         raise UserError("train needs text: either --task NAME or --text FILE")
     place = resolve_device(device)
-    spec = parse_spec(scheme)
+    spec = parse_scheme(scheme)
     reader: Tokenizer = JsonTokenizer(Path(tokenizer)) if tokenizer else ByteTokenizer()
     model = DecoderConfig(
         vocab_size=reader.vocab_size, layers=layers, width=width, heads=heads,

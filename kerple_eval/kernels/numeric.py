@@ -1,14 +1,8 @@
-"""Conditionally positive definite (CPD) kernels of the distance between two tokens.
+"""Whether a function of distance is a (conditionally) positive definite kernel, by eigenvalues.
 
-A symmetric k is *positive definite* (PD) when ``sum_ij c_i c_j k(x_i, x_j) >= 0`` for every finite
-point set and every real c; *conditionally* PD when that holds for every c with ``sum_i c_i = 0``.
-So a kernel is CPD exactly when every matrix ``K_ij = k(x_i, x_j)`` is positive semi-definite on
-the subspace orthogonal to the all-ones vector **1** (KERPLE, Chi et al. 2022, Definition 1).
-
-Kernels here are functions of the distance ``D = |i - j| >= 0`` (tokens):
-
-* power        ``-r1 D^r2``             r1 > 0, 0 < r2 <= 2   (Corollary 1a)
-* logarithmic  ``-r1 log(1 + r2 D)``    r1, r2 > 0            (Corollary 1b with p = 1)
+A kernel is CPD exactly when every matrix ``K_ij = k(x_i, x_j)`` is positive semi-definite on the
+subspace orthogonal to the all-ones vector **1**, and PD when it is so everywhere (KERPLE, Chi et al.
+2022, Definition 1). Checks are made in float64 on a finite point set.
 
 **The offset.** For a fixed finite point set and a *strictly* CPD kernel some c >= 0 makes
 ``K + c 1 1^T`` positive semi-definite (Lemma 1); softmax does not see c, since it adds the same
@@ -26,19 +20,6 @@ import torch
 from torch import Tensor
 
 Kernel = Callable[[Tensor], Tensor]
-
-
-def log_kernel(distance: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
-    """``-r1 log(1 + r2 D)``; broadcasts, so ``r [H, 1]`` and ``D [n]`` give ``[H, n]`` (logits)."""
-    return -r1 * torch.log1p(r2 * distance)
-
-
-def power_kernel(distance: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
-    """``-r1 D^r2``; broadcasts. The gradient in r2 at D = 0 is its limit, 0."""
-    # D^r2 log D is 0 * -inf at D = 0; a positive stand-in keeps the gradient finite there.
-    positive = distance > 0
-    safe = torch.where(positive, distance, torch.ones_like(distance))
-    return -r1 * torch.where(positive, safe**r2, torch.zeros_like(distance))
 
 
 class NoOffsetError(ValueError):
@@ -88,6 +69,15 @@ def is_cpd(kernel: Kernel, n: int = 64, *, points: Tensor | None = None, toleran
     if not bool(torch.isfinite(inner).all()):
         return False
     eigenvalues = torch.linalg.eigvalsh(inner)
+    return bool(eigenvalues[0] >= -tolerance * eigenvalues.abs().max())
+
+
+def is_pd(kernel: Kernel, n: int = 64, *, points: Tensor | None = None, tolerance: float = 1e-10) -> bool:
+    """Whether K itself is positive semi-definite, up to rounding (as in :func:`is_cpd`)."""
+    matrix = kernel_matrix(kernel, _points(n, points))
+    if not bool(torch.isfinite(matrix).all()):
+        return False
+    eigenvalues = torch.linalg.eigvalsh(matrix)
     return bool(eigenvalues[0] >= -tolerance * eigenvalues.abs().max())
 
 

@@ -21,7 +21,7 @@ from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry
 
 
-class KerpleWeight(Scheme):
+class KerpleGauss2ParaWeight(Scheme):
     constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {
         "r1": (0.01, None),
         "r2": (0.01, 2.0),
