@@ -35,6 +35,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     bos: int | None
     end_of_document: int | None
+    adds_bos: bool  # whether it puts ``bos`` before a text unless told otherwise
 
     def encode(self, text: str) -> Encoding: ...
 
@@ -47,6 +48,7 @@ class ByteTokenizer:
         self.vocab_size = 256
         self.bos: int | None = None
         self.end_of_document: int | None = 0
+        self.adds_bos = False
 
     def encode(self, text: str) -> Encoding:
         ids = np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
@@ -72,6 +74,7 @@ class JsonTokenizer:
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
         self.bos: int | None = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
         self.end_of_document: int | None = self._first("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+        self.adds_bos = self.bos is not None and self.bos in self._fast.encode("a").ids[:1]
 
     def _first(self, *names: str) -> int | None:
         for name in names:

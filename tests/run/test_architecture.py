@@ -37,6 +37,11 @@ PLUG_INS = {
 #: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name.
 COMPOSED = {
     "checkpoints.zoo": {"native"},
+    "checkpoints.hf": {"hf_config", "hf_files", "hf_model", "hf_rope", "hf_tokenizer", "hf_weights"},
+    "checkpoints.hf_config": {"hf_files", "hf_rope"},
+    "checkpoints.hf_model": {"hf_rope"},
+    "checkpoints.hf_tokenizer": {"hf_files"},
+    "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
     "reports.page": {"curve", "position", "table"},
 }
 
