@@ -30,7 +30,7 @@ LEVELS = (
 PLUG_INS = {
     "schemes": {"base"},
     "protocols": {"base"},
-    "checkpoints": {"base", "card", "shipped"},
+    "checkpoints": {"base", "card", "pickle_scan", "pickles", "shipped"},
     "reports": {"grid", "style"},
 }
 

@@ -1,0 +1,182 @@
+"""What a pickle would ask for, told from its opcodes alone: nothing is built, imported or called.
+
+Source: the pickle protocol as ``pickletools`` of the standard library documents it, and the layout
+of ``torch.save``: storages are persistent ids ``('storage', class, key, location, elements)``.
+
+The scan runs the pickle machine on placeholders, so that before anything is unpickled
+
+* every class a pickle names is known, and one that is neither a tensor's nor a plain container's is
+  refused by name (an allow-list narrower than ``torch.load(weights_only=True)``'s, and one that
+  nothing else in the process can widen);
+* every storage is known with its size in bytes;
+* tuples nested past ``DEEPEST`` are refused (hashing one recurses in C without a guard).
+"""
+
+from __future__ import annotations
+
+import pickletools
+from dataclasses import dataclass
+from typing import IO, Any
+
+from kerple_eval.types import UserError
+
+DEEPEST = 100
+
+#: Bytes an element of each storage class takes.
+STORAGES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
+    "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+    "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1,
+}  # fmt: skip
+
+_DTYPES = (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+    "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2",
+)  # fmt: skip
+
+ALLOWED = frozenset(
+    {
+        "collections.OrderedDict", "torch.Size", "torch.device",
+        "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter",
+        "torch.nn.parameter.Parameter", "_codecs.encode",
+        "builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex",
+        "torch.storage.UntypedStorage",
+    }
+    | {f"torch.{name}" for name in (*STORAGES, *_DTYPES)}
+)  # fmt: skip
+
+_MARK = object()
+_OTHER = object()  # anything the scan need not know more of
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_POPS = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "STOP": 1, "POP": 1}
+_POPS_MARK = {"APPENDS", "SETITEMS", "ADDITEMS", "LIST", "DICT"}
+_CONSTANTS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING",
+}  # fmt: skip
+_PLAIN = {
+    "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "FLOAT", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "REDUCE", "NEWOBJ", "LIST", "DICT",
+}  # fmt: skip  # what leaves one object on the stack
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One storage a pickle asks for: its key and its size in bytes."""
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Global:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tuple:
+    items: tuple[Any, ...]
+    depth: int
+
+
+def scan(file: IO[bytes], where: str) -> list[Storage]:
+    """Read one pickle from ``file``, leave the position after it, and say which storages it wants.
+
+    Raises UserError with one line that starts with ``where``.
+    """
+    machine = _Machine(where)
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            machine.step(opcode.name, argument)
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, OverflowError, UnicodeError, MemoryError) as error:
+        raise UserError(f"{where}: damaged pickle: {one_line(error)}") from None
+    return list(machine.storages.values())
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its name."""
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+class _Machine:
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in _CONSTANTS:
+            self.stack.append(argument)
+        elif name in _POPS:
+            self._pop(_POPS[name])
+        elif name in _POPS_MARK:
+            self._pop_mark()
+        elif name == "MARK":
+            self.stack.append(_MARK)
+        elif "TUPLE" in name:
+            self._tuple(self._pop_mark() if name == "TUPLE" else self._pop(_TUPLES[name]))
+        elif name in ("GLOBAL", "INST"):
+            self._global(*str(argument).rsplit(" ", 1))
+        elif name == "STACK_GLOBAL":
+            self._global(*(str(part) for part in self._pop(2)))
+        elif name == "BINPERSID":
+            self._storage(*self._pop(1))
+        elif "GET" in name or "PUT" in name or name == "MEMOIZE":
+            self._memo(name, argument)
+        elif name not in _PLAIN and name not in ("PROTO", "FRAME"):
+            raise UserError(f"{self.where}: refused: pickle opcode {name}, which torch.save never writes")
+        if name in _PLAIN:
+            self.stack.append(_OTHER)
+
+    def _memo(self, name: str, argument: Any) -> None:
+        if "GET" in name:
+            self.stack.append(self.memo[int(argument)])
+        else:
+            self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = self.stack[-1]
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count or (count and _MARK in self.stack[-count:]):
+            raise ValueError("stack underflow")
+        found = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return found
+
+    def _pop_mark(self) -> list[Any]:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is _MARK:
+                found = self.stack[index + 1 :]
+                del self.stack[index:]
+                return found
+        raise ValueError("no mark")
+
+    def _tuple(self, items: list[Any]) -> None:
+        depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+        if depth > DEEPEST:
+            raise UserError(f"{self.where}: tuples nested more than {DEEPEST} deep")
+        self.stack.append(_Tuple(tuple(items), depth))
+
+    def _global(self, module: str, attribute: str = "") -> None:
+        name = f"{module}.{attribute}"
+        if name not in ALLOWED:
+            raise UserError(
+                f"{self.where}: refused: the pickle wants {name!r}; "
+                "only tensors and plain containers are read"
+            )
+        self.stack.append(_Global(name))
+
+    def _storage(self, wanted: Any) -> None:
+        items = wanted.items if isinstance(wanted, _Tuple) else ()
+        kind, storage, key, _, count = (items + (None,) * 5)[:5]
+        width = STORAGES.get(storage.name.rpartition(".")[2]) if isinstance(storage, _Global) else None
+        if kind != "storage" or width is None or not isinstance(key, str) or not isinstance(count, int):
+            raise UserError(f"{self.where}: damaged pickle: a persistent id that is no tensor's storage")
+        found = Storage(key, width * count)
+        if count < 0 or self.storages.setdefault(key, found) != found:
+            raise UserError(f"{self.where}: damaged pickle: storage {key!r} is given two sizes")
+        self.stack.append(_OTHER)
