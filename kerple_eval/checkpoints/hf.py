@@ -72,16 +72,21 @@ class HfCheckpoint(Checkpoint):
             text = configs.text_config(self.config)
             where = str(root / (self.place.gguf or CONFIG))
             self.train_length = configs.train_length(text, raw)
-            self.warnings = _warnings(self.place.note, remote, text, self.headers, self.extension, where)
+            self.warnings = _warnings(self.place.note, text, remote=remote)
+            if self.extension is None and any(name.startswith("rope_freqs") for name in self.headers):
+                raise UserError(
+                    f"{where}: holds scaled rotary frequencies (rope_freqs), which transformers would leave "
+                    "out; say how they scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
+                )
             if self.extension is not None:
                 replaced = self.extension.apply(text, where)
                 if replaced:
                     self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
             self.model_class = configs.model_class(self.config, self.place, remote=remote)
             self.empty = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
-            if self.extension is not None and self.extension.kind != "ntk":
-                if not serves(self.empty, self.extension.kind):
-                    raise UserError(f"{where}: {type(self.empty).__name__} cannot scale its rotary positions")
+            kind = "ntk" if self.extension is None else self.extension.kind
+            if kind != "ntk" and not serves(self.empty, kind):
+                raise UserError(f"{where}: {type(self.empty).__name__} cannot scale its rotary positions")
             self._tokenizer = read_tokenizer(self.place, raw)
         self.vocabulary = int(text.vocab_size)
         if self._tokenizer is not None and self._tokenizer.vocab_size > self.vocabulary:
@@ -185,14 +190,14 @@ class HfCheckpoint(Checkpoint):
                 )
             else:
                 state = hf_weights.read_state(self.weights)
-                model, info = hf_weights.load(self.model_class, self.config, state, dtype, device, where)
+                model, info = hf_weights.load(
+                    self.model_class, self.config, state, where, dtype=dtype, device=device
+                )
             hf_weights.refuse_gaps(info, where)
             return HfModel(model, device, dtype, where)
 
 
-def _warnings(
-    note: str | None, remote: bool, text: Any, headers: Any, extension: Extension | None, where: str
-) -> tuple[str, ...]:
+def _warnings(note: str | None, text: Any, *, remote: bool) -> tuple[str, ...]:
     """What a reader should know of how this checkpoint was read."""
     found = [] if note is None else [note]
     if remote:
@@ -200,12 +205,7 @@ def _warnings(
     types = [name for name in rope_types(text) if name != "default"]
     if types:
         found.append(
-            f"its config scales rotary positions ({', '.join(types)}); the trained length is the one it gives "
-            "with that scaling"
-        )
-    if any(name.startswith("rope_freqs") for name in headers) and extension is None:
-        raise UserError(
-            f"{where}: holds scaled rotary frequencies (rope_freqs), which transformers would leave out; say "
-            "which scaling they are, for Llama 3.1 rope=llama3,factor=8,original=8192"
+            f"its config scales rotary positions ({', '.join(types)}); the trained length is the one it "
+            "gives with that scaling"
         )
     return tuple(found)

@@ -139,7 +139,7 @@ def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
 
 def model_class(config: Any, place: Place, *, remote: bool) -> Any:
     """The causal language model class for ``config``; encoders are refused."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM  # noqa: PLC0415
     from transformers.models.auto.auto_factory import _get_model_class  # noqa: PLC0415
 
     where = str(place.root / (place.gguf or CONFIG))
@@ -156,7 +156,8 @@ def model_class(config: Any, place: Place, *, remote: bool) -> Any:
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise UserError(f"{where}: transformers has no causal language model of type {config.model_type}")
-    if getattr(config, "is_decoder", True) is False:
+    encoder = type(config) in AutoModelForMaskedLM._model_mapping  # BERT and its kin can be decoders too
+    if encoder and getattr(config, "is_decoder", True) is False:
         raise UserError(
             f"{where}: is_decoder is false: this {config.model_type} sees later tokens too, so its losses "
             "are not those of a language model"

@@ -64,9 +64,7 @@ class Extension:
         if "original" not in given:
             return cls(kind, factor)
         if kind not in _WITH_ORIGINAL:
-            raise UserError(
-                f"hf: rope={kind} has no use for original=; {_or(_WITH_ORIGINAL)} have"
-            )
+            raise UserError(f"hf: rope={kind} has no use for original=; {_or(_WITH_ORIGINAL)} have")
         text = given["original"]
         if not (text.isascii() and text.isdigit()) or int(text) < 1:
             raise UserError(f"hf: original={text} must be a whole number of tokens, at least 1")

@@ -143,7 +143,7 @@ def check(model_class: Any, config: Any, weights: Weights, found: Mapping[str, H
         for name, header in found.items()
         if not name.endswith(_OLD_BUFFERS)
     }
-    model, info = load(model_class, config, empty, torch.float32, torch.device("meta"), str(where))
+    model, info = load(model_class, config, empty, str(where), device=torch.device("meta"))
     refuse_gaps(info, str(where))
     return model
 
@@ -152,9 +152,10 @@ def load(
     model_class: Any,
     config: Any,
     state: Mapping[str, Any],
-    dtype: torch.dtype,
-    device: torch.device,
     where: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device,
 ) -> tuple[Any, dict[str, Any]]:
     """A model of ``state`` (tensors by stored name) and what transformers reports of the loading."""
     try:
@@ -196,7 +197,7 @@ def read_state(weights: Weights) -> dict[str, Any]:
             state |= _pickle(path, meta=False)
             continue
         try:
-            file = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt")
             state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
@@ -204,7 +205,7 @@ def read_state(weights: Weights) -> dict[str, Any]:
 
 
 def load_gguf(model_class: Any, config: Any, path: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """Blocks unpacked to ``dtype``; transformers' kernels for packed blocks come from the hub and are not used."""
+    """Blocks unpacked to ``dtype``: kernels for packed ones would come from the hub, and are not used."""
     from transformers import GgufConfig  # noqa: PLC0415
     from transformers import modeling_gguf_pytorch_utils as legacy  # noqa: PLC0415
 
