@@ -84,9 +84,10 @@ class HfCheckpoint(Checkpoint):
                     self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
             self.model_class = configs.model_class(self.config, self.place, remote=remote)
             self.empty = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
-            kind = "ntk" if self.extension is None else self.extension.kind
-            if kind != "ntk" and not serves(self.empty, kind):
-                raise UserError(f"{where}: {type(self.empty).__name__} cannot scale its rotary positions")
+            if self.extension is not None and not serves(self.empty, self.extension):
+                raise UserError(
+                    f"{where}: {type(self.empty).__name__} has no rotary positions that rope= could extend"
+                )
             self._tokenizer = read_tokenizer(self.place, raw)
         self.vocabulary = int(text.vocab_size)
         if self._tokenizer is not None and self._tokenizer.vocab_size > self.vocabulary:

@@ -154,11 +154,14 @@ def rope_types(config: Any) -> list[str]:
     return sorted({str(one.get("rope_type", "default")) for _, one in rope_dicts(config)})
 
 
-def serves(model: nn.Module, kind: str) -> bool:
-    """Whether some module of the built model reads its frequencies by ``kind``."""
+def serves(model: nn.Module, extension: Extension) -> bool:
+    """Whether some module of the built model makes its frequencies as ``extension`` says."""
+    if getattr(model.config, "alibi", False):  # Falcon keeps rotary settings that it does not use
+        return False
+    wanted = "default" if extension.kind == "ntk" else extension.kind
     for module in model.modules():
         own = getattr(module, "rope_type", None)
-        if own == kind or (isinstance(own, dict) and kind in own.values()):
+        if own == wanted or (isinstance(own, dict) and wanted in own.values()):
             return True
     return False
 

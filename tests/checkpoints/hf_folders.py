@@ -82,7 +82,10 @@ MODELS: dict[str, tuple[Callable[[], Any], str, int | None, int | None, bool]] =
         "rope", 32, None, True,
     ),
     "gemma3": (
-        lambda: transformers.Gemma3TextConfig(**sized(head_dim=8, sliding_window=8)), "rope", 32, None, True
+        lambda: transformers.Gemma3TextConfig(
+            **sized(head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+        ),
+        "rope", 32, None, True,
     ),
     "qwen2": (lambda: transformers.Qwen2Config(**sized()), "rope", 32, None, True),
     "mistral": (lambda: transformers.MistralConfig(**sized(sliding_window=8)), "rope", 32, None, True),
