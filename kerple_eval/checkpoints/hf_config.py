@@ -123,9 +123,24 @@ def build_config(raw: dict[str, Any], place: Place, *, remote: bool) -> Any:
             f"{where}: model_type {kind!r} is not known to transformers {transformers.__version__}{hint}"
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict(_cleaned(raw))
+        config = CONFIG_MAPPING[kind].from_dict(_cleaned(raw))
     except Exception as error:  # validators of configurations raise many classes
         raise UserError(f"{where}: not a valid {kind} configuration: {one_line(error)}") from None
+    if kind == "mpt":
+        _check_mpt(config, where)
+    return config
+
+
+def _check_mpt(config: Any, where: str) -> None:
+    """transformers' MPT has ALiBi of maximum 8 and nothing else, whatever the configuration asks for."""
+    for key, only in (("alibi", True), ("alibi_bias_max", 8), ("qk_ln", False), ("prefix_lm", False)):
+        value = getattr(config.attn_config, key, only)
+        if value != only:
+            raise UserError(
+                f"{where}: attn_config.{key}={value}: transformers' MPT leaves it out and knows only {only}"
+            )
+    if config.logit_scale is not None:
+        raise UserError(f"{where}: logit_scale={config.logit_scale}: transformers' MPT leaves it out")
 
 
 def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ $PYTHON -m kerple_eval run \
   "smollm2=hf:$MODEL,gguf=$GGUF" \
   "smollm2-yarn=hf:$MODEL,gguf=$GGUF,rope=yarn,factor=4" \
   --task sotu --documents 1 --protocol prefix \
-  --length 1024,2048,4096,8192,10240,12288,16384 --out "$OUT"
+  --length 1024,2048,4096,8192,10240,12288 --out "$OUT"
 $PYTHON -m kerple_eval table "$OUT" --format markdown > "$OUT/table.md"
 $PYTHON -m kerple_eval plot "$OUT" --kind curve --out "$OUT/curve.png"
 $PYTHON -m kerple_eval plot "$OUT" --kind position --out "$OUT/position.png"

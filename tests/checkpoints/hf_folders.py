@@ -51,7 +51,9 @@ MODELS: dict[str, tuple[Callable[[], Any], str, int | None, int | None, bool]] =
     "llama": (lambda: transformers.LlamaConfig(**sized()), "rope", 32, None, True),
     "gpt-neox": (lambda: transformers.GPTNeoXConfig(**without_kv(rotary_pct=0.5)), "rope", 32, None, True),
     "gpt2": (
-        lambda: transformers.GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, **MARKS),
+        lambda: transformers.GPT2Config(
+            vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, **MARKS
+        ),
         "learned", 64, 64, True,
     ),
     "opt": (
@@ -72,7 +74,9 @@ MODELS: dict[str, tuple[Callable[[], Any], str, int | None, int | None, bool]] =
         "alibi", None, None, True,
     ),
     "mpt": (
-        lambda: transformers.MptConfig(vocab_size=V, d_model=32, n_layers=2, n_heads=4, max_seq_len=32, **MARKS),
+        lambda: transformers.MptConfig(
+            vocab_size=V, d_model=32, n_layers=2, n_heads=4, max_seq_len=32, **MARKS
+        ),
         "alibi", 32, None, True,
     ),
     "gemma2": (

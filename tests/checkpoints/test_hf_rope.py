@@ -55,7 +55,9 @@ def inverse_frequencies(kind: str, factor: float, original: int, n: int) -> tupl
         return plain * keep + plain / factor * (1 - keep), 0.1 * math.log(factor) + 1
     smooth = (original / wavelength - 1.0) / (4.0 - 1.0)  # Llama 3.1: low 1, high 4
     mixed = (1 - smooth) * plain / factor + smooth * plain
-    chosen = np.where(wavelength < original / 4, plain, np.where(wavelength > original, plain / factor, mixed))
+    chosen = np.where(
+        wavelength < original / 4, plain, np.where(wavelength > original, plain / factor, mixed)
+    )
     return chosen, 1.0
 
 
@@ -96,7 +98,9 @@ def test_losses_are_those_of_a_model_built_with_these_parameters(kind: str, fold
     found = folders.scored(folder, [LONG, Window(0, 20, 1)], **options(kind, 4, None))
     unextended = folders.scored(folder, [LONG, Window(0, 20, 1)])
     for index, document in enumerate(folders.documents()):
-        np.testing.assert_allclose(found[0][index], folders.expected(built, document, LONG), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            found[0][index], folders.expected(built, document, LONG), rtol=0, atol=1e-5
+        )
         assert np.abs(found[0][index] - unextended[0][index]).max() > 1e-2
     if kind == "dynamic":  # nothing changes up to the trained length
         np.testing.assert_array_equal(found[1][0], unextended[1][0])
