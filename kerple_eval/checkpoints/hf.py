@@ -73,11 +73,8 @@ class HfCheckpoint(Checkpoint):
             where = str(root / (self.place.gguf or CONFIG))
             self.train_length = configs.train_length(text, raw)
             self.warnings = _warnings(self.place.note, text, remote=remote)
-            if self.extension is None and any(name.startswith("rope_freqs") for name in self.headers):
-                raise UserError(
-                    f"{where}: holds scaled rotary frequencies (rope_freqs), which transformers would leave "
-                    "out; say how they scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
-                )
+            if self.weights.kind == "gguf" and self.extension is None:
+                hf_weights.refuse_unread_scaling(self.weights.files[0], self.headers)
             if self.extension is not None:
                 replaced = self.extension.apply(text, where)
                 if replaced:

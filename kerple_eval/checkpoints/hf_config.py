@@ -12,10 +12,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.checkpoints.base import Shape
-from kerple_eval.checkpoints.hf_files import CONFIG, Place, inside, read_json
+from kerple_eval.checkpoints.hf_files import CONFIG, Place, inside, read_json, stamp
 from kerple_eval.checkpoints.hf_rope import rope_types
 from kerple_eval.types import UserError
 
@@ -82,14 +84,21 @@ def raw_config(place: Place) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"{place.root}: no {CONFIG}; a Hugging Face checkpoint has one")
         return read_json(inside(place.root, CONFIG, str(place.root)))
+    path = inside(place.root, place.gguf, f"gguf={place.gguf}")
+    return dict(_gguf_config(path, stamp(path)))
+
+
+@lru_cache(maxsize=4)
+def _gguf_config(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
+    """Takes seconds, and a run often opens one file several times, with and without an extension."""
     from transformers import AutoConfig  # noqa: PLC0415
 
     try:
         made = AutoConfig.from_pretrained(
-            str(place.root), gguf_file=place.gguf, local_files_only=True, trust_remote_code=False
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the readers of GGUF raise what they meet
-        raise UserError(f"{place.root / place.gguf}: cannot be read: {one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     return dict(made.to_dict())
 
 

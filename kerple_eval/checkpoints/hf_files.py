@@ -163,6 +163,12 @@ def _sharded(root: Path, index: Path, kind: str, suffix: str) -> Weights:
     return Weights(kind, tuple(files[name] for name in sorted(files)), dict(where))
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change: what a file's reading may be kept under."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 def only_gguf(folder: Path) -> str | None:
     """The name of the one ``.gguf`` file of a folder without config.json; None where there is no such one."""
     found = sorted(p.name for p in folder.glob("*.gguf"))

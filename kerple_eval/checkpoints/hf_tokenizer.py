@@ -10,10 +10,11 @@ declare; names are guessed only where none of them says.
 from __future__ import annotations
 
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.checkpoints.hf_files import Place, inside, read_json
+from kerple_eval.checkpoints.hf_files import Place, inside, read_json, stamp
 from kerple_eval.data.tokenizer import JsonTokenizer
 from kerple_eval.types import UserError
 
@@ -65,7 +66,7 @@ def read_tokenizer(place: Place, config: dict[str, Any]) -> HfTokenizer | None:
     root = place.root
     declared = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     if place.gguf is not None:
-        return _converted(place, declared)
+        return _of_gguf(place, stamp(root / place.gguf))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).exists():
             data = read_json(inside(root, name, str(root)))
@@ -80,6 +81,12 @@ def read_tokenizer(place: Place, config: dict[str, Any]) -> HfTokenizer | None:
     if any((root / name).exists() for name in _CONVERTIBLE):
         return _converted(place, declared)
     return None
+
+
+@lru_cache(maxsize=4)
+def _of_gguf(place: Place, stamp: tuple[int, int]) -> HfTokenizer | None:
+    """Takes seconds, and a run often opens one file several times."""
+    return _converted(place, {})
 
 
 def _converted(place: Place, declared: dict[str, Any]) -> HfTokenizer | None:

@@ -123,6 +123,26 @@ def _gguf(path: Path) -> dict[str, Header]:
     return found
 
 
+def refuse_unread_scaling(path: Path, found: Mapping[str, Header]) -> None:
+    """Rotary scaling that a GGUF file states and transformers leaves out, which would pass for plain rope."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata  # noqa: PLC0415
+
+    if any(name.startswith(("rope_freqs", "rope_factors")) for name in found):
+        raise UserError(
+            f"{path}: holds scaled rotary frequencies, which transformers would leave out; say how they "
+            "scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
+        )
+    metadata, _ = read_gguf_metadata(str(path))
+    architecture = str(metadata["general.architecture"])
+    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if kind != "none" and architecture != "gpt-oss":  # the one whose scaling transformers reads
+        factor = metadata.get(f"{architecture}.rope.scaling.factor", "?")
+        raise UserError(
+            f"{path}: its rotary positions are scaled ({kind}, factor {factor}), which transformers would "
+            f"leave out; say rope={kind},factor={factor}"
+        )
+
+
 # --- Against the model ---------------------------------------------------------------------------
 
 
