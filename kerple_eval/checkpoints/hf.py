@@ -15,6 +15,7 @@ the meta device, before any weight is loaded.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,9 +57,9 @@ class HfCheckpoint(Checkpoint):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
         remote = flag == "true"
         with configs.quiet():
-            self.place = locate(place, options.get("gguf"))
+            self.place = locate(place, options.get("gguf"), code=remote)
             if self.place.gguf is None and (only := only_gguf(self.place.root)):
-                self.place = locate(place, only)
+                self.place = replace(self.place, gguf=only)
             root = self.place.root
             check_links(root)
             if (root / "adapter_config.json").exists():
@@ -118,6 +119,7 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.checkpoints import hf_config as configs  # noqa: PLC0415
 
         text = configs.text_config(self.config)
+        unknown_ = self._scheme == "unknown"
         return Description(
             format="hf",
             scheme=self._scheme,
@@ -132,7 +134,8 @@ class HfCheckpoint(Checkpoint):
             shape=configs.shape(text),
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
-            warnings=self.warnings,
+            warnings=self.warnings
+            + ((f"how {text.model_type} encodes positions is not known here",) if unknown_ else ()),
         )
 
     @property
@@ -188,9 +191,7 @@ class HfCheckpoint(Checkpoint):
                 )
             else:
                 state = hf_weights.read_state(self.weights)
-                model, info = hf_weights.load(
-                    self.model_class, self.config, state, where, dtype=dtype, device=device
-                )
+                model, info = hf_weights.load(self.model_class, self.config, state, where, dtype=dtype)
             hf_weights.refuse_gaps(info, where)
             return HfModel(model, device, dtype, where)
 

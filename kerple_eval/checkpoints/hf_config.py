@@ -41,6 +41,9 @@ _BUCKETS = ("t5", "umt5", "mt5", "xlm-prophetnet", "prophetnet")
 #: Modules that hold one learned vector a position, by the last part of their name.
 _LEARNED = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
 
+#: Parts of a model that do not read text.
+_OTHER_SENSES = ("vision", "visual", "image", "audio", "speech")
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -229,7 +232,10 @@ def scheme(config: Any, model: nn.Module) -> str:
             return scheme_
     if getattr(config, "position_embedding_type", None) == "nope":
         return "none"
-    rotary = any("inv_freq" in name for name, _ in model.named_buffers())
+    rotary = any(
+        "inv_freq" in name and not any(word in name for word in _OTHER_SENSES)
+        for name, _ in model.named_buffers()
+    )
     if rotary:
         scaled = [name for name in rope_types(config) if name != "default"]
         return "-".join(["rope", *scaled])
@@ -241,6 +247,8 @@ def learned_positions(model: nn.Module) -> int | None:
     from torch import nn as layers  # noqa: PLC0415
 
     for name, module in model.named_modules():
+        if any(word in name for word in _OTHER_SENSES):
+            continue
         if name.rsplit(".", 1)[-1] in _LEARNED and isinstance(module, layers.Embedding):
             offset = getattr(module, "offset", 0)  # OPT, BioGPT: rows 0 and 1 are not positions
             return int(module.num_embeddings) - (offset if isinstance(offset, int) else 0)
@@ -249,9 +257,9 @@ def learned_positions(model: nn.Module) -> int | None:
 
 def longest_window(config: Any, model: nn.Module) -> int | None:
     """The longest window the positions are defined for; None where there is no limit."""
-    if config.model_type in _TABLED_ROPE:
+    if config.model_type in (*_TABLED_ROPE, "ctrl"):
         return int(config.max_position_embeddings)
-    return learned_positions(model)
+    return learned_positions(model) if scheme(config, model) == "learned" else None
 
 
 def shape(config: Any) -> Shape:

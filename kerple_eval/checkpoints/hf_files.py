@@ -60,8 +60,11 @@ class Weights:
         return digest.hexdigest()
 
 
-def locate(text: str, gguf: str | None) -> Place:
-    """The folder that ``PATH_OR_ID[@revision]`` names; a hub id is fetched, or found in the hub's cache."""
+def locate(text: str, gguf: str | None, *, code: bool = False) -> Place:
+    """The folder that ``PATH_OR_ID[@revision]`` names; a hub id is fetched, or found in the hub's cache.
+
+    Python files are fetched only with ``code``.
+    """
     local = Path(text).expanduser()
     if local.is_dir():
         return Place(local, gguf)
@@ -72,9 +75,11 @@ def locate(text: str, gguf: str | None) -> Place:
     name, _, revision = text.partition("@")
     if _HUB_ID.fullmatch(name) is None or text.startswith((".", "~")):
         raise UserError(f"{text}: no such folder; hf: takes a local folder or a hub id, as in hf:org/name")
+    if revision and Path(name).is_dir():
+        raise UserError(f"{text}: {name} is a local folder, which has no revisions")
     if revision == "" and "@" in text:
         raise UserError(f"{text}: no revision after '@'; as in hf:{name}@main")
-    return _from_hub(name, revision or None, gguf)
+    return _from_hub(name, revision or None, gguf, code=code)
 
 
 def inside(root: Path, name: str, said_by: str) -> Path:
@@ -178,7 +183,7 @@ def only_gguf(folder: Path) -> str | None:
 # --- The hub -------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, revision: str | None, gguf: str | None) -> Place:
+def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) -> Place:
     import huggingface_hub as hub  # noqa: PLC0415 - comes with transformers
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
@@ -191,6 +196,7 @@ def _from_hub(name: str, revision: str | None, gguf: str | None) -> Place:
         try:
             about = hub.HfApi().model_info(name, revision=revision, timeout=_SECONDS)
             wanted = _wanted([file.rfilename for file in about.siblings or ()], what, gguf)
+            wanted += ["*.py"] if code else []
             folder = hub.snapshot_download(name, revision=about.sha, allow_patterns=wanted)
             return Place(Path(folder), gguf, name, str(about.sha))
         except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError) as error:

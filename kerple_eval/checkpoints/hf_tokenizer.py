@@ -32,10 +32,17 @@ class HfTokenizer(JsonTokenizer):
 
     def __init__(self, path: Path, declared: dict[str, Any]) -> None:
         super().__init__(path)
+        guessed = (self.bos, self.end_of_document, self.adds_bos)
         self.bos = self._marker("bos", declared, self.bos)
         self.end_of_document = self._marker("eos", declared, self.end_of_document)
         flag = declared.get("add_bos_token")
         self.adds_bos = self._begins_with_bos() if flag is None else bool(flag) and self.bos is not None
+        if guessed != (
+            self.bos,
+            self.end_of_document,
+            self.adds_bos,
+        ):  # another tokeniser than the file alone
+            self.identity += f"+bos={self.bos},eos={self.end_of_document},adds_bos={self.adds_bos}".lower()
 
     def _marker(self, name: str, declared: dict[str, Any], guessed: int | None) -> int | None:
         token = declared.get(f"{name}_token")

@@ -163,7 +163,7 @@ def check(model_class: Any, config: Any, weights: Weights, found: Mapping[str, H
         for name, header in found.items()
         if not name.endswith(_OLD_BUFFERS)
     }
-    model, info = load(model_class, config, empty, str(where), device=torch.device("meta"))
+    model, info = load(model_class, config, empty, str(where), meta=True)
     refuse_gaps(info, str(where))
     return model
 
@@ -175,16 +175,20 @@ def load(
     where: str,
     *,
     dtype: torch.dtype = torch.float32,
-    device: torch.device,
+    meta: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-    """A model of ``state`` (tensors by stored name) and what transformers reports of the loading."""
+    """A model of ``state`` (tensors by stored name) and what transformers reports of the loading.
+
+    On CPU; with ``meta`` on the meta device, where ``state`` must be too.
+    """
+    device = torch.device("meta")
     try:
         model, info = model_class.from_pretrained(
             None,
             config=config,
             state_dict=dict(state),
             dtype=dtype,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map={"": device} if meta else None,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

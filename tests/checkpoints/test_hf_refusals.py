@@ -244,8 +244,10 @@ def test_no_such_folder(place: str) -> None:
     refused(place, place, "no such folder")
 
 
-def test_an_empty_revision() -> None:
+def test_revisions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("org/name@", "no revision")
+    monkeypatch.chdir(folder.parent)
+    refused("model@main", "local folder, which has no revisions")
 
 
 # --- Code ----------------------------------------------------------------------------------------

@@ -87,6 +87,15 @@ def test_markers_are_the_declared_ones(
     assert 0 not in found.encode(TEXT).ids  # the text alone, whatever the template
 
 
+def test_other_markers_are_another_tokeniser(folder: Path) -> None:
+    """Models share their documents by a tokeniser's identity, markers included."""
+    byte_level().save(str(folder / "tokenizer.json"))
+    one = opened(folder, tokenizer_config={"bos_token": "<s>", "add_bos_token": True}).identity
+    two = opened(folder, tokenizer_config={"bos_token": "<s>", "add_bos_token": False}).identity
+    assert one != two
+    assert one.split("+")[0] == two.split("+")[0]
+
+
 def test_vocab_and_merges_are_converted(folder: Path) -> None:
     """GPT-2's files without a tokenizer.json: the same ids as transformers' own tokeniser gives."""
     vocabulary = {name: n for n, name in enumerate(["<|endoftext|>", "Ġ", "a", "b", "Ã", "©", "ab", "Ġb"])}
