@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
-transformers = __import__("pytest").importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from kerple_eval.checkpoints.hf import HfCheckpoint  # noqa: E402
 from kerple_eval.scoring import score  # noqa: E402
-from kerple_eval.types import Window  # noqa: E402
+from kerple_eval.types import UserError, Window  # noqa: E402
 
 CPU = torch.device("cpu")
 V, TRAINED = 97, 32
@@ -169,3 +170,12 @@ def scored(folder: Path, windows: Sequence[Window], **options: str) -> list[list
         losses |= dict(zip(members, rows, strict=True))
     each = [losses[index] for index in range(len(pairs))]
     return [each[i : i + len(found)] for i in range(0, len(each), len(found))]
+
+
+def refused(place: Path | str, *parts: str, **options: str) -> None:
+    with pytest.raises(UserError) as caught:
+        HfCheckpoint.open(str(place), options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
