@@ -145,6 +145,10 @@ FORMATS = (
         "zoo", "kerple_eval.checkpoints.zoo:ZooCheckpoint",
         "zoo:NAME, the checkpoints shipped inside this package",
     ),
+    Entry(
+        "hf", "kerple_eval.checkpoints.hf:HfCheckpoint",
+        "hf:PATH_OR_ID[@revision], causal models of transformers: safetensors, GGUF or pickled",
+    ),
 )  # fmt: skip
 
 REPORTS = (

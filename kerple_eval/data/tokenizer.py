@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
     identity: str
     vocab_size: int
     bos: int | None
-    adds_bos: bool
+    adds_bos: bool  # whether it puts ``bos`` before a text unless told otherwise
     end_of_document: int | None
 
     def encode(self, text: str) -> Encoding: ...

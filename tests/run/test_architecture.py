@@ -59,6 +59,11 @@ COMPOSED = {
     "checkpoints.neox_scheme": {"neox_config", "neox_tensors"},
     "checkpoints.neox_tokenizer": {"neox_config", "neox_files"},
     "checkpoints.neox_weights": {"neox_config", "neox_files", "neox_scheme", "neox_tensors"},
+    "checkpoints.hf": {"hf_config", "hf_files", "hf_model", "hf_rope", "hf_tokenizer", "hf_weights"},
+    "checkpoints.hf_config": {"hf_files", "hf_rope"},
+    "checkpoints.hf_model": {"hf_rope"},
+    "checkpoints.hf_tokenizer": {"hf_files"},
+    "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
     "reports.page": {"curve", "position", "table"},
 }
 
