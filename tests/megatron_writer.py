@@ -8,13 +8,13 @@ from pathlib import Path
 
 CODES = {  # name -> (code in the index, letter of ``struct``)
     "uint8": (1, "B"), "int8": (2, "b"), "int16": (3, "h"), "int32": (4, "i"), "int64": (5, "q"),
-    "uint16": (8, "H"),
+    "uint16": (8, "H"), "float64": (6, "d"), "float32": (7, "f"),
 }  # fmt: skip
 
 
 def write(
     prefix: Path,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[Sequence[float]],
     dtype: str = "uint16",
     *,
     code: int | None = None,

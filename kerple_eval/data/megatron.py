@@ -31,26 +31,29 @@ from kerple_eval.types import UserError
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, str] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-FLOATS = (6, 7)  # GPT-NeoX: float64 twice; Megatron-LM: float64, float32
+#: Floating-point codes, whose widths differ between releases (GPT-NeoX: 8 bytes both, or 4 and 8;
+#: Megatron-LM: 8 and 4): the .bin's size decides. Their values must be whole numbers.
+FLOATS = (6, 7)
 
 
 class MegatronDocuments(Sequence[TokenDocument]):
     """The documents of a data set, read from the mapped file one at a time, named ``PREFIX:number``.
 
-    Ids of a document are a view of the mapping in its own dtype. ``sizes`` is int64 ``[documents]``,
-    in tokens.
+    Ids of a document are a view of the mapping in its own dtype, or int64 where that is a
+    floating-point one. ``sizes`` is int64 ``[documents]``, in tokens.
     """
 
     def __init__(self, index: Path, data: Path) -> None:
         self.name = index.name.removesuffix(".idx")
         self._number = 0  # of the first document in the data set
         raw = _mapped(index)
-        self._dtype, count, edges = _header(index, raw)
+        code, count, edges = _header(index, raw)
         at = _HEADER.size
         self.sizes: NDArray[np.int64] = _part(raw, at, "<i4", count).astype(np.int64)
         self._pointers = _part(raw, at + 4 * count, "<i8", count)
         doc_idx = _part(raw, at + 12 * count, "<i8", edges)
         self._bytes = _mapped(data, beside=index)
+        self._dtype = np.dtype(DTYPES[code]) if code in DTYPES else self._float(code, index)
         self._check(index, data, doc_idx)
         self.record: dict[str, Any] = {
             "kind": "megatron",
@@ -60,6 +63,16 @@ class MegatronDocuments(Sequence[TokenDocument]):
             "idx_sha256": hashlib.sha256(raw.data).hexdigest(),
             "bin_bytes": len(self._bytes),
         }
+
+    def _float(self, code: int, index: Path) -> np.dtype[Any]:
+        tokens = int(self.sizes.sum())
+        for width in (4, 8):
+            if tokens and tokens * width == len(self._bytes):
+                return np.dtype(f"<f{width}")
+        raise UserError(
+            f"{index}: dtype code {code} is a floating-point one of 4 or 8 bytes, but {tokens} tokens "
+            f"take neither of the .bin's {len(self._bytes)} bytes"
+        )
 
     def _check(self, index: Path, data: Path, doc_idx: NDArray[np.int64]) -> None:
         count = len(self.sizes)
@@ -104,7 +117,17 @@ class MegatronDocuments(Sequence[TokenDocument]):
         number = range(len(self))[index]
         start = int(self._pointers[number])
         raw = self._bytes[start : start + int(self.sizes[number]) * self._dtype.itemsize]
-        return TokenDocument(self.document_name(number), raw.view(self._dtype))
+        return TokenDocument(self.document_name(number), self._ids(raw.view(self._dtype), number))
+
+    def _ids(self, values: NDArray[Any], number: int) -> NDArray[Any]:
+        if values.dtype.kind != "f":
+            return values
+        whole: NDArray[np.int64] = np.nan_to_num(values, nan=-1.0, posinf=-1.0, neginf=-1.0).astype(np.int64)
+        if (bad := _first(whole != values)) is not None:
+            raise UserError(
+                f"document {self.document_name(number)}: token {bad} is {values[bad]}, not a token id"
+            )
+        return whole
 
     def document_name(self, number: int) -> str:
         return f"{self.name}:{self._number + number}"
@@ -139,8 +162,8 @@ def _mapped(path: Path, beside: Path | None = None) -> NDArray[np.uint8]:
         raise UserError(f"{path}: cannot be read: {error.strerror}{with_what}") from None
 
 
-def _header(index: Path, raw: NDArray[np.uint8]) -> tuple[np.dtype[Any], int, int]:
-    """dtype of the ids, number of sequences, number of document edges."""
+def _header(index: Path, raw: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """dtype code of the ids, number of sequences, number of document edges."""
     head = raw[: _HEADER.size].tobytes()
     if head[: len(MAGIC)] != MAGIC:
         old = " (an index of the older, not memory-mapped kind)" if head.startswith(b"TNTIDX") else ""
@@ -153,10 +176,8 @@ def _header(index: Path, raw: NDArray[np.uint8]) -> tuple[np.dtype[Any], int, in
     _, version, code, count, edges = _HEADER.unpack(head)
     if version != 1:
         raise UserError(f"{index}: version {version}; only version 1 is known")
-    if code in FLOATS:
-        raise UserError(f"{index}: dtype code {code} is a floating-point one, so these are not token ids")
-    if code not in DTYPES:
-        known = ", ".join(f"{c} {np.dtype(d).name}" for c, d in DTYPES.items())
+    if code not in DTYPES and code not in FLOATS:
+        known = ", ".join(f"{c} {np.dtype(d).name}" for c, d in DTYPES.items()) + ", 6 and 7 float"
         raise UserError(f"{index}: unknown dtype code {code}; known: {known}")
     wanted = _HEADER.size + 12 * count + 8 * edges
     if len(raw) < wanted:
@@ -166,7 +187,7 @@ def _header(index: Path, raw: NDArray[np.uint8]) -> tuple[np.dtype[Any], int, in
         )
     if len(raw) not in (wanted, wanted + count):  # modes, a byte a sequence
         raise UserError(f"{index}: damaged: {len(raw)} bytes where its header says {wanted}")
-    return np.dtype(DTYPES[code]), count, edges
+    return code, count, edges
 
 
 def _part(raw: NDArray[np.uint8], start: int, dtype: str, count: int) -> NDArray[Any]:

@@ -20,7 +20,13 @@ from kerple_eval.data.tokenizer import ByteTokenizer
 from kerple_eval.types import UserError
 from tests.megatron_writer import CODES, write
 
-LIMITS = {"uint8": (0, 255), "int8": (0, 127), "int16": (0, 32767), "uint16": (0, 65535)}
+LIMITS = {
+    "uint8": (0, 255),
+    "int8": (0, 127),
+    "int16": (0, 32767),
+    "uint16": (0, 65535),
+    "float32": (0, 2**24),
+}
 DOCUMENTS = [[5, 6, 7, 0], [], [8, 0], [1, 2, 3, 4, 5, 6, 0], [0]]
 
 
@@ -43,6 +49,20 @@ def test_every_dtype_is_read_to_its_limits(tmp_path: Path, dtype: str) -> None:
         "bin_bytes": 18 * np.dtype(dtype).itemsize,
         "idx_sha256": hashlib.sha256((tmp_path / "d.idx").read_bytes()).hexdigest(),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("float32", 6), ("float64", 7)])
+def test_floating_point_codes_whose_width_the_bin_tells(tmp_path: Path, dtype: str, code: int) -> None:
+    documents = open_megatron(write(tmp_path / "d", DOCUMENTS, dtype, code=code))
+    assert read(documents) == DOCUMENTS
+    assert {d.ids.dtype for d in documents} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("value", [1.5, -3.25, float("nan"), float("inf")])
+def test_a_number_that_is_no_token_id(tmp_path: Path, value: float) -> None:
+    documents = open_megatron(write(tmp_path / "d", [[1, 2], [3, value]], "float64"))
+    with pytest.raises(UserError, match=r"document d:1: token 1 is \S+, not a token id"):
+        read(documents)
 
 
 def test_documents_stay_in_the_file_until_asked_for(tmp_path: Path) -> None:
@@ -90,7 +110,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"version": 2}, r"d\.idx: version 2; only version 1 is known"),
     ({"code": 0}, r"code 0; known: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16"),
     ({"code": 9}, r"d\.idx: unknown dtype code 9"),
-    ({"code": 6}, r"d\.idx: dtype code 6 is a floating-point one, so these are not token ids"),
+    ({"code": 6}, r"d\.idx: dtype code 6 is a floating-point one .* 14 tokens take neither .* 28 bytes"),
     ({"code": 7}, r"d\.idx: dtype code 7 is a floating-point one"),
     ({"sizes": [4, 0, -2, 7, 1]}, r"d\.idx: damaged: document 2 has -2 tokens"),
     ({"sizes": [4, 0, 2, 7, 2]}, r"d\.bin: truncated, or of another .* 4 ends at byte 30, the file at 28"),
