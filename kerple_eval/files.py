@@ -55,6 +55,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def inside(path: Path, *folders: Path) -> Path:
+    """``path``, which may not exist; a link out of every one of ``folders`` and a pipe are refused."""
+    target = path.resolve()
+    if not any(target.is_relative_to(folder.resolve()) for folder in folders):
+        raise UserError(f"{path}: refused: a link that leads out of {folders[0]}")
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UserError(f"{path}: not a regular file")
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())

@@ -97,6 +97,8 @@ class HfCheckpoint(Checkpoint):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """config.json of a transformers model, or one GGUF file and no config.json."""
+        if not (folder / CONFIG).is_file():
+            return only_gguf(folder) is not None
         try:
             data = json.loads((folder / CONFIG).read_bytes())
         except (OSError, ValueError):

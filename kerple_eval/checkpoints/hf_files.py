@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from kerple_eval.files import inside as inside_folder
 from kerple_eval.types import UserError
 
 CONFIG = "config.json"
@@ -94,14 +95,9 @@ def inside(root: Path, name: str, said_by: str) -> Path:
         or name.startswith("\\")
     ):
         raise UserError(f"{said_by}: names {name!r}, which leads out of the checkpoint's folder")
-    path = root / name
-    real, home = path.resolve(), root.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    if not any(real.is_relative_to(folder) for folder in allowed):
-        raise UserError(f"{path}: is a link out of the checkpoint's folder")
-    return path
+    home = root.resolve()
+    blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []  # the hub's cache
+    return inside_folder(root / name, root, *blobs)
 
 
 def check_links(root: Path) -> None:

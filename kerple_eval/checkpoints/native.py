@@ -29,7 +29,7 @@ from kerple_eval.catalogue import scheme_entry, unknown
 from kerple_eval.checkpoints.base import Checkpoint, Description, Shape
 from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, FastTokenizer, JsonTokenizer, Tokenizer
-from kerple_eval.files import write_atomically
+from kerple_eval.files import inside, write_atomically
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder, build_scheme
 from kerple_eval.schemes.base import Scheme
@@ -44,6 +44,9 @@ BYTES = "bytes"
 class NativeCheckpoint(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for path in (folder / name for name in (CONFIG, WEIGHTS, TOKENIZER)):
+            if path.is_symlink() or path.exists():
+                inside(path, folder)
         data = _read_config(folder / CONFIG)
         where = str(folder / CONFIG)
         self.config = DecoderConfig.from_json(data.get("model"), where)
@@ -76,6 +79,8 @@ class NativeCheckpoint(Checkpoint):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
+        if not (folder / CONFIG).is_file():  # a pipe would never end
+            return False
         try:
             data = json.loads((folder / CONFIG).read_bytes())
         except (OSError, ValueError):

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from kerple_eval.files import inside
 from kerple_eval.types import UserError
 
 _STEP = re.compile(r"global_step\d+")
@@ -73,16 +74,6 @@ def locate(place: str) -> NeoxFiles:
         )
         raise UserError(f"{step}: no layer_XX-model_YY-model_states.pt{ranks}")
     return NeoxFiles(step, tuple(dict.fromkeys((step, root))), _configs(step, root), layers)
-
-
-def inside(path: Path, root: Path) -> Path:
-    """``path``, once it is known to be a regular file that lies in ``root``, links followed."""
-    target = path.resolve()
-    if not target.is_relative_to(root.resolve()):
-        raise UserError(f"{path}: refused: a link that leads out of {root}")
-    if not target.is_file():
-        raise UserError(f"{path}: not a regular file")
-    return path
 
 
 def _step(folder: Path) -> Path:

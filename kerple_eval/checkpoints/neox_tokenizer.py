@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kerple_eval.checkpoints.neox_config import NeoxConfig
-from kerple_eval.checkpoints.neox_files import inside
 from kerple_eval.data.tokenizer import Gpt2Tokenizer, JsonTokenizer, Tokenizer
+from kerple_eval.files import inside
 from kerple_eval.types import UserError
 
 PAIRS = (("vocab.json", "merges.txt"), ("gpt2-vocab.json", "gpt2-merges.txt"), ("encoder.json", "vocab.bpe"))

@@ -26,7 +26,7 @@ def test_links_out_of_the_folder(name: str, folder: Path, tmp_path: Path) -> Non
     else:
         outside.write_text("{}")
     (folder / name).symlink_to(outside)
-    refused(folder, name, "link out of")
+    refused(folder, name, "link that leads out of")
 
 
 def test_a_link_inside_the_folder_and_a_linked_folder(folder: Path, tmp_path: Path) -> None:

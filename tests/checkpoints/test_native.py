@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,19 @@ def test_truncated_weights(folder: Path, keep: float) -> None:
 def test_weights_that_are_no_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x80\x04\x95pickle" * 20)
     refused(folder, "model.safetensors", "truncated or damaged")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    refused(folder, str(folder / name), "leads out of")
+
+
+def test_a_pipe_is_refused(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    refused(folder, str(folder / "config.json"), "not a regular file")
 
 
 def test_no_weights_and_no_config(folder: Path) -> None:
