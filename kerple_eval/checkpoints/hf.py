@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from kerple_eval.checkpoints.hf_model import HfModel
+    from kerple_eval.model.decoder import Decoder
 
 OPTIONS = ("gguf", "rope", "factor", "original", "trust-remote-code")
 #: Settings of a configuration that decide losses and are worth a line of their own.
@@ -179,6 +180,14 @@ class HfCheckpoint(Checkpoint):
     @property
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
+
+    def decoder(self) -> Decoder:
+        import torch  # noqa: PLC0415
+
+        from kerple_eval.checkpoints.hf_native import as_native  # noqa: PLC0415
+
+        loaded = self.load(torch.device("cpu"), torch.float32)
+        return as_native(loaded.model, self.train_length, str(self.weights.files[0].parent))
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
         from kerple_eval.checkpoints import hf_weights  # noqa: PLC0415
