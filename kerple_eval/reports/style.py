@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,8 @@ def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
 def length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
     """Base-2 logarithmic axis with the lengths themselves as ticks."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [str(length) for length in lengths])
+    close = any(b < 1.5 * a for a, b in itertools.pairwise(lengths))  # labels would touch
+    axes.set_xticks(lengths, [str(length) for length in lengths], rotation=45 if close else 0)
     axes.tick_params(axis="x", which="minor", bottom=False)
     axes.set_xlabel(label)
 

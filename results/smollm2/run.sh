@@ -15,4 +15,4 @@ $PYTHON -m kerple_eval run \
   --length 1024,2048,4096,8192,10240,12288 --out "$OUT"
 $PYTHON -m kerple_eval table "$OUT" --format markdown > "$OUT/table.md"
 $PYTHON -m kerple_eval plot "$OUT" --kind curve --out "$OUT/curve.png"
-$PYTHON -m kerple_eval plot "$OUT" --kind position --out "$OUT/position.png"
+$PYTHON results/smollm2/blocks.py "$OUT"
