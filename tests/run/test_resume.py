@@ -154,6 +154,7 @@ class Slow:
         assert self.process is not None
         began = time.monotonic()
         self.process.send_signal(number)
+        self.process.send_signal(signal.SIGCONT)  # where it was held
         out, err = self.process.communicate(timeout=30)
         return self.process.returncode, out, err, time.monotonic() - began
 
@@ -176,6 +177,8 @@ def test_the_installed_command_killed_then_stopped_then_finished(
     assert 1 <= len(finished) < 12
 
     slow.start(len(finished) + 1)
+    assert slow.process is not None
+    slow.process.send_signal(signal.SIGSTOP)  # a loaded machine must not let it finish meanwhile
     before = contents(slow.out / "cells")
     second = refusal(invoke(*slow.words))
     assert "another kerple-eval is writing here" in second
