@@ -25,7 +25,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The zoo, by the command a user would type: only the scheme differs. HOURS.
+# The zoo, by the command a user would type: only the scheme differs. 4 hours of one core in all, on a machine
+# that was busy otherwise too (the cards say how long each took).
 ZOO := kerple-log kerple-power alibi t5 rope sinusoidal nope
 zoo: $(STAMP)
 	for scheme in $(ZOO); do \

@@ -116,6 +116,7 @@ def _open_or_start(folder: Path, plan: RunPlan) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        **_transformers(),
         "device": torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
     }
     if (folder / "run.json").exists():
@@ -131,6 +132,12 @@ def _open_or_start(folder: Path, plan: RunPlan) -> Run:
     else:
         run = Run(folder, plan.specification, {**plan.provenance, "sessions": [session]})
     return run
+
+
+def _transformers() -> dict[str, str]:
+    """Its version where a model of this run needed it: numbers may differ between releases."""
+    module = sys.modules.get("transformers")
+    return {} if module is None else {"transformers": str(module.__version__)}
 
 
 class _Worker:
