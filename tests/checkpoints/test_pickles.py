@@ -101,7 +101,11 @@ class Foreign:
     """A class someone else has told torch to trust."""
 
 
-@pytest.mark.parametrize("value", [Foreign(), print, torch.nn.Linear(2, 2), Path("x"), range(3)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [Foreign(), print, torch.nn.Linear(2, 2), Path("x"), range(3)],
+    ids=lambda value: type(value).__name__,
+)
 def test_any_other_class_is_refused_by_name(value: Any, tmp_path: Path) -> None:
     torch.save({"x": value}, tmp_path / "weights.pt")
     cls = value if value is print else type(value)
