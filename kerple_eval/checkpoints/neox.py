@@ -29,8 +29,9 @@ from kerple_eval.checkpoints.neox_tensors import Notes
 from kerple_eval.checkpoints.neox_tokenizer import OPTIONS, find_tokenizer
 from kerple_eval.checkpoints.neox_weights import NeoxWeights
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.model.decoder import Decoder
 from kerple_eval.types import UserError
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -62,6 +62,7 @@ def _schemes() -> Rows:
             str(e.year),
             f"parameters {e.parameters}",
             "prefix-invariant" if e.prefix_invariant else "depends on total length",
+            e.use,
             e.kind,
             e.paper,
         )

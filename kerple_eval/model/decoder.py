@@ -9,7 +9,8 @@ LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU
 unless the configuration asks otherwise. Weights start N(0, s^2) with s = sqrt(2 / (5 W)), GPT-NeoX's
 ``small_init`` (Nguyen and Salazar 2019, arXiv 1910.05895; 0.023 at the release's W = 768), those
 that write into the residual stream N(0, s^2 / (2 layers)); biases start at 0.
-The positional scheme is one module that the embedding and every layer's attention ask.
+The positional scheme is one module that the embedding and every layer's attention ask; a ``per_layer``
+scheme holds one a layer.
 """
 
 from __future__ import annotations
@@ -20,19 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kerple_eval.catalogue import load, scheme_entry, typed_options
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import Table, attention, make_table
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.pointwise import ACTIVATIONS, NORMS, RMSNorm
 from kerple_eval.schemes.base import Scheme
-
-
-def build_scheme(config: DecoderConfig) -> Scheme:
-    """The configured scheme; a wrong name or option is refused."""
-    cls = load(scheme_entry(config.scheme).target)
-    options = typed_options(cls.__init__, config.scheme_options, config.scheme)
-    scheme: Scheme = cls(config.geometry, **options)
-    return scheme
 
 
 class Attention(nn.Module):
@@ -51,9 +44,7 @@ class Attention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = self._split(F.linear(x[:, -rows:], weight[:width], bias[:width]), 1)
             k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
-        positions = torch.arange(length, device=x.device)
-        q, k = scheme.rotate(q, k, positions[length - rows :], positions)
-        y = attention(q, k, v, scheme, table)
+        y = attention(q, k, v, scheme, table, scheme.observe(x))
         return self.out(y.transpose(1, 2).reshape(batch, rows, width))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -130,7 +121,11 @@ class Decoder(nn.Module):
         rows = length if rows is None else rows
         x = self.embedding(tokens)
         x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
-        table = make_table(self.scheme, length, x.dtype, tokens.device)
+        scheme: Scheme | None = None
+        table: Table | None = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, self.scheme, table, rows if index == len(self.layers) - 1 else length)
+            before, scheme = scheme, self.scheme.at(index)
+            if scheme is not before:  # one table serves all layers that share a scheme
+                table = make_table(scheme, length, x.dtype, tokens.device)
+            x = layer(x, scheme, table, rows if index == len(self.layers) - 1 else length)
         return self.norm(x)  # type: ignore[no-any-return]

@@ -21,6 +21,7 @@ LEVELS = (
         "files",
         "devices",
         "interrupts",
+        "scheme_lines",
         "shares",
     ),  # __init__: its version; its other names are lazy
     ("catalogue",),
@@ -36,9 +37,9 @@ LEVELS = (
 
 #: What the plug-ins of a family share.
 PLUG_INS = {
-    "schemes": {"base"},
+    "schemes": {"base", "composite"},
     "protocols": {"base"},
-    "checkpoints": {"base", "card", "decoder_model", "pickle_scan", "pickles", "shipped"},
+    "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
     "reports": {"grid", "style"},
 }
 
@@ -82,6 +83,7 @@ NO_TORCH = (
     "records",
     "reports",
     "catalogue",
+    "scheme_lines",
     "types",
     "files",
     "commands/listing",
