@@ -222,7 +222,7 @@ def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Ten
 def _distances(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Every distance that occurs ``[n]``, and where each of ``distance`` is among them."""
     if distance.is_floating_point():  # positions moved by fractions
-        every, index = distance.unique(return_inverse=True)
+        every, index = torch.unique(distance, return_inverse=True)
         return every.to(dtype), index
     return torch.arange(int(distance.max()) + 1, device=distance.device, dtype=dtype), distance
 
