@@ -136,11 +136,16 @@ def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-def table(folders: tuple[str, ...], style: str) -> None:
+@click.option("--over-seeds", is_flag=True, help="One row a scheme: mean ± std over its seeds, daggers.")
+@click.option("--reference", help="Scheme that daggers are against; kerple-log where it is there.")
+@click.option("--against", help="paper[:table=T,dataset=NAME]: the KERPLE paper's own rows beside.")
+@click.option("--down", default="models", show_default=True, help="What goes down: models or lengths.")
+def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of run directories."""
     from kerple_eval.reports.table import render  # noqa: PLC0415
 
-    click.echo(render(folders, style, color=style == "text" and sys.stdout.isatty()), nl=False)
+    color = style == "text" and sys.stdout.isatty()
+    click.echo(render(folders, style, color=color, **options), nl=False)
 
 
 @cli.command()

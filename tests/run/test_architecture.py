@@ -73,6 +73,7 @@ COMPOSED = {
     "checkpoints.hf_model": {"hf_rope"},
     "checkpoints.hf_tokenizer": {"hf_files"},
     "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
+    "reports.table": {"paper", "seeds", "sheet"},
     "reports.page": {"curve", "position", "table"},
 }
 
