@@ -204,13 +204,14 @@ KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 
 @cli.command("list")
 @click.argument("what", metavar="|".join(KINDS))
-def list_(what: str) -> None:
+@click.option("--format", "style", default="text", show_default=True, help="text or (schemes) markdown.")
+def list_(what: str, style: str) -> None:
     """What can be named on the command line."""
     from kerple_eval.commands import listing  # noqa: PLC0415
 
     if what not in KINDS:
         raise unknown("list", what, KINDS)
-    for line in listing.lines(what):
+    for line in listing.lines(what, style):
         click.echo(line)
 
 
