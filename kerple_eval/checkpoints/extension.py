@@ -55,7 +55,10 @@ def _replaced(config: DecoderConfig, name: str, options: dict[str, str]) -> Deco
     clash = [key for key in own if key in ("base", "fraction")]
     if clash:
         raise UserError(f"extend={name}: {clash[0]} is the trained model's own; leave it out")
-    typed = typed_options(load(known[target].target).__init__, {**base, **own}, target)
+    cls = load(known[target].target)
+    if cls.needs_factor and "factor" not in own:
+        raise UserError(f"extend={name} needs factor=F, as in extend={name},factor=8")
+    typed = typed_options(cls.__init__, {**base, **own}, target)
     config = replace(config, scheme=target, scheme_options=typed)
     return _laid(config, {}, options) if options else config
 
@@ -73,7 +76,7 @@ def _laid(config: DecoderConfig, first: dict[str, str], options: dict[str, str])
         whose = next(iter(first), None)
         choices = dict.fromkeys([*(_keywords(whose) if whose else ()), *_modifiers()])
         raise unknown(f"option of {whose}", key, choices) from None
-    laid |= {name: dict(pairs) for name, pairs in named}
+    laid |= {name: {k: v for k, v in pairs if v} for name, pairs in named}
     for name in laid.keys() - config.modifiers.keys() - set(_modifiers()):
         raise UserError(f"{name} has parameters: it is trained (kerple-eval train --scheme), not laid on")
     known = schemes()

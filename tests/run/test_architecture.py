@@ -37,7 +37,7 @@ LEVELS = (
 
 #: What the plug-ins of a family share.
 PLUG_INS = {
-    "schemes": {"base", "composite"},
+    "schemes": {"base", "composite", "rotary"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
     "reports": {"grid", "style"},

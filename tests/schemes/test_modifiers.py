@@ -86,7 +86,7 @@ def made_of(text: str) -> Scheme:
             heads=HEADS,
             width=HEADS * DIM,
             scheme_options=dict(spec.options),
-            modifiers={name: dict(options) for name, options in spec.modifiers},
+            modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
         )
     ).double()
 
@@ -216,7 +216,7 @@ def test_ssmax_starts_at_one_at_the_last_trained_position() -> None:
     ("text", "expected"),
     [
         ("kerple-log,window=512", SchemeSpec("kerple-log", (), (("window", (("width", "512"),)),))),
-        ("rope,window", SchemeSpec("rope", (), (("window", ()),))),
+        ("rope,window", SchemeSpec("rope", (), (("window", (("width", ""),)),))),
         (
             "rope,self-extend=9,group=2,window=4:base=500",
             SchemeSpec(
