@@ -10,8 +10,8 @@ class SchemeEntry:
     """One positional scheme.
 
     ``parameters`` is a sum of products of H (heads), d (head dim), W (hidden size), R (buckets), P
-    (positions), K (names in a formula), M (units of a small network); "a layer" at its end says that each
-    layer has its own.
+    (positions), K (names in a formula), M (units of a small network), C (columns of a convolution); "a
+    layer" at its end says that each layer has its own.
     ``use`` is "trainable", or "post-hoc" for what is made to be laid on a trained model. ``text_option``
     names the option that takes all the text after ``name:``. A modifier ``stands_on`` a scheme when
     it is named alone, and ``value_option`` is the option that ``name=VALUE`` gives it (see ``parse_scheme``).
@@ -142,6 +142,36 @@ SCHEMES = (
     SchemeEntry(
         "nope", "kerple_eval.schemes.nope:Nope", 2022,
         "Haviv et al., arXiv 2203.16634; Kazemnejad et al., arXiv 2305.19466", "none", "0", True,
+    ),
+    SchemeEntry(
+        "fire", "kerple_eval.schemes.fire:Fire", 2023,
+        "Li et al., FIRE, arXiv 2310.04418",
+        "bias of positions", "2 M + M H + H + 2", True,
+    ),
+    SchemeEntry(
+        "dape", "kerple_eval.schemes.dape:Dape", 2024,
+        "Zheng et al., DAPE, arXiv 2405.14722",
+        "bias adapted by content", "2 H + 2 H M + M + M H + H a layer", True,
+    ),
+    SchemeEntry(
+        "dape-v2", "kerple_eval.schemes.dape_v2:DapeV2", 2024,
+        "Zheng et al., DAPE V2, arXiv 2410.04798",
+        "bias adapted by content", "2 H + 2 H M C + M + M H C + H a layer", True,
+    ),
+    SchemeEntry(
+        "cope", "kerple_eval.schemes.cope:Cope", 2024,
+        "Golovneva et al., CoPE, arXiv 2405.18719",
+        "positions counted by content", "d P a layer", True,
+    ),
+    SchemeEntry(
+        "fox", "kerple_eval.schemes.fox:Fox", 2025,
+        "Lin et al., Forgetting Transformer, arXiv 2503.02130",
+        "gates read from the text", "W H + H a layer", True,
+    ),
+    SchemeEntry(
+        "path", "kerple_eval.schemes.path:Path", 2025,
+        "Yang et al., PaTH Attention, arXiv 2505.16381",
+        "steps read from the text", "2 W M + W C + W H + H a layer", True,
     ),
     SchemeEntry(
         "window", "kerple_eval.schemes.window:Window", 2020,

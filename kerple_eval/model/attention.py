@@ -183,6 +183,12 @@ class _Block:
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
+    """Outside autocast: what a scheme computes stays in float32 at least."""
+    with torch.autocast(v.device.type, enabled=False):
+        return _scored(block, v, scheme, observed)
+
+
+def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     positions_q, positions_k = block.positions_q, block.positions_k
     q, k = block.turned_q, block.turned_k
     dtype = torch.promote_types(q.dtype, torch.float32)

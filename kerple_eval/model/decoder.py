@@ -44,7 +44,9 @@ class Attention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = self._split(F.linear(x[:, -rows:], weight[:width], bias[:width]), 1)
             k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
-        y = attention(q, k, v, scheme, table, scheme.observe(x))
+        with torch.autocast(x.device.type, enabled=False):
+            observed = scheme.observe(x)
+        y = attention(q, k, v, scheme, table, observed)
         return self.out(y.transpose(1, 2).reshape(batch, rows, width))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -37,7 +37,7 @@ LEVELS = (
 
 #: What the plug-ins of a family share.
 PLUG_INS = {
-    "schemes": {"base", "composite", "rotary"},
+    "schemes": {"adaptive", "base", "composite", "networks", "rotary", "slopes"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
     "reports": {"grid", "style"},
