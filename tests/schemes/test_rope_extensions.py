@@ -259,3 +259,36 @@ def test_xpos_says_how_far_it_reaches() -> None:
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         made(name, **options)
+
+
+# --- rotary-embedding-torch ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "theirs"),
+    [
+        ("rope", {}, {}),
+        ("rope-linear", {"factor": 4.0}, {"interpolate_factor": 4.0}),
+        ("rope-ntk", {"factor": 4.0}, {"theta_rescale_factor": 4.0}),
+        ("xpos", {}, {"use_xpos": True}),
+    ],
+)
+def test_scores_are_rotary_embedding_torch_s(
+    name: str, options: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    """Its interleaved pairs are a permutation of ours, so scores agree."""
+    library = pytest.importorskip("rotary_embedding_torch")
+    length = 40
+    generator = torch.Generator().manual_seed(2)
+    q, k = (torch.randn(1, 1, length, DIM, generator=generator) for _ in range(2))
+    embedding = library.RotaryEmbedding(dim=DIM, **theirs)
+    if theirs.get("use_xpos"):
+        a, b = embedding.rotate_queries_and_keys(q, k)
+    else:
+        a, b = (embedding.rotate_queries_or_keys(x) for x in (q, k))
+    halves = [torch.cat([x[..., ::2], x[..., 1::2]], dim=-1).double() for x in (q, k)]
+    positions = torch.arange(length)
+    c, d = made(name, **options).rotate(halves[0], halves[1], positions, positions)
+    lower = torch.ones(length, length).tril().bool()
+    found, expected = ((x @ y.transpose(-1, -2))[0, 0][lower] for x, y in ((c, d), (a, b)))
+    np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=0, atol=3e-5)
