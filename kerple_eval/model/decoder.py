@@ -26,14 +26,15 @@ from kerple_eval.model.attention import Table, attention, make_table
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.pointwise import ACTIVATIONS, NORMS, RMSNorm
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.networks import Embedding, Linear
 
 
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
         """x ``[B, N, W]`` -> ``[B, rows, W]`` for the last ``rows`` positions."""
@@ -63,8 +64,8 @@ class Layer(nn.Module):
         self.attention_norm = NORMS[config.norm](config.width, config.norm_epsilon)
         self.attention = Attention(config)
         self.mlp_norm = NORMS[config.norm](config.width, config.norm_epsilon)
-        self.mlp_in = nn.Linear(config.width, wide * config.mlp_width)
-        self.mlp_out = nn.Linear(config.mlp_width, config.width)
+        self.mlp_in = Linear(config.width, wide * config.mlp_width)
+        self.mlp_out = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
         y: Tensor = self.attention(self.attention_norm(x), scheme, table, rows)
@@ -83,10 +84,10 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = NORMS[config.norm](config.width, config.norm_epsilon)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme = build_scheme(config)
@@ -97,6 +98,8 @@ class Decoder(nn.Module):
         small = math.sqrt(2 / (5 * self.config.width))
         residual = small / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
+            if name.startswith("scheme."):
+                continue  # it has a generator of its own
             if isinstance(module, nn.Linear | nn.Embedding):
                 std = residual if name.endswith(("attention.out", "mlp_out")) else small
                 nn.init.normal_(module.weight, 0.0, std, generator=generator)

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kerple_eval.schemes.adaptive import Adaptive
-from kerple_eval.schemes.networks import reset_linear
+from kerple_eval.schemes.networks import Linear, reset_linear
 from kerple_eval.types import Geometry
 
 
 class Dape(Adaptive):
     def __init__(self, geometry: Geometry, *, static: str = "kerple-log", units: int = 32) -> None:
         super().__init__(geometry, "dape", static, units)
-        self.into = nn.Linear(2 * geometry.heads, units)
-        self.out = nn.Linear(units, geometry.heads)
+        self.into = Linear(2 * geometry.heads, units)
+        self.out = Linear(units, geometry.heads)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kerple_eval.schemes.adaptive import Adaptive
-from kerple_eval.schemes.networks import reset_linear
+from kerple_eval.schemes.networks import Conv2d, reset_linear
 from kerple_eval.types import Geometry, UserError
 
 
@@ -34,8 +34,8 @@ class DapeV2(Adaptive):
         if columns < 1 or columns % 2 == 0:
             raise UserError(f"dape-v2: columns={columns} must be odd")
         self.columns = columns
-        self.into = nn.Conv2d(2 * geometry.heads, units, (1, columns))
-        self.out = nn.Conv2d(units, geometry.heads, (1, columns))
+        self.into = Conv2d(2 * geometry.heads, units, (1, columns))
+        self.out = Conv2d(units, geometry.heads, (1, columns))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.schemes.base import Scheme
-from kerple_eval.schemes.networks import reset_linear
+from kerple_eval.schemes.networks import Linear, reset_linear
 from kerple_eval.types import Geometry, UserError
 
 ELEMENTS = 1 << 24  # of the MLP's hidden layer formed at once
@@ -31,8 +31,8 @@ class Fire(Scheme):
         self.threshold = threshold or geometry.train_length
         self.c = nn.Parameter(torch.tensor(0.1))
         self.multiplier = nn.Parameter(torch.tensor(1.0))
-        self.into = nn.Linear(1, units)
-        self.out = nn.Linear(units, geometry.heads)
+        self.into = Linear(1, units)
+        self.out = Linear(units, geometry.heads)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.c, 0.1)

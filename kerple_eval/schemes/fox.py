@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.networks import Linear
 from kerple_eval.types import Geometry, UserError
 
 
@@ -33,7 +34,7 @@ class Fox(Scheme):
         if slowest and not 1 <= slowest < math.inf:
             raise UserError(f"fox: slowest={slowest} must be at least 1 token (or 0: biases start at 0)")
         self.slowest = slowest
-        self.gate = nn.Linear(geometry.width, geometry.heads)
+        self.gate = Linear(geometry.width, geometry.heads)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.gate.weight, 0.0, 0.02, generator=generator)

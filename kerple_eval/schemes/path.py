@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kerple_eval.schemes.base import Scheme
-from kerple_eval.schemes.networks import reset_linear
+from kerple_eval.schemes.networks import Conv1d, Linear, reset_linear
 from kerple_eval.types import Geometry, UserError
 
 BLOCK = 64
@@ -40,10 +40,10 @@ class Path(Scheme):
         self.units = units
         self.columns = columns
         width = geometry.width
-        self.down = nn.Linear(width, units, bias=False)
-        self.up = nn.Linear(units, width, bias=False)
-        self.mix = nn.Conv1d(width, width, columns, groups=width, bias=False)
-        self.step = nn.Linear(width, geometry.heads)
+        self.down = Linear(width, units, bias=False)
+        self.up = Linear(units, width, bias=False)
+        self.mix = Conv1d(width, width, columns, groups=width, bias=False)
+        self.step = Linear(width, geometry.heads)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         for layer in (self.down, self.up, self.mix, self.step):
