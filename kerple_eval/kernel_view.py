@@ -6,6 +6,7 @@ a checkpoint.
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Protocol
 
 import numpy as np
@@ -46,9 +47,10 @@ class KernelView(Protocol):
         ...
 
 
-def title(model: KernelView) -> str:
-    """Its label, and the scheme where the label is another."""
-    return model.label if model.label == model.scheme else f"{model.label} ({model.scheme})"
+def title(model: KernelView, width: int) -> str:
+    """Its label and its scheme, the scheme alone where that begins with the label; ``width`` characters."""
+    name = model.scheme if model.scheme.startswith(model.label) else f"{model.label} ({model.scheme})"
+    return fill(name.replace(",", ", "), width, break_long_words=False, break_on_hyphens=False)
 
 
 def effective_lengths(kernel: Array, window: int | None = None) -> list[int | None]:

@@ -118,8 +118,6 @@ def _has(name: str, hooks: Sequence[str]) -> bool:
 
 
 def _without(label: str, name: str, hooks: Sequence[str]) -> UserError:
-    words = {"kernel": "kernel of distance", "weight": "weight of distance", "bias": "bias of positions"}
+    who = name if label == name else f"{label} ({name})"
     having = ", ".join(known for known in schemes() if _has(known, hooks))
-    return UserError(
-        f"{label}: {name} has no {' or '.join(words[hook] for hook in hooks)}; these have: {having}"
-    )
+    return UserError(f"{who} has no {' or '.join(hooks)} to draw; these schemes have: {having}")

@@ -4,7 +4,8 @@ A panel a model and hook: what a scheme adds to the scaled scores, ``k(D)``, and
 ``weight w(D)`` that multiplies them first. Distances are logarithmic: heads differ near, the question is
 far. Kernels are drawn down to -12 on one scale for all panels, since a power kernel's -1e8 would flatten
 all else and e^-12 of the attention is nothing; the legend gives each head's value at the far end, so that
-what lies below is in the figure as a number.
+what lies below is in the figure as a number. More than 14 heads have no legend: their colours run from the
+highest at the far end (dark) to the lowest.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ def draw(
     figure, axes = panels(len(found), size=COLUMN, across=2)
     for (model, hook, distances, values), panel in zip(found, axes, strict=True):
         panel.set_ylim(limits[hook])
-        _curves(panel, distances, values, range(model.heads) if head is None else (head,))
+        heads = range(model.heads) if head is None else (head,)
+        _curves(panel, distances, values, heads, kernel=hook == "kernel")
         panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 4, 5, 10]))
         distance_axis(panel, longest)
         if model.train_length is not None and model.train_length < longest:
             mark_trained(panel, {model.train_length})
         panel.set_ylabel(LABELS[hook])
-        panel.set_title(title(model), fontsize=9, loc="left")
+        panel.set_title(title(model, 44), fontsize=8.5, loc="left")
     save(figure, out)
 
 
@@ -73,11 +75,13 @@ def _limits(values: Sequence[Array]) -> tuple[float, float]:
         return 0.0, 1.0
     highest = max(0.0, *(float(v.max()) for v in values))
     lowest = max(-DEPTH, min(float(v.min()) for v in values))
-    margin = 0.04 * (highest - lowest)
-    return (lowest if lowest == -DEPTH else lowest - margin), highest + margin
+    span = highest - lowest or 1.0
+    return (lowest if lowest == -DEPTH else lowest - 0.04 * span), highest + 0.1 * span
 
 
-def _curves(panel: Axes, distances: NDArray[np.int64], values: Array, heads: Sequence[int]) -> None:
+def _curves(
+    panel: Axes, distances: NDArray[np.int64], values: Array, heads: Sequence[int], *, kernel: bool
+) -> None:
     """Curves from the highest at the far end to the lowest, so that the legend reads as the figure does."""
     named = len(heads) <= NAMED
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(heads)))
@@ -90,16 +94,16 @@ def _curves(panel: Axes, distances: NDArray[np.int64], values: Array, heads: Seq
         )  # fmt: skip
     if named:
         panel.legend(
-            title=f"at {distances[-1]}", title_fontsize=6.5, alignment="left", fontsize=6.5,
-            loc="best", bbox_to_anchor=(0, 0, 1, 0.93), edgecolor="none", framealpha=0.8, ncols=1 + len(heads) // 8, labelspacing=0.2,
-            handlelength=1.4, columnspacing=1.0,
+            title=f"k({distances[-1]})" if kernel else f"w({distances[-1]})", title_fontsize=7, fontsize=6.5,
+            loc="upper left", bbox_to_anchor=(1.0, 1.03), alignment="left", frameon=False, labelspacing=0.25,
+            handlelength=1.6, borderpad=0.2, handletextpad=0.5,
         )  # fmt: skip
 
 
 def short(value: float) -> str:
-    """Three digits, mathematical minus, powers of ten from a million (or below a thousandth) on."""
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    """At most three decimals and about three digits, a power of ten from a million on."""
+    if abs(value) < 1e6:
+        places = 3 if abs(value) < 1 else max(0, 2 - math.floor(math.log10(abs(value))))
         return f"{value:.{places}f}".replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"${mantissa}\\times10^{{{int(exponent)}}}$"

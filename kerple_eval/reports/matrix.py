@@ -20,8 +20,7 @@ from kerple_eval.reports.style import COLORS, panels, save
 from kerple_eval.types import UserError
 
 HOOKS = ("kernel", "bias")
-PANEL = (1.75, 1.85)  # inches; four stand across a page
-ACROSS = 4
+PANELS = ((4, (1.75, 1.85)), (2, (2.8, 2.4)), (1, (3.5, 2.9)))  # how many across, inches
 DEFAULT, UNKNOWN, MOST = 1024, 128, 4096  # positions
 EACH = 12  # positions up to which each is named
 DEPTH = 10.0
@@ -40,14 +39,15 @@ def draw(
     ]
     highest = max(float(values.max()) for _, _, values in found)
     lowest = min(float(values.min()) for _, _, values in found)
-    figure, axes = panels(len(found), size=PANEL, across=ACROSS)
+    across, size = next(row for row in PANELS if row[0] <= max(1, len(found)))
+    figure, axes = panels(len(found), size=size, across=across)
     for (model, h, values), panel in zip(found, axes, strict=True):
         image = _panel(panel, values, max(lowest, highest - DEPTH), highest)
-        panel.set_title(f"{title(model)}\nhead {h}", fontsize=7.5, loc="left")
+        panel.set_title(f"{title(model, 26)}\nhead {h}", fontsize=7.5, loc="left")
         _mark_trained(panel, model.train_length, len(values))
-    for panel in axes[::ACROSS]:
+    for panel in axes[::across]:
         panel.set_ylabel("query m", fontsize=7.5)
-    for panel in axes[-ACROSS:]:
+    for panel in axes[-across:]:
         panel.set_xlabel("key n", fontsize=7.5)
     bar = figure.colorbar(image, ax=axes, extend="min" if lowest < highest - DEPTH else "neither", aspect=30)
     bar.set_label("added to the score", fontsize=7.5)

@@ -22,7 +22,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANEL = (4.6, 3.4)  # inches
-COLUMN = (3.4, 2.6)  # a panel of a paper's column; two stand side by side
+COLUMN = (3.5, 2.3)  # a panel of a paper's column; two stand side by side
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -62,10 +62,10 @@ def length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
 
 
 def distance_axis(axes: Axes, longest: int) -> None:
-    """Distances 1 to ``longest`` on a logarithmic axis, every second power of two named."""
-    ticks = [4**i for i in range(longest.bit_length()) if 4**i <= longest]
+    """Distances 1 to ``longest`` on a logarithmic axis, every third power of two named."""
+    ticks = [8**i for i in range(longest.bit_length()) if 8**i <= longest]
     length_axis(axes, ticks, "distance |m − n| (tokens)")
-    axes.tick_params(axis="x", labelsize=7)
+    axes.tick_params(labelsize=8)
     axes.set_xlim(1, longest)
 
 
