@@ -93,7 +93,7 @@ def view(checkpoint: Checkpoint, label: str, hooks: Sequence[str], layer: int | 
     try:
         scheme = checkpoint.decoder().scheme
     except UserError as error:
-        raise UserError(f"{label}: its kernel cannot be read: {error}") from None
+        raise UserError(f"{_who(label, name)}: its kernel cannot be read: {error}") from None
     if not any(scheme.implements(hook) for hook in hooks):
         raise _without(label, name, hooks)
     return SchemeView(_of_layer(scheme, layer, label, name), label, name, checkpoint.description.train_length)
@@ -118,6 +118,9 @@ def _has(name: str, hooks: Sequence[str]) -> bool:
 
 
 def _without(label: str, name: str, hooks: Sequence[str]) -> UserError:
-    who = name if label == name else f"{label} ({name})"
     having = ", ".join(known for known in schemes() if _has(known, hooks))
-    return UserError(f"{who} has no {' or '.join(hooks)} to draw; these schemes have: {having}")
+    return UserError(f"{_who(label, name)} has no {' or '.join(hooks)} to draw; these schemes have: {having}")
+
+
+def _who(label: str, name: str) -> str:
+    return name if label == name else f"{label} ({name})"

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from kerple_eval.checkpoints.resolve import open_model, parse_model
 from kerple_eval.cli import cli
 from kerple_eval.model.config import DecoderConfig
+from kerple_eval.scheme_view import _of_layer, view
+from kerple_eval.schemes.alibi import Alibi
+from kerple_eval.schemes.composite import Stacked
+from kerple_eval.types import UserError
+from tests.checkpoints import hf_folders
+from tests.checkpoints.neox_writer import draw, variant, write
 from tests.run.conftest import Cli, make_model, refusal
 from tests.run.test_cli_contract import imported
 
@@ -88,11 +96,6 @@ def test_refusals(
 
 
 def test_a_layer_is_asked_for_where_layers_differ(tmp_path: Path) -> None:
-    from kerple_eval.scheme_view import _of_layer  # noqa: PLC0415
-    from kerple_eval.schemes.alibi import Alibi  # noqa: PLC0415
-    from kerple_eval.schemes.composite import Stacked  # noqa: PLC0415
-    from kerple_eval.types import UserError  # noqa: PLC0415
-
     shape = DecoderConfig(vocab_size=4, layers=2, width=4, heads=1, mlp_width=4, train_length=4, scheme="x")
     parts = [Alibi(shape.geometry) for _ in range(2)]
     stacked = Stacked(parts)
@@ -105,3 +108,33 @@ def test_a_layer_is_asked_for_where_layers_differ(tmp_path: Path) -> None:
 
 def test_kinds_of_runs_import_no_torch(run: str, tmp_path: Path) -> None:
     assert not imported("plot", run, "--out", str(tmp_path / "c.png")) & {"torch", "pandas", "transformers"}
+
+
+def test_a_release_checkpoint(tmp_path: Path) -> None:
+    """neox: the release's tensors, with its clamp at 0.01, against the formula."""
+    model = variant(pos_emb="kerple_log")
+    tensors = draw(model)
+    (a,), (p,) = (
+        [x.reshape(-1).clip(0.01) for name, x in tensors.items() if name.endswith(f"rpe.{which}")][:1]
+        for which in ("bias_a", "bias_p")
+    )
+    folder = write(tmp_path / "ckpt", model, shards=2)
+    found = view(open_model(parse_model(f"neox:{folder}")), "r", ("kernel",))
+    d = np.array([0, 1, 2, 700, 20000])
+    np.testing.assert_allclose(found.kernel(d), -p[:, None] * np.log(1 + a[:, None] * d), rtol=1e-6)
+    done = CliRunner().invoke(
+        cli, ["plot", f"neox:{folder}", "--kind", "kernels", "--out", f"{tmp_path}/k.svg"]
+    )
+    assert done.exit_code == 0
+    assert "ckpt (kerple-log)" in (tmp_path / "k.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("bloom", "BloomForCausalLM has no native form"),
+     ("gpt-neox", "m (rope) has no kernel to draw")],
+)  # fmt: skip
+def test_what_is_no_native_decoder(name: str, part: str, tmp_path: Path, invoke: Cli) -> None:
+    folder = hf_folders.save(tmp_path / "m", hf_folders.model(name))
+    line = refusal(invoke("plot", f"m=hf:{folder}", "--kind", "effective-length", "--out", "x.png"))
+    assert part in line
