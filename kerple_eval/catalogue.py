@@ -23,11 +23,12 @@ __all__ = ["FORMATS", "PROTOCOLS", "REPORTS", "SCHEMES", "Entry", "SchemeEntry"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One protocol, checkpoint format or report."""
+    """One protocol, checkpoint format or report; ``takes`` is what a report is made of."""
 
     name: str
     target: str
     summary: str
+    takes: str = "runs"  # or "models"
 
 
 PROTOCOLS = (
@@ -80,7 +81,13 @@ REPORTS = (
     Entry("table", "kerple_eval.reports.table:render", "perplexity against length, models down"),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
     Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
-)
+    Entry("kernels", "kerple_eval.reports.kernels:draw", "learned kernels against distance", "models"),
+    Entry(
+        "effective-length", "kerple_eval.reports.effective_length:draw",
+        "how many heads' kernels have fallen by more than 2 within a distance", "models",
+    ),
+    Entry("matrix", "kerple_eval.reports.matrix:draw", "one head's bias as a causal heat map", "models"),
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)

@@ -149,17 +149,20 @@ def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--kind", default="curve", show_default=True, help="curve or position.")
+@click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
+@click.option(
+    "--kind", default="curve", show_default=True,
+    help="curve or position, of run directories; kernels, effective-length or matrix, of MODELs.",
+)  # fmt: skip
 @click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
-def plot(folders: tuple[str, ...], kind: str, out: str) -> None:
-    """Draw a figure from run directories."""
-    from kerple_eval.catalogue import REPORTS, by_name, load  # noqa: PLC0415
+@click.option("--length", type=int, help="Of MODELs: distances below it, or positions of a matrix.")
+@click.option("--head", type=click.IntRange(min=0), help="Of MODELs: this head alone (from 0).")
+@click.option("--layer", type=click.IntRange(min=0), help="Of MODELs whose layers differ: which (from 0).")
+def plot(sources: tuple[str, ...], kind: str, out: str, **options: int | None) -> None:
+    """Draw a figure from run directories, or of the kernels that models have learned."""
+    from kerple_eval.commands import plot as command  # noqa: PLC0415
 
-    kinds = {name: e for name, e in by_name(REPORTS).items() if e.target.endswith(":draw")}
-    if kind not in kinds:
-        raise unknown("kind of figure", kind, kinds)
-    load(kinds[kind].target)(folders, Path(out))
+    command.run(sources, kind, Path(out), **options)
     click.echo(out)
 
 

@@ -30,7 +30,7 @@ def lines(what: str, style: str = "text") -> list[str]:
         "schemes": _schemes,
         "protocols": lambda: [(e.name, e.summary) for e in PROTOCOLS],
         "formats": lambda: [(e.name, e.summary) for e in FORMATS],
-        "reports": lambda: [(e.name, e.summary) for e in REPORTS],
+        "reports": lambda: [(e.name, f"of {e.takes}", e.summary) for e in REPORTS],
     }
     rows = makers[what]()
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []

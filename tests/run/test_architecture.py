@@ -21,6 +21,7 @@ LEVELS = (
         "files",
         "devices",
         "interrupts",
+        "kernel_view",
         "scheme_lines",
         "shares",
     ),  # __init__: its version; its other names are lazy
@@ -28,7 +29,7 @@ LEVELS = (
     ("schemes",),
     ("model", "protocols", "data"),
     ("checkpoints",),
-    ("scoring", "stats", "cells", "records"),
+    ("scoring", "stats", "cells", "records", "scheme_view"),
     ("footprint", "plan", "run", "reports", "training"),
     ("commands",),
     ("cli",),
@@ -88,6 +89,8 @@ NO_TORCH = (
     "types",
     "files",
     "commands/listing",
+    "commands/plot",
+    "kernel_view",
 )
 
 
