@@ -80,6 +80,10 @@ REPORTS = (
     Entry("table", "kerple_eval.reports.table:render", "perplexity against length, models down"),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
     Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
+    Entry(
+        "compare", "kerple_eval.reports.compare:render", "schemes against one: difference, interval, tests"
+    ),
+    Entry("intervals", "kerple_eval.reports.intervals:render", "how sure each number is: text, seeds, both"),
 )
 
 

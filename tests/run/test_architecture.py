@@ -40,7 +40,7 @@ PLUG_INS = {
     "schemes": {"base", "composite"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
-    "reports": {"grid", "style"},
+    "reports": {"grid", "rows", "style"},
 }
 
 #: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name, and

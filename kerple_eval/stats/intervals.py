@@ -1,0 +1,195 @@
+"""Intervals of a ratio of sums over documents: mean loss, perplexity, bits per byte.
+
+R = sum s_i / sum c_i over n documents (s_i nats, c_i targets, C = sum c_i). The default is the delta
+method: R is linearised, r_i = s_i - R c_i, and
+
+    se^2 = (n-1)/n * sum (r_i / (1 - c_i/C))^2 / C^2,   R +- t_{q} se,   q = n_e - 1 degrees of freedom.
+
+r_i / (1 - c_i/C) is the residual against the other documents' ratio (the leave-one-out or HC3 form,
+MacKinnon and White 1985), and n_e = C^2 / sum c_i^2 the effective number of documents (Kish 1965). With
+documents of one size this is the textbook n/(n-1) sum r_i^2 / C^2 with t_{n-1} to the last digit; with
+uneven sizes the textbook form (``delta-plain`` here) falls short of its level (results/statistics).
+``bootstrap`` draws documents with replacement (SciPy, bias-corrected and accelerated).
+
+The interval is of the mean over documents like these, given the model: another training seed is not
+in it (:mod:`kerple_eval.stats.seeds`). The interval of perplexity is exp of the ends.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kerple_eval.stats.documents import Counts, DocumentSums, Sums, document_sums, effective_documents
+from kerple_eval.stats.reductions import perplexity
+from kerple_eval.types import UserError
+
+if TYPE_CHECKING:
+    from kerple_eval.cells import Cell
+
+#: Below this there is no interval and no test.
+MINIMUM_DOCUMENTS = 5
+#: From here on (documents, and effective ones) an interval covers what it says; below, ``coverage_note``.
+ENOUGH_DOCUMENTS, ENOUGH_EFFECTIVE = 50, 15
+RESAMPLES = 9999
+METHODS = ("delta", "delta-plain", "bootstrap")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """``estimate`` and the interval around it at ``level``; ``error`` is the standard error."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    method: str
+    error: float
+    freedom: float | None = None  # degrees of freedom of t
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def times(self, factor: float) -> Interval:
+        """In another unit."""
+        return replace(
+            self, estimate=self.estimate * factor, low=self.low * factor, high=self.high * factor,
+            error=self.error * factor,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CellInterval:
+    """A cell's numbers with their intervals; None, with the reason in ``note``, where there is none.
+
+    ``ppl`` holds the ends alone: exp of the ends of ``nll``, None for an end beyond the largest float.
+    """
+
+    documents: int
+    effective: float
+    mean: float  # nats per target
+    nll: Interval | None
+    ppl: tuple[float | None, float | None] | None
+    bits_per_byte: Interval | None
+    note: str | None
+
+
+def ratio_interval(
+    sums: Sums, counts: Counts | Sums, *, level: float = 0.95, method: str = "delta", seed: int = 0
+) -> Interval:
+    """Interval of ``sum(sums) / sum(counts)`` over at least two documents; ``seed`` is the bootstrap's."""
+    if method not in METHODS:
+        raise UserError(f"unknown interval {method!r}: available: {', '.join(METHODS)}")
+    _check_level(level)
+    if len(sums) < 2:
+        raise UserError(f"an interval needs documents to vary over; {len(sums)} given")
+    sizes = np.asarray(counts, dtype=np.float64)
+    if method == "bootstrap":
+        return _bootstrap(sums, sizes, level, seed)
+    estimate, error = linearised(sums, sizes, leave_one_out=method == "delta")
+    freedom = effective_documents(sizes) - 1 if method == "delta" else len(sums) - 1.0
+    return t_interval(estimate, error, freedom, level, method)
+
+
+def linearised(sums: Sums, sizes: Sums, *, leave_one_out: bool = True) -> tuple[float, float]:
+    """The ratio of sums and its standard error."""
+    n, total = len(sums), sizes.sum()
+    ratio = sums.sum() / total
+    residuals = sums - ratio * sizes
+    if leave_one_out:
+        variance = (n - 1) / n * ((residuals / (1 - sizes / total)) ** 2).sum()
+    else:
+        variance = n / (n - 1) * (residuals**2).sum()
+    return float(ratio), float(math.sqrt(variance) / total)
+
+
+def t_interval(estimate: float, error: float, freedom: float, level: float, method: str) -> Interval:
+    from scipy.special import stdtrit  # noqa: PLC0415 - quantile of t, for any real freedom
+
+    reach = float(stdtrit(freedom, (1 + level) / 2)) * error
+    return Interval(estimate, estimate - reach, estimate + reach, level, method, error, freedom)
+
+
+def _bootstrap(sums: Sums, sizes: Sums, level: float, seed: int) -> Interval:
+    from scipy.stats import bootstrap  # noqa: PLC0415
+
+    estimate = float(sums.sum() / sizes.sum())
+    if np.ptp(sums / sizes) == 0:  # every resample gives the same ratio; SciPy would return NaN
+        return Interval(estimate, estimate, estimate, level, "bootstrap", 0.0)
+
+    def ratio(s: Sums, c: Sums, axis: int = -1) -> Sums:
+        return np.asarray(s.sum(axis=axis) / c.sum(axis=axis))
+
+    result = bootstrap(
+        (sums, sizes), ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=1000,
+        confidence_level=level, method="BCa", rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    low, high = (float(end) for end in result.confidence_interval)
+    return Interval(estimate, low, high, level, "bootstrap", float(result.standard_error))
+
+
+def document_interval(
+    cell: Cell, *, level: float = 0.95, method: str = "delta", seed: int = 0
+) -> CellInterval:
+    """Intervals over the documents of a finished cell; none, and why, below ``MINIMUM_DOCUMENTS``."""
+    return sums_interval(document_sums(cell), level=level, method=method, seed=seed)
+
+
+def sums_interval(
+    found: DocumentSums, *, level: float = 0.95, method: str = "delta", seed: int = 0
+) -> CellInterval:
+    """:func:`document_interval` of sums already taken."""
+    _check_level(level)
+    effective = effective_documents(found.counts)
+    if len(found) < MINIMUM_DOCUMENTS:
+        why = not_enough(len(found))
+        return CellInterval(len(found), effective, found.mean, None, None, None, why)
+    nll = ratio_interval(found.sums, found.counts, level=level, method=method, seed=seed)
+    spelled = None
+    if found.bytes is not None:
+        nats = ratio_interval(found.sums, found.bytes, level=level, method=method, seed=seed)
+        spelled = nats.times(1 / math.log(2))
+    ends = (perplexity(nll.low), perplexity(nll.high))
+    note = coverage_note(len(found), effective, level)
+    return CellInterval(len(found), effective, found.mean, nll, ends, spelled, note)
+
+
+def not_enough(documents: int) -> str:
+    return f"not enough documents: {documents}, and an interval needs {MINIMUM_DOCUMENTS}"
+
+
+def coverage_note(documents: int, effective: float, level: float = 0.95) -> str | None:
+    """What an interval over so few documents covers; None where it covers its level.
+
+    The figures are the lowest and highest of the simulated scenarios of ``results/statistics`` at the
+    nearest smaller number of documents, with sizes as uneven as these or less.
+    """
+    if documents >= ENOUGH_DOCUMENTS and effective >= ENOUGH_EFFECTIVE:
+        return None
+    how = f"{documents} documents, as good as {effective:.0f} of one size"
+    if level != 0.95:
+        return f"{how}: too few for an interval to be sure of covering {level:.0%}"
+    even = effective >= documents / 1.5
+    at = max(n for n in COVERAGE if n <= max(documents, min(COVERAGE)))
+    low, high = COVERAGE[at][0 if even else 1]
+    return f"{how}: in simulation a 95 % interval over so few covers {low:.0f} to {high:.0f} %"
+
+
+#: Documents -> (lowest, highest) coverage in percent over the scenarios of results/statistics: sizes
+#: nearly even (one size, or log-normal with sigma 0.5), and uneven (log-normal with sigma 1).
+COVERAGE: dict[int, tuple[tuple[float, float], tuple[float, float]]] = {
+    5: ((92.0, 95.5), (91.0, 97.0)),
+}
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise UserError(f"level {level}: a level lies between 0 and 1, as 0.95")
