@@ -121,6 +121,13 @@ def train(**options: Any) -> None:
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
     show_default=True,
 )  # fmt: skip
+@click.option(
+    "--precision",
+    metavar="P%",
+    help="Score 10 documents, 20, 40, ... until every perplexity is known within so much (0.5%), with 95 % "
+    "certainty; --documents is then the most.",
+)
+@click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
 def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
     """Score models at every length; ends with the table.
 

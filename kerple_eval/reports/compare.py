@@ -42,6 +42,7 @@ def render(
     """
     check_format(style)
     tables = read_tables(folders, task=task, protocol=protocol)
+    tables, _ = find_group(tables, against)
     found = [(table, compare(table, against, level=level, seed=seed)) for table in tables]
     if not any(comparisons for _, comparisons in found):
         raise UserError(f"nothing to compare {against} with: no other model has a finished cell")
@@ -53,14 +54,14 @@ def render(
 
 
 def _block(table: Table, found: Sequence[Comparison], against: str, style: str, level: float) -> str:
-    reference = find_group(table, against)
+    name = find_group([table], against)[1].name
     rows = []
     for length in table.lengths:
         here = [c for c in found if c.length == length]
         side = next((c.other for c in here if c.other), None)
-        rows.append(_row(reference.name, length, side, "reference"))
+        rows.append(_row(name, length, side, "reference"))
         rows += [_compared(c) for c in here]
-    title = f"{table.task}, {table.protocol}: against {reference.name}"
+    title = f"{table.task}, {table.protocol}: against {name}"
     return draw(title, HEAD, rows, _notes(table, found, level), style)
 
 
@@ -94,14 +95,14 @@ def _ends(interval: Interval | None) -> str:
 
 def _notes(table: Table, found: Sequence[Comparison], level: float) -> list[str]:
     lines = [
-        f"difference: nats per target, model - reference, with its {level:.4g} interval: "
+        f"difference: nats per target, model - reference, with its {100 * level:g} % interval: "
         + _over(found)
         + "; bootstrap: over documents"
     ]
     kinds = {(c.documents, c.targets, c.targets_hash) for c in found if c.documents is not None}
     lines += [
-        f"{documents:,} documents, {targets:,} targets (hash {digest})"
-        for documents, targets, digest in sorted(kinds, key=str)
+        f"{documents:,} document{'s' * (documents != 1)}, {targets:,} targets (hash {digest})"
+        for documents, targets, digest in sorted(kinds)
     ]
     tests = sum(c.p is not None for c in found)
     if tests:
@@ -115,7 +116,7 @@ def _notes(table: Table, found: Sequence[Comparison], level: float) -> list[str]
             f"by it at {ALPHA:g}, as in the KERPLE paper"
         )
     lines += dict.fromkeys(c.note for c in found if c.note)
-    lines += [f"{place} failed" for place in table.failed]
+    lines += table.notes + [f"{place} failed" for place in table.failed]
     return lines
 
 

@@ -124,13 +124,13 @@ def _blank(table: Table, model: str, cell: Scored, level: float) -> dict[str, An
 def _block(table: Table, records: Sequence[dict[str, Any]], style: str, level: float) -> str:
     rows = [_shown(row) for row in records]
     notes = [
-        f"{level:.4g} intervals over documents (linearised ratio of sums, t); bootstrap: of ppl; "
+        f"{100 * level:g} % intervals over documents (linearised ratio of sums, t); bootstrap: of ppl; "
         "± standard deviation over seeds"
     ]
     if any(row["over"] == "seeds and documents" for row in records):
         notes.append("pooled: seeds and documents as crossed random effects; its ppl is exp of the mean nll")
     notes += dict.fromkeys(row["note"] for row in records if row["note"] and row["over"] == "documents")
-    notes += [f"{place} failed" for place in table.failed]
+    notes += table.notes + [f"{place} failed" for place in table.failed]
     return draw(f"{table.task}, {table.protocol}: how sure", HEAD, rows, notes, style)
 
 

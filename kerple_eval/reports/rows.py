@@ -21,7 +21,12 @@ def check_format(style: str) -> None:
 def draw(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], style: str
 ) -> str:
-    """A titled table with notes under it; the first and last columns are words, the others numbers."""
+    """A titled table with notes under it; the first and last columns are words, the others numbers.
+
+    A column without an entry is left out.
+    """
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
     if style == "markdown":
         lines = [
             f"**{title}**",

@@ -68,6 +68,7 @@ class Comparison:
     over_seeds: SeedTest | None = None
     p_corrected: float | None = None
     p_seeds_corrected: float | None = None
+    family: int | None = None  # comparisons that p_corrected is corrected for
     note: str | None = None
     reason: str | None = None
 
@@ -82,10 +83,22 @@ class Comparison:
         return dagger(self.over_seeds)
 
     @property
+    def too_few(self) -> bool:
+        """Whether no outcome could be significant: n documents give no p below 2 / 2^n."""
+        if self.p_pooled is not None or self.documents is None or self.family is None:
+            return False
+        return self.family * 2.0 ** (1 - self.documents) >= ALPHA
+
+    @property
     def verdict(self) -> str:
         if self.difference is None or self.p_corrected is None:
             return self.reason or ""
         low, high = (_percent(end) for end in (self.difference.low, self.difference.high))
+        if self.p_corrected >= ALPHA and self.too_few:
+            return (
+                f"not enough documents: {self.documents} for {self.family} comparisons, no p below "
+                f"{ALPHA:g} is possible; perplexity {low} to {high}"
+            )
         if self.p_corrected >= ALPHA:
             return f"no difference shown: perplexity {low} to {high}"
         word = "worse" if self.difference.estimate > 0 else "better"
@@ -102,18 +115,26 @@ def _percent(nats: float) -> str:
     return f"{change:+.{2 if abs(change) < 1 else 1}f} %"
 
 
-def find_group(table: Table, name: str) -> Group:
-    """A group by its name or by the label of one of its models."""
-    for group in table.groups:
-        if name == group.name or name in (m.label for m in group.members):
-            return group
-    names = [n for g in table.groups for n in dict.fromkeys([g.name, *(m.label for m in g.members)])]
-    raise unknown("model", name, names)
+def find_group(tables: Sequence[Table], name: str) -> tuple[list[Table], Group]:
+    """The tables that have a group of that name, or a model of that label, and the first such group.
+
+    Raises:
+        UserError: none has.
+    """
+    found = [(table, group) for table in tables for group in table.groups if _is(group, name)]
+    if not found:
+        labels = [n for t in tables for g in t.groups for n in (g.name, *(m.label for m in g.members))]
+        raise unknown("model", name, list(dict.fromkeys(labels)))
+    return [table for table, _ in found], found[0][1]
+
+
+def _is(group: Group, name: str) -> bool:
+    return name == group.name or name in [m.label for m in group.members]
 
 
 def compare(table: Table, against: str, *, level: float = 0.95, seed: int = 0) -> list[Comparison]:
     """Every group of a table against one, by length; ``seed`` is the bootstrap's and the permutation's."""
-    reference = find_group(table, against)
+    _, reference = find_group([table], against)
     found = [
         compare_groups(group, reference, length, level=level, seed=seed)
         for length in table.lengths
@@ -130,7 +151,8 @@ def corrected(found: Sequence[Comparison]) -> list[Comparison]:
     seeded = {i: c.over_seeds.p for i, c in enumerate(found) if c.over_seeds is not None}
     seeds = dict(zip(seeded, holm(list(seeded.values())), strict=True))
     return [
-        replace(c, p_corrected=adjusted.get(i), p_seeds_corrected=seeds.get(i)) for i, c in enumerate(found)
+        replace(c, p_corrected=adjusted.get(i), p_seeds_corrected=seeds.get(i), family=len(main) or None)
+        for i, c in enumerate(found)
     ]
 
 

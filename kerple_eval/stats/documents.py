@@ -94,10 +94,9 @@ def different_targets(first: Scored, second: Scored) -> str | None:
     if first.targets_hash == second.targets_hash:
         return None
     return (
-        f"{first.key.model} and {second.key.model} were not scored on the same targets "
-        f"({first.key.task}, {first.key.protocol}, length {first.key.length}: "
-        f"{first.targets} targets, hash {first.targets_hash}, and {second.targets}, "
-        f"hash {second.targets_hash}); compare runs of one text, tokeniser and choice of documents"
+        f"{first.key.model} and {second.key.model} were not scored on the same targets at length "
+        f"{first.key.length} (hash {first.targets_hash} and {second.targets_hash}); compare runs of one "
+        "text, tokeniser and choice of documents"
     )
 
 

@@ -58,6 +58,7 @@ class Table:
     protocol: str
     groups: list[Group]
     failed: list[str]  # "MODEL at LENGTH"
+    notes: list[str] = field(default_factory=list)  # what a reader must know of the runs
 
     @property
     def lengths(self) -> list[int]:
@@ -73,8 +74,14 @@ def read_tables(
     members: dict[tuple[str, str], dict[str, tuple[str, Member]]] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     failed: dict[tuple[str, str], list[str]] = {}
+    notes: list[str] = []
     for folder in folders:
         run = open_run(folder)
+        if "precision" in run.specification:
+            notes.append(
+                f"{folder}: documents were added until it was sure (--precision), so that intervals here "
+                "cover less than they say; precision.json there holds those corrected for the looks"
+            )
         identities = _identities(run)
         for cell in run.cells():
             place = (cell.key.task, cell.key.protocol)
@@ -93,7 +100,7 @@ def read_tables(
             f"{', '.join(map(str, folders))}: no finished cell" + (f" of {wanted}" if wanted else "")
         )
     return [
-        Table(*place, _groups(list(found.values())), failed.get(place, []))
+        Table(*place, _groups(list(found.values())), failed.get(place, []), notes)
         for place, found in members.items()
     ]
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 #: Below this there is no interval and no test.
 MINIMUM_DOCUMENTS = 5
-#: From here on (documents, and effective ones) an interval covers what it says; below, ``coverage_note``.
-ENOUGH_DOCUMENTS, ENOUGH_EFFECTIVE = 50, 15
+#: From here on, with sizes nearly even (as good as n / 1.5 of one size), an interval covers 93 to 97 %;
+#: elsewhere ``coverage_note`` says what it covers.
+ENOUGH_DOCUMENTS, EVEN = 50, 1.5
 RESAMPLES = 9999
 METHODS = ("delta", "delta-plain", "bootstrap")
 
@@ -167,26 +168,31 @@ def not_enough(documents: int) -> str:
 
 
 def coverage_note(documents: int, effective: float, level: float = 0.95) -> str | None:
-    """What an interval over so few documents covers; None where it covers its level.
+    """What an interval over so few or so uneven documents covers; None where it covers its level.
 
-    The figures are the lowest and highest of the simulated scenarios of ``results/statistics`` at the
-    nearest smaller number of documents, with sizes as uneven as these or less.
+    The figures are the lowest and highest of the simulated worlds of ``results/statistics`` at the
+    nearest smaller number of documents.
     """
-    if documents >= ENOUGH_DOCUMENTS and effective >= ENOUGH_EFFECTIVE:
+    even = effective >= documents / EVEN
+    if documents >= ENOUGH_DOCUMENTS and even:
         return None
     how = f"{documents} documents, as good as {effective:.0f} of one size"
     if level != 0.95:
-        return f"{how}: too few for an interval to be sure of covering {level:.0%}"
-    even = effective >= documents / 1.5
-    at = max(n for n in COVERAGE if n <= max(documents, min(COVERAGE)))
-    low, high = COVERAGE[at][0 if even else 1]
-    return f"{how}: in simulation a 95 % interval over so few covers {low:.0f} to {high:.0f} %"
+        return f"{how}: too few or too uneven for an interval to be sure of covering {100 * level:g} %"
+    low, high = COVERAGE[max(n for n in COVERAGE if n <= documents)][0 if even else 1]
+    return f"{how}: in simulation such a 95 % interval covers {low:.0f} to {high:.0f} %"
 
 
-#: Documents -> (lowest, highest) coverage in percent over the scenarios of results/statistics: sizes
-#: nearly even (one size, or log-normal with sigma 0.5), and uneven (log-normal with sigma 1).
+#: Documents -> (lowest, highest) coverage in percent of the default interval, results/statistics: over the
+#: worlds with nearly even sizes, and over all.
 COVERAGE: dict[int, tuple[tuple[float, float], tuple[float, float]]] = {
-    5: ((92.0, 95.5), (91.0, 97.0)),
+    5: ((92.5, 95.3), (92.5, 96.6)),
+    10: ((92.3, 95.3), (90.0, 95.5)),
+    20: ((93.0, 95.1), (90.5, 95.1)),
+    30: ((92.9, 95.0), (90.1, 95.0)),
+    50: ((93.8, 94.9), (90.6, 94.9)),
+    100: ((94.0, 95.1), (91.8, 95.1)),
+    200: ((94.6, 95.3), (92.6, 95.3)),
 }
 
 

@@ -75,6 +75,7 @@ class Look:
     documents: int
     intervals: dict[str, Interval]
     wanted: float  # half width, nats
+    lacking: tuple[str, ...] = ()  # cells in which fewer than a first look's documents are scored
 
     @property
     def widest(self) -> str:
@@ -83,7 +84,11 @@ class Look:
     @property
     def sure(self) -> bool:
         """Whether to stop; never with nothing to look at."""
-        return bool(self.intervals) and self.intervals[self.widest].half_width <= self.wanted
+        return (
+            bool(self.intervals)
+            and not self.lacking
+            and self.intervals[self.widest].half_width <= self.wanted
+        )
 
 
 def look(
@@ -96,9 +101,12 @@ def look(
 ) -> Look:
     """Intervals over the documents ``names`` of each cell, or of its difference to its reference."""
     level = look_level(looks)
-    found = {}
+    found, lacking = {}, []
     for name, whole in cells.items():
         own = whole.only(names)
+        if len(own) < FIRST_LOOK:
+            lacking.append(name)
+            continue
         sums = own.sums
         if references is not None:
             other = references[name].only(names)
@@ -106,4 +114,4 @@ def look(
                 raise UserError(f"{name}: not the targets of its reference, so no paired difference")
             sums = sums - other.sums
         found[name] = ratio_interval(sums, own.counts, level=level)
-    return Look(len(names), found, half_width(precision))
+    return Look(len(names), found, half_width(precision), tuple(lacking))
