@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ FILE = "precision.json"
 class Growth:
     """What has been scored so far, and the decision after each look."""
 
-    def __init__(self, plan: RunPlan, precision: PrecisionPlan) -> None:
+    def __init__(self, plan: RunPlan, precision: PrecisionPlan, keys: Sequence[CellKey]) -> None:
         self.plan = plan
+        self.keys = keys  # in the summary's order, which the record keeps
         self.precision = precision
         self.sums: dict[CellKey, DocumentSums] = {}
         self.failed: set[CellKey] = set()  # in this call; the next one tries them again
@@ -67,7 +68,7 @@ class Growth:
         """Stop where every number is sure or the documents are used up."""
         names = self.precision.looks[text][n]
         against = self.precision.against
-        cells = {key: sums for key, sums in self.sums.items() if key.task == text}
+        cells = {key: self.sums[key] for key in self.keys if key.task == text and key in self.sums}
         references = None
         if against is not None:
             of = {key: _like(key, against) for key in cells}

@@ -153,7 +153,7 @@ class _Worker:
         self.plan = plan
         self.on_progress = on_progress
         self.rows: dict[CellKey, dict[str, Any]] = {}
-        self.growth = None if plan.precision is None else Growth(plan, plan.precision)
+        self.growth = None if plan.precision is None else Growth(plan, plan.precision, run.keys())
         for cell in run.cells():
             self.rows[cell.key] = cell.summary()
             if self.growth is not None and isinstance(cell, Cell):

@@ -189,8 +189,15 @@ def compare_groups(
         p_pooled=_two_sided(pooled.interval) if pooled else None,
         effect=effect_size(sums, counts),
         p_documents=sign_flip_p(sums, seed=seed),
-        note=coverage_note(n, effective_documents(counts), level),
+        note=_note(n, effective_documents(counts), level, max(len(first), len(second)) > 1 and not seeds),
     )
+
+
+def _note(documents: int, effective: float, level: float, unpaired: bool) -> str | None:
+    notes = [coverage_note(documents, effective, level)]
+    if unpaired:
+        notes.append("fewer than two seeds in common: of the means of these very models, over documents")
+    return "; ".join(note for note in notes if note) or None
 
 
 def compare_cells(first: Scored, second: Scored, *, level: float = 0.95) -> Interval:
