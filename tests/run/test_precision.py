@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.stats.looks import half_width, look_level, parse_precision, schedule
 from kerple_eval.types import UserError
 from tests.run.conftest import WORDS, Cli, contents, refusal
-from tests.run.test_resume import passes as passes
 from tests.run.test_resume import stamps
 from tests.run.victim import killed_at
 
@@ -76,8 +76,8 @@ def test_looks_double_up_to_the_budget() -> None:
     for budget in range(10, 2000):
         looks = schedule(budget)
         assert looks[-1] == budget
-        assert all(a < b for a, b in zip(looks, looks[1:], strict=False))
-        assert all(2 * a == b for a, b in zip(looks[:-1], looks[1:-1], strict=False))
+        assert all(a < b for a, b in pairwise(looks))
+        assert all(2 * a == b for a, b in pairwise(looks[:-1]))
     with pytest.raises(UserError, match="needs 10 documents"):
         schedule(9)
     assert look_level(5) == pytest.approx(0.99)

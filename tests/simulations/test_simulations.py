@@ -56,9 +56,7 @@ def test_published_figures_come_again() -> None:
 
 def test_pooled_intervals_cover() -> None:
     rows = crossed_coverage(np.random.default_rng(20261128), 1000)
-    assert (
-        min(percents(rows)) > 90 - noise(90, 1000) / 2
-    )  # three seeds that outweigh the text: 91.7 published
+    assert min(percents(rows)) > 90 - noise(90, 1000) / 2  # published: 91.7
 
 
 def test_false_positives_are_nominal() -> None:
