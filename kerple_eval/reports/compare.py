@@ -110,6 +110,11 @@ def _notes(table: Table, found: Sequence[Comparison], level: float) -> list[str]
             "p documents: sign flips of the documents' differences; p Holm: of the verdict's p, corrected "
             f"for {tests} comparisons; verdict at {ALPHA:g}; effect: mean over deviation of documents"
         )
+    if any(c.difference and not c.pooled for c in found):
+        lines.append(
+            "one training seed a side says which model is better on text like this, not which scheme: "
+            "another seed may differ by more"
+        )
     if any(c.over_seeds for c in found):
         lines.append(
             f"p seeds: paired t-test of perplexities over seeds, uncorrected; † worse than the reference "

@@ -48,6 +48,8 @@ def main(folder: Path) -> None:
 
 def table(frame: pd.DataFrame, down: list[str], across: str, value: str) -> str:
     order = list(dict.fromkeys(frame[across]))
+    if across == "n":
+        order.sort()
     wide = frame.pivot_table(index=down, columns=across, values=value, sort=False)[order]
     head = [*down, *map(str, order)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(down) + "---:|" * len(order)]
@@ -72,7 +74,8 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
                 rows["n"], rows["percent"], dashes, color=colour, marker=marker, markersize=4, linewidth=1.2,
                 label=name,
             )  # fmt: skip
-        axis.set(title=title, xscale="log", xlabel="documents", ylim=(78, 98))
+        axis.set(xscale="log", xlabel="documents", ylim=(76, 98))
+        axis.set_title(title, fontsize=9)
         axis.set_xticks([5, 10, 20, 50, 100, 200], labels=["5", "10", "20", "50", "100", "200"])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
