@@ -97,7 +97,7 @@ class Growth:
 
     def _record(self, text: str) -> dict[str, Any]:
         seen = self.history[text]
-        targets, budget = self._targets(text, self.precision.looks[text][seen[-1].documents])
+        targets, budget = self._targets(text)
         return {
             "looks": list(self.precision.looks[text]),
             "level_of_each_look": look_level(len(self.precision.looks[text])),
@@ -112,16 +112,15 @@ class Growth:
             ],
         }
 
-    def _targets(self, text: str, names: frozenset[str]) -> tuple[int, int]:
-        """Targets planned over all cells of a text: of the documents ``names``, and of all."""
-        some = every = 0
-        for model in self.plan.models:
-            for (task, _, _), cell in model.cells.items():
-                if task == text:
-                    for index, window in cell.windows:
-                        every += window.targets
-                        some += window.targets * (cell.documents[index].name in names)
-        return some, every
+    def _targets(self, text: str) -> tuple[int, int]:
+        """Targets of a text's finished cells: those scored, and those of every document."""
+        finished = {key: sums for key, sums in self.sums.items() if key.task == text}
+        models = {model.label: model for model in self.plan.models}
+        every = 0
+        for key in finished:
+            cell = models[key.model].cells[text, key.protocol, key.length]
+            every += sum(window.targets for _, window in cell.windows)
+        return sum(int(sums.counts.sum()) for sums in finished.values()), every
 
 
 def _look_record(seen: Look) -> dict[str, Any]:
@@ -164,8 +163,6 @@ def _line(data: dict[str, Any], text: str, record: dict[str, Any]) -> str:
         "every document used": f"every document used before {wanted}",
     }.get(record["stopped_because"], record["stopped_because"])
     at = "" if percent is None else f" (the widest: {percent:.3g} %)"
-    saved = 1 - record["targets"] / record["targets_of_every_document"]
-    return (
-        f"{text}: {record['documents']} of {record['looks'][-1]} documents, {reason}{at}; "
-        f"{record['targets']:,} of {record['targets_of_every_document']:,} targets, {saved:.0%} saved"
-    )
+    line = f"{text}: {record['documents']} of {record['looks'][-1]} documents, {reason}{at}"
+    used, every = record["targets"], record["targets_of_every_document"]
+    return line + (f"; {used:,} of {every:,} targets, {1 - used / every:.0%} saved" if every else "")

@@ -15,7 +15,7 @@ import numpy as np
 from kerple_eval.reports.rows import between, check_format, csv_text, draw, number
 from kerple_eval.stats.documents import Scored, different_targets
 from kerple_eval.stats.groups import Group, Table, read_tables
-from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, CellInterval, Interval, sums_interval
+from kerple_eval.stats.intervals import CellInterval, Interval, shortage, sums_interval
 from kerple_eval.stats.reductions import perplexity
 from kerple_eval.stats.seeds import Crossed, crossed, spread
 
@@ -96,7 +96,7 @@ def _of_seeds(table: Table, group: Group, length: int, level: float) -> list[dic
     if why is not None:
         empty = {"targets": None, "targets_hash": None, "documents": None}
         return [mean | empty | {"note": why}]
-    if len(cells[0].sums) < MINIMUM_DOCUMENTS:
+    if shortage(cells[0].sums.counts):
         return [mean | {"note": "not enough documents to pool seeds and text"}]
     found = crossed(np.stack([cell.sums.sums for cell in cells]), cells[0].sums.counts, level=level)
     return [mean, row | _pooled(found)]

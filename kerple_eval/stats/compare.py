@@ -20,11 +20,10 @@ from kerple_eval.catalogue import unknown
 from kerple_eval.stats.documents import Scored, different_targets, effective_documents, paired_sums
 from kerple_eval.stats.groups import Group, Table
 from kerple_eval.stats.intervals import (
-    MINIMUM_DOCUMENTS,
     Interval,
     coverage_note,
-    not_enough,
     ratio_interval,
+    shortage,
 )
 from kerple_eval.stats.reductions import perplexity
 from kerple_eval.stats.seeds import Crossed, Spread, crossed, spread
@@ -176,8 +175,8 @@ def compare_groups(
         side=_side(first), other=_side(second), mean_difference=float(sums.sum() / counts.sum()),
         worse_on=int((sums > 0).sum()), over_seeds=_over_seeds(first, second) if seeds else None,
     )  # fmt: skip
-    if n < MINIMUM_DOCUMENTS:
-        return replace(known, reason=not_enough(n))
+    if why := shortage(counts):
+        return replace(known, reason=why)
     over_documents = ratio_interval(sums, counts, level=level)
     pooled = crossed(mine - theirs, counts, level=level) if len(seeds) > 1 else None
     return replace(

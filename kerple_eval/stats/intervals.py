@@ -130,11 +130,16 @@ def _bootstrap(sums: Sums, sizes: Sums, level: float, seed: int) -> Interval:
         return np.asarray(s.sum(axis=axis) / c.sum(axis=axis))
 
     result = bootstrap(
-        (sums, sizes), ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=1000,
+        (sums, sizes), ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=batch(len(sums)),
         confidence_level=level, method="BCa", rng=np.random.default_rng(seed),
     )  # fmt: skip
     low, high = (float(end) for end in result.confidence_interval)
     return Interval(estimate, low, high, level, "bootstrap", float(result.standard_error))
+
+
+def batch(documents: int) -> int:
+    """Resamples at a time: some 80 MB."""
+    return max(1, min(1000, 10_000_000 // documents))
 
 
 def document_interval(
@@ -150,8 +155,7 @@ def sums_interval(
     """:func:`document_interval` of sums already taken."""
     _check_level(level)
     effective = effective_documents(found.counts)
-    if len(found) < MINIMUM_DOCUMENTS:
-        why = not_enough(len(found))
+    if why := shortage(found.counts):
         return CellInterval(len(found), effective, found.mean, None, None, None, why)
     nll = ratio_interval(found.sums, found.counts, level=level, method=method, seed=seed)
     spelled = None
@@ -161,6 +165,16 @@ def sums_interval(
     ends = (perplexity(nll.low), perplexity(nll.high))
     note = coverage_note(len(found), effective, level)
     return CellInterval(len(found), effective, found.mean, nll, ends, spelled, note)
+
+
+def shortage(counts: Counts | Sums) -> str | None:
+    """Why documents of these sizes carry no interval; None where they do."""
+    effective = effective_documents(counts)
+    if len(counts) < MINIMUM_DOCUMENTS:
+        return not_enough(len(counts))
+    if effective < 2:
+        return f"not enough documents: of {len(counts)} the largest holds nearly all targets"
+    return None
 
 
 def not_enough(documents: int) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kerple_eval.stats.documents import DocumentSums
-from kerple_eval.stats.intervals import Interval, ratio_interval
+from kerple_eval.stats.intervals import Interval, ratio_interval, shortage
 from kerple_eval.types import UserError
 
 #: Documents at the first look: fewer say too little of their own spread.
@@ -30,9 +30,9 @@ LEVEL = 0.95
 _PERCENT = re.compile(r"(?P<number>[0-9]*\.?[0-9]+)\s*(?P<percent>%?)")
 
 
-def parse_precision(text: str) -> float:
+def parse_precision(text: object) -> float:
     """``0.5%`` -> 0.005; a share without the sign is refused, since 0.5 could mean either."""
-    match = _PERCENT.fullmatch(text.strip())
+    match = _PERCENT.fullmatch(text.strip()) if isinstance(text, str) else None
     value = float(match["number"]) if match else 0.0
     if match is None or not match["percent"] or not 0 < value < 100:
         raise UserError(f"--precision {text}: expected a share of perplexity in percent, as in 0.5%")
@@ -75,7 +75,7 @@ class Look:
     documents: int
     intervals: dict[str, Interval]
     wanted: float  # half width, nats
-    lacking: tuple[str, ...] = ()  # cells in which fewer than a first look's documents are scored
+    lacking: tuple[str, ...] = ()  # cells with fewer documents than a first look, or too uneven ones
 
     @property
     def widest(self) -> str:
@@ -104,7 +104,7 @@ def look(
     found, lacking = {}, []
     for name, whole in cells.items():
         own = whole.only(names)
-        if len(own) < FIRST_LOOK:
+        if len(own) < FIRST_LOOK or shortage(own.counts):
             lacking.append(name)
             continue
         sums = own.sums

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kerple_eval.stats.documents import Counts, Sums
-from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, not_enough
+from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, batch, not_enough
 from kerple_eval.types import UserError
 
 ALPHA = 0.05
@@ -73,7 +73,7 @@ def sign_flip_p(differences: Sums, *, seed: int = 0, flips: int = FLIPS) -> floa
 
     result = permutation_test(
         (differences,), total, permutation_type="samples", vectorized=True, n_resamples=flips,
-        batch=1000, alternative="two-sided", rng=np.random.default_rng(seed),
+        batch=batch(len(differences)), alternative="two-sided", rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(result.pvalue)
 

@@ -238,6 +238,22 @@ def test_a_cell_that_fails_while_growing(
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_where_every_cell_fails_no_more_documents_are_asked_for(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Cli
+) -> None:
+    def logits(self: DecoderModel, inputs: Any, rows: int) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DecoderModel, "logits", logits)
+        run = kerple_eval.evaluate(**arguments, out=tmp_path, precision="1%")
+    assert set(run.summary()["status"]) == {"failed"}
+    assert said(tmp_path)["stopped_because"] == "every cell failed"
+    assert len(said(tmp_path)["seen"]) == 1
+    with pytest.raises(UserError, match="expected a share"):
+        kerple_eval.evaluate(**arguments, out=tmp_path, precision=0.01)  # type: ignore[arg-type]
+
+
 def test_the_command_says_what_was_saved(
     models: dict[str, str], shelf: str, middle: str, invoke: Cli, tmp_path: Path
 ) -> None:

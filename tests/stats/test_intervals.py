@@ -101,6 +101,12 @@ def test_below_five_documents_there_is_none(n: int) -> None:
     assert document_interval(cell("m", drawn(6, [10] * 5))).nll is not None
 
 
+def test_one_document_that_holds_nearly_all_targets_is_no_sample() -> None:
+    found = document_interval(cell("m", drawn(6, [900, 10, 10, 10, 10])))
+    assert found.nll is None
+    assert found.note == "not enough documents: of 5 the largest holds nearly all targets"
+
+
 def test_documents_without_spread() -> None:
     sums, counts = np.full(6, 20.0), np.full(6, 10)
     for method in stats.intervals.METHODS:
