@@ -164,12 +164,22 @@ def parse_modifiers(
     for key, value in pairs:
         if key in known:
             last = key
-            found[last] = {known[key].value_option: value} if value else {}
+            found[last] = {known[key].value_option: value}
         elif last:
             found[last][key] = value
         else:
             raise unknown("modifier", key, known)
     return tuple((name, tuple(options.items())) for name, options in found.items())
+
+
+def spell(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A configured scheme as one writes it: ``kerple-log,window=512``."""
+    laid = []
+    for name, given in modifiers.items():
+        main = scheme_entry(name).value_option
+        rest = tuple((key, str(value)) for key, value in given.items() if key != main)
+        laid.append((name, ((main, str(given.get(main, ""))), *rest)))
+    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(laid)))
 
 
 def parse_options(text: str, where: str) -> tuple[tuple[str, str], ...]:

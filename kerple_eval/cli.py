@@ -143,11 +143,16 @@ def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-def table(folders: tuple[str, ...], style: str) -> None:
+@click.option("--over-seeds", is_flag=True, help="One row a scheme: mean ± std over its seeds, daggers.")
+@click.option("--reference", help="Scheme that daggers are against; kerple-log where it is there.")
+@click.option("--against", help="paper[:table=T,dataset=NAME]: the KERPLE paper's own rows beside.")
+@click.option("--down", default="models", show_default=True, help="What goes down: models or lengths.")
+def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of run directories."""
     from kerple_eval.reports.table import render  # noqa: PLC0415
 
-    click.echo(render(folders, style, color=style == "text" and sys.stdout.isatty()), nl=False)
+    color = style == "text" and sys.stdout.isatty()
+    click.echo(render(folders, style, color=color, **options), nl=False)
 
 
 STATISTICS = (
@@ -251,13 +256,14 @@ KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 
 @cli.command("list")
 @click.argument("what", metavar="|".join(KINDS))
-def list_(what: str) -> None:
+@click.option("--format", "style", default="text", show_default=True, help="text or (schemes) markdown.")
+def list_(what: str, style: str) -> None:
     """What can be named on the command line."""
     from kerple_eval.commands import listing  # noqa: PLC0415
 
     if what not in KINDS:
         raise unknown("list", what, KINDS)
-    for line in listing.lines(what):
+    for line in listing.lines(what, style):
         click.echo(line)
 
 

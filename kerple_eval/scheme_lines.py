@@ -81,6 +81,57 @@ SCHEMES = (
         "Su et al., RoFormer, arXiv 2104.09864", "rotation", "0", True,
     ),
     SchemeEntry(
+        "rope-linear", "kerple_eval.schemes.rope_linear:RopeLinear", 2023,
+        "Chen et al., Positional Interpolation, arXiv 2306.15595",
+        "rotation", "0", True,
+        use="post-hoc",
+    ),
+    SchemeEntry(
+        "rope-ntk", "kerple_eval.schemes.rope_ntk:RopeNtk", 2023,
+        "bloc97; Peng et al., YaRN, arXiv 2309.00071",
+        "rotation", "0", True,
+        use="post-hoc",
+    ),
+    SchemeEntry(
+        "rope-dynamic", "kerple_eval.schemes.rope_dynamic:RopeDynamic", 2023,
+        "emozilla; Peng et al., YaRN, arXiv 2309.00071",
+        "rotation by the window", "0", False,
+        use="post-hoc",
+    ),
+    SchemeEntry(
+        "rope-yarn", "kerple_eval.schemes.rope_yarn:RopeYarn", 2023,
+        "Peng et al., YaRN, arXiv 2309.00071",
+        "rotation, scores sharpened", "0", True,
+        use="post-hoc",
+    ),
+    SchemeEntry(
+        "rope-longrope", "kerple_eval.schemes.rope_longrope:RopeLongrope", 2024,
+        "Ding et al., LongRoPE, arXiv 2402.13753",
+        "rotation by the window", "0", False,
+        use="post-hoc",
+    ),
+    SchemeEntry(
+        "rope-llama3", "kerple_eval.schemes.rope_llama3:RopeLlama3", 2024,
+        "Llama 3 Herd of Models, arXiv 2407.21783",
+        "rotation", "0", True,
+        use="post-hoc",
+    ),
+    SchemeEntry(
+        "xpos", "kerple_eval.schemes.xpos:XPos", 2022,
+        "Sun et al., A Length-Extrapolatable Transformer, arXiv 2212.10554",
+        "rotation and decay", "0", True,
+    ),
+    SchemeEntry(
+        "sandwich", "kerple_eval.schemes.sandwich:Sandwich", 2022,
+        "Chi et al., Receptive Field Analysis, arXiv 2212.10356",
+        "distance kernel", "0", True,
+    ),
+    SchemeEntry(
+        "cape", "kerple_eval.schemes.cape:Cape", 2021,
+        "Likhomanenko et al., CAPE, arXiv 2106.03143",
+        "absolute, augmented in training", "0", True,
+    ),
+    SchemeEntry(
         "sinusoidal", "kerple_eval.schemes.sinusoidal:Sinusoidal", 2017,
         "Vaswani et al., Attention Is All You Need, arXiv 1706.03762", "absolute", "0", True,
     ),

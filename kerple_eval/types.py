@@ -80,7 +80,10 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class SchemeSpec:
-    """A parsed scheme: its options, and the modifiers laid on it with theirs, the main option first."""
+    """A parsed scheme: its options, and the modifiers laid on it with theirs.
+
+    A modifier's main option comes first, with an empty value where it is left at its default.
+    """
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
@@ -88,7 +91,10 @@ class SchemeSpec:
 
     def __str__(self) -> str:
         laid = [
-            ",".join(f"{name if i == 0 else key}={value}" for i, (key, value) in enumerate(options)) or name
+            ",".join(
+                f"{name if i == 0 else key}={value}" if value else name
+                for i, (key, value) in enumerate(options)
+            )
             for name, options in self.modifiers
         ]
         return str(Spec(",".join([self.name, *laid]), self.options))

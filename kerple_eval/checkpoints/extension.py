@@ -19,10 +19,18 @@ from kerple_eval.types import UserError
 REPLACEABLE = {"rope": "rope-"}
 
 
-def extended(config: DecoderConfig, options: dict[str, str]) -> DecoderConfig:
-    """``config`` with the scheme that ``options`` ask for; all of them are used up or refused."""
+def extended(
+    config: DecoderConfig, options: dict[str, str], what: str = "native", own: tuple[str, ...] = ()
+) -> DecoderConfig:
+    """``config`` with the scheme that ``options`` ask for; all of them are used up or refused.
+
+    ``what`` format it is, and which options that has of its own, are for the refusal of a wrong one.
+    """
     options = dict(options)
     name = options.pop("extend", None)
+    first = next(iter(options), None)
+    if name is None and first is not None and not (first in schemes() and schemes()[first].stands_on):
+        raise unknown(f"option of a {what} checkpoint", first, (*own, "extend", *_modifiers()))
     if name is not None:
         config = _replaced(config, name, options) or _laid(config, {name: ""}, options)
     elif options:
@@ -47,7 +55,10 @@ def _replaced(config: DecoderConfig, name: str, options: dict[str, str]) -> Deco
     clash = [key for key in own if key in ("base", "fraction")]
     if clash:
         raise UserError(f"extend={name}: {clash[0]} is the trained model's own; leave it out")
-    typed = typed_options(load(known[target].target).__init__, {**base, **own}, target)
+    cls = load(known[target].target)
+    if cls.needs_factor and "factor" not in own:
+        raise UserError(f"extend={name} needs factor=F, as in extend={name},factor=8")
+    typed = typed_options(cls.__init__, {**base, **own}, target)
     config = replace(config, scheme=target, scheme_options=typed)
     return _laid(config, {}, options) if options else config
 
@@ -63,9 +74,9 @@ def _laid(config: DecoderConfig, first: dict[str, str], options: dict[str, str])
     except UserError:
         key = next(iter(options))
         whose = next(iter(first), None)
-        choices = [*(_keywords(whose) if whose else ("extend",)), *_modifiers()]
-        raise unknown(f"option of {whose or 'a native checkpoint'}", key, choices) from None
-    laid |= {name: dict(pairs) for name, pairs in named}
+        choices = dict.fromkeys([*(_keywords(whose) if whose else ()), *_modifiers()])
+        raise unknown(f"option of {whose}", key, choices) from None
+    laid |= {name: {k: v for k, v in pairs if v} for name, pairs in named}
     for name in laid.keys() - config.modifiers.keys() - set(_modifiers()):
         raise UserError(f"{name} has parameters: it is trained (kerple-eval train --scheme), not laid on")
     known = schemes()

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kerple_eval.catalogue import FORMATS, PROTOCOLS, REPORTS, schemes
+from kerple_eval.catalogue import FORMATS, PROTOCOLS, REPORTS, schemes, unknown
 from kerple_eval.checkpoints.shipped import read_config, shipped
 from kerple_eval.data.task import read_task, task_files
+from kerple_eval.types import UserError
 
 Rows = list[tuple[str, ...]]
 
 
-def lines(what: str) -> list[str]:
-    """Aligned lines, the name first."""
+STYLES = ("text", "markdown")
+SCHEME_HEADS = ("scheme", "year", "parameters", "prefix-invariant", "use", "how position enters", "source")
+
+
+def lines(what: str, style: str = "text") -> list[str]:
+    """Aligned lines, the name first; ``markdown`` is for schemes, a table with a head."""
+    if style not in STYLES:
+        raise unknown("list format", style, STYLES)
+    if style == "markdown":
+        if what != "schemes":
+            raise UserError(f"list {what} is text alone; --format markdown is for schemes")
+        return _markdown_schemes()
     makers: dict[str, Callable[[], Rows]] = {
         "models": _models,
         "tasks": _tasks,
@@ -53,6 +64,18 @@ def _tasks() -> Rows:
         task = read_task(path)
         rows.append((name, f"v{task.version}", task.source.kind, task.description))
     return rows
+
+
+def _markdown_schemes() -> list[str]:
+    rows = [
+        (
+            f"`{e.name}`", str(e.year), e.parameters, "yes" if e.prefix_invariant else "**no**",
+            e.use, e.kind, e.paper,
+        )
+        for e in schemes().values()
+    ]  # fmt: skip
+    rule = ("---",) * len(SCHEME_HEADS)
+    return ["| " + " | ".join(row) + " |" for row in (SCHEME_HEADS, rule, *rows)]
 
 
 def _schemes() -> Rows:

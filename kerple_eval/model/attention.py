@@ -201,8 +201,7 @@ def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Ten
         scores = torch.where(far, (far_q @ far_k.transpose(-1, -2)).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
-    index = distance.clamp(min=0)
-    every = torch.arange(int(index.max()) + 1, device=q.device, dtype=dtype)
+    every, index = _distances(distance.clamp(min=0), dtype)
     weight = scheme.weight(every)
     if weight is not None:
         scores = scores * weight[:, index]
@@ -218,6 +217,14 @@ def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Ten
     scores = scores.masked_fill(~seen, -math.inf)
     out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v[:, :, : len(positions_k)]
     return out
+
+
+def _distances(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Every distance that occurs ``[n]``, and where each of ``distance`` is among them."""
+    if distance.is_floating_point():  # positions moved by fractions
+        every, index = torch.unique(distance, return_inverse=True)
+        return every.to(dtype), index
+    return torch.arange(int(distance.max()) + 1, device=distance.device, dtype=dtype), distance
 
 
 def eager_attention(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from kerple_eval.catalogue import unknown
-from kerple_eval.types import Geometry, SchemeSpec, UserError
+from kerple_eval.catalogue import spell, unknown
+from kerple_eval.types import Geometry, UserError
 
 #: Names alone, so that reading a configuration needs no torch; ``model.pointwise`` defines them.
 ACTIVATIONS = ("gelu", "gelu-tanh", "geglu", "relu", "softsign", "swish", "mish")
@@ -59,8 +59,7 @@ class DecoderConfig:
     @property
     def scheme_name(self) -> str:
         """The scheme with its modifiers, as one writes them: ``kerple-log,window=512``."""
-        laid = tuple((n, tuple((k, str(v)) for k, v in keys.items())) for n, keys in self.modifiers.items())
-        return str(SchemeSpec(self.scheme, (), laid))
+        return spell(self.scheme, {}, self.modifiers)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

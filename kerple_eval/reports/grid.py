@@ -6,6 +6,7 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class Grid:
     lengths: list[int] = field(default_factory=list)
     entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
+    schemes: dict[str, str] = field(default_factory=dict)  # model -> its scheme
+    kinds: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
 
     def trained(self, model: str) -> int | None:
         for length in self.lengths:
@@ -101,7 +104,8 @@ class Grid:
         documents = {cell.row["documents"] for length in self.lengths for cell in self.column(length)}
         if len(hashes) == 1 and not mixed:
             lines.append(
-                f"{_one(documents)} documents, {_one(set().union(*counts.values()))} targets, "
+                f"{_one(documents)} {'document' if documents == {1} else 'documents'}, "
+                f"{_one(set().union(*counts.values()))} targets, "
                 f"the same at every length (hash {hashes.pop()})"
             )
         elif hashes:
@@ -111,6 +115,10 @@ class Grid:
             if not entry.ok:
                 lines.append(f"{model} at {length} failed: {entry.row['error']}")
         return lines
+
+
+def _kind(model: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in model.items() if k not in ("label", "seed", "weights_sha256")})
 
 
 def _one(values: set[Any]) -> str:
@@ -126,6 +134,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
     for folder in folders:
         run = open_run(folder)
         readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        kinds = {m["label"]: _kind(m) for m in run.specification["models"]}
         for row in _rows(run.folder / "summary.csv"):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
             label = own_label(row["model"], folder, owners.setdefault((grid.task, grid.protocol), {}))
@@ -134,6 +143,8 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
+            grid.schemes[label] = row["scheme"]
+            grid.kinds[label] = f"{row['scheme']} {row['train_length']} {kinds[row['model']]}"
             grid.entries[label, row["length"]] = Entry(row)
     if not grids:
         raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")

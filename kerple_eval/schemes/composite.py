@@ -73,6 +73,8 @@ class Combined(Scheme):
                 f"{remapping[0]} needs a scheme of relative position (rope, a kernel of distance), not "
                 f"{type(base).__name__}, which places tokens by {placed[0]}"
             )
+        if remapping and not base.prefix_invariant:
+            raise UserError(f"{remapping[0]} does not go with a scheme that follows the window's length")
         windows = [part.window for part in self.parts.values() if part.window is not None]
         self.window = min(windows, default=None)
         self.max_positions = base.max_positions

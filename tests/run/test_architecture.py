@@ -38,7 +38,7 @@ LEVELS = (
 
 #: What the plug-ins of a family share.
 PLUG_INS = {
-    "schemes": {"base", "composite"},
+    "schemes": {"base", "composite", "rotary"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
     "reports": {"grid", "rows", "style"},
@@ -74,6 +74,7 @@ COMPOSED = {
     "checkpoints.hf_model": {"hf_rope"},
     "checkpoints.hf_tokenizer": {"hf_files"},
     "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
+    "reports.table": {"paper", "seeds", "sheet"},
     "reports.page": {"curve", "position", "table"},
 }
 
