@@ -50,6 +50,14 @@ class Growth:
             return False
         return key not in self.sums or not names <= set(self.sums[key].names)
 
+    def says(self, text: str, documents: int) -> dict[str, Any]:
+        """For a cell's header: at which look it stands, of which budget, and what more waits for."""
+        return {
+            "documents": documents,
+            "of": max(self.precision.looks[text]),
+            "until": {"share": self.precision.share, "against": self.precision.against},
+        }
+
     def rounds(self) -> Iterator[dict[str, frozenset[str]]]:
         """Text -> documents every cell of it must hold next; the caller scores them before the next."""
         for number in range(max(len(looks) for looks in self.precision.looks.values())):

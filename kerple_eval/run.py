@@ -207,6 +207,8 @@ class _Worker:
             cell.header["dtype"] = str(self.model.dtype).removeprefix("torch.")
             seconds = time.monotonic() - began + (earlier.header["seconds"] if earlier else 0)
             cell.header["seconds"] = round(seconds, 3)
+            if self.growth is not None:
+                cell.header["precision"] = self.growth.says(task.key.task, len(task.wanted or ()))
             write_cell(self.run.folder, cell)
             self.rows[task.key] = cell.summary()
             if self.growth is not None:

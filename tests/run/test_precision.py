@@ -238,6 +238,53 @@ def test_a_cell_that_fails_while_growing(
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_cell_that_fails_at_its_second_look(
+    models: dict[str, str], shelf: str, looked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    passes: list[tuple[int, ...]],
+) -> None:  # fmt: skip
+    """Its ten documents are not left behind as a finished cell."""
+    one: dict[str, Any] = {"models": models["alibi"], "text": shelf, "lengths": [16]}
+    kerple_eval.evaluate(**one, out=tmp_path / "first", precision="90%")
+    assert said(tmp_path / "first")["documents"] == 10
+    first = len(passes)
+    whole = kerple_eval.evaluate(**one, out=tmp_path / "whole", precision="0.0001%")
+    assert len(passes) > 2 * first
+    real = DecoderModel.logits
+    passes.clear()
+
+    def logits(self: DecoderModel, inputs: Any, rows: int) -> Any:
+        if len(passes) > first:
+            raise MemoryError("no room")
+        return real(self, inputs, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DecoderModel, "logits", logits)
+        run = kerple_eval.evaluate(**one, out=tmp_path / "out", precision="0.0001%")
+    assert run.summary()["status"].tolist() == ["failed"]
+    assert [p.suffix for p in (tmp_path / "out" / "cells").iterdir()] == [".json"]
+    again = kerple_eval.evaluate(**one, out=tmp_path / "out", precision="0.0001%")
+    assert again.summary().equals(whole.summary())
+    (cell,) = again.cells()
+    assert cell.header["precision"]["documents"] == cell.header["precision"]["of"] == COUNT
+
+
+def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str, tmp_path: Path) -> None:
+    lines = [json.loads(line)["text"] for line in Path(shelf).read_text().splitlines()]
+    tokens = tmp_path / "alike.jsonl"
+    row = list(lines[0].encode())[:80]
+    tokens.write_text("".join(json.dumps({"tokens": row[i % 3 :]}) + "\n" for i in range(25)))
+    run = kerple_eval.evaluate(
+        models["alibi"], text=shelf, tokens=str(tokens), lengths=[16], out=tmp_path / "o", precision="2%"
+    )
+    records = json.loads((tmp_path / "o" / "precision.json").read_text())["tasks"]
+    assert records["tokens"]["stopped_because"] == "sure"
+    assert records["tokens"]["documents"] == 10
+    assert records["text"]["stopped_because"] == "every document used"
+    assert dict(zip(run.summary()["task"], run.summary()["documents"], strict=True)) == {
+        "text": COUNT, "tokens": 10,
+    }  # fmt: skip
+
+
 def test_where_every_cell_fails_no_more_documents_are_asked_for(
     arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Cli
 ) -> None:
