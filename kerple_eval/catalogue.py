@@ -87,6 +87,10 @@ REPORTS = (
         "how many heads' kernels have fallen by more than 2 within a distance", "models",
     ),
     Entry("matrix", "kerple_eval.reports.matrix:draw", "one head's bias as a causal heat map", "models"),
+    Entry(
+        "compare", "kerple_eval.reports.compare:render", "schemes against one: difference, interval, tests"
+    ),
+    Entry("intervals", "kerple_eval.reports.intervals:render", "how sure each number is: text, seeds, both"),
 )  # fmt: skip
 
 

@@ -121,6 +121,13 @@ def train(**options: Any) -> None:
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
     show_default=True,
 )  # fmt: skip
+@click.option(
+    "--precision",
+    metavar="P%",
+    help="Score 10 documents, 20, 40, ... until every perplexity is known within so much (0.5%), with 95 % "
+    "certainty; --documents is then the most.",
+)
+@click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
 def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
     """Score models at every length; ends with the table.
 
@@ -146,6 +153,51 @@ def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
 
     color = style == "text" and sys.stdout.isatty()
     click.echo(render(folders, style, color=color, **options), nl=False)
+
+
+STATISTICS = (
+    click.option("--task", help="This task only."),
+    click.option("--protocol", help="This protocol only, as the table spells it."),
+    click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv."),
+    click.option(
+        "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95,
+        show_default=True, help="Level of the intervals.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Draws the bootstrap's documents and the permutation's signs.",
+    ),
+)  # fmt: skip
+
+
+def statistics(command: Any) -> Any:
+    for option in reversed(STATISTICS):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")
+@statistics
+def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
+    """Compare schemes with one of them on the same targets: is the difference real?
+
+    Models that differ in the training seed alone, and in label by a number at its end, are one scheme.
+    """
+    from kerple_eval.reports.compare import render  # noqa: PLC0415
+
+    click.echo(render(folders, against, **options), nl=False)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@statistics
+def intervals(folders: tuple[str, ...], **options: Any) -> None:
+    """How sure each number is: intervals over documents, spread over seeds, and both pooled."""
+    from kerple_eval.reports.intervals import render  # noqa: PLC0415
+
+    click.echo(render(folders, **options), nl=False)
 
 
 @cli.command()

@@ -24,6 +24,7 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.devices import DTYPES, resolve_device
+from kerple_eval.precision import PrecisionPlan, settle
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 
@@ -87,6 +88,7 @@ class RunPlan:
     dtype: torch.dtype
     specification: dict[str, Any]
     provenance: dict[str, Any]
+    precision: PrecisionPlan | None = None
 
 
 def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
@@ -122,6 +124,8 @@ def make_plan(
     bos: BosRule | None,
     device: str,
     dtype: str,
+    precision: str | None = None,
+    against: str | None = None,
 ) -> RunPlan:
     """Resolve and check everything; UserError names what is wrong. Loads no weights."""
     if not models:
@@ -148,7 +152,13 @@ def make_plan(
     if draws:
         _refuse_beside_a_draw(
             plans,
-            {"documents": documents, "keep-short": keep_short, "max-tokens": max_tokens, "seed": seed},
+            {
+                "documents": documents,
+                "keep-short": keep_short,
+                "max-tokens": max_tokens,
+                "seed": seed,
+                "precision": precision,
+            },
         )
     specs = [parse_model(model) for model in models]
     labels = label_models(specs)
@@ -173,12 +183,15 @@ def make_plan(
         PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()}, {})
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
+    seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
+    looks = settle(precision, against, prepared, seeds, labels)
     _plan_cells(planned, plans, {t.name: t.record for t in texts})
     specification = {  # what was asked comes first, so that a refusal names it before what follows from it
         "keep_short": keep_short,
         "max_tokens": max_tokens,
         "device": place.type,
         "dtype": dtype,
+        **({} if looks is None else {"precision": looks.record}),
         "protocols": [
             {
                 "protocol": plan.name,
@@ -207,7 +220,7 @@ def make_plan(
         "text_files": list(text),
         "tokens_files": list(tokens),
     }
-    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance)
+    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance, looks)
 
 
 def _texts(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.cells import COLUMNS
-from kerple_eval.records import open_run
+from kerple_eval.records import open_run, own_label
 from kerple_eval.types import UserError
 
 VALUES = {
@@ -123,17 +123,6 @@ def _kind(model: dict[str, Any]) -> str:
 
 def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
-
-
-def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:
-    """The model's label; where another run holds it the run's name joins it, or else its whole path.
-
-    ``owners`` maps a label given so far to its run.
-    """
-    for label in (model, f"{model} ({Path(folder).resolve().name})"):
-        if owners.setdefault(label, str(folder)) == str(folder):
-            return label
-    return f"{model} ({folder})"
 
 
 def read_grids(folders: Sequence[str | Path]) -> list[Grid]:

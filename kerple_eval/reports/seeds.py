@@ -15,9 +15,8 @@ import numpy as np
 
 from kerple_eval.catalogue import unknown
 from kerple_eval.reports.grid import Entry, Grid
+from kerple_eval.stats.tests import dagger, seed_test
 from kerple_eval.types import UserError
-
-ALPHA = 0.05
 
 
 @dataclass
@@ -87,8 +86,6 @@ def choose_reference(members: Sequence[Family], name: str | None) -> Family | No
 
 def significantly_worse(family: Family, reference: Family, length: int, value: str) -> bool:
     """Whether ``reference`` beats ``family`` at a length by the paper's test."""
-    from scipy.stats import ttest_rel  # type: ignore[import-untyped] # noqa: PLC0415
-
     ours, theirs = family.values(length, value), reference.values(length, value)
     seeds = sorted(ours.keys() & theirs.keys())
     if family is reference or len(seeds) < 2:
@@ -97,4 +94,4 @@ def significantly_worse(family: Family, reference: Family, length: int, value: s
     hashes = {f.cells[length][s].row["targets_hash"] for f in (family, reference) for s in seeds}
     if len(hashes) > 1 or bool(np.all(a - b == a[0] - b[0])):
         return False
-    return bool(ttest_rel(a, b).pvalue < ALPHA and a.mean() > b.mean())
+    return dagger(seed_test(a.tolist(), b.tolist()))

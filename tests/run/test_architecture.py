@@ -30,7 +30,8 @@ LEVELS = (
     ("model", "protocols", "data"),
     ("checkpoints",),
     ("scoring", "stats", "cells", "records", "scheme_view"),
-    ("footprint", "plan", "run", "reports", "training"),
+    ("precision",),
+    ("footprint", "plan", "growing", "run", "worklist", "reports", "training"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -41,7 +42,7 @@ PLUG_INS = {
     "schemes": {"adaptive", "base", "composite", "networks", "rotary", "slopes"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
-    "reports": {"grid", "style"},
+    "reports": {"grid", "rows", "style"},
 }
 
 #: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name, and
