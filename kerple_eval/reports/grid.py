@@ -44,7 +44,6 @@ class Grid:
     lengths: list[int] = field(default_factory=list)
     entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
-    schemes: dict[str, str] = field(default_factory=dict)  # model -> its scheme
     kinds: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
 
     def trained(self, model: str) -> int | None:
@@ -143,7 +142,6 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
-            grid.schemes[label] = row["scheme"]
             grid.kinds[label] = f"{row['scheme']} {row['train_length']} {kinds[row['model']]}"
             grid.entries[label, row["length"]] = Entry(row)
     if not grids:

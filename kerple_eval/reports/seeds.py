@@ -1,9 +1,9 @@
 """Rows of one scheme at several training seeds as one: mean and standard deviation, as the paper has them.
 
-Models belong together where only seed and weights differ: scheme, trained length and everything else
-the specification says of them. The standard deviation is the sample's (n - 1). A dagger marks a scheme
-that the reference beats: paired two-sided t-test over the seeds that both have, p < 0.05 (KERPLE,
-Table 3), on the same targets.
+Models belong together as in :mod:`kerple_eval.stats.groups`: where the specification tells them apart by
+seed and weights alone, and their labels by no more than a number at the end. The standard deviation is
+the sample's (n - 1). A dagger marks a scheme that the reference beats: paired two-sided t-test over the
+seeds that both have, p < 0.05 (KERPLE, Table 3), on the same targets.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from kerple_eval.catalogue import unknown
 from kerple_eval.reports.grid import Entry, Grid
+from kerple_eval.stats.groups import stem
 from kerple_eval.stats.tests import dagger, seed_test
 from kerple_eval.types import UserError
 
@@ -25,9 +26,9 @@ class Family:
 
     label: str
     models: list[str]
-    cells: dict[int, dict[int, Entry]] = field(default_factory=dict)
+    cells: dict[int, dict[int | None, Entry]] = field(default_factory=dict)
 
-    def values(self, length: int, value: str) -> dict[int, float]:
+    def values(self, length: int, value: str) -> dict[int | None, float]:
         """Seed -> number, of finished cells."""
         found = self.cells.get(length, {})
         return {seed: e.row[value] for seed, e in found.items() if e.ok and e.row[value] is not None}
@@ -46,14 +47,15 @@ def families(grid: Grid) -> list[Family]:
     """Families of a grid in the order of their first models; one seed in all of them is refused."""
     found: dict[str, Family] = {}
     for model in grid.models:
-        family = found.setdefault(grid.kinds[model], Family(grid.schemes[model], []))
+        name = stem(model)
+        family = found.setdefault(f"{name} {grid.kinds[model]}", Family(name, []))
         family.models.append(model)
         for length in grid.lengths:
             entry = grid.entries.get((model, length))
             if entry is None:
                 continue
             seed = entry.row["seed"]
-            if seed is None:
+            if seed is None and len(family.models) > 1:
                 raise UserError(f"{model} has no recorded seed, so it is no seed of {family.label}")
             held = family.cells.setdefault(length, {})
             if seed in held:
@@ -87,7 +89,7 @@ def choose_reference(members: Sequence[Family], name: str | None) -> Family | No
 def significantly_worse(family: Family, reference: Family, length: int, value: str) -> bool:
     """Whether ``reference`` beats ``family`` at a length by the paper's test."""
     ours, theirs = family.values(length, value), reference.values(length, value)
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = sorted(s for s in ours.keys() & theirs.keys() if s is not None)
     if family is reference or len(seeds) < 2:
         return False
     a, b = (np.array([v[s] for s in seeds]) for v in (ours, theirs))

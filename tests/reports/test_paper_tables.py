@@ -95,7 +95,7 @@ def test_runs_of_one_scheme_at_two_trained_lengths_stay_apart(tmp_path: Path) ->
         ],
     ]  # fmt: skip
     found = body(render([write_run(tmp_path, lines)], "markdown", over_seeds=True))
-    assert list(found) == ["rope (rope-s1)", "rope (long1)"]
+    assert list(found) == ["rope", "long"]
 
 
 @pytest.mark.parametrize(
