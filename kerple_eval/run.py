@@ -19,10 +19,11 @@ from kerple_eval import __version__
 from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.data.documents import TokenDocument
-from kerple_eval.data.texts import Reading
 from kerple_eval.files import locked
 from kerple_eval.plan import LENGTHS, CellPlan, PlannedModel, ProtocolPlan, RunPlan, make_plan
+from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
+from kerple_eval.reuse import Source, find
 from kerple_eval.scoring import TOKENS_PER_PASS, score
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 
@@ -148,7 +149,8 @@ class _Worker:
         self.rows: dict[CellKey, dict[str, Any]] = {}
         for cell in run.cells():
             self.rows[cell.key] = cell.summary()
-        self.todo = [task for task in _tasks(plan) if self.rows.get(task.key, {}).get("status") != "ok"]
+        self.tasks = list(_tasks(plan))
+        self.todo = [task for task in self.tasks if self.rows.get(task.key, {}).get("status") != "ok"]
         self.keys = run.keys()
         self.work_total = sum(task.work for task in self.todo)
         self.work_done = 0.0
@@ -186,25 +188,37 @@ class _Worker:
             self._tell(task)
 
     def _losses(self, task: _Task, model: LanguageModel) -> tuple[Losses, str]:
-        """Losses in plan order and where they come from: a forward pass, or a longer prefix cell."""
-        plan = task.plan
-        invariant = task.model.description.prefix_invariant
-        if plan.protocol.is_prefix and invariant and task.key.length < plan.longest:
-            whole = read_cell(self.run.folder, plan.key(task.key.model, task.key.task, plan.longest))
-            if isinstance(whole, Cell):
-                pairs = zip(whole.losses, task.windows, strict=True)
-                return [row[: w.targets] for row, (_, w) in pairs], f"prefix of {plan.longest}"
+        """Losses in plan order and where they come from: cells before this one, and forward passes."""
+        found = find(
+            task.key, task.cell, self._before(task), self._finished,
+            prefix_invariant=task.model.description.prefix_invariant,
+            is_prefix=task.plan.protocol.is_prefix,
+        )  # fmt: skip
         ids = [document.ids for document in task.documents]
-        losses: list[NDArray[np.float32] | None] = [None] * len(task.windows)
-        for members, scored in score(model, ids, task.windows, bos=task.reading.window_bos):
-            for index, row in zip(members, scored, strict=True):
-                losses[index] = row
-            self.work_done += sum(_work(task.windows[index][1]) for index in members)
+        rest = [index for index in range(len(task.windows)) if index not in found.losses]
+        losses = dict(found.losses)
+        windows = [task.windows[index] for index in rest]
+        for members, scored in score(model, ids, windows, bos=task.reading.window_bos):
+            for number, row in zip(members, scored, strict=True):
+                losses[rest[number]] = row
+            self.work_done += sum(_work(windows[number][1]) for number in members)
             self._tell(task)
-        return [row for row in losses if row is not None], "forward pass"
+        source = found.describe(task.key, len(task.windows))
+        return [losses[index] for index in range(len(task.windows))], source
+
+    def _before(self, task: _Task) -> list[Source]:
+        """Cells of the same model and text that come before this one in the run's order."""
+        alike = [t for t in self.tasks if (t.key.model, t.key.task) == (task.key.model, task.key.task)]
+        keys = [t.key for t in alike]
+        return [Source(t.key, t.cell) for t in alike[: keys.index(task.key)]]
+
+    def _finished(self, key: CellKey) -> Cell | None:
+        cell = read_cell(self.run.folder, key)
+        return cell if isinstance(cell, Cell) else None
 
     def _header(self, task: _Task) -> dict[str, Any]:
         description = task.model.description
+        rule = task.plan.protocol.reduction
         return {
             "scheme": description.scheme,
             "seed": description.seed,
@@ -214,7 +228,8 @@ class _Worker:
             "device": self.plan.device.type,
             "tokens_per_pass": TOKENS_PER_PASS[self.plan.device.type],
             "threads": torch.get_num_threads(),
-            "first_token": {"rule": task.reading.bos, "id": task.reading.bos_id},
+            "first_token": task.reading.marker,
+            **({} if rule == Protocol.reduction else {"reduction": rule}),
         }
 
     def _cell(self, task: _Task, losses: Losses) -> Cell:
@@ -251,23 +266,26 @@ class _Task:
     key: CellKey
     model: PlannedModel
     plan: ProtocolPlan
-    reading: Reading
     cell: CellPlan
 
     def __post_init__(self) -> None:
-        self.documents, self.windows = self.cell.documents, self.cell.windows
+        self.documents, self.windows, self.reading = (
+            self.cell.documents,
+            self.cell.windows,
+            self.cell.reading,
+        )
         self.work = sum(_work(window) for _, window in self.windows)
 
 
 def _tasks(plan: RunPlan) -> Iterator[_Task]:
     """Cells by model, task, protocol; a prefix protocol's longest length first, as others need it."""
     for model in plan.models:
-        for text, reading in model.texts.items():
+        for text in model.texts:
             for protocol in plan.protocols:
                 for length in sorted(protocol.lengths, reverse=protocol.protocol.is_prefix):
                     cell = model.cells[text, protocol.name, length]
                     key = protocol.key(model.label, text, length)
-                    yield _Task(key, model, protocol, reading, cell)
+                    yield _Task(key, model, protocol, cell)
 
 
 def _work(window: Window) -> float:

@@ -27,8 +27,8 @@ LEVELS = (
     ("schemes",),
     ("model", "protocols", "data"),
     ("checkpoints",),
-    ("scoring", "stats", "cells", "records"),
-    ("footprint", "plan", "run", "reports", "training"),
+    ("scoring", "stats", "reductions", "cells", "records"),
+    ("footprint", "plan", "reuse", "run", "reports", "training"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -78,6 +78,7 @@ COMPOSED = {
 NO_TORCH = (
     "protocols",
     "stats",
+    "reductions",
     "cells",
     "records",
     "reports",
