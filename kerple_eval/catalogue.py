@@ -173,6 +173,11 @@ FORMATS = (
 
 REPORTS = (
     Entry("table", "kerple_eval.reports.table:render", "perplexity against length, models down"),
+    Entry(
+        "explain",
+        "kerple_eval.reports.explain:render",
+        "why loss changed with length: dilution, context gain",
+    ),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
     Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
 )
