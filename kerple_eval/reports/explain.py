@@ -73,9 +73,9 @@ def _row(split: Split) -> tuple[str, ...]:
 def _shown(part: Part | None) -> str:
     if part is None:
         return "-"
-    if part.interval is None:
-        return f"{part.value:+.4f}"
-    return f"{part.value:+.4f} [{part.interval[0]:+.4f}, {part.interval[1]:+.4f}]"
+    numbers = [f"{value:+.4f}" for value in (part.value, *(part.interval or ()))]
+    value, *ends = ["0.0000" if number[1:] == "0.0000" else number for number in numbers]
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def _notes(splits: Sequence[Split]) -> list[str]:
