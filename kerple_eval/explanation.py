@@ -135,7 +135,7 @@ def _split(run: Run, runs: Sequence[Run], shorter: CellKey, longer: CellKey) -> 
         if not beyond.any():
             continue
         if reference is None or not _scored(reference, d, where[beyond]):
-            return Split(*kept, None, None, None, 0.0, f"no sliding-window at {shorter.length}")
+            return Split(*kept, None, None, None, 0.0, _why(one))
         middle[d][beyond] = reference.losses[d][where[beyond]]
         short.extend(limit - reference.contexts[d][where[beyond]])
     used = len(short) > 1
@@ -143,6 +143,15 @@ def _split(run: Run, runs: Sequence[Run], shorter: CellKey, longer: CellKey) -> 
         *kept, _part(first, middle), _part(middle, second), stride if used else None,
         math.fsum(short) / max(1, len(short) - 1),
     )  # fmt: skip
+
+
+def _why(one: Cell) -> str:
+    if one.header["first_token"]["rule"] == "prefix":
+        return (
+            f"its documents begin with a prefix token, and no sliding-window at {one.key.length} has it; "
+            "full-context can be split"
+        )
+    return f"no sliding-window at {one.key.length}"
 
 
 def _cell(run: Run, key: CellKey) -> Cell:

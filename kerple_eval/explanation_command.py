@@ -15,11 +15,11 @@ STRIDES_A_LENGTH = 8
 
 def commands(splits: Sequence[Split]) -> list[str]:
     """One line a run whose splits lack a sliding-window cell; nothing where none would help."""
-    wanted: dict[tuple[str, str], list[Split]] = {}
+    wanted: dict[tuple[str, str], list[Split]] = {}  # by directory and first-token rule
     for split in splits:
         if split.needs.startswith("no sliding-window"):
             wanted.setdefault((str(split.run.folder), _bos(split)), []).append(split)
-    return [_command(group, bos) for (_, bos), group in wanted.items() if bos != "prefix"]
+    return [_command(group, bos) for (_, bos), group in wanted.items()]
 
 
 def _bos(split: Split) -> str:
@@ -27,7 +27,7 @@ def _bos(split: Split) -> str:
     for plan in split.run.specification["protocols"]:
         if plan["protocol"] == split.key.protocol and "first_token" in plan:
             rule = str(plan["first_token"][split.key.task][split.key.model]["rule"])
-            return rule if rule in ("window", "prefix") else "tokenizer"
+            return "window" if rule == "window" else "tokenizer"
     return ""
 
 

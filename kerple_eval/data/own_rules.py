@@ -86,24 +86,35 @@ def _read_alike(
     """The documents of ``base`` with another first-token rule, cut after ``most`` tokens of the base's."""
     given = text.tokens is not None
     adds = tokenizer is not None and not given and tokenizer.adds_bos
-    within = "document" if bos == "document" or (bos == "prefix" and adds) else "never"
-    whole = {} if given else {d.name: d for d in text.tokenised(tokenizer, within, False)}
-    made = []
-    for document in base.documents:
-        one = whole.get(document.name, document)
-        if bos == "prefix":
-            one = _prefixed(one, number, adds)
-        if most is not None:
-            own = int(within == "document") + int(bos == "prefix")
-            one = one.cut(most + own - int(base.bos == "document"))
-        made.append(one.plain())
-    return Reading(made, bos, number, given)
+    marked = bos == "document" or (bos == "prefix" and adds)
+    own = int(base.bos == "document")
+    if text.packed and not given:  # markers stand inside
+        within = "document" if marked else "never"
+        documents = list(text.tokenised(tokenizer, within, False))
+    else:
+        documents = [_without_first(d, own) for d in base.documents]
+        if marked:
+            assert tokenizer is not None
+            documents = [_led_by(tokenizer.bos, d) for d in documents]
+    if bos == "prefix":
+        documents = [_prefixed(d, number, adds) for d in documents]
+    if most is not None:
+        documents = [d.cut(most + int(marked) + int(bos == "prefix") - own) for d in documents]
+    return Reading([d.plain() for d in documents], bos, number, given)
+
+
+def _without_first(document: TokenDocument, count: int) -> TokenDocument:
+    counts = None if document.byte_counts is None else document.byte_counts[count:]
+    return TokenDocument(document.name, document.ids[count:], counts)
+
+
+def _led_by(number: int | None, document: TokenDocument) -> TokenDocument:
+    """A marker, which spells no bytes, before the document."""
+    counts = None if document.byte_counts is None else np.concatenate([[0], document.byte_counts])
+    return TokenDocument(document.name, np.concatenate([[number], document.ids]), counts)
 
 
 def _prefixed(document: TokenDocument, number: int | None, adds: bool) -> TokenDocument:
     """``number`` before the document; its tokeniser's own BOS goes where the text spells one itself."""
-    ids, counts = document.ids, document.byte_counts
-    if adds and len(ids) > 1 and ids[1] == number:
-        ids, counts = ids[1:], None if counts is None else counts[1:]
-    counts = None if counts is None else np.concatenate([[0], counts])
-    return TokenDocument(document.name, np.concatenate([[number], ids]), counts)
+    twice = adds and len(document) > 1 and document.ids[1] == number
+    return _led_by(number, _without_first(document, int(twice)))

@@ -11,7 +11,8 @@ e = 2L, 3L, ...; the last window ends at n - 1, has L inputs and scores what is 
 
 lm-eval sums over documents and divides by words or bytes: its ``bits_per_byte`` is the column of that
 name, its ``byte_perplexity`` is 2 to that power. It has no perplexity a token; ``nll`` is the mean over
-targets. lm-eval takes every document: run with ``--keep-short``.
+targets. lm-eval takes every document: run with ``--keep-short`` (documents of one token are passed over
+even so, and the record counts them).
 
 Faults that come with the number: windows do not overlap, so targets have contexts 1..L and the number
 falls with L for a model that uses next to none of it; the last window alone has full left context;

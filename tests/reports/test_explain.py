@@ -261,6 +261,28 @@ def test_no_common_target(models: dict[str, str], tmp_path: Path) -> None:
     assert "warning: alibi, 8 -> 16: the two lengths were computed on different targets" in shown
 
 
+def test_the_tools_protocols(
+    models: dict[str, str], library: str, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their windows are split like others; lm-eval's documents have a token that no others have."""
+    words = ["run", models["alibi"], "--text", library, "--length", "8,16", "--out", str(tmp_path / "r"),
+             "--protocol", "yarn:stride=8", "--protocol", "lm-eval-rolling"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["kerple-eval", *words])
+    assert invoke(*words).exit_code == 0
+    shown = invoke("explain", str(tmp_path / "r")).stdout
+    assert "no sliding-window at 8 has it; full-context can be split" in shown
+    assert "the protocol's nll is: mean over windows of their means, unweighted" in shown
+    (first,) = [line.strip() for line in shown.splitlines() if line.startswith("  kerple-eval run")]
+    assert "--protocol sliding-window:stride=1@8 --bos tokenizer" in first
+    assert invoke(*shlex.split(first)[1:]).exit_code == 0
+    (yarn,) = [
+        s for s in explain([tmp_path / "r", tmp_path / "r-sliding"]) if s.key.protocol == "yarn:stride=8"
+    ]
+    assert yarn.dilution is not None
+    assert yarn.context_gain is not None
+    assert abs(yarn.dilution.value + yarn.context_gain.value - yarn.change.value) < 1e-12
+
+
 def test_refusals(single: Path, models: dict[str, str], text: str, tmp_path: Path, invoke: Cli) -> None:
     place = str(single)
     assert "expected two different lengths" in refusal(invoke("explain", place, "--length", "8"))
