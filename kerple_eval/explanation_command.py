@@ -41,7 +41,7 @@ def _command(splits: Sequence[Split], bos: str) -> str:
     words = [
         *_asked(run), "--protocol",
         f"sliding-window:stride={stride}{cap}", *(["--bos", bos] if bos else []),
-        "--out", str(folder.with_name(folder.name + "-sliding")),
+        "--out", str(folder.with_name(folder.name + "-sliding" + (f"-bos-{bos}" if bos else ""))),
     ]  # fmt: skip
     return shlex.join(words)
 

@@ -276,7 +276,9 @@ def test_the_tools_protocols(
     assert "--protocol sliding-window:stride=1@8 --bos tokenizer" in first
     assert invoke(*shlex.split(first)[1:]).exit_code == 0
     (yarn,) = [
-        s for s in explain([tmp_path / "r", tmp_path / "r-sliding"]) if s.key.protocol == "yarn:stride=8"
+        s
+        for s in explain([tmp_path / "r", tmp_path / "r-sliding-bos-tokenizer"])
+        if s.key.protocol == "yarn:stride=8"
     ]
     assert yarn.dilution is not None
     assert yarn.context_gain is not None
