@@ -15,95 +15,21 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from kerple_eval.types import Spec, UserError
+from kerple_eval.scheme_lines import SCHEMES, SchemeEntry
+from kerple_eval.types import SchemeSpec, Spec, UserError
 
-
-@dataclass(frozen=True, slots=True)
-class SchemeEntry:
-    """One positional scheme; ``parameters`` counts in H (heads), R (buckets), P (positions), W (width) and K
-    (names in a formula).
-
-    ``text_option`` names the option that takes all the text after ``name:`` (see ``parse_scheme``).
-    """
-
-    name: str
-    target: str
-    year: int
-    paper: str
-    kind: str
-    parameters: str
-    prefix_invariant: bool
-    text_option: str = ""
+__all__ = ["FORMATS", "PROTOCOLS", "REPORTS", "SCHEMES", "Entry", "SchemeEntry"]  # the lines themselves
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One protocol, checkpoint format or report."""
+    """One protocol, checkpoint format or report; ``takes`` is what a report is made of."""
 
     name: str
     target: str
     summary: str
+    takes: str = "runs"  # or "models"
 
-
-SCHEMES = (
-    SchemeEntry(
-        "kerple-log", "kerple_eval.schemes.kerple_log:KerpleLog", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
-    ),
-    SchemeEntry(
-        "kerple-power", "kerple_eval.schemes.kerple_power:KerplePower", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
-    ),
-    SchemeEntry(
-        "kerple-3-para-log", "kerple_eval.schemes.kerple_3_para_log:Kerple3ParaLog", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "3 H", True,
-    ),
-    SchemeEntry(
-        "kerple-bias-wht", "kerple_eval.schemes.kerple_bias_wht:KerpleBiasWeight", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel and weight", "4 H", True,
-    ),
-    SchemeEntry(
-        "kerple-gauss-2-para-wht", "kerple_eval.schemes.kerple_gauss_2_para_wht:KerpleGauss2ParaWeight", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance weight", "2 H", True,
-    ),
-    SchemeEntry(
-        "kerple-gauss-2-para-bias", "kerple_eval.schemes.kerple_gauss_2_para_bias:KerpleGauss2ParaBias", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "2 H", True,
-    ),
-    SchemeEntry(
-        "kerple-gauss-3-para-bias", "kerple_eval.schemes.kerple_gauss_3_para_bias:KerpleGauss3ParaBias", 2022,
-        "Chi et al., KERPLE, arXiv 2205.09921", "distance kernel", "3 H", True,
-    ),
-    SchemeEntry(
-        "kernel", "kerple_eval.schemes.kernel:FormulaKernel", 2022,
-        "after Chi et al., KERPLE, arXiv 2205.09921", "distance kernel of one's own, kernel: -r1*D**r2",
-        "K H", True, text_option="formula",
-    ),
-    SchemeEntry(
-        "alibi", "kerple_eval.schemes.alibi:Alibi", 2021,
-        "Press et al., Train Short, Test Long, arXiv 2108.12409", "distance kernel", "0", True,
-    ),
-    SchemeEntry(
-        "t5", "kerple_eval.schemes.t5:T5", 2019,
-        "Raffel et al., T5, arXiv 1910.10683", "distance kernel", "R H", True,
-    ),
-    SchemeEntry(
-        "rope", "kerple_eval.schemes.rope:Rope", 2021,
-        "Su et al., RoFormer, arXiv 2104.09864", "rotation", "0", True,
-    ),
-    SchemeEntry(
-        "sinusoidal", "kerple_eval.schemes.sinusoidal:Sinusoidal", 2017,
-        "Vaswani et al., Attention Is All You Need, arXiv 1706.03762", "absolute", "0", True,
-    ),
-    SchemeEntry(
-        "learned", "kerple_eval.schemes.learned:Learned", 2017,
-        "Gehring et al., arXiv 1705.03122", "absolute", "P W", True,
-    ),
-    SchemeEntry(
-        "nope", "kerple_eval.schemes.nope:Nope", 2022,
-        "Haviv et al., arXiv 2203.16634; Kazemnejad et al., arXiv 2305.19466", "none", "0", True,
-    ),
-)  # fmt: skip
 
 PROTOCOLS = (
     Entry(
@@ -180,7 +106,17 @@ REPORTS = (
     ),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
     Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
-)
+    Entry("kernels", "kerple_eval.reports.kernels:draw", "learned kernels against distance", "models"),
+    Entry(
+        "effective-length", "kerple_eval.reports.effective_length:draw",
+        "how many heads' kernels have fallen by more than 2 within a distance", "models",
+    ),
+    Entry("matrix", "kerple_eval.reports.matrix:draw", "one head's bias as a causal heat map", "models"),
+    Entry(
+        "compare", "kerple_eval.reports.compare:render", "schemes against one: difference, interval, tests"
+    ),
+    Entry("intervals", "kerple_eval.reports.intervals:render", "how sure each number is: text, seeds, both"),
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -224,33 +160,75 @@ def parse_spec(text: str) -> Spec:
     return Spec(name, parse_options(rest, text) if colon else ())
 
 
-def parse_scheme(text: str) -> Spec:
-    """As :func:`parse_spec`, but a scheme with a ``text_option`` takes all after the colon as that.
+def parse_scheme(text: str) -> SchemeSpec:
+    """``name[,modifier=value[,key=value]...][:key=value,...]`` -> :class:`SchemeSpec`.
 
-    ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``, commas and equals signs
-    included; ``kernel:formula=...`` says the same, so that ``str`` of the result reads back.
+    ``kerple-log,window=512`` lays the modifier ``window`` on ``kerple-log``, its main option being 512. A
+    scheme with a ``text_option`` takes all after the colon as that, commas and equals signs included:
+    ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``; ``kernel:formula=...`` says
+    the same, so that ``str`` of the result reads back.
     """
-    name, colon, rest = (part.strip() for part in text.partition(":"))
-    option = scheme_entry(name).text_option if name else ""
-    if not (option and colon):
-        return parse_spec(text)
+    head, colon, rest = (part.strip() for part in text.partition(":"))
+    name, *laid = (part.strip() for part in head.split(","))
+    entry = scheme_entry(name) if name else None
+    bare = [f"{part}=" if part in schemes() else part for part in laid]
+    modifiers = parse_modifiers(_pairs(bare, text)) if laid else ()
+    if entry is None or not (entry.text_option and colon):
+        spec = parse_spec(name + (f":{rest}" if colon else ""))
+        return SchemeSpec(spec.name, spec.options, modifiers)
     if not rest:
-        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {option.upper()}")
+        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {entry.text_option.upper()}")
     key, equals, value = (part.strip() for part in rest.partition("="))
-    return Spec(name, ((option, value if equals and key == option else rest),))
+    formula = value if equals and key == entry.text_option else rest
+    return SchemeSpec(name, ((entry.text_option, formula),), modifiers)
+
+
+def parse_modifiers(
+    pairs: Iterable[tuple[str, str]],
+) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """``window=512`` starts the modifier ``window``; a key that names none is an option of the last one.
+
+    An empty value leaves the modifier's main option at its default.
+    """
+    found: dict[str, dict[str, str]] = {}
+    known = {name: entry for name, entry in schemes().items() if entry.stands_on}
+    last = ""
+    for key, value in pairs:
+        if key in known:
+            last = key
+            found[last] = {known[key].value_option: value}
+        elif last:
+            found[last][key] = value
+        else:
+            raise unknown("modifier", key, known)
+    return tuple((name, tuple(options.items())) for name, options in found.items())
+
+
+def spell(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A configured scheme as one writes it: ``kerple-log,window=512``."""
+    laid = []
+    for name, given in modifiers.items():
+        main = scheme_entry(name).value_option
+        rest = tuple((key, str(value)) for key, value in given.items() if key != main)
+        laid.append((name, ((main, str(given.get(main, ""))), *rest)))
+    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(laid)))
 
 
 def parse_options(text: str, where: str) -> tuple[tuple[str, str], ...]:
     """``key=value,key=value`` -> pairs; a repeated or empty key is refused."""
+    return tuple(_pairs(text.split(","), where))
+
+
+def _pairs(parts: Iterable[str], where: str) -> list[tuple[str, str]]:
     pairs: dict[str, str] = {}
-    for part in text.split(","):
+    for part in parts:
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
+        if not (key and equals and (value or key in schemes())):
             raise UserError(f"expected key=value, got {part!r} in {where!r}")
         if key in pairs:
             raise UserError(f"option {key!r} given twice in {where!r}")
         pairs[key] = value
-    return tuple(pairs.items())
+    return list(pairs.items())
 
 
 def load(target: str) -> Any:

@@ -72,6 +72,13 @@ class Cell:
             "error": None,
         }
 
+    def by_document(self) -> dict[str, list[NDArray[np.float32]]]:
+        """Document name -> losses of its windows, in plan order."""
+        found: dict[str, list[NDArray[np.float32]]] = {}
+        for document, row in zip(self.document.tolist(), self.losses, strict=True):
+            found.setdefault(str(self.header["documents"][document]["name"]), []).append(row)
+        return found
+
     @cached_property
     def targets_hash(self) -> str:
         """Hash of the target set: documents (by their tokens) and the scored targets of each.
@@ -170,6 +177,7 @@ def write_failure(folder: Path, cell: FailedCell) -> None:
     }
     path = folder / "cells" / f"{file_name(cell.key)}.json"
     write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
+    path.with_suffix(".parquet").unlink(missing_ok=True)  # of a cell that was to grow
 
 
 def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:

@@ -121,6 +121,13 @@ def train(**options: Any) -> None:
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
     show_default=True,
 )  # fmt: skip
+@click.option(
+    "--precision",
+    metavar="P%",
+    help="Score 10 documents, 20, 40, ... until every perplexity is known within so much (0.5%), with 95 % "
+    "certainty; --documents is then the most.",
+)
+@click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
 def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
     """Score models at every length; ends with the table.
 
@@ -136,11 +143,37 @@ def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-def table(folders: tuple[str, ...], style: str) -> None:
+@click.option("--over-seeds", is_flag=True, help="One row a scheme: mean ± std over its seeds, daggers.")
+@click.option("--reference", help="Scheme that daggers are against; kerple-log where it is there.")
+@click.option("--against", help="paper[:table=T,dataset=NAME]: the KERPLE paper's own rows beside.")
+@click.option("--down", default="models", show_default=True, help="What goes down: models or lengths.")
+def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of run directories."""
     from kerple_eval.reports.table import render  # noqa: PLC0415
 
-    click.echo(render(folders, style, color=style == "text" and sys.stdout.isatty()), nl=False)
+    color = style == "text" and sys.stdout.isatty()
+    click.echo(render(folders, style, color=color, **options), nl=False)
+
+
+STATISTICS = (
+    click.option("--task", help="This task only."),
+    click.option("--protocol", help="This protocol only, as the table spells it."),
+    click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv."),
+    click.option(
+        "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95,
+        show_default=True, help="Level of the intervals.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Draws the bootstrap's documents and the permutation's signs.",
+    ),
+)  # fmt: skip
+
+
+def statistics(command: Any) -> Any:
+    for option in reversed(STATISTICS):
+        command = option(command)
+    return command
 
 
 @cli.command()
@@ -159,16 +192,43 @@ def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--kind", default="curve", show_default=True, help="curve or position.")
-@click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
-def plot(folders: tuple[str, ...], kind: str, out: str) -> None:
-    """Draw a figure from run directories."""
-    from kerple_eval.catalogue import REPORTS, by_name, load  # noqa: PLC0415
+@click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")
+@statistics
+def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
+    """Compare schemes with one of them on the same targets: is the difference real?
 
-    kinds = {name: e for name, e in by_name(REPORTS).items() if e.target.endswith(":draw")}
-    if kind not in kinds:
-        raise unknown("kind of figure", kind, kinds)
-    load(kinds[kind].target)(folders, Path(out))
+    Models that differ in the training seed alone, and in label by a number at its end, are one scheme.
+    """
+    from kerple_eval.reports.compare import render  # noqa: PLC0415
+
+    click.echo(render(folders, against, **options), nl=False)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@statistics
+def intervals(folders: tuple[str, ...], **options: Any) -> None:
+    """How sure each number is: intervals over documents, spread over seeds, and both pooled."""
+    from kerple_eval.reports.intervals import render  # noqa: PLC0415
+
+    click.echo(render(folders, **options), nl=False)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
+@click.option(
+    "--kind", default="curve", show_default=True,
+    help="curve or position, of run directories; kernels, effective-length or matrix, of MODELs.",
+)  # fmt: skip
+@click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
+@click.option("--length", type=int, help="Of MODELs: distances below it, or positions of a matrix.")
+@click.option("--head", type=click.IntRange(min=0), help="Of MODELs: this head alone (from 0).")
+@click.option("--layer", type=click.IntRange(min=0), help="Of MODELs whose layers differ: which (from 0).")
+def plot(sources: tuple[str, ...], kind: str, out: str, **options: int | None) -> None:
+    """Draw a figure from run directories, or of the kernels that models have learned."""
+    from kerple_eval.commands import plot as command  # noqa: PLC0415
+
+    command.run(sources, kind, Path(out), **options)
     click.echo(out)
 
 
@@ -213,13 +273,14 @@ KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 
 @cli.command("list")
 @click.argument("what", metavar="|".join(KINDS))
-def list_(what: str) -> None:
+@click.option("--format", "style", default="text", show_default=True, help="text or (schemes) markdown.")
+def list_(what: str, style: str) -> None:
     """What can be named on the command line."""
     from kerple_eval.commands import listing  # noqa: PLC0415
 
     if what not in KINDS:
         raise unknown("list", what, KINDS)
-    for line in listing.lines(what):
+    for line in listing.lines(what, style):
         click.echo(line)
 
 

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from kerple_eval import stats
 from kerple_eval.catalogue import parse_spec
 from kerple_eval.cells import Cell, read_cell
-from kerple_eval.ratio import ratio_interval
 from kerple_eval.records import Run, open_run
+from kerple_eval.stats.intervals import ratio_interval, shortage
 from kerple_eval.types import CellKey, UserError
 
 Real = NDArray[np.float64]
@@ -188,7 +188,11 @@ def _part(before: dict[tuple[str, int], Real], after: dict[tuple[str, int], Real
     """Mean of ``after - before`` over all targets, with its interval over documents."""
     sums = np.array([math.fsum(after[d] - before[d]) for d in before])
     counts = np.array([len(before[d]) for d in before], dtype=np.int64)
-    return Part(math.fsum(sums) / int(counts.sum()), ratio_interval(sums, counts))
+    value = math.fsum(sums) / int(counts.sum())
+    if shortage(counts):
+        return Part(value, None)
+    found = ratio_interval(sums, counts)
+    return Part(value, (found.low, found.high))
 
 
 def _reference(

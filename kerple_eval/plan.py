@@ -26,6 +26,7 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.devices import DTYPES, resolve_device
+from kerple_eval.precision import PrecisionPlan, settle
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.reductions import make_protocol
 from kerple_eval.types import BosRule, CellKey, UserError, Window
@@ -98,6 +99,7 @@ class RunPlan:
     dtype: torch.dtype
     specification: dict[str, Any]
     provenance: dict[str, Any]
+    precision: PrecisionPlan | None = None
 
 
 def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
@@ -129,6 +131,8 @@ def make_plan(
     bos: BosRule | None,
     device: str,
     dtype: str,
+    precision: str | None = None,
+    against: str | None = None,
 ) -> RunPlan:
     """Resolve and check everything; UserError names what is wrong. Loads no weights."""
     if not models:
@@ -154,7 +158,13 @@ def make_plan(
     if draws:
         _refuse_beside_a_draw(
             plans,
-            {"documents": documents, "keep-short": keep_short, "max-tokens": max_tokens, "seed": seed},
+            {
+                "documents": documents,
+                "keep-short": keep_short,
+                "max-tokens": max_tokens,
+                "seed": seed,
+                "precision": precision,
+            },
         )
     specs = [parse_model(model) for model in models]
     labels = label_models(specs)
@@ -180,12 +190,16 @@ def make_plan(
         PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()}, {})
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
+    seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
+    looks = settle(precision, against, _base(prepared), seeds, labels)
+    _check_precision(precision, plans)
     _plan_cells(planned, plans, {t.name: t.record for t in texts})
     specification = {  # what was asked comes first, so that a refusal names it before what follows from it
         "keep_short": keep_short,
         "max_tokens": max_tokens,
         "device": place.type,
         "dtype": dtype,
+        **({} if looks is None else {"precision": looks.record}),
         "protocols": [
             {
                 "protocol": plan.name,
@@ -215,7 +229,7 @@ def make_plan(
         "text_files": list(text),
         "tokens_files": list(tokens),
     }
-    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance)
+    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance, looks)
 
 
 def _own_rules(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, Any]:
@@ -313,6 +327,20 @@ def _check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
         raise UserError(f"unknown --bos {bos!r}: available: {', '.join(get_args(BosRule))}")
     if all(plan.protocol.first_token for plan in plans):
         raise UserError(f"--bos {bos} has no meaning for protocol {plans[0].name}, whose rule is its own")
+
+
+def _base(prepared: dict[str, dict[str, Readings]]) -> dict[str, dict[str, Reading]]:
+    return {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
+
+
+def _check_precision(precision: str | None, plans: Sequence[ProtocolPlan]) -> None:
+    """Precision is of means over targets."""
+    for plan in plans:
+        if precision is not None and plan.protocol.reduction != Protocol.reduction:
+            raise UserError(
+                f"--precision has no meaning for protocol {plan.name}, whose loss is another mean "
+                f"({plan.protocol.reduction}); use a sound protocol"
+            )
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

@@ -147,6 +147,17 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
+def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:
+    """The model's label; where another run holds it the run's name joins it, or else its whole path.
+
+    ``owners`` maps a label given so far to its run.
+    """
+    for label in (model, f"{model} ({Path(folder).resolve().name})"):
+        if owners.setdefault(label, str(folder)) == str(folder):
+            return label
+    return f"{model} ({folder})"
+
+
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """``key was old there and is new now`` for every leaf of two recorded specifications that differs."""
     if isinstance(old, dict) and isinstance(new, dict):

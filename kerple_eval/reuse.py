@@ -21,18 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.cells import Cell
-from kerple_eval.plan import CellPlan
 from kerple_eval.types import CellKey, Window
+from kerple_eval.worklist import Work
 
 Row = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A cell that comes before the one at hand: where it is, and its windows in plan order."""
-
-    key: CellKey
-    plan: CellPlan
 
 
 @dataclass
@@ -60,52 +52,54 @@ class Found:
         return ", ".join(f"{name} ({n} windows)" for name, n in zip(names, numbers, strict=False))
 
 
-def find(
-    key: CellKey,
-    plan: CellPlan,
-    before: Sequence[Source],
-    read: Callable[[CellKey], Cell | None],
-    *,
-    prefix_invariant: bool,
-    is_prefix: bool,
-) -> Found:
-    """Losses of the windows of ``plan`` that finished cells among ``before`` hold.
+def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | None]) -> Found:
+    """Losses of the windows of ``task`` that finished cells among ``before`` hold.
 
-    ``read`` gives a finished cell, None for one that failed; only cells that serve are read.
+    ``read`` gives a finished cell, None for one that failed; only cells that may serve are read.
     """
     found = Found()
+    invariant, protocol = task.model.description.prefix_invariant, task.key.protocol
     wanted: dict[tuple[str, int], list[int]] = {}
-    for index, (document, window) in enumerate(plan.windows):
-        wanted.setdefault((plan.hashes[document], window.start), []).append(index)
-    for source in sorted(before, key=lambda source: source.key.protocol != key.protocol):
-        if source.key.protocol == key.protocol and not is_prefix:
+    for index, (document, window) in enumerate(task.windows):
+        wanted.setdefault((task.cell.hashes[document], window.start), []).append(index)
+    for source in sorted(before, key=lambda source: source.key.protocol != protocol):
+        if source.key.protocol == protocol and not task.plan.protocol.is_prefix:
             continue
-        if source.plan.reading.window_bos != plan.reading.window_bos or not wanted:
+        if source.reading.window_bos != task.reading.window_bos or not wanted:
             continue
-        rows = _serving(plan, wanted, source.plan, prefix_invariant)
-        cell = read(source.key) if rows else None
+        planned = [(source.cell.hashes[d], w) for d, w in source.cell.windows]
+        if not _serving(task.windows, wanted, planned, invariant):
+            continue
+        cell = read(source.key)
         if cell is None:
             continue
+        hashes = [str(entry["sha256"]) for entry in cell.header["documents"]]
+        held = [(hashes[d], w) for d, w in zip(cell.document.tolist(), cell.windows, strict=True)]
+        rows = _serving(task.windows, wanted, held, invariant)
         for index, row in rows.items():
-            document, window = plan.windows[index]
-            offset = window.first_target - source.plan.windows[row][1].first_target
+            document, window = task.windows[index]
+            offset = window.first_target - cell.windows[row].first_target
             found.losses[index] = cell.losses[row][offset : offset + window.targets]
-            place = (plan.hashes[document], window.start)
+            place = (task.cell.hashes[document], window.start)
             wanted[place].remove(index)
             if not wanted[place]:
                 del wanted[place]
-        found.counts[source.key] = len(rows)
+        if rows:
+            found.counts[source.key] = len(rows)
     return found
 
 
 def _serving(
-    plan: CellPlan, wanted: dict[tuple[str, int], list[int]], source: CellPlan, prefix_invariant: bool
+    windows: Sequence[tuple[int, Window]],
+    wanted: dict[tuple[str, int], list[int]],
+    held: Sequence[tuple[str, Window]],
+    prefix_invariant: bool,
 ) -> dict[int, int]:
-    """Window of ``plan`` -> window of ``source`` that scored the same targets from the same inputs."""
+    """Number of a window -> number of a held one that scored the same targets from the same inputs."""
     rows: dict[int, int] = {}
-    for row, (document, window) in enumerate(source.windows):
-        for index in wanted.get((source.hashes[document], window.start), ()):
-            if index not in rows and _covers(window, plan.windows[index][1], prefix_invariant):
+    for row, (sha256, window) in enumerate(held):
+        for index in wanted.get((sha256, window.start), ()):
+            if index not in rows and _covers(window, windows[index][1], prefix_invariant):
                 rows[index] = row
     return rows
 

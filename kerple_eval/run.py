@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_fai
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.files import locked
-from kerple_eval.plan import LENGTHS, CellPlan, PlannedModel, ProtocolPlan, RunPlan, make_plan
+from kerple_eval.growing import Growth
+from kerple_eval.plan import LENGTHS, PlannedModel, RunPlan, make_plan
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
-from kerple_eval.reuse import Source, find
+from kerple_eval.reuse import find
 from kerple_eval.scoring import TOKENS_PER_PASS, score
 from kerple_eval.types import BosRule, CellKey, UserError, Window
+from kerple_eval.worklist import Work, cost, worklist
 
 Losses = list[NDArray[np.float32]]
 
@@ -57,6 +60,8 @@ def evaluate(
     bos: BosRule | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    precision: str | None = None,
+    against: str | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
     """Score every (model, task, protocol, length) into the run directory ``out``.
@@ -71,6 +76,8 @@ def evaluate(
         max_tokens: cut each document after so many tokens.
         bos: the first-token rule of every text, in place of a task's own: never, document, window or
             tokenizer (what each model's tokeniser does by itself; the default of ``text``).
+        precision: as ``"0.5%"``: score documents, doubling, until every perplexity (or its ratio to that
+            of ``against``, a model's label) is known so well; ``documents`` is then the most to use.
 
     Returns:
         The run; ``run.summary()`` and ``run.losses()`` are pandas frames.
@@ -92,6 +99,8 @@ def evaluate(
         bos=bos,
         device=device,
         dtype=dtype,
+        precision=precision,
+        against=against,
     )
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -147,76 +156,103 @@ class _Worker:
         self.plan = plan
         self.on_progress = on_progress
         self.rows: dict[CellKey, dict[str, Any]] = {}
+        self.growth = None if plan.precision is None else Growth(plan, plan.precision, run.keys())
         for cell in run.cells():
             self.rows[cell.key] = cell.summary()
-        self.tasks = list(_tasks(plan))
-        self.todo = [task for task in self.tasks if self.rows.get(task.key, {}).get("status") != "ok"]
+            if self.growth is not None and isinstance(cell, Cell):
+                self.growth.took(cell)
+        self.every = list(worklist(plan))
         self.keys = run.keys()
-        self.work_total = sum(task.work for task in self.todo)
-        self.work_done = 0.0
+        self.work_total = self.work_done = 0.0
+        self.model: LanguageModel | None = None
+        self.loaded: PlannedModel | None = None
 
     def work(self) -> None:
         self._write_summary()
-        model: LanguageModel | None = None
-        loaded: PlannedModel | None = None
-        for task in self.todo:
-            self._tell(task)
-            began = time.monotonic()
-            before = self.work_done
-            try:
-                if loaded is not task.model:
-                    model = None  # the last model's memory goes before the next is loaded
-                    model = task.model.checkpoint.load(self.plan.device, self.plan.dtype)
-                    loaded = task.model
-                assert model is not None
-                losses, source = self._losses(task, model)
-            except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                failure = FailedCell(task.key, self._header(task), f"{type(error).__name__}: {reason}")
-                write_failure(self.run.folder, failure)
-                self.rows[task.key] = failure.summary()
-            else:
-                cell = self._cell(task, losses)
-                cell.header["losses_from"] = source
-                # A checkpoint may fix its own precision (neox: numerics=release).
-                cell.header["dtype"] = str(model.dtype).removeprefix("torch.")
-                cell.header["seconds"] = round(time.monotonic() - began, 3)
-                write_cell(self.run.folder, cell)
-                self.rows[task.key] = cell.summary()
-            self.work_done = before + task.work
-            self._write_summary()
-            self._tell(task)
+        for tasks in self._rounds():
+            self.work_total += sum(task.cost for task in tasks)
+            for task in tasks:
+                self._do(task)
+        if self.growth is not None:
+            self.growth.write(self.run.folder)
 
-    def _losses(self, task: _Task, model: LanguageModel) -> tuple[Losses, str]:
+    def _rounds(self) -> Iterator[list[Work]]:
+        """Cells to compute: all at once, or look after look where they grow until they are sure."""
+        if self.growth is None:
+            yield [task for task in self.every if self.rows.get(task.key, {}).get("status") != "ok"]
+            return
+        for wanted in self.growth.rounds():
+            tasks = worklist(self.plan, wanted)
+            yield [task for task in tasks if self.growth.lacks(task.key, task.names)]
+
+    def _do(self, task: Work) -> None:
+        self._tell(task)
+        began = time.monotonic()
+        before = self.work_done
+        try:
+            if self.loaded is not task.model:
+                self.model = None  # the last model's memory goes before the next is loaded
+                self.model = task.model.checkpoint.load(self.plan.device, self.plan.dtype)
+                self.loaded = task.model
+            assert self.model is not None
+            earlier = self._earlier(task)
+            losses, source = self._losses(task, self.model, earlier)
+        except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            failure = FailedCell(task.key, self._header(task), f"{type(error).__name__}: {reason}")
+            write_failure(self.run.folder, failure)
+            self.rows[task.key] = failure.summary()
+            if self.growth is not None:
+                self.growth.lost(task.key)
+        else:
+            cell = self._cell(task, losses)
+            cell.header["losses_from"] = source
+            # A checkpoint may fix its own precision (neox: numerics=release).
+            cell.header["dtype"] = str(self.model.dtype).removeprefix("torch.")
+            seconds = time.monotonic() - began + (earlier.header["seconds"] if earlier else 0)
+            cell.header["seconds"] = round(seconds, 3)
+            if self.growth is not None:
+                cell.header["precision"] = self.growth.says(task.key.task, len(task.wanted or ()))
+            write_cell(self.run.folder, cell)
+            self.rows[task.key] = cell.summary()
+            if self.growth is not None:
+                self.growth.took(cell)
+        self.work_done = before + task.cost
+        self._write_summary()
+        self._tell(task)
+
+    def _earlier(self, task: Work) -> Cell | None:
+        """The same cell with the documents of an earlier look, where cells grow."""
+        found = None if self.growth is None else read_cell(self.run.folder, task.key)
+        return found if isinstance(found, Cell) else None
+
+    def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
         """Losses in plan order and where they come from: cells before this one, and forward passes."""
-        found = find(
-            task.key, task.cell, self._before(task), self._finished,
-            prefix_invariant=task.model.description.prefix_invariant,
-            is_prefix=task.plan.protocol.is_prefix,
-        )  # fmt: skip
+        found = find(task, self._before(task), self._finished)
+        names = [task.documents[index].name for index, _ in task.windows]
+        known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
+        losses = [next(known[name]) if name in known else found.losses.get(i) for i, name in enumerate(names)]
+        fresh = [place for place, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
-        rest = [index for index in range(len(task.windows)) if index not in found.losses]
-        losses = dict(found.losses)
-        windows = [task.windows[index] for index in rest]
+        windows = [task.windows[place] for place in fresh]
         for members, scored in score(model, ids, windows, bos=task.reading.window_bos):
-            for number, row in zip(members, scored, strict=True):
-                losses[rest[number]] = row
-            self.work_done += sum(_work(windows[number][1]) for number in members)
+            for index, row in zip(members, scored, strict=True):
+                losses[fresh[index]] = row
+            self.work_done += sum(cost(windows[index][1]) for index in members)
             self._tell(task)
         source = found.describe(task.key, len(task.windows))
-        return [losses[index] for index in range(len(task.windows))], source
+        return [row for row in losses if row is not None], source
 
-    def _before(self, task: _Task) -> list[Source]:
+    def _before(self, task: Work) -> list[Work]:
         """Cells of the same model and text that come before this one in the run's order."""
-        alike = [t for t in self.tasks if (t.key.model, t.key.task) == (task.key.model, task.key.task)]
-        keys = [t.key for t in alike]
-        return [Source(t.key, t.cell) for t in alike[: keys.index(task.key)]]
+        before = takewhile(lambda other: other.key != task.key, self.every)
+        return [o for o in before if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
 
     def _finished(self, key: CellKey) -> Cell | None:
         cell = read_cell(self.run.folder, key)
         return cell if isinstance(cell, Cell) else None
 
-    def _header(self, task: _Task) -> dict[str, Any]:
+    def _header(self, task: Work) -> dict[str, Any]:
         description = task.model.description
         rule = task.plan.protocol.reduction
         return {
@@ -232,7 +268,7 @@ class _Worker:
             **({} if rule == Protocol.reduction else {"reduction": rule}),
         }
 
-    def _cell(self, task: _Task, losses: Losses) -> Cell:
+    def _cell(self, task: Work, losses: Losses) -> Cell:
         used = sorted({index for index, _ in task.windows})
         place = {index: position for position, index in enumerate(used)}
         header = self._header(task) | {
@@ -250,47 +286,13 @@ class _Worker:
             byte_counts=_byte_counts(task.documents, task.windows),
         )
 
-    def _tell(self, task: _Task) -> None:
+    def _tell(self, task: Work) -> None:
         done = sum(row["status"] == "ok" for row in self.rows.values())
         self.on_progress(Progress(task.key, done, len(self.keys), self.work_done, self.work_total))
 
     def _write_summary(self) -> None:
         rows = (self.rows[key] for key in self.keys if key in self.rows)
         write_summary(self.run.folder, rows)
-
-
-@dataclass
-class _Task:
-    """One cell to compute."""
-
-    key: CellKey
-    model: PlannedModel
-    plan: ProtocolPlan
-    cell: CellPlan
-
-    def __post_init__(self) -> None:
-        self.documents, self.windows, self.reading = (
-            self.cell.documents,
-            self.cell.windows,
-            self.cell.reading,
-        )
-        self.work = sum(_work(window) for _, window in self.windows)
-
-
-def _tasks(plan: RunPlan) -> Iterator[_Task]:
-    """Cells by model, task, protocol; a prefix protocol's longest length first, as others need it."""
-    for model in plan.models:
-        for text in model.texts:
-            for protocol in plan.protocols:
-                for length in sorted(protocol.lengths, reverse=protocol.protocol.is_prefix):
-                    cell = model.cells[text, protocol.name, length]
-                    key = protocol.key(model.label, text, length)
-                    yield _Task(key, model, protocol, cell)
-
-
-def _work(window: Window) -> float:
-    """Rough cost of a window, for the progress bar: linear layers and causal attention."""
-    return window.inputs * (1.0 + window.inputs / 4096)
 
 
 def _byte_counts(

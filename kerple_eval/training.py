@@ -136,7 +136,7 @@ def train(
             tokenizer=tokenizer,
             training=training,
         )
-        text = card(out.name, asdict(recipe.model), recipe.seed, training)
+        text = card(out.name, recipe.model.to_json(), recipe.seed, training)
         write_atomically(out / "README.md", text.encode())
         state_file.unlink(missing_ok=True)
     (out / ".lock").unlink(missing_ok=True)
@@ -168,6 +168,7 @@ class _Run:
         tokens = torch.from_numpy(self.batches(self.step)).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(self.step, recipe.warmup, recipe.steps)
+        self.decoder.scheme.begin_step(torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step))
         narrow = recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             logits = self.decoder.head(self.decoder(tokens[:, :-1]))

@@ -97,6 +97,28 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
+class SchemeSpec:
+    """A parsed scheme: its options, and the modifiers laid on it with theirs.
+
+    A modifier's main option comes first, with an empty value where it is left at its default.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+    modifiers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+    def __str__(self) -> str:
+        laid = [
+            ",".join(
+                f"{name if i == 0 else key}={value}" if value else name
+                for i, (key, value) in enumerate(options)
+            )
+            for name, options in self.modifiers
+        ]
+        return str(Spec(",".join([self.name, *laid]), self.options))
+
+
+@dataclass(frozen=True, slots=True)
 class CellKey:
     """The unit of work, of resume and of a table: one (model, task, protocol, length).
 

@@ -67,7 +67,14 @@ def distance_bias(
     if scheme == "t5":
         bucket = t5_bucket(distance, options.get("buckets", 32), options.get("max_distance", 128))
         return [float(x) * options.get("scale", 1.0) for x in parameters["relative_bias"][bucket]]
-    if scheme in ("rope", "sinusoidal", "learned", "nope", "kerple-gauss-2-para-wht"):
+    if scheme in (
+        "rope",
+        "sinusoidal",
+        "learned",
+        "nope",
+        "kerple-gauss-1-para-wht",
+        "kerple-gauss-2-para-wht",
+    ):
         return [0.0] * heads
     raise AssertionError(f"no oracle for scheme {scheme}")
 
@@ -81,6 +88,8 @@ def formula(text: str, parameters: Mapping[str, Any], heads: int, distance: int)
 
 def distance_weight(scheme: str, parameters: Mapping[str, Any], heads: int, distance: int) -> list[float]:
     """What a scheme multiplies the scaled score by at one distance, a number a head."""
+    if scheme == "kerple-gauss-1-para-wht":
+        return [math.exp(-float(r1) * distance**2) for r1 in parameters["r1"]]
     names = {"kerple-gauss-2-para-wht": ("r1", "r2"), "kerple-bias-wht": ("r3", "r4")}.get(scheme)
     if names is None:
         return [1.0] * heads

@@ -17,9 +17,10 @@ from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 
 SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
-FURTHER = (  # not in the zoo
+FURTHER = (  # not in the zoo; the decoder is written out with these too in ``oracles``
     "kerple-bias-wht",
     "kerple-3-para-log",
+    "kerple-gauss-1-para-wht",
     "kerple-gauss-2-para-wht",
     "kerple-gauss-2-para-bias",
     "kerple-gauss-3-para-bias",

@@ -184,10 +184,12 @@ class HfCheckpoint(Checkpoint):
     def decoder(self) -> Decoder:
         import torch  # noqa: PLC0415
 
-        from kerple_eval.checkpoints.hf_native import as_native  # noqa: PLC0415
+        from kerple_eval.checkpoints.hf_native import as_native, refuse_others  # noqa: PLC0415
 
+        where = str(self.weights.files[0].parent)
+        refuse_others(self.empty, where)  # before the weights are read
         loaded = self.load(torch.device("cpu"), torch.float32)
-        return as_native(loaded.model, self.train_length, str(self.weights.files[0].parent))
+        return as_native(loaded.model, self.train_length, where)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
         from kerple_eval.checkpoints import hf_weights  # noqa: PLC0415

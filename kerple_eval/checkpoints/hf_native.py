@@ -17,6 +17,7 @@ from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 from kerple_eval.types import UserError
 
+KNOWN = ("gpt_neox", "gpt2")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_fast": "gelu-tanh",
                 "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu", "silu": "swish"}  # fmt: skip
 
@@ -27,20 +28,24 @@ def as_native(model: Any, train_length: int | None, where: str) -> Decoder:
     Raises:
         UserError: another architecture, or a setting that the decoder does not have.
     """
-    config = model.config
-    known: dict[str, Callable[[Any, int], tuple[DecoderConfig, dict[str, Tensor]]]] = {
+    refuse_others(model, where)
+    makers: dict[str, Callable[[Any, int], tuple[DecoderConfig, dict[str, Tensor]]]] = {
         "gpt_neox": lambda m, n: _gpt_neox(m, n, where),
         "gpt2": lambda m, n: _gpt2(m, n, where),
     }
-    if config.model_type not in known:
-        raise UserError(
-            f"{where}: {type(model).__name__} has no native form, so it cannot be converted; "
-            f"of transformers' models {', '.join(known)} have one"
-        )
-    native, state = known[config.model_type](model, train_length or 1)
+    native, state = makers[model.config.model_type](model, train_length or 1)
     decoder = Decoder(native)
     decoder.load_state_dict({name: tensor.to(torch.float32) for name, tensor in state.items()}, strict=True)
     return decoder
+
+
+def refuse_others(model: Any, where: str) -> None:
+    """Refuse another architecture; ``model`` may be without weights."""
+    if model.config.model_type not in KNOWN:
+        raise UserError(
+            f"{where}: {type(model).__name__} has no native form, so it cannot be converted; "
+            f"of transformers' models {', '.join(KNOWN)} have one"
+        )
 
 
 def _activation(name: Any, where: str) -> str:

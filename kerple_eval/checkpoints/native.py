@@ -25,13 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from kerple_eval.catalogue import scheme_entry, unknown
 from kerple_eval.checkpoints.base import Checkpoint, Description, Shape
 from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.checkpoints.extension import extended
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, FastTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.files import inside, write_atomically
+from kerple_eval.model.assembly import build_scheme, lay_on
 from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.model.decoder import Decoder
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 
@@ -42,20 +43,21 @@ BYTES = "bytes"
 
 
 class NativeCheckpoint(Checkpoint):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: dict[str, str] | None = None) -> None:
         self.folder = folder
         for path in (folder / name for name in (CONFIG, WEIGHTS, TOKENIZER)):
             if path.is_symlink() or path.exists():
                 inside(path, folder)
         data = _read_config(folder / CONFIG)
         where = str(folder / CONFIG)
-        self.config = DecoderConfig.from_json(data.get("model"), where)
+        self.stored_config = DecoderConfig.from_json(data.get("model"), where)
         self.data = data
         try:
             with torch.device("meta"):
-                empty = Decoder(self.config)
+                empty = Decoder(self.stored_config)
         except UserError as error:  # a scheme or an option of it that is not known
             raise UserError(f"{where}: {error}") from None
+        self.config = extended(self.stored_config, options) if options else self.stored_config
         self._shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
         if self.config.tie_embeddings:
             del self._shapes["head.weight"]
@@ -89,24 +91,22 @@ class NativeCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        if options:
-            raise unknown("option of a native checkpoint", next(iter(options)), ())
         folder = Path(place)
         if not folder.is_dir():
             raise UserError(f"{place}: no such folder; a native checkpoint is one with {CONFIG}")
-        return cls(folder)
+        return cls(folder, options)
 
     @cached_property
     def description(self) -> Description:
         return Description(
             format="native",
-            scheme=self.config.scheme,
+            scheme=self.config.scheme_name,
             vocab_size=self.config.vocab_size,
             parameters=sum(torch.Size(shape).numel() for shape in self._shapes.values()),
             train_length=self.config.train_length,
             seed=self.data.get("seed"),
-            prefix_invariant=scheme_entry(self.config.scheme).prefix_invariant,
-            max_length=self._scheme()[0].max_positions,
+            prefix_invariant=self._evaluated.prefix_invariant,
+            max_length=self._evaluated.max_positions,
             weights_sha256=self._sha256,
             architecture="decoder",
             shape=Shape(
@@ -128,9 +128,13 @@ class NativeCheckpoint(Checkpoint):
             ),
         )
 
+    @cached_property
+    def _evaluated(self) -> Scheme:
+        return build_scheme(self.config)
+
     def _scheme(self) -> tuple[Scheme, dict[str, int]]:
-        """The scheme with its stored parameters, projected, and how many values moved, by name."""
-        scheme = build_scheme(self.config)
+        """The trained scheme with its parameters, projected, and how many values moved, by name."""
+        scheme = build_scheme(self.stored_config)
         names = [name for name, _ in scheme.named_parameters()]
         tensors = self._read([f"scheme.{name}" for name in names], torch.float32)
         scheme.load_state_dict({name: tensors[f"scheme.{name}"] for name in names})
@@ -157,12 +161,14 @@ class NativeCheckpoint(Checkpoint):
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""
         wide = torch.float64 if "F64" in self.stored.values() else torch.float32
-        decoder = Decoder(self.config).to(wide)
+        decoder = Decoder(self.stored_config).to(wide)
         state = self._read(self._shapes, wide)
         if self.config.tie_embeddings:
             state["head.weight"] = state["embedding.weight"]
         decoder.load_state_dict(state, strict=True)
         decoder.scheme.project_()
+        if self.config is not self.stored_config:
+            lay_on(decoder, self.config)
         return decoder
 
 

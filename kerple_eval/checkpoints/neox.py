@@ -1,6 +1,6 @@
 """GPT-NeoX checkpoints (``neox:DIR``), those of the KERPLE release among them.
 
-    neox:DIR[,pos-emb=NAME][,numerics=release][,tokenizer=FILE | ,vocab=FILE,merges=FILE]
+    neox:DIR[,pos-emb=NAME][,numerics=release][,tokenizer=FILE | ,vocab=FILE,merges=FILE][,extend=NAME,...]
 
 Source: chijames/KERPLE (the release) and EleutherAI/gpt-neox; each part says which file
 (:mod:`neox_files` the folder, :mod:`neox_config` the configuration, :mod:`neox_tensors` and
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from kerple_eval.catalogue import scheme_entry, unknown
+from kerple_eval.catalogue import unknown
 from kerple_eval.checkpoints.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.checkpoints.extension import extended
 from kerple_eval.checkpoints.neox_config import POS_EMBS, read_config
 from kerple_eval.checkpoints.neox_files import locate, looks_like_neox
 from kerple_eval.checkpoints.neox_release import ReleaseModel, release_dtype
@@ -29,10 +30,12 @@ from kerple_eval.checkpoints.neox_tensors import Notes
 from kerple_eval.checkpoints.neox_tokenizer import OPTIONS, find_tokenizer
 from kerple_eval.checkpoints.neox_weights import NeoxWeights
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.model.assembly import build_scheme, lay_on
 from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.model.decoder import Decoder
 from kerple_eval.types import UserError
 
+_OWN = ("pos-emb", "numerics", *OPTIONS)
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -45,21 +48,27 @@ class NeoxCheckpoint(Checkpoint):
         self.weights = NeoxWeights(files, self.neox, self._notes)
         self.position = choose(self.neox, options.get("pos-emb"), self.weights.names, self.where, self._notes)
         try:
-            self.config = self._configure()
+            self.stored_config = self._configure()
             with torch.device("meta"):
-                empty = Decoder(self.config)
-            scheme = build_scheme(self.config)
+                empty = Decoder(self.stored_config)
+            scheme = build_scheme(self.stored_config)
         except UserError as error:
             raise UserError(f"{self.where}: {error}") from None
         scheme_state = self.weights.check(self.position)
         scheme.to(self.weights.wide)
         self._parameters = sum(parameter.numel() for parameter in empty.parameters())
-        self._max_positions = empty.scheme.max_positions
+        changes = {key: value for key, value in options.items() if key not in _OWN}
+        self.config = extended(self.stored_config, changes, "neox", _OWN) if changes else self.stored_config
+        evaluated = build_scheme(self.config)
+        self._max_positions = evaluated.max_positions
+        self._prefix_invariant = evaluated.prefix_invariant
         scheme.load_state_dict(scheme_state, strict=True)
         self._report_clamps(scheme.project_(), scheme.constraints)
         self._scheme_state = {name: tensor.detach() for name, tensor in scheme.state_dict().items()}
         self.release: torch.dtype | None = None
         if options.get("numerics") == "release":
+            if changes:
+                raise UserError(f"{self.where}: numerics=release computes the release's own schemes alone")
             self.release = release_dtype(self.neox, self.weights.dtypes, self.where)
             self._notes.add(f"numerics=release: everything in {_name(self.release)}, whatever --dtype says")
         self._sha256 = self.weights.sha256()
@@ -72,10 +81,6 @@ class NeoxCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        known = ("pos-emb", "numerics", *OPTIONS)
-        for key in options:
-            if key not in known:
-                raise unknown("option of a neox checkpoint", key, known)
         for key, values in (("pos-emb", POS_EMBS), ("numerics", ("exact", "release"))):
             if key in options and options[key] not in values:
                 raise unknown(key, options[key], values)
@@ -132,12 +137,12 @@ class NeoxCheckpoint(Checkpoint):
         c = self.config
         return Description(
             format="neox",
-            scheme=c.scheme,
+            scheme=c.scheme_name,
             vocab_size=c.vocab_size,
             parameters=self._parameters,
             train_length=c.train_length,
             seed=self.neox.seed,
-            prefix_invariant=scheme_entry(c.scheme).prefix_invariant,
+            prefix_invariant=self._prefix_invariant,
             max_length=self._max_positions,
             weights_sha256=self._sha256,
             architecture="gpt-neox",
@@ -177,7 +182,7 @@ class NeoxCheckpoint(Checkpoint):
     def decoder(self) -> Decoder:
         """The whole model as a native decoder on CPU, in float32, or float64 where stored so."""
         with torch.device("meta"):
-            decoder = Decoder(self.config)
+            decoder = Decoder(self.stored_config)
         state = dict(self.weights.merged())
         state |= {f"scheme.{name}": tensor.clone() for name, tensor in self._scheme_state.items()}
         if self.config.tie_embeddings:
@@ -185,6 +190,8 @@ class NeoxCheckpoint(Checkpoint):
         decoder.load_state_dict(state, strict=True, assign=True)
         if self.config.tie_embeddings:
             decoder.head.weight = decoder.embedding.weight
+        if self.config is not self.stored_config:
+            lay_on(decoder, self.config)
         return decoder
 
 

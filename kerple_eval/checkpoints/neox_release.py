@@ -27,7 +27,7 @@ from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.checkpoints.neox_config import NeoxConfig
 from kerple_eval.checkpoints.neox_scheme import NeoxScheme
 from kerple_eval.model.decoder import Decoder, Layer
-from kerple_eval.schemes.alibi import slopes
+from kerple_eval.schemes.slopes import slopes
 from kerple_eval.schemes.t5 import bucket_index
 from kerple_eval.types import UserError
 

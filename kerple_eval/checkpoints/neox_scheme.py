@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kerple_eval.checkpoints.neox_config import NeoxConfig
 from kerple_eval.checkpoints.neox_tensors import COLUMNS, COPIES, ROWS, Notes, Rule
-from kerple_eval.schemes.alibi import slopes
+from kerple_eval.schemes.slopes import slopes
 from kerple_eval.types import UserError
 
 _RPE = "attention.rpe."

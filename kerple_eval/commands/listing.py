@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kerple_eval.catalogue import FORMATS, PROTOCOLS, REPORTS, schemes
+from kerple_eval.catalogue import FORMATS, PROTOCOLS, REPORTS, schemes, unknown
 from kerple_eval.checkpoints.shipped import read_config, shipped
 from kerple_eval.data.task import read_task, task_files
+from kerple_eval.types import UserError
 
 Rows = list[tuple[str, ...]]
 
 
-def lines(what: str) -> list[str]:
-    """Aligned lines, the name first."""
+STYLES = ("text", "markdown")
+SCHEME_HEADS = ("scheme", "year", "parameters", "prefix-invariant", "use", "how position enters", "source")
+
+
+def lines(what: str, style: str = "text") -> list[str]:
+    """Aligned lines, the name first; ``markdown`` is for schemes, a table with a head."""
+    if style not in STYLES:
+        raise unknown("list format", style, STYLES)
+    if style == "markdown":
+        if what != "schemes":
+            raise UserError(f"list {what} is text alone; --format markdown is for schemes")
+        return _markdown_schemes()
     makers: dict[str, Callable[[], Rows]] = {
         "models": _models,
         "tasks": _tasks,
         "schemes": _schemes,
         "protocols": lambda: [(e.name, e.summary) for e in PROTOCOLS],
         "formats": lambda: [(e.name, e.summary) for e in FORMATS],
-        "reports": lambda: [(e.name, e.summary) for e in REPORTS],
+        "reports": lambda: [(e.name, f"of {e.takes}", e.summary) for e in REPORTS],
     }
     rows = makers[what]()
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
@@ -55,6 +66,18 @@ def _tasks() -> Rows:
     return rows
 
 
+def _markdown_schemes() -> list[str]:
+    rows = [
+        (
+            f"`{e.name}`", str(e.year), e.parameters, "yes" if e.prefix_invariant else "**no**",
+            e.use, e.kind, e.paper,
+        )
+        for e in schemes().values()
+    ]  # fmt: skip
+    rule = ("---",) * len(SCHEME_HEADS)
+    return ["| " + " | ".join(row) + " |" for row in (SCHEME_HEADS, rule, *rows)]
+
+
 def _schemes() -> Rows:
     return [
         (
@@ -62,6 +85,7 @@ def _schemes() -> Rows:
             str(e.year),
             f"parameters {e.parameters}",
             "prefix-invariant" if e.prefix_invariant else "depends on total length",
+            e.use,
             e.kind,
             e.paper,
         )

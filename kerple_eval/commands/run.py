@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kerple_eval.growing import read_lines
 from kerple_eval.records import Run
 from kerple_eval.reports.table import render
 from kerple_eval.run import Progress as Report
@@ -75,5 +76,7 @@ def finish(result: Run) -> int:
     print(
         f"{len(statuses) - failed} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else "")
     )
+    for line in read_lines(folder):
+        print(f"precision: {line}")
     print(f"figure: kerple-eval plot {folder} --kind curve --out {Path(folder) / 'curve.png'}")
     return 1 if failed else 0

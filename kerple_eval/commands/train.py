@@ -23,8 +23,8 @@ from kerple_eval.data.corpus import Corpus, training_corpus
 from kerple_eval.data.ngram import bits_per_byte
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.devices import DTYPES, precision_for, resolve_device
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import build_scheme
 from kerple_eval.training import Recipe, Report, train
 from kerple_eval.types import UserError
 
@@ -45,6 +45,7 @@ def run(
         vocab_size=reader.vocab_size, layers=layers, width=width, heads=heads,
         mlp_width=4 * width, train_length=length, scheme=spec.name,
         scheme_options=dict(spec.options), tie_embeddings=tie_embeddings,
+        modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
     )  # fmt: skip
     build_scheme(model)  # refuses a wrong name or option before any text is read
     if ngram is not None and tokenizer:

@@ -1,8 +1,8 @@
 """Causal attention with a positional scheme, without an [L, L] tensor.
 
 Shapes: q ``[B, H, Q, d]``, k and v ``[B, H, K, d]``; the queries are the last Q of the K positions,
-so query row r stands at position ``K - Q + r``. Scores are ``q k / sqrt(d)``; the scheme's weight
-multiplies them and its kernel or bias is added after that scaling.
+so query row r stands at position ``K - Q + r``. Scores are ``q k / sqrt(d)`` of the rotated vectors;
+the scheme's row scale and weight multiply them and its kernel or bias is added after that.
 
 A kernel of distance enters as one vector a head, ``table[h, t] = kernel(reach - 1 - t)`` with
 -inf where the distance is negative. With a chunk's query rows reversed, row r and key j are at
@@ -10,12 +10,14 @@ distance ``last - r - j``, which makes the bias a Hankel matrix: a strided *view
 strides (1, 1), no copy, O(H L) memory. CPU attention takes the view as it is; CUDA's
 memory-efficient attention wants aligned rows, so there the chunk's strip [H, rows, K] is copied out,
 and a half-precision model attends in float32 there, since that attention would round the bias to
-the model's dtype.
+the model's dtype. A window is part of the table (-inf from there on), and a chunk's keys begin where
+its first query's window does, so that the work is O(L window).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,41 +36,54 @@ class Table:
     def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device):
         self.reach = reach
         self.chunk = min(QUERY_CHUNK, reach)
+        self.window = scheme.window or reach
         distance = torch.arange(reach - 1, -1, -1, device=device)
-        kernel = scheme.kernel(distance.to(torch.promote_types(dtype, torch.float32)))
-        assert kernel is not None
+        wide = torch.promote_types(dtype, torch.float32)
+        kernel = scheme.kernel(distance.to(wide))
+        if kernel is None:
+            kernel = torch.zeros(scheme.geometry.heads, reach, dtype=wide, device=device)
+        if self.window < reach:
+            kernel = kernel.masked_fill(distance >= self.window, -math.inf)
         future = kernel.new_full((kernel.shape[0], self.chunk - 1), -math.inf)
         self.values = torch.cat([kernel, future], dim=1).contiguous()  # [H, reach + chunk - 1]
 
-    def view(self, first: int, last: int) -> Tensor:
-        """Bias ``[1, H, last - first + 1, last + 1]`` of query positions last, last-1, ..., first."""
-        return _hankel(self.values, self.reach, first, last)
+    def view(self, first: int, last: int) -> tuple[Tensor, int]:
+        """Bias ``[1, H, last - first + 1, last + 1 - lowest]`` of query positions last, last-1, ...,
+        first and the keys from ``lowest``, the first that one of them sees; and ``lowest``."""
+        lowest = max(0, first + 1 - self.window)
+        return _hankel(self.values, self.reach, first, last, lowest), lowest
 
 
-def _hankel(values: Tensor, reach: int, first: int, last: int) -> Tensor:
+def _hankel(values: Tensor, reach: int, first: int, last: int, lowest: int = 0) -> Tensor:
     heads, width = values.shape
     return values.as_strided(
-        (1, heads, last - first + 1, last + 1),
+        (1, heads, last - first + 1, last + 1 - lowest),
         (0, width, 1, 1),
-        values.storage_offset() + reach - 1 - last,
+        values.storage_offset() + reach - 1 - last + lowest,
     )
 
 
 def uses_general_path(scheme: Scheme) -> bool:
     """Whether the scheme needs score chunks in memory (weights, absolute biases, content)."""
-    return any(scheme.implements(hook) for hook in ("weight", "bias", "score"))
+    return any(scheme.implements(hook) for hook in ("weight", "bias", "score", "visible", "remap"))
 
 
 def make_table(scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device) -> Table | None:
-    if uses_general_path(scheme) or not scheme.implements("kernel"):
+    if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
     return Table(scheme, reach, dtype, device)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: Table | None) -> Tensor:
-    """Attention output ``[B, H, Q, d]`` in q's dtype; ``table`` from :func:`make_table`."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: Table | None, observed: Any = None
+) -> Tensor:
+    """Attention output ``[B, H, Q, d]`` in q's dtype, of vectors not yet rotated.
+
+    ``table`` from :func:`make_table`; ``observed`` what the scheme took from the hidden states.
+    """
     if uses_general_path(scheme):
-        return _general(q, k, v, scheme)
+        return _general(q, k, v, scheme, observed)
+    q, k = _placed(q, k, scheme)
     if table is None:
         return _plain(q, k, v)
     dtype = q.dtype
@@ -82,6 +97,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: Table | No
     else:
         out = _kernel(q, k, v, table)
     return out.to(dtype)
+
+
+def _placed(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Queries scaled and both rotated by their positions."""
+    positions = torch.arange(k.shape[2], device=q.device)
+    first = k.shape[2] - q.shape[2]
+    q = _scaled(q, scheme, positions[first:])
+    return scheme.rotate(q, k, positions[first:], positions)
+
+
+def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
+    scale = scheme.row_scale(positions)
+    return q if scale is None else q * scale[..., None].to(q.dtype)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,13 +137,13 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, table: Table) -> Tensor:
     for start in range(0, queries, table.chunk):
         stop = min(start + table.chunk, queries)
         seen = offset + stop
-        bias = table.view(offset + start, seen - 1)
+        bias, lowest = table.view(offset + start, seen - 1)
         if q.device.type != "cpu":
             bias = _aligned(bias)
         rows = F.scaled_dot_product_attention(
             q[:, :, start:stop].flip(2),
-            k[:, :, :seen],
-            v[:, :, :seen],
+            k[:, :, lowest:seen],
+            v[:, :, lowest:seen],
             attn_mask=bias.expand(q.shape[0], -1, -1, -1),
         )
         outs.append(rows.flip(2))
@@ -128,28 +156,58 @@ def _aligned(bias: Tensor) -> Tensor:
     return padded[..., : bias.shape[-1]]
 
 
-def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme) -> Tensor:
+def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
+    turned_q, turned_k = _placed(q, k, scheme)
     rows = max(1, min(queries, GENERAL_CHUNK_ELEMENTS // (batch * heads * keys)))
     out = [
-        _score_block(q[:, :, start : start + rows], k, v, scheme, keys - queries + start)
+        _score_block(_Block(q, k, turned_q, turned_k, start, min(start + rows, queries)), v, scheme, observed)
         for start in range(0, queries, rows)
     ]
     return torch.cat(out, dim=2)
 
 
-def _score_block(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, first: int) -> Tensor:
-    seen = first + q.shape[2]
-    k, v = k[:, :, :seen], v[:, :, :seen]
+class _Block:
+    """Rows ``start:stop`` of the queries and every key one of them may see, plain and rotated."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, start: int, stop: int
+    ) -> None:  # fmt: skip
+        offset = k.shape[2] - q.shape[2]
+        seen = offset + stop
+        self.q, self.k = q[:, :, start:stop], k[:, :, :seen]
+        self.turned_q, self.turned_k = turned_q[:, :, start:stop], turned_k[:, :, :seen]
+        self.positions_q = torch.arange(offset + start, seen, device=q.device)
+        self.positions_k = torch.arange(seen, device=q.device)
+
+
+def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
+    """Outside autocast: what a scheme computes stays in float32 at least."""
+    with torch.autocast(v.device.type, enabled=False):
+        return _scored(block, v, scheme, observed)
+
+
+def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
+    positions_q, positions_k = block.positions_q, block.positions_k
+    q, k = block.turned_q, block.turned_k
     dtype = torch.promote_types(q.dtype, torch.float32)
-    positions_q = torch.arange(first, seen, device=q.device)
-    positions_k = torch.arange(seen, device=q.device)
     distance = positions_q[:, None] - positions_k
-    causal = distance >= 0
-    index = distance.clamp(min=0)
-    every = torch.arange(seen, device=q.device, dtype=dtype)
-    scores = (q @ k.transpose(-1, -2)).to(dtype) * q.shape[-1] ** -0.5
+    seen = distance >= 0
+    if scheme.window:
+        seen = seen & (distance < scheme.window)
+    visible = scheme.visible(positions_q, positions_k)
+    if visible is not None:
+        seen = seen & visible
+    scores = (q @ k.transpose(-1, -2)).to(dtype)
+    moved = scheme.remap(positions_q, positions_k)
+    if moved is not None:
+        far, moved_q, moved_k = moved
+        far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
+        scores = torch.where(far, (far_q @ far_k.transpose(-1, -2)).to(dtype), scores)
+        distance = torch.where(far, moved_q[:, None] - moved_k, distance)
+    scores = scores * q.shape[-1] ** -0.5
+    every, index = _distances(distance.clamp(min=0), dtype)
     weight = scheme.weight(every)
     if weight is not None:
         scores = scores * weight[:, index]
@@ -160,15 +218,26 @@ def _score_block(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, first: int) ->
     if bias is not None:
         scores = scores + bias.to(dtype)
     if scheme.implements("score"):
-        scores = scheme.score(scores, q, k, positions_q, positions_k)
-    scores = scores.masked_fill(~causal, -math.inf)
-    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
+        extra = (observed,) if scheme.implements("observe") else ()
+        scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
+    scores = scores.masked_fill(~seen, -math.inf)
+    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v[:, :, : len(positions_k)]
     return out
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme) -> Tensor:
+def _distances(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Every distance that occurs ``[n]``, and where each of ``distance`` is among them."""
+    if distance.is_floating_point():  # positions moved by fractions
+        every, index = torch.unique(distance, return_inverse=True)
+        return every.to(dtype), index
+    return torch.arange(int(distance.max()) + 1, device=distance.device, dtype=dtype), distance
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
+) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    return _score_block(q, k, v, scheme, k.shape[2] - q.shape[2])
+    return _score_block(_Block(q, k, *_placed(q, k, scheme), 0, q.shape[2]), v, scheme, observed)
 
 
 class _KernelAttention(torch.autograd.Function):
@@ -180,7 +249,7 @@ class _KernelAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes tensors by position
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int,
     ) -> Tensor:  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from kerple_eval.catalogue import unknown
+from kerple_eval.catalogue import spell, unknown
 from kerple_eval.types import Geometry, UserError
 
 #: Names alone, so that reading a configuration needs no torch; ``model.pointwise`` defines them.
@@ -29,6 +29,7 @@ class DecoderConfig:
     train_length: int
     scheme: str
     scheme_options: dict[str, Any] = field(default_factory=dict)
+    modifiers: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> options, laid on in order
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = False
     activation: str = "gelu"
@@ -55,8 +56,16 @@ class DecoderConfig:
             train_length=self.train_length,
         )
 
+    @property
+    def scheme_name(self) -> str:
+        """The scheme with its modifiers, as one writes them: ``kerple-log,window=512``."""
+        return spell(self.scheme, {}, self.modifiers)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        if not self.modifiers:
+            del data["modifiers"]
+        return data
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> DecoderConfig:
@@ -81,6 +90,8 @@ class DecoderConfig:
                 "bool": isinstance(value, bool),
                 "str": isinstance(value, str),
                 "dict[str, Any]": isinstance(value, dict),
+                "dict[str, dict[str, Any]]": isinstance(value, dict)
+                and all(isinstance(inner, dict) for inner in value.values()),
             }[kind]
             if not good:
                 raise UserError(

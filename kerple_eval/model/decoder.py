@@ -9,7 +9,8 @@ LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU
 unless the configuration asks otherwise. Weights start N(0, s^2) with s = sqrt(2 / (5 W)), GPT-NeoX's
 ``small_init`` (Nguyen and Salazar 2019, arXiv 1910.05895; 0.023 at the release's W = 768), those
 that write into the residual stream N(0, s^2 / (2 layers)); biases start at 0.
-The positional scheme is one module that the embedding and every layer's attention ask.
+The positional scheme is one module that the embedding and every layer's attention ask; a ``per_layer``
+scheme holds one a layer.
 """
 
 from __future__ import annotations
@@ -20,27 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kerple_eval.catalogue import load, scheme_entry, typed_options
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import Table, attention, make_table
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.pointwise import ACTIVATIONS, NORMS, RMSNorm
 from kerple_eval.schemes.base import Scheme
-
-
-def build_scheme(config: DecoderConfig) -> Scheme:
-    """The configured scheme; a wrong name or option is refused."""
-    cls = load(scheme_entry(config.scheme).target)
-    options = typed_options(cls.__init__, config.scheme_options, config.scheme)
-    scheme: Scheme = cls(config.geometry, **options)
-    return scheme
+from kerple_eval.schemes.networks import Embedding, Linear
 
 
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
         """x ``[B, N, W]`` -> ``[B, rows, W]`` for the last ``rows`` positions."""
@@ -51,9 +45,9 @@ class Attention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = self._split(F.linear(x[:, -rows:], weight[:width], bias[:width]), 1)
             k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
-        positions = torch.arange(length, device=x.device)
-        q, k = scheme.rotate(q, k, positions[length - rows :], positions)
-        y = attention(q, k, v, scheme, table)
+        with torch.autocast(x.device.type, enabled=False):
+            observed = scheme.observe(x)
+        y = attention(q, k, v, scheme, table, observed)
         return self.out(y.transpose(1, 2).reshape(batch, rows, width))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -70,8 +64,8 @@ class Layer(nn.Module):
         self.attention_norm = NORMS[config.norm](config.width, config.norm_epsilon)
         self.attention = Attention(config)
         self.mlp_norm = NORMS[config.norm](config.width, config.norm_epsilon)
-        self.mlp_in = nn.Linear(config.width, wide * config.mlp_width)
-        self.mlp_out = nn.Linear(config.mlp_width, config.width)
+        self.mlp_in = Linear(config.width, wide * config.mlp_width)
+        self.mlp_out = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
         y: Tensor = self.attention(self.attention_norm(x), scheme, table, rows)
@@ -90,10 +84,10 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = NORMS[config.norm](config.width, config.norm_epsilon)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme = build_scheme(config)
@@ -104,6 +98,8 @@ class Decoder(nn.Module):
         small = math.sqrt(2 / (5 * self.config.width))
         residual = small / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
+            if name.startswith("scheme."):
+                continue  # it has a generator of its own
             if isinstance(module, nn.Linear | nn.Embedding):
                 std = residual if name.endswith(("attention.out", "mlp_out")) else small
                 nn.init.normal_(module.weight, 0.0, std, generator=generator)
@@ -130,7 +126,11 @@ class Decoder(nn.Module):
         rows = length if rows is None else rows
         x = self.embedding(tokens)
         x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
-        table = make_table(self.scheme, length, x.dtype, tokens.device)
+        scheme: Scheme | None = None
+        table: Table | None = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, self.scheme, table, rows if index == len(self.layers) - 1 else length)
+            before, scheme = scheme, self.scheme.at(index)
+            if scheme is not before:  # one table serves all layers that share a scheme
+                table = make_table(scheme, length, x.dtype, tokens.device)
+            x = layer(x, scheme, table, rows if index == len(self.layers) - 1 else length)
         return self.norm(x)  # type: ignore[no-any-return]

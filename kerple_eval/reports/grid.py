@@ -6,13 +6,14 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.cells import COLUMNS
-from kerple_eval.records import open_run
+from kerple_eval.records import open_run, own_label
 from kerple_eval.types import UserError
 
 VALUES = {
@@ -43,6 +44,7 @@ class Grid:
     lengths: list[int] = field(default_factory=list)
     entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
+    kinds: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
 
     def trained(self, model: str) -> int | None:
         for length in self.lengths:
@@ -109,7 +111,8 @@ class Grid:
         documents = {cell.row["documents"] for length in self.lengths for cell in self.column(length)}
         if len(hashes) == 1 and not mixed:
             lines.append(
-                f"{_one(documents)} documents, {_one(set().union(*counts.values()))} targets, "
+                f"{_one(documents)} {'document' if documents == {1} else 'documents'}, "
+                f"{_one(set().union(*counts.values()))} targets, "
                 f"the same at every length (hash {hashes.pop()})"
             )
         elif self.differs_between_lengths():
@@ -124,19 +127,12 @@ class Grid:
         return lines
 
 
+def _kind(model: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in model.items() if k not in ("label", "seed", "weights_sha256")})
+
+
 def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
-
-
-def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:
-    """The model's label; where another run holds it the run's name joins it, or else its whole path.
-
-    ``owners`` maps a label given so far to its run.
-    """
-    for label in (model, f"{model} ({Path(folder).resolve().name})"):
-        if owners.setdefault(label, str(folder)) == str(folder):
-            return label
-    return f"{model} ({folder})"
 
 
 def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
@@ -148,6 +144,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
     for folder in folders:
         run = open_run(folder)
         readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        kinds = {m["label"]: _kind(m) for m in run.specification["models"]}
         for row in _rows(run.folder / "summary.csv"):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
             label = own_label(row["model"], folder, owners.setdefault((grid.task, grid.protocol), {}))
@@ -156,6 +153,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
+            grid.kinds[label] = f"{row['scheme']} {row['train_length']} {kinds[row['model']]}"
             grid.entries[label, row["length"]] = Entry(row)
     if not grids:
         raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")

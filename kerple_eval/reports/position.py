@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from kerple_eval import stats
 from kerple_eval.cells import Cell, read_cell
-from kerple_eval.records import Run, open_run
-from kerple_eval.reports.grid import own_label
+from kerple_eval.records import Run, open_run, own_label
 from kerple_eval.reports.style import length_axis, line_style, mark_trained, panels, save
 from kerple_eval.types import CellKey, UserError
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette (yellow left out: too pale on white), then the same dashed.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANEL = (4.6, 3.4)  # inches
+COLUMN = (3.5, 2.3)  # a panel of a paper's column; two stand side by side
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -29,19 +31,21 @@ def line_style(index: int) -> dict[str, str]:
     return {
         "color": COLORS[index % len(COLORS)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": ("-", "--", ":", "-.")[index // len(COLORS) % 4],
+        "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
     }
 
 
-def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with ``count`` panels, three a row, without a display."""
+def panels(
+    count: int, *, size: tuple[float, float] = PANEL, across: int = 3
+) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with ``count`` panels of ``size`` (inches), ``across`` a row, without a display."""
     from matplotlib.figure import Figure as _Figure  # noqa: PLC0415
 
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     mpl.rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "lines.markersize": 4.5})
-    columns = min(count, 3)
+    columns = min(count, across)
     rows = -(-count // columns)
-    figure = _Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    figure = _Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
@@ -55,6 +59,14 @@ def length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
     axes.set_xticks(lengths, [str(length) for length in lengths], rotation=45 if close else 0)
     axes.tick_params(axis="x", which="minor", bottom=False)
     axes.set_xlabel(label)
+
+
+def distance_axis(axes: Axes, longest: int) -> None:
+    """Distances 1 to ``longest`` on a logarithmic axis, every third power of two named."""
+    ticks = [8**i for i in range(longest.bit_length()) if 8**i <= longest]
+    length_axis(axes, ticks, "distance |m − n| (tokens)")
+    axes.tick_params(labelsize=8)
+    axes.set_xlim(1, longest)
 
 
 def mark_trained(axes: Axes, lengths: set[int]) -> None:

@@ -1,16 +1,28 @@
-"""Paper-style tables: models down, lengths across, best in bold, the trained length marked."""
+"""Paper-style tables: models down, lengths across (or the other way), best in bold, trained length marked.
+
+Over seeds a cell is mean ± standard deviation, rounded by its uncertainty, with the paper's dagger
+(:mod:`kerple_eval.reports.seeds`). The KERPLE paper's rows may stand beside measured ones
+(:mod:`kerple_eval.reports.paper`), never compared with them by a mark.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kerple_eval.catalogue import unknown
+from kerple_eval.reports import paper
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
+from kerple_eval.reports.seeds import choose_reference, families, significantly_worse
+from kerple_eval.reports.sheet import STYLES, Item, Line, Sheet, typeset
+from kerple_eval.types import UserError
 
-FORMATS = ("text", "markdown", "latex", "csv")
+FORMATS = (*STYLES, "csv")
+DAGGER = "†"
 
 
 def number(value: float | None) -> str:
@@ -21,23 +33,149 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def render(folders: Sequence[str | Path], style: str = "text", *, color: bool = False) -> str:
-    """The tables of one or several runs in one of ``FORMATS``."""
+def uncertain(value: float | None, error: float | None) -> str:
+    """``23.9 ± 0.6``: the error at one or two digits (two where they begin below 355), the value to match.
+
+    The Particle Data Group's rule (Review of Particle Physics, Introduction, section 5.3).
+    """
+    if value is None:
+        return ""
+    if error is None or error <= 0:
+        return number(value)
+    exponent = math.floor(math.log10(error))
+    leading = round(error / 10.0 ** (exponent - 2))  # its three leading digits
+    digits = 1 - exponent if leading < 355 or leading >= 950 else -exponent
+    if leading >= 950:
+        digits -= 1
+    digits = max(0, digits)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def render(
+    folders: Sequence[str | Path],
+    style: str = "text",
+    *,
+    color: bool = False,
+    over_seeds: bool = False,
+    reference: str | None = None,
+    against: str | None = None,
+    down: str = "models",
+) -> str:
+    """The tables of one or several runs in one of ``FORMATS``.
+
+    ``over_seeds`` makes one row of the seeds of a scheme, with daggers where ``reference`` beats it;
+    ``against`` ("paper[:table=T,dataset=NAME]") sets the paper's rows beside; ``down`` says what rows are.
+    """
     if style not in FORMATS:
         raise unknown("table format", style, FORMATS)
+    if down not in ("models", "lengths"):
+        raise unknown("what goes down", down, ("models", "lengths"))
+    if reference is not None and not over_seeds:
+        raise UserError("--reference goes with --over-seeds: a dagger is a test over seeds")
     grids = read_grids(folders)
+    if against is not None:
+        paper.rows(against, grids[0].task)  # refuses a wrong name
+        if not any(map(_papers, grids)):
+            raise UserError(f"--against paper needs perplexities by {' or '.join(paper.PROTOCOLS)}")
     if style == "csv":
+        if over_seeds or against or down != "models":
+            raise UserError(
+                "csv has one row a model at full precision; leave out the options that set tables"
+            )
         return _csv(grids)
-    draw = {"text": _text, "markdown": _markdown, "latex": _latex}[style]
     blocks = []
     for grid in grids:
-        values = grid.values()
-        if style == "text":
-            blocks.append("\n".join(_text(grid, value, color=color) for value in values))
-        else:
-            blocks.append("\n".join(draw(grid, value) for value in values))
-        blocks[-1] += _notes(grid, style)
+        made = [
+            seeds_sheet(grid, value, reference) if over_seeds else sheet(grid, value)
+            for value in grid.values()
+        ]
+        if against is not None and _papers(grid):
+            made = [_with_paper(made[0], grid, against)]
+        noted = [replace(s, notes=()) for s in made[:-1]] + made[-1:] if style != "latex" else made
+        turned = [s.transposed() if down == "lengths" else s for s in noted]
+        blocks.append("\n".join(typeset(s, style, color=color) for s in turned))
     return "\n".join(blocks)
+
+
+def sheet(grid: Grid, value: str) -> Sheet:
+    """One row a model."""
+    trained = _trained(grid)
+    lines = tuple(
+        Line(
+            model,
+            (*([Item(trained[index])] if trained else []), *(Item(text, best) for text, best in row)),
+        )
+        for index, (model, row) in enumerate(cells(grid, value))
+    )
+    return Sheet(
+        title(grid, value),
+        "model",
+        (*(["trained"] if trained else []), *headings(grid)),
+        lines,
+        tuple(grid.notes()),
+        _ruled(grid),
+    )
+
+
+def _ruled(grid: Grid) -> int | None:
+    trained = grid.shared_train_length
+    return grid.lengths.index(trained) if trained in grid.lengths else None
+
+
+def seeds_sheet(grid: Grid, value: str, reference: str | None) -> Sheet:
+    """One row a scheme: mean ± standard deviation over its seeds."""
+    members = families(grid)
+    against = choose_reference(members, reference)
+    lines = []
+    means = {(f.label, n): f.mean(n, value) for f in members for n in grid.lengths}
+    for family in members:
+        items = []
+        for length in grid.lengths:
+            mean = means[family.label, length]
+            others = [m for f in members if (m := means[f.label, length]) is not None]
+            best = len(others) > 1 and mean == min(others) and grid.same_targets(length)
+            worse = against is not None and significantly_worse(family, against, length, value)
+            text = uncertain(mean, family.spread(length, value)) if mean is not None else "-"
+            items.append(Item(text, best, DAGGER if worse else ""))
+        lines.append(Line(f"{family.label}", tuple(items)))
+    counts = sorted({len(family.models) for family in members})
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    notes = [f"mean ± standard deviation (n - 1) over {seeds}"]
+    if against is not None:
+        notes.append(
+            f"{DAGGER}: {against.label} is significantly better "
+            "(paired two-sided t-test over seeds, p < 0.05)"
+        )
+    return Sheet(
+        title(grid, value),
+        "scheme",
+        tuple(headings(grid)),
+        tuple(lines),
+        (*notes, *grid.notes()),
+        _ruled(grid),
+    )
+
+
+def _papers(grid: Grid) -> bool:
+    """Whether the paper's numbers may stand beside a grid: its protocol, in perplexity."""
+    return grid.protocol.partition(":")[0] in paper.PROTOCOLS and "ppl" in grid.values()
+
+
+def _with_paper(made: Sheet, grid: Grid, against: str) -> Sheet:
+    """The paper's rows in groups of their own below the measured ones, without bold."""
+    lines = [replace(line, group="measured here") for line in made.lines]
+    extra = len(made.head) - len(grid.lengths)  # a column of trained lengths
+    for row in paper.rows(against, grid.task):
+        found = [row.values.get(length) for length in grid.lengths]
+        items = [Item("-") if x is None else Item(x[0], mark=DAGGER if x[1] else "") for x in found]
+        before = [Item(str(row.train_length))] * extra
+        column = f"{row.scheme} (paper, {row.dataset})"
+        lines.append(Line(row.scheme, (*before, *items), row.group, column=column))
+    note = (
+        "the paper's rows are not comparable with the measured ones: other text and tokeniser; its daggers "
+        "are against its own kerple-log"
+    )
+    return replace(made, lines=tuple(lines), notes=(*made.notes, note))
 
 
 def cells(grid: Grid, value: str) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -71,79 +209,6 @@ def _trained(grid: Grid) -> list[str] | None:
     """A column of trained lengths where they differ between models."""
     lengths = [grid.trained(model) for model in grid.models]
     return None if len(set(lengths)) == 1 else ["?" if n is None else str(n) for n in lengths]
-
-
-def _text(grid: Grid, value: str, *, color: bool = False) -> str:
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=box.SIMPLE_HEAD)
-    trained = _trained(grid)
-    table.add_column("model", no_wrap=True)
-    if trained:
-        table.add_column("trained", justify="right")
-    for heading in headings(grid):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for index, (model, row) in enumerate(cells(grid, value)):
-        shown = [Text(text, style="bold" if best else "") for text, best in row]
-        table.add_row(Text(model), *([trained[index]] if trained else []), *shown)
-    buffer = io.StringIO()
-    wide = max(100, 24 + 12 * len(grid.lengths) + max(map(len, grid.models)))
-    console = Console(file=buffer, width=wide, force_terminal=color, no_color=not color, highlight=False)
-    console.print(Text(title(grid, value), style="bold"))
-    console.print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def _notes(grid: Grid, style: str) -> str:
-    lines = grid.notes()
-    if style == "latex":
-        return "".join(f"% {line}\n" for line in lines)
-    prefix = "* " if style == "markdown" else "  "
-    return ("\n" if style == "markdown" else "") + "".join(f"{prefix}{line}\n" for line in lines)
-
-
-def _markdown(grid: Grid, value: str) -> str:
-    trained = _trained(grid)
-    head = ["model", *(["trained"] if trained else []), *headings(grid)]
-    lines = [f"**{title(grid, value).replace('*', chr(92) + '*')}**", ""]
-    lines.append("| " + " | ".join(h.replace("*", "\\*") for h in head) + " |")
-    lines.append("|---" + "|---:" * (len(head) - 1) + "|")
-    for index, (model, row) in enumerate(cells(grid, value)):
-        shown = [f"**{text}**" if best else text for text, best in row]
-        label = model.replace("|", "\\|")
-        lines.append("| " + " | ".join([label, *([trained[index]] if trained else []), *shown]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _latex(grid: Grid, value: str) -> str:
-    trained = _trained(grid)
-    head = ["model", *(["trained"] if trained else []), *headings(grid)]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escape(title(grid, value))}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        r"\toprule",
-        " & ".join(_escape(h) for h in head) + r" \\",
-        r"\midrule",
-    ]
-    for index, (model, row) in enumerate(cells(grid, value)):
-        shown = [rf"\textbf{{{text}}}" if best else text for text, best in row]
-        lines.append(" & ".join([_escape(model), *([trained[index]] if trained else []), *shown]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
-
-
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _csv(grids: Sequence[Grid]) -> str:

@@ -1,24 +1,32 @@
 """What a positional scheme may say of how position enters attention.
 
-Shapes: B batch, H heads, d head dim, Q queries, K keys, W hidden size. Positions are 0-based
+Shapes: B batch, H heads, d head dim, Q queries, K keys, N tokens, W hidden size. Positions are 0-based
 int64; a query i attends to keys j <= i; the distance is D = i - j >= 0. A scheme is one module
-shared by every layer. Each hook is a no-op unless the scheme needs it:
+shared by every layer unless it is ``per_layer``. Each hook is a no-op unless the scheme needs it:
 
 * ``embed(x [B, N, W], positions [N])``: changes the token embeddings.
+* ``row_scale(positions_q [Q]) -> [1 or H, Q]``: multiplies the scaled scores of a query's row.
 * ``rotate(q [B, H, Q, d], k [B, H, K, d], positions_q [Q], positions_k [K])``.
 * ``kernel(distance [n]) -> [H, n]``: added to the scaled scores; ``weight(distance [n]) -> [H, n]``
   multiplies the scaled scores first. Pure functions of distance: the fast path, O(H L) memory.
 * ``bias(positions_q [Q], positions_k [K]) -> [H, Q, K]``: added, where absolute positions matter.
-* ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: where content matters.
+* ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: where content matters. A scheme that
+  reads the hidden states too says what it takes from them once a layer, ``observe(x [B, N, W])``, and
+  finds that in a sixth argument of ``score``.
+* ``window``: queries see the keys at D < window alone; ``visible(positions_q, positions_k) -> bool
+  [Q, K]`` where it takes more than that.
+* ``remap(positions_q, positions_k) -> (far bool [Q, K], positions_q' [Q], positions_k' [K])``: where
+  ``far``, the pair stands at the positions i' and j' for ``rotate``, and at D' = i' - j' for ``kernel``
+  and ``weight``.
 
-``bias`` and ``score`` are called by query chunk. Distances arrive in float32, or in float64 when
-the model runs in float64, never lower (the KERPLE release rounds them to bfloat16: distances above
-256 collide there); kernels answer in the same dtype.
+``bias``, ``score``, ``visible`` and ``remap`` are called by query chunk. Distances arrive in float32, or
+in float64 when the model runs in float64, never lower (the KERPLE release rounds them to bfloat16:
+distances above 256 collide there); kernels answer in the same dtype.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +43,15 @@ class Scheme(nn.Module):
 
     #: Longest position the scheme has values for; None where it is defined for every position.
     max_positions: int | None = None
+
+    #: Keys at this distance and beyond are not seen; None: all are.
+    window: int | None = None
+
+    #: Whether each layer has a scheme of its own.
+    per_layer: ClassVar[bool] = False
+
+    #: Whether losses are the same whatever follows; an instance may differ from its class by its options.
+    prefix_invariant: bool = True
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -56,8 +73,18 @@ class Scheme(nn.Module):
                 moved[name] = changed
         return moved
 
+    def at(self, layer: int) -> Scheme:
+        """The scheme of one layer (0-based)."""
+        return self
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        """Called before each training step, for schemes that augment positions at random."""
+
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x
+
+    def row_scale(self, positions_q: Tensor) -> Tensor | None:
+        return None
 
     def rotate(self, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor]:
         return q, k
@@ -71,8 +98,20 @@ class Scheme(nn.Module):
     def bias(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         return None
 
-    def score(self, scores: Tensor, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor) -> Tensor:
+    def observe(self, x: Tensor) -> Any:
+        return None
+
+    def score(
+        self, scores: Tensor, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor,
+        observed: Any = None,
+    ) -> Tensor:  # fmt: skip
         return scores
+
+    def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
+        return None
+
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return None
 
     def implements(self, hook: str) -> bool:
         """Whether the class gives ``hook`` a meaning of its own."""

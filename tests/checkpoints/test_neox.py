@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kerple_eval.catalogue import FORMATS, entry, load
 from kerple_eval.checkpoints.neox import NeoxCheckpoint
 from kerple_eval.checkpoints.resolve import open_model, parse_model
 from kerple_eval.data.tokenizer import Gpt2Tokenizer, JsonTokenizer
+from kerple_eval.model.assembly import lay_on
 from kerple_eval.types import UserError
 from tests.checkpoints.neox_writer import Model, draw, variant, write
 
@@ -132,6 +134,25 @@ def test_options_are_checked(folder: Path) -> None:
     refused(folder, "unknown option of a neox checkpoint 'pos'", "did you mean 'pos-emb'", pos="x")
     refused(folder, "unknown pos-emb 'kerple-log'", "did you mean 'kerple_log'", pos_emb="kerple-log")
     refused(folder, "unknown numerics 'released'", "did you mean 'release'", numerics="released")
+
+
+def test_a_window_or_an_extension_is_laid_on(folder: Path, tmp_path: Path) -> None:
+    """As on a native checkpoint of the same weights; the release's own numerics know neither."""
+    windowed = opened(folder, window="16")
+    assert windowed.description.scheme == "kerple-log,window=16"
+    assert windowed.scheme_parameters() == opened(folder).scheme_parameters()
+    tokens = torch.arange(40)[None] % 48
+    plain, near = opened(folder).decoder(), windowed.decoder()
+    with torch.no_grad():
+        assert torch.equal(near(tokens)[:, :16], plain(tokens)[:, :16])
+        assert not torch.allclose(near(tokens)[:, 20:], plain(tokens)[:, 20:])
+        by_hand = opened(folder).decoder()
+        lay_on(by_hand, replace(by_hand.config, modifiers={"window": {"width": 16}}))
+        assert torch.equal(near(tokens), by_hand(tokens))
+    refused(
+        folder, "numerics=release computes the release's own schemes alone", window="4", numerics="release"
+    )
+    refused(folder, "ssmax has parameters", ssmax="1")
 
 
 # --- pos-emb -------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kerple_eval.kernels import log_kernel
 from kerple_eval.model import attention as module
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention, make_table, uses_general_path
-from kerple_eval.model.decoder import build_scheme
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry
 from tests import oracles, tiny
@@ -326,7 +326,7 @@ def test_training_memory_grows_linearly(name: str, length: int, monkeypatch: pyt
 def test_a_chunk_of_bias_is_a_view_of_the_vector() -> None:
     table = make_table(scheme_of("kerple-log"), 50, torch.float64, torch.device("cpu"))
     assert table is not None
-    view = table.view(40, 49)
+    view, _ = table.view(40, 49)
     assert view.untyped_storage().data_ptr() == table.values.untyped_storage().data_ptr()
     assert view.shape == (1, HEADS, 10, 50)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.checkpoints.native import write_checkpoint
 from kerple_eval.cli import cli
 from kerple_eval.data.tokenizer import JsonTokenizer
@@ -109,3 +110,17 @@ def good(models: dict[str, str], text: str, tmp_path: Path) -> dict[str, list[st
 
 def command(good: dict[str, list[str]], **changes: list[str]) -> list[str]:
     return ["run", *(word for part in (good | changes).values() for word in part)]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the inputs of every forward pass from here on."""
+    seen: list[tuple[int, ...]] = []
+    real = DecoderModel.logits
+
+    def logits(self: DecoderModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+        seen.append(tuple(inputs.shape))
+        return real(self, inputs, rows)
+
+    monkeypatch.setattr(DecoderModel, "logits", logits)
+    return seen

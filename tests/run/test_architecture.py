@@ -21,14 +21,27 @@ LEVELS = (
         "files",
         "devices",
         "interrupts",
+        "kernel_view",
+        "scheme_lines",
         "shares",
     ),  # __init__: its version; its other names are lazy
     ("catalogue",),
     ("schemes",),
     ("model", "protocols", "data"),
     ("checkpoints",),
-    ("scoring", "stats", "ratio", "reductions", "cells", "records", "explanation"),
-    ("explanation_command", "footprint", "plan", "reuse", "run", "reports", "training"),
+    ("scoring", "stats", "reductions", "cells", "records", "explanation", "scheme_view"),
+    ("precision",),
+    (
+        "explanation_command",
+        "footprint",
+        "plan",
+        "growing",
+        "reuse",
+        "run",
+        "worklist",
+        "reports",
+        "training",
+    ),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -36,10 +49,10 @@ LEVELS = (
 
 #: What the plug-ins of a family share.
 PLUG_INS = {
-    "schemes": {"base"},
+    "schemes": {"adaptive", "base", "composite", "networks", "rotary", "slopes"},
     "protocols": {"base"},
-    "checkpoints": {"base", "card", "decoder_model", "pickle_scan", "pickles", "shipped"},
-    "reports": {"grid", "style"},
+    "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
+    "reports": {"grid", "rows", "style"},
 }
 
 #: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name, and
@@ -72,6 +85,7 @@ COMPOSED = {
     "checkpoints.hf_model": {"hf_rope"},
     "checkpoints.hf_tokenizer": {"hf_files"},
     "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
+    "reports.table": {"paper", "seeds", "sheet"},
     "reports.page": {"curve", "position", "table"},
 }
 
@@ -79,16 +93,18 @@ NO_TORCH = (
     "protocols",
     "stats",
     "reductions",
-    "ratio",
     "explanation",
     "explanation_command",
     "cells",
     "records",
     "reports",
     "catalogue",
+    "scheme_lines",
     "types",
     "files",
     "commands/listing",
+    "commands/plot",
+    "kernel_view",
 )
 
 

@@ -19,7 +19,10 @@ COLUMNS = (
     "model,scheme,seed,train_length,task,protocol,length,documents,windows,targets,targets_hash,"
     "nll,ppl,bits_per_byte,dtype,device,status,error"
 )
-COMMANDS = {"run", "table", "plot", "explain", "report", "train", "inspect", "convert", "list", "demo"}
+COMMANDS = {
+    "run", "table", "compare", "intervals", "plot", "explain", "report", "train", "inspect", "convert",
+    "list", "demo",
+}  # fmt: skip
 LISTS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
 

@@ -47,20 +47,6 @@ def whole(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     return raw
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the inputs of every forward pass from here on."""
-    seen: list[tuple[int, ...]] = []
-    real = DecoderModel.logits
-
-    def logits(self: DecoderModel, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
-        seen.append(tuple(inputs.shape))
-        return real(self, inputs, rows)
-
-    monkeypatch.setattr(DecoderModel, "logits", logits)
-    return seen
-
-
 def stamps(out: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of change of every finished cell."""
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (out / "cells").glob("*.parquet")}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from kerple_eval.cells import Cell
 from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.data.texts import Reading
-from kerple_eval.plan import CellPlan, parse_protocol
-from kerple_eval.reuse import Source, find
-from kerple_eval.types import CellKey, Window
+from kerple_eval.plan import parse_protocol
+from kerple_eval.reuse import find
+from kerple_eval.types import Window
+from kerple_eval.worklist import Work
 from tests.run.victim import killed_at
 
 PROTOCOLS = (
@@ -151,32 +154,33 @@ def test_a_failed_source_is_no_source(
     assert cell.header["losses_from"] == "forward pass"
 
 
-def plan_of(protocol: str, length: int, ids: list[list[int]], bos: int | None = None) -> CellPlan:
+def work(protocol: str, length: int, ids: list[list[int]], bos: int | None = None) -> Work:
     documents = [TokenDocument(str(i), np.array(d, dtype=np.int64)) for i, d in enumerate(ids)]
     reading = Reading(documents, "never" if bos is None else "window", bos)
-    return parse_protocol(protocol, [length]).cell(reading, length)
+    plan = parse_protocol(protocol, [length])
+    return Work(plan.key("m", "t", length), SimpleNamespace(), plan, plan.cell(reading, length))  # type: ignore[arg-type]
 
 
-def taken(plan: CellPlan, source: CellPlan, invariant: bool = True) -> set[int]:
-    """Window numbers of ``plan`` that ``source`` serves; the losses are checked on the way."""
+def taken(task: Work, source: Work, invariant: bool = True, only: set[int] | None = None) -> set[int]:
+    """Windows of ``task`` that ``source`` serves (of documents ``only``); the losses are checked too."""
 
-    def loss(number: int, document: int, window: Window) -> np.ndarray:
-        """Depends on the row of the source, so that a wrong one shows."""
-        base = hash((tuple(source.documents[document].ids.tolist()), window.start)) % 1000
-        return np.arange(window.first_target, window.stop + 1, dtype=np.float32) + base
+    def base(plan: Work, document: int, window: Window) -> int:
+        """Tells rows apart, so that a wrong one shows."""
+        return hash((tuple(plan.documents[document].ids.tolist()), window.start)) % 1000
 
-    key, other = CellKey("m", "t", "x", 8), CellKey("m", "t", "y", 8)
+    task.model = SimpleNamespace(description=SimpleNamespace(prefix_invariant=invariant))  # type: ignore[assignment]
+    held = [(d, w) for d, w in source.windows if only is None or d in only]
     cell = Cell(
-        other, {}, np.array([d for d, _ in source.windows]), [w for _, w in source.windows],
-        [loss(i, d, w) for i, (d, w) in enumerate(source.windows)], None,
+        source.key, {"documents": [{"sha256": d.sha256} for d in source.documents]},
+        np.array([d for d, _ in held]), [w for _, w in held],
+        [np.arange(w.first_target, w.stop + 1, dtype=np.float32) + base(source, d, w) for d, w in held], None,
     )  # fmt: skip
-    found = find(
-        key, plan, [Source(other, source)], lambda k: cell, prefix_invariant=invariant, is_prefix=False
-    )
+    source.key, task.key = replace(source.key, protocol="held"), replace(task.key, protocol="wanted")
+    found = find(task, [source], lambda key: cell)
     for index, row in found.losses.items():
-        document, window = plan.windows[index]
-        base = hash((tuple(plan.documents[document].ids.tolist()), window.start)) % 1000
-        assert row.tolist() == [k + base for k in range(window.first_target, window.stop + 1)]
+        document, window = task.windows[index]
+        targets = range(window.first_target, window.stop + 1)
+        assert row.tolist() == [k + base(task, document, window) for k in targets]
     return set(found.losses)
 
 
@@ -184,23 +188,25 @@ IDS = [list(range(40)), list(range(5, 45))]
 
 
 def test_inputs_must_be_the_same() -> None:
-    full = plan_of("full-context", 8, IDS)
-    last = plan_of("last:k=3", 8, IDS)
+    full = work("full-context", 8, IDS)
+    last = work("last:k=3", 8, IDS)
     every = set(range(len(last.windows)))
     assert taken(last, full) == every
     assert taken(full, last) == set()  # not all targets
-    assert taken(last, plan_of("full-context", 8, IDS[::-1])) == every  # by content, in any order
-    assert taken(last, plan_of("full-context", 8, IDS[:1])) == {i for i in every if last.windows[i][0] == 0}
+    assert taken(last, work("full-context", 8, IDS[::-1])) == every  # by content, in any order
+    assert taken(last, work("full-context", 8, IDS[:1])) == {i for i in every if last.windows[i][0] == 0}
     changed = [[*d[:-1], 99] for d in IDS]
-    assert taken(last, plan_of("full-context", 8, changed)) == set()
-    marked = plan_of("last:k=3", 9, IDS, bos=1)
+    assert taken(last, work("full-context", 8, changed)) == set()
+    marked = work("last:k=3", 9, IDS, bos=1)
     assert taken(marked, full) == set()
-    assert taken(marked, plan_of("full-context", 9, IDS, bos=2)) == set()
-    assert taken(marked, plan_of("full-context", 9, IDS, bos=1)) == set(range(len(marked.windows)))
+    assert taken(marked, work("full-context", 9, IDS, bos=2)) == set()
+    assert taken(marked, work("full-context", 9, IDS, bos=1)) == set(range(len(marked.windows)))
+    # A cell that holds some of its documents so far (--precision).
+    assert taken(last, full, only={1}) == {i for i in every if last.windows[i][0] == 1}
 
 
 def test_a_longer_window_serves_only_where_what_follows_does_not_matter() -> None:
-    full, longer = plan_of("full-context", 8, IDS), plan_of("full-context", 16, IDS)
+    full, longer = work("full-context", 8, IDS), work("full-context", 16, IDS)
     starts = {i for i, (_, w) in enumerate(full.windows) if w.start % 16 == 0}
     assert taken(full, longer) == starts
     ends = {i for i in starts if full.windows[i][1].stop == 39}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kerple_eval.model.decoder import build_scheme
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.schemes.alibi import Alibi, slopes
 from kerple_eval.types import Geometry, UserError
 from tests import oracles, tiny

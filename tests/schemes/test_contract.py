@@ -17,8 +17,9 @@ from kerple_eval import catalogue
 from kerple_eval.catalogue import SchemeEntry, load, schemes
 from kerple_eval.checkpoints.native import NativeCheckpoint, write_checkpoint
 from kerple_eval.model import attention as module
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention, make_table
-from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.model.decoder import Decoder
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry, UserError
 from tests import oracles, tiny
@@ -47,7 +48,7 @@ def test_the_line_names_a_scheme_with_a_source(name: str) -> None:
     assert "Source:" in source
     assert entry.name == name
     years = [2000 + int(part[:2]) for part in entry.paper.split("arXiv ")[1:]]  # arXiv YYMM.NNNNN
-    assert entry.year == min(years)
+    assert not years or entry.year == min(years)
 
 
 @every_scheme
@@ -56,18 +57,27 @@ def test_parameter_formula(name: str, heads: int) -> None:
     """``2 H``, ``R H``, ``P W`` or ``0``: the real count, the same for one layer and for three."""
     for layers in (1, 3):
         made = Decoder(tiny.config(name, layers=layers, heads=heads, width=4 * heads))
+        part = made.scheme.at(0)
         letters = {
             "H": heads,
             "W": 4 * heads,
-            "R": getattr(made.scheme, "buckets", None),
-            "P": made.scheme.max_positions,
-            "K": len(getattr(made.scheme, "ranges", ())),
+            "d": 4,
+            "R": getattr(part, "buckets", None),
+            "P": getattr(part, "positions", None) or part.max_positions,
+            "M": getattr(part, "units", None),
+            "C": getattr(part, "columns", None),
+            "K": len(getattr(part, "ranges", ())),
         }
-        formula = schemes()[name].parameters
-        expected = math.prod(
-            letters[part] if part in letters else int(part)  # type: ignore[misc]
-            for part in formula.split()
+        formula, _, apart = schemes()[name].parameters.partition(" a ")
+        assert apart in {"", "layer"}
+        each = sum(
+            math.prod(
+                letters[factor] if factor in letters else int(factor)  # type: ignore[misc]
+                for factor in term.split()
+            )
+            for term in formula.split("+")
         )
+        expected = each * (layers if apart else 1)
         claimed = [p for n, p in made.named_parameters() if n.startswith("scheme.")]
         assert sum(p.numel() for p in claimed) == expected
         assert [p.shape for p in made.scheme.parameters()] == [p.shape for p in claimed]
@@ -88,7 +98,9 @@ def test_prefix_invariance_is_as_the_line_says(name: str) -> None:
 
 @every_scheme
 def test_causality(name: str) -> None:
+    """A changed token moves what follows, as far as a window lets one see, and nothing before."""
     made = tiny.decoder(tiny.config(name))
+    sight = {"window": 8, "streaming-sink": 3}.get(name, 24)
     tokens = tiny.tokens(24)
     whole = logits(made, tokens)
     for at in (1, 5, 8, 22):
@@ -96,7 +108,7 @@ def test_causality(name: str) -> None:
         changed[at] = (changed[at] + 1) % 11
         moved = (logits(made, changed) - whole).abs().amax(dim=1)
         assert float(moved[:at].max()) < 1e-12
-        assert bool((moved[at:] > 1e-6).all())
+        assert bool((moved[at : at + sight] > 1e-6).all())
 
 
 @every_scheme
@@ -128,6 +140,10 @@ def test_finite_at_four_times_the_trained_length(name: str) -> None:
     assert float(out.std()) > 0.01
 
 
+#: A number a head added to all its scores: in the reference, and without effect under softmax.
+CANCELS = {"fire": "scheme.out.bias", "dape": ".out.bias", "dape-v2": ".out.bias"}
+
+
 @every_scheme
 def test_gradients_reach_every_parameter(name: str) -> None:
     made = tiny.decoder(tiny.config(name))
@@ -137,6 +153,9 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     for key, parameter in made.named_parameters():
         assert parameter.grad is not None, key
         assert bool(torch.isfinite(parameter.grad).all()), key
+        if key.startswith("scheme.") and key.endswith(CANCELS.get(name, "-")):
+            assert float(parameter.grad.abs().max()) < 1e-8, key
+            continue
         assert float(parameter.grad.abs().max()) > 1e-8, key
         if key.removeprefix("scheme.r").isdecimal():
             assert bool((parameter.grad != 0).all()), key
@@ -171,7 +190,7 @@ def test_a_scheme_draws_from_its_generator_alone(name: str) -> None:
 
 @every_scheme
 def test_projection_holds_the_declared_intervals(name: str) -> None:
-    made = Decoder(tiny.config(name)).scheme
+    made = Decoder(tiny.config(name)).scheme.at(0)
     for key, (lowest, highest) in made.constraints.items():
         parameter = made.get_parameter(key)
         for edge, outside in ((lowest, -1e6), (highest, 1e6)):

@@ -12,9 +12,10 @@ import torch
 
 from kerple_eval.catalogue import SchemeEntry, parse_scheme, parse_spec
 from kerple_eval.checkpoints.native import NativeCheckpoint
-from kerple_eval.model.decoder import Decoder, build_scheme
+from kerple_eval.model.assembly import build_scheme
+from kerple_eval.model.decoder import Decoder
 from kerple_eval.schemes.kernel import FormulaKernel
-from kerple_eval.types import Geometry, Spec, UserError
+from kerple_eval.types import Geometry, SchemeSpec, UserError
 from tests import oracles, tiny
 from tests.run.conftest import Cli, invoke, text
 
@@ -49,13 +50,14 @@ SPECS = {
 @pytest.mark.parametrize("given", SPECS)
 def test_the_formula_is_all_the_text_after_the_colon(given: str) -> None:
     spec = parse_scheme(given)
-    assert spec == Spec("kernel", (("formula", SPECS[given]),))
+    assert spec == SchemeSpec("kernel", (("formula", SPECS[given]),))
     assert parse_scheme(str(spec)) == spec
 
 
 @pytest.mark.parametrize("given", ["kerple-log", "t5:buckets=8,max_distance=16", "rope: base = 5", "nope"])
 def test_other_schemes_are_read_as_before(given: str) -> None:
-    assert parse_scheme(given) == parse_spec(given)
+    plain = parse_spec(given)
+    assert parse_scheme(given) == SchemeSpec(plain.name, plain.options)
 
 
 def test_a_line_without_a_text_option_has_none() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.model.decoder import build_scheme
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.schemes.sinusoidal import Sinusoidal
 from kerple_eval.types import Geometry, UserError
 from tests import oracles, tiny

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kerple_eval.model.decoder import build_scheme
+from kerple_eval.model.assembly import build_scheme
 from kerple_eval.schemes.t5 import T5, bucket_index
 from kerple_eval.types import Geometry, UserError
 from tests import oracles, tiny

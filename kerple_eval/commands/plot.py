@@ -1,0 +1,80 @@
+"""``kerple-eval plot``: figures of run directories (no torch), or of the kernels of models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kerple_eval.catalogue import FORMATS, REPORTS, Entry, by_name, load, unknown
+from kerple_eval.kernel_view import KernelView
+from kerple_eval.types import UserError
+
+MODEL = "MODEL (zoo:NAME, native:DIR, neox:DIR, ...)"
+
+
+def kinds() -> dict[str, Entry]:
+    """The reports that are figures."""
+    return {name: e for name, e in by_name(REPORTS).items() if e.target.endswith(":draw")}
+
+
+def run(
+    sources: Sequence[str], kind: str, out: Path, *,
+    length: int | None = None, head: int | None = None, layer: int | None = None,
+) -> None:  # fmt: skip
+    """Write the figure ``kind`` of ``sources`` to ``out``."""
+    if kind not in kinds():
+        raise unknown("kind of figure", kind, kinds())
+    entry = kinds()[kind]
+    _fitting(sources, entry)
+    draw = load(entry.target)
+    given = {k: v for k, v in {"length": length, "head": head, "layer": layer}.items() if v is not None}
+    accepted = set(inspect.signature(draw).parameters) | ({"layer"} if entry.takes == "models" else set())
+    for option in given:
+        if option not in accepted:
+            raise UserError(f"--kind {kind} has no --{option}; leave it out")
+    given.pop("layer", None)
+    if entry.takes == "runs":
+        draw(sources, out)
+    else:
+        draw(_views(sources, draw, head, layer), out, **given)
+
+
+def _fitting(sources: Sequence[str], entry: Entry) -> None:
+    """Run directories where they are wanted, models where those are."""
+    for source in sources:
+        is_run = (Path(source) / "run.json").is_file()
+        if entry.takes == "models" and is_run:
+            others = ", ".join(name for name, e in kinds().items() if e.takes == "runs")
+            raise UserError(
+                f"{source} is a run directory, --kind {entry.name} takes a {MODEL}; of runs: {others}"
+            )
+        if entry.takes == "runs" and not is_run and _names_a_model(source):
+            others = ", ".join(name for name, e in kinds().items() if e.takes == "models")
+            raise UserError(
+                f"{source} is a model, --kind {entry.name} takes run directories; of models: {others}"
+            )
+
+
+def _names_a_model(source: str) -> bool:
+    """``[LABEL=]FORMAT:...``, or a folder with a checkpoint's own file."""
+    prefix = source.partition("=")[2] or source
+    written = any(word.startswith(f"{name}:") for name in by_name(FORMATS) for word in (source, prefix))
+    return written or any((Path(source) / name).is_file() for name in ("config.json", "latest"))
+
+
+def _views(
+    sources: Sequence[str], draw: Callable[..., None], head: int | None, layer: int | None
+) -> list[KernelView]:
+    from kerple_eval.checkpoints.resolve import label_models, open_model, parse_model  # noqa: PLC0415
+    from kerple_eval.scheme_view import view  # noqa: PLC0415
+
+    hooks = load(f"{draw.__module__}:HOOKS")
+    specs = [parse_model(source) for source in sources]
+    views: list[KernelView] = []
+    for spec, label in zip(specs, label_models(specs), strict=True):
+        made = view(open_model(spec), label, hooks, layer)
+        if head is not None and head >= made.heads:
+            raise UserError(f"--head {head}: {label} has heads 0 to {made.heads - 1}")
+        views.append(made)
+    return views

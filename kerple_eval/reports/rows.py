@@ -1,0 +1,86 @@
+"""Rows of text as an aligned table for the terminal, or as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from kerple_eval.catalogue import unknown
+
+FORMATS = ("text", "markdown", "csv")
+
+
+def check_format(style: str) -> None:
+    if style not in FORMATS:
+        raise unknown("format", style, FORMATS)
+
+
+def draw(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], style: str
+) -> str:
+    """A titled table with notes under it; the first and last columns are words, the others numbers.
+
+    A column without an entry is left out.
+    """
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    if style == "markdown":
+        lines = [
+            f"**{title}**",
+            "",
+            _bar(head),
+            "|" + "|".join(["---", *["---:"] * (len(head) - 2), "---"]) + "|",
+        ]
+        lines += [_bar(row) for row in rows]
+        lines += ["", *(f"* {note}" for note in notes)]
+    else:
+        widths = [max(map(len, column)) for column in zip_longest(head, *rows, fillvalue="")]
+        lines = [title, "", _aligned(head, widths), "  " + "-" * (sum(widths) + 2 * len(widths) - 2)]
+        lines += [_aligned(row, widths) for row in rows]
+        lines += ["", *(f"  {note}" for note in notes)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _bar(row: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    last = len(row) - 1
+    words = [
+        text.ljust(width) if i in (0, last) else text.rjust(width)
+        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  " + "  ".join(words)
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Full precision; None is an empty field."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row[column] for column in columns)
+        writer.writerow(["" if v is None else repr(v) if isinstance(v, float) else str(v) for v in values])
+    return buffer.getvalue()
+
+
+def number(value: float | None) -> str:
+    """Perplexities: four significant digits or so."""
+    if value is None:
+        return ""
+    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """The ends of an interval of perplexity; an end beyond the largest float is ``inf`` in words."""
+    return f"{number(low) or 'too large'} to {number(high) or 'too large'}"
+
+
+def probability(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"

@@ -1,0 +1,154 @@
+"""Schemes made of schemes: one a layer, and one with modifiers laid on it.
+
+A modifier is a scheme that changes what another does (a window, a scaling of the scores, positions put
+elsewhere) and adds no position of its own. The hooks that say where a token stands (``embed``, ``rotate``,
+``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` multiplies, ``window`` is the
+smallest, ``visible`` holds where every part sees, and one part at most may ``remap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kerple_eval.schemes.base import Scheme
+from kerple_eval.types import UserError
+
+#: Hooks that a modifier may give a meaning.
+MODIFYING = ("row_scale", "visible", "remap")
+
+
+class Stacked(Scheme):
+    """A scheme of each layer's own: ``layers`` hold the parts, every hook is asked of ``at(layer)``."""
+
+    def __init__(self, parts: Iterable[Scheme]) -> None:
+        made = list(parts)
+        super().__init__(made[0].geometry)
+        self.layers = nn.ModuleList(made)
+        self.max_positions = made[0].max_positions
+        self.prefix_invariant = made[0].prefix_invariant
+
+    def at(self, layer: int) -> Scheme:
+        part = self.layers[layer]
+        assert isinstance(part, Scheme)
+        return part
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for layer in range(len(self.layers)):
+            self.at(layer).reset_parameters(generator)
+
+    @torch.no_grad()
+    def project_(self) -> dict[str, int]:
+        return {
+            f"layers.{layer}.{name}": count
+            for layer in range(len(self.layers))
+            for name, count in self.at(layer).project_().items()
+        }
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        for layer in range(len(self.layers)):
+            self.at(layer).begin_step(generator)
+
+    def implements(self, hook: str) -> bool:
+        return self.at(0).implements(hook)
+
+
+class Combined(Scheme):
+    """``base`` with ``modifiers``, by name."""
+
+    def __init__(self, base: Scheme, modifiers: Mapping[str, Scheme]) -> None:
+        super().__init__(base.geometry)
+        self.base = base
+        self.modifiers = nn.ModuleDict(modifiers)
+        self.parts = {"": base, **modifiers}  # no Module of its own: the same ones, by name
+        remapping = [name for name, part in modifiers.items() if part.implements("remap")]
+        if len(remapping) > 1:
+            raise UserError(f"{' and '.join(remapping)} both move positions; lay one of them on")
+        placed = [h for h in ("embed", "bias", "score") if base.implements(h)]
+        if remapping and placed:
+            raise UserError(
+                f"{remapping[0]} needs a scheme of relative position (rope, a kernel of distance), not "
+                f"{type(base).__name__}, which places tokens by {placed[0]}"
+            )
+        if remapping and not base.prefix_invariant:
+            raise UserError(f"{remapping[0]} does not go with a scheme that follows the window's length")
+        windows = [part.window for part in self.parts.values() if part.window is not None]
+        self.window = min(windows, default=None)
+        self.max_positions = base.max_positions
+        self.prefix_invariant = all(part.prefix_invariant for part in self.parts.values())
+        self._by_layer = (
+            [Combined(base.at(i), modifiers) for i in range(len(base.layers))]
+            if isinstance(base, Stacked)
+            else []
+        )
+
+    def at(self, layer: int) -> Scheme:
+        return self._by_layer[layer] if self._by_layer else self
+
+    def implements(self, hook: str) -> bool:
+        return any(part.implements(hook) for part in self.parts.values())
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for part in self.parts.values():
+            part.reset_parameters(generator)
+
+    @torch.no_grad()
+    def project_(self) -> dict[str, int]:
+        return {
+            f"modifiers.{key}.{name}" if key else f"base.{name}": count
+            for key, part in self.parts.items()
+            for name, count in part.project_().items()
+        }
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        self.base.begin_step(generator)
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.base.embed(x, positions)
+
+    def row_scale(self, positions_q: Tensor) -> Tensor | None:
+        found = [part.row_scale(positions_q) for part in self.parts.values()]
+        scales = [scale for scale in found if scale is not None]
+        out = scales[0] if scales else None
+        for scale in scales[1:]:
+            out = out * scale if out is not None else scale
+        return out
+
+    def rotate(self, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.rotate(q, k, positions_q, positions_k)
+
+    def kernel(self, distance: Tensor) -> Tensor | None:
+        return self.base.kernel(distance)
+
+    def weight(self, distance: Tensor) -> Tensor | None:
+        return self.base.weight(distance)
+
+    def bias(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
+        return self.base.bias(positions_q, positions_k)
+
+    def observe(self, x: Tensor) -> Any:
+        return self.base.observe(x)
+
+    def score(
+        self, scores: Tensor, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor,
+        observed: Any = None,
+    ) -> Tensor:  # fmt: skip
+        extra = (observed,) if self.base.implements("observe") else ()
+        return self.base.score(scores, q, k, positions_q, positions_k, *extra)
+
+    def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
+        out: Tensor | None = None
+        for part in self.parts.values():
+            seen = part.visible(positions_q, positions_k)
+            if seen is not None:
+                out = seen if out is None else out & seen
+        return out
+
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        for part in self.parts.values():
+            if part.implements("remap"):
+                return part.remap(positions_q, positions_k)
+        return None

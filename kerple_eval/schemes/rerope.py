@@ -1,0 +1,39 @@
+"""ReRoPE: neighbours at their distance, farther keys all at distance w (Leaky: w + (D - w) / k).
+
+Source: Su, "Rectified Rotary Position Embeddings" (2023), code bojone/rerope, ``rerope_patch.py`` and
+``leaky_rerope_patch.py``.
+
+For D = i - j < w the pair stands where it is; for D >= w the query stands at w and the key at 0. With
+``leak`` k > 1 (Leaky ReRoPE) the far pair stands at distance ``w + (D - w) / k``. ``window`` w (tokens) is
+half the trained length unless given. A modifier of relative schemes, laid on a trained model; no
+parameters; prefix-invariant. The released code also sharpens queries beyond the trained length:
+``rope,rerope=256,log-n=512`` lays both on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kerple_eval.schemes.base import Scheme
+from kerple_eval.types import Geometry, UserError
+
+
+class ReRope(Scheme):
+    def __init__(self, geometry: Geometry, *, window: int = 0, leak: float = 0.0) -> None:
+        super().__init__(geometry)
+        if window < 0:
+            raise UserError(f"rerope: window={window} must be at least 1 (or 0: half the trained length)")
+        if leak and not 1 < leak < math.inf:
+            raise UserError(f"rerope: leak={leak} must be above 1 (or 0: none)")
+        self.near = window or max(1, geometry.train_length // 2)
+        self.leak = leak
+
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        far = positions_q[:, None] - positions_k >= self.near
+        if not self.leak:
+            return far, torch.full_like(positions_q, self.near), torch.zeros_like(positions_k)
+        start = self.near * (1 - 1 / self.leak)
+        return far, positions_q.double() / self.leak + start, positions_k.double() / self.leak

@@ -1,0 +1,102 @@
+"""Tests of paired differences, and the correction for asking many of them.
+
+SciPy's routines; Holm's step-down correction (Holm 1979) is not in SciPy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kerple_eval.stats.documents import Counts, Sums
+from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, batch, not_enough
+from kerple_eval.types import UserError
+
+ALPHA = 0.05
+FLIPS = 9999
+
+
+@dataclass(frozen=True, slots=True)
+class SeedTest:
+    """Student's paired two-sided t-test over seeds; ``difference`` is the mean of first - second."""
+
+    difference: float
+    t: float
+    p: float
+    seeds: int
+
+
+def seed_test(first: Sequence[float], second: Sequence[float]) -> SeedTest | None:
+    """Paired t-test of values by seed (the KERPLE paper: perplexities); None below two seeds.
+
+    Differences that are all equal have no spread to test against: p = 0 where they are not zero, as the
+    limit has it, and p = 1 where they are.
+    """
+    if len(first) != len(second):
+        raise UserError(f"a paired test needs the same seeds on both sides: {len(first)}, {len(second)}")
+    if len(first) < 2:
+        return None
+    from scipy.stats import ttest_rel  # noqa: PLC0415
+
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return SeedTest(mean, math.copysign(math.inf, mean) if mean else 0.0, float(mean == 0), len(first))
+    result = ttest_rel(first, second)
+    return SeedTest(mean, float(result.statistic), float(result.pvalue), len(first))
+
+
+def dagger(test: SeedTest | None, alpha: float = ALPHA) -> bool:
+    """Whether the first (a baseline) is significantly worse than the second (the reference)."""
+    return test is not None and test.p < alpha and test.difference > 0
+
+
+def sign_flip_p(differences: Sums, *, seed: int = 0, flips: int = FLIPS) -> float:
+    """Two-sided p of the sum of paired differences by document when their signs are arbitrary.
+
+    ``differences [n]``: summed loss of one model less the other's, by document (nats). Every one of the
+    2^n signs where that is no more than ``flips``, so that p is exact; else drawn, p = (hits + 1) /
+    (flips + 1).
+
+    Raises:
+        UserError: fewer than five documents: 2^-4 = 0.0625 is the least p that four could give.
+    """
+    if len(differences) < MINIMUM_DOCUMENTS:
+        raise UserError(not_enough(len(differences)).replace("an interval", "a test"))
+    from scipy.stats import permutation_test  # noqa: PLC0415
+
+    def total(x: Sums, axis: int = -1) -> Sums:
+        return np.asarray(x.sum(axis=axis))
+
+    result = permutation_test(
+        (differences,), total, permutation_type="samples", vectorized=True, n_resamples=flips,
+        batch=batch(len(differences)), alternative="two-sided", rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: reject those at or below alpha, and the chance of one false rejection
+    among all stays below alpha whatever the tests have to do with each other."""
+    adjusted = [1.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def effect_size(differences: Sums, counts: Counts) -> float | None:
+    """Cohen's d of paired differences: mean over standard deviation of the documents' contributions.
+
+    Contributions are linearised, as in the interval: d_i + D (1 - n c_i / C) with d_i the document's
+    difference over the mean count, so that documents weigh by their targets. None without spread.
+    """
+    n, total = len(differences), float(counts.sum())
+    ratio = float(differences.sum()) / total
+    residuals = (differences - ratio * counts) * (n / total)
+    deviation = math.sqrt(float((residuals**2).sum()) / (n - 1))
+    return ratio / deviation if deviation else None

@@ -1,0 +1,9 @@
+#!/bin/sh
+# The kernels that the zoo's models have learned. From the top of the clone, nothing is trained.
+set -e
+PYTHON=${PYTHON:-python}
+OUT=${OUT:-results/zoo-kernels}
+$PYTHON -m kerple_eval plot zoo:kerple-log zoo:kerple-power zoo:alibi zoo:t5 --kind kernels --out "$OUT/kernels.png"
+$PYTHON -m kerple_eval plot zoo:kerple-log zoo:kerple-power zoo:alibi zoo:t5 --kind effective-length \
+  --out "$OUT/effective-length.png"
+$PYTHON -m kerple_eval plot zoo:kerple-log zoo:alibi --kind matrix --out "$OUT/matrix.png"

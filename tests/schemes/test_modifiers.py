@@ -1,0 +1,270 @@
+"""Windows, sinks, moved positions and scalings against one pair at a time in float64.
+
+An oracle says of a query i and a key j whether the pair is seen, at which distance it stands and by how
+much the query's row is scaled, straight from the papers; the logit is then written out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kerple_eval.catalogue import parse_scheme, schemes
+from kerple_eval.model import attention as module
+from kerple_eval.model.assembly import build_scheme
+from kerple_eval.model.attention import attention, eager_attention, make_table
+from kerple_eval.schemes.base import Scheme
+from kerple_eval.types import SchemeSpec, UserError
+from tests import oracles, tiny
+
+HEADS, DIM, TRAINED = 3, 4, 8
+Pair = tuple[bool, float, float]  # seen, distance, scaling of the row
+
+
+def streaming(i: int, j: int, recent: int, sinks: int) -> Pair:
+    """A cache trimmed after every token: the keys a query finds, and the places they have in it."""
+    held = list(range(i + 1))
+    while len(held) > sinks + recent + 1:
+        del held[sinks]
+    return j in held, (held.index(i) - held.index(j)) if j in held else 0, 1.0
+
+
+def self_extend(i: int, j: int, window: int, group: int) -> Pair:
+    if i - j < window:
+        return True, i - j, 1.0
+    return True, (i // group + window - window // group) - j // group, 1.0
+
+
+def rerope(i: int, j: int, window: int, leak: float = 0.0) -> Pair:
+    beyond = i - j - window
+    if beyond < 0:
+        return True, i - j, 1.0
+    return True, window + (beyond / leak if leak else 0.0), 1.0
+
+
+def lm_infinite(i: int, j: int, recent: int, start: int, limit: int) -> Pair:
+    return i - j < recent or j < start, min(i - j, limit), 1.0
+
+
+#: modifier, its options, the oracle.
+CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
+    ("window", "window", lambda i, j: (i - j < TRAINED, i - j, 1.0)),
+    ("window", "window=1", lambda i, j: (i == j, i - j, 1.0)),
+    ("window", "window=5", lambda i, j: (i - j < 5, i - j, 1.0)),
+    ("window", "window=500", lambda i, j: (True, i - j, 1.0)),
+    ("log-n", "log-n", lambda i, j: (True, i - j, max(1.0, math.log(i + 1) / math.log(TRAINED)))),
+    ("log-n", "log-n=3", lambda i, j: (True, i - j, max(1.0, math.log(i + 1) / math.log(3)))),
+    ("streaming-sink", "streaming-sink", lambda i, j: streaming(i, j, 3, 4)),
+    ("streaming-sink", "streaming-sink=6,sinks=2", lambda i, j: streaming(i, j, 6, 2)),
+    ("lm-infinite", "lm-infinite", lambda i, j: lm_infinite(i, j, 8, 10, 8)),
+    ("lm-infinite", "lm-infinite=4,start=2,limit=6", lambda i, j: lm_infinite(i, j, 4, 2, 6)),
+    ("self-extend", "self-extend", lambda i, j: self_extend(i, j, 4, 8)),
+    ("self-extend", "self-extend=5,group=3", lambda i, j: self_extend(i, j, 5, 3)),
+    ("rerope", "rerope", lambda i, j: rerope(i, j, 4)),
+    ("rerope", "rerope=6", lambda i, j: rerope(i, j, 6)),
+    ("rerope", "rerope=3,leak=4", lambda i, j: rerope(i, j, 3, 4.0)),
+    ("window", "window=6,rerope=3", lambda i, j: (i - j < 6, rerope(i, j, 3)[1], 1.0)),
+    (
+        "log-n",
+        "rerope=6,log-n=8",
+        lambda i, j: (True, rerope(i, j, 6)[1], max(1.0, math.log(i + 1) / math.log(8))),
+    ),
+]
+BASES = ("rope", "alibi", "kerple-log", "nope")
+
+
+def made_of(text: str) -> Scheme:
+    spec = parse_scheme(text)
+    return build_scheme(
+        tiny.config(
+            spec.name,
+            heads=HEADS,
+            width=HEADS * DIM,
+            scheme_options=dict(spec.options),
+            modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
+        )
+    ).double()
+
+
+def logit(base: str, pair: Pair, q: np.ndarray, k: np.ndarray, head: int) -> float:
+    """Scaled score and bias of one pair at its distance: RoPE turns the query by the distance alone."""
+    seen, distance, scaling = pair
+    if not seen:
+        return -math.inf
+    score = float((oracles.rotate(q, distance) if base == "rope" else q) @ k) / math.sqrt(DIM) * scaling  # type: ignore[arg-type]
+    if base == "alibi":
+        score -= oracles.alibi_slopes(HEADS)[head] * distance
+    if base == "kerple-log":  # r1 = r2 = 1, as built
+        score -= math.log(1 + distance)
+    return score
+
+
+@pytest.fixture(params=[4, 1024])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(module, "QUERY_CHUNK", request.param)
+    monkeypatch.setattr(module, "BACKWARD_ROWS", 3)
+    monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", 2 * HEADS * 33 * request.param)
+    return int(request.param)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("laid", "pair"), [case[1:] for case in CASES], ids=[case[1] for case in CASES])
+@pytest.mark.parametrize("queries", [33, 7, 1])
+def test_every_pair_is_seen_where_the_paper_says(
+    base: str, laid: str, pair: Callable[[int, int], Pair], queries: int
+) -> None:
+    scheme = made_of(f"{base},{laid}")
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.normal(size=(2, HEADS, n, DIM)) for n in (queries, 33, 33))
+    expected = np.stack(
+        [
+            oracles.attend(
+                q[b], k[b], v[b],
+                lambda h, i, j, _, b=b: logit(base, pair(i, j), q[b, h, i - 33 + queries], k[b, h, j], h),
+            )
+            for b in range(2)
+        ]
+    )  # fmt: skip
+    tensors = [torch.from_numpy(x) for x in (q, k, v)]
+    table = make_table(scheme, 33, torch.float64, torch.device("cpu"))
+    with torch.no_grad():
+        out = attention(*tensors, scheme, table)
+        eager = eager_attention(*tensors, scheme)
+    np.testing.assert_allclose(eager.numpy(), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=1e-12)
+    if queries == 33:  # training attends over whole sequences
+        trained = attention(*(x.requires_grad_() for x in tensors), scheme, table)
+        np.testing.assert_allclose(trained.detach().numpy(), expected, rtol=0, atol=1e-12)
+        trained.square().sum().backward()
+        mine = [x.grad.clone() for x in tensors if x.grad is not None]
+        for x in tensors:
+            x.grad = None
+        eager_attention(*tensors, scheme).square().sum().backward()
+        for grad, x in zip(mine, tensors, strict=True):
+            assert x.grad is not None
+            np.testing.assert_allclose(grad.numpy(), x.grad.numpy(), rtol=0, atol=1e-10)
+
+
+def test_every_modifier_without_parameters_has_cases() -> None:
+    laid = {name for name, entry in schemes().items() if entry.stands_on and entry.parameters == "0"}
+    assert laid == {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize("width", [1, 7, 1000, 1024, 1500, 2048])
+def test_a_window_of_float32_over_whole_blocks(width: int) -> None:
+    """Blocks of which a row sees nothing are no NaN, whatever the fused kernel's blocks are."""
+    scheme = made_of(f"kerple-log,window={width}").float()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, HEADS, 2600, DIM, generator=generator) for _ in range(3))
+    with torch.no_grad():
+        out = attention(q, k, v, scheme, make_table(scheme, 2600, torch.float32, torch.device("cpu")))
+        exact = eager_attention(*(x.double() for x in (q, k, v)), scheme.double())
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=3e-6)
+
+
+def test_a_window_leaves_most_keys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is O(L window): keys handed to attention, counted."""
+    monkeypatch.setattr(module, "QUERY_CHUNK", 64)
+    counts = []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def counting(q: Any, k: Any, v: Any, **kwargs: Any) -> Any:
+        counts.append(q.shape[2] * k.shape[2])
+        return sdpa(q, k, v, **kwargs)
+
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", counting)
+    scheme = made_of("rope,window=32")
+    x = torch.randn(1, HEADS, 1024, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        attention(x, x, x, scheme, make_table(scheme, 1024, torch.float64, torch.device("cpu")))
+    assert sum(counts) <= 1024 * (64 + 32)
+
+
+@pytest.mark.parametrize("base", ["rope", "kerple-log", "nope"])
+def test_ssmax_scales_each_row_by_the_log_of_its_keys(base: str) -> None:
+    scheme = made_of(f"{base},ssmax")
+    s = torch.tensor([0.3, 1.2, 2.0], dtype=torch.float64)
+    with torch.no_grad():
+        scheme.get_parameter("modifiers.ssmax.s").copy_(s)
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.normal(size=(HEADS, n, DIM)) for n in (20, 20, 20))
+    expected = oracles.attend(
+        q, k, v,
+        lambda h, i, j, _: logit(base, (True, i - j, float(s[h]) * math.log(i + 1)), q[h, i], k[h, j], h),
+    )  # fmt: skip
+    tensors = [torch.from_numpy(x)[None] for x in (q, k, v)]
+    with torch.no_grad():
+        out = attention(*tensors, scheme, make_table(scheme, 20, torch.float64, torch.device("cpu")))
+    np.testing.assert_allclose(out[0].numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_ssmax_starts_at_one_at_the_last_trained_position() -> None:
+    scheme = made_of("ssmax")
+    scheme.reset_parameters(torch.Generator().manual_seed(0))
+    scale = scheme.row_scale(torch.arange(TRAINED))
+    assert scale is not None
+    np.testing.assert_allclose(scale[:, -1].detach().numpy(), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kerple-log,window=512", SchemeSpec("kerple-log", (), (("window", (("width", "512"),)),))),
+        ("rope,window", SchemeSpec("rope", (), (("window", (("width", ""),)),))),
+        (
+            "rope,self-extend=9,group=2,window=4:base=500",
+            SchemeSpec(
+                "rope",
+                (("base", "500"),),
+                (("self-extend", (("window", "9"), ("group", "2"))), ("window", (("width", "4"),))),
+            ),
+        ),
+        (
+            "kernel,window=4: -r1*D",
+            SchemeSpec("kernel", (("formula", "-r1*D"),), (("window", (("width", "4"),)),)),
+        ),
+    ],
+)
+def test_modifiers_are_read_and_written(text: str, expected: SchemeSpec) -> None:
+    assert parse_scheme(text) == expected
+    assert parse_scheme(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rope,windw=4", "unknown modifier 'windw': did you mean 'window'"),
+        ("rope,alibi", "unknown modifier 'alibi'"),
+        ("rope,4", "expected key=value, got '4'"),
+        ("rope,window=4,window=5", "given twice"),
+    ],
+)
+def test_a_wrong_modifier_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sinusoidal,rerope=4", "needs a scheme of relative position"),
+        ("rope,rerope=4,self-extend=3", "both move positions"),
+        ("rope,window=-1", "width=-1 must be at least 1"),
+        ("rope,self-extend=4,group=0", "must be at least 1"),
+        ("rope,rerope=4,leak=0.5", "leak=0.5 must be above 1"),
+        ("rope,streaming-sink,sinks=7", "leave no recent key"),
+        ("rope,lm-infinite=-4", "0 or more"),
+        ("rope,log-n=1", "at least 2"),
+        ("rope,ssmax=-1", "must be positive"),
+        ("rope,window=4,grp=2", "unknown option of window 'grp'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made_of(text)
