@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kerple_eval import stats
 from kerple_eval.files import read_json, write_atomically
-from kerple_eval.reductions import reduced_loss
+from kerple_eval.reductions import make_protocol, weighted_mean
 from kerple_eval.types import CellKey, UserError, Window
 
 SCHEMA_VERSION = 1
@@ -50,12 +50,8 @@ class Cell:
 
     def summary(self) -> dict[str, Any]:
         """The cell's row of ``summary.csv``."""
-        plain = "reduction" not in self.header
-        nll = (
-            stats.mean_loss(self.losses)
-            if plain
-            else reduced_loss(self.key.protocol, self.windows, self.losses)
-        )
+        weights = self.weights
+        nll = stats.mean_loss(self.losses) if weights is None else weighted_mean(self.losses, weights)
         total = None if self.byte_counts is None else sum(self.byte_counts)
         return {
             **_identity(self.key, self.header),
@@ -71,6 +67,13 @@ class Cell:
             "status": "ok",
             "error": None,
         }
+
+    @property
+    def weights(self) -> list[float] | None:
+        """What each window's mean loss weighs in ``nll``; None: its targets."""
+        if "reduction" not in self.header:
+            return None
+        return make_protocol(self.key.protocol)[0].weights(self.windows)
 
     def by_document(self) -> dict[str, list[NDArray[np.float32]]]:
         """Document name -> losses of its windows, in plan order."""

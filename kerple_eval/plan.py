@@ -154,6 +154,7 @@ def make_plan(
     plans = [parse_protocol(text_, lengths) for text_ in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
     _check_bos(bos, plans)
+    _check_precision(precision, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
         _refuse_beside_a_draw(
@@ -192,7 +193,6 @@ def make_plan(
     ]
     seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
     looks = settle(precision, against, _base(prepared), seeds, labels)
-    _check_precision(precision, plans)
     _plan_cells(planned, plans, {t.name: t.record for t in texts})
     specification = {  # what was asked comes first, so that a refusal names it before what follows from it
         "keep_short": keep_short,

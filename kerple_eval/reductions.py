@@ -12,10 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kerple_eval import stats
 from kerple_eval.catalogue import PROTOCOLS, entry, load, parse_spec, typed_options
 from kerple_eval.protocols.base import Protocol
-from kerple_eval.types import Window
 
 
 def make_protocol(text: str) -> tuple[Protocol, str]:
@@ -26,12 +24,6 @@ def make_protocol(text: str) -> tuple[Protocol, str]:
     written = ",".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
     protocol: Protocol = cls(**options)
     return protocol, spec.name + (f":{written}" if written else "")
-
-
-def reduced_loss(protocol: str, windows: Sequence[Window], losses: Sequence[NDArray[np.float32]]) -> float:
-    """``nll`` of a cell in nats, by the reduction of the protocol of that canonical string."""
-    weights = make_protocol(protocol)[0].weights(windows)
-    return stats.mean_loss(losses) if weights is None else weighted_mean(losses, weights)
 
 
 def weighted_mean(losses: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> float:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import kerple_eval
+from kerple_eval.cells import Cell
 from kerple_eval.protocols.dape import Dape
 from kerple_eval.protocols.hf_guide import HfGuide
 from kerple_eval.protocols.lm_eval_rolling import LmEvalRolling
 from kerple_eval.protocols.sliding_window import SlidingWindow
 from kerple_eval.protocols.yarn import Yarn
 from kerple_eval.reductions import make_protocol, weighted_mean
+from kerple_eval.stats.documents import scored as scored_cell
 from kerple_eval.types import FirstToken, UserError, Window
 
 GRID = list(itertools.product(range(1, 30), range(2, 12), range(1, 14)))  # n, L, S
@@ -137,3 +141,28 @@ def test_a_window_may_begin_with_its_target_only_after_a_marker() -> None:
     for bad in ((3, 5, 2), (3, 2, 3), (-1, 2, 0)):
         with pytest.raises(ValueError, match="not a window"):
             Window(*bad, after_marker=True)
+
+
+def test_intervals_are_of_the_tools_own_number(models: dict[str, str], text: str, tmp_path: Path) -> None:
+    """The ratio of a cell's sums by document is its nll, whatever the protocol weighs; no bytes then."""
+    protocols = ["full-context", "yarn:stride=8", "hf-guide:stride=8", "dape:k=4,batch=3"]
+    made = kerple_eval.evaluate(
+        models["rope"], text=text, lengths=[16], protocols=protocols, out=tmp_path / "r"
+    )
+    for cell, row in zip(made.cells(), made.summary().itertuples(), strict=True):
+        assert isinstance(cell, Cell)
+        found = scored_cell(cell)
+        assert found.sums.mean == pytest.approx(row.nll, rel=1e-12)
+        assert found.targets == row.targets
+        assert (found.sums.bytes is None) is ("reduction" in cell.header)
+    token_mean = made.losses(protocol="yarn:stride=8")["loss"].mean()
+    assert abs(token_mean - made.summary()["nll"][1]) > 1e-3
+    with pytest.raises(UserError, match="--precision has no meaning for protocol yarn:stride=8"):
+        kerple_eval.evaluate(
+            models["rope"],
+            text=text,
+            lengths=[16],
+            protocols="yarn:stride=8",
+            precision="1%",
+            out=tmp_path / "p",
+        )
