@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -26,6 +26,7 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.devices import DTYPES, resolve_device
+from kerple_eval.plan_checks import check_bos, check_precision, check_shorter, refuse_beside_a_draw
 from kerple_eval.precision import PrecisionPlan, settle
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.reductions import make_protocol
@@ -153,11 +154,11 @@ def make_plan(
     place = resolve_device(device)
     plans = [parse_protocol(text_, lengths) for text_ in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
-    _check_bos(bos, plans)
-    _check_precision(precision, plans)
+    check_bos(bos, plans)
+    check_precision(precision, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
-        _refuse_beside_a_draw(
+        refuse_beside_a_draw(
             plans,
             {
                 "documents": documents,
@@ -272,7 +273,7 @@ def _plan_cells(
                         "model whose positions do not depend on the window's length"
                     )
                 if reading.window_bos is not None:
-                    _check_shorter(text, plan)
+                    check_shorter(text, plan)
                 for length in plan.lengths:
                     key = (reading, plan.name, length)
                     if key not in made:
@@ -290,57 +291,8 @@ def _plan_cells(
                             drawn[str(length)] = tokens_hash(cell.documents)
 
 
-def _check_shorter(text: str, plan: ProtocolPlan) -> None:
-    """Whether the protocol can serve windows that give one of their L tokens to a marker."""
-    why = f"{text}: bos: window takes one of the L tokens of each window"
-    if plan.protocol.draws_samples:
-        raise UserError(f"{why}, and {plan.name} draws its windows as they stand; use another bos")
-    if min(plan.lengths) < 2:
-        raise UserError(f"{why}, which leaves none at length 1; use longer lengths")
-    try:
-        plan.protocol.check([length - 1 for length in plan.lengths])
-    except UserError as error:
-        raise UserError(f"{why}: {error}") from None
-
-
-def _refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any]) -> None:
-    """What has no meaning beside a protocol that draws its samples from every document."""
-    names = [plan.name for plan in plans if plan.protocol.draws_samples]
-    for plan in plans:
-        if not plan.protocol.draws_samples:
-            raise UserError(
-                f"protocol {names[0]} draws its own samples and cannot share a run with {plan.name}: "
-                "give each an --out of its own"
-            )
-    for option, value in options.items():
-        if value is not None and value is not False:  # a seed of 0 was given
-            raise UserError(
-                f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
-                + (" by its own seed=" if option == "seed" else "")
-            )
-
-
-def _check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
-    if bos is None:
-        return
-    if bos not in get_args(BosRule):
-        raise UserError(f"unknown --bos {bos!r}: available: {', '.join(get_args(BosRule))}")
-    if all(plan.protocol.first_token for plan in plans):
-        raise UserError(f"--bos {bos} has no meaning for protocol {plans[0].name}, whose rule is its own")
-
-
 def _base(prepared: dict[str, dict[str, Readings]]) -> dict[str, dict[str, Reading]]:
     return {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
-
-
-def _check_precision(precision: str | None, plans: Sequence[ProtocolPlan]) -> None:
-    """Precision is of means over targets."""
-    for plan in plans:
-        if precision is not None and plan.protocol.reduction != Protocol.reduction:
-            raise UserError(
-                f"--precision has no meaning for protocol {plan.name}, whose loss is another mean "
-                f"({plan.protocol.reduction}); use a sound protocol"
-            )
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

@@ -35,6 +35,7 @@ LEVELS = (
         "explanation_command",
         "footprint",
         "plan",
+        "plan_checks",
         "growing",
         "reuse",
         "run",
