@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from kerple_eval.data.documents import TokenDocument
 from kerple_eval.files import locked
 from kerple_eval.growing import Growth
 from kerple_eval.plan import LENGTHS, PlannedModel, RunPlan, make_plan
+from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
+from kerple_eval.reuse import find
 from kerple_eval.scoring import TOKENS_PER_PASS, score
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 from kerple_eval.worklist import Work, cost, worklist
@@ -158,6 +161,7 @@ class _Worker:
             self.rows[cell.key] = cell.summary()
             if self.growth is not None and isinstance(cell, Cell):
                 self.growth.took(cell)
+        self.every = list(worklist(plan))
         self.keys = run.keys()
         self.work_total = self.work_done = 0.0
         self.model: LanguageModel | None = None
@@ -175,7 +179,7 @@ class _Worker:
     def _rounds(self) -> Iterator[list[Work]]:
         """Cells to compute: all at once, or look after look where they grow until they are sure."""
         if self.growth is None:
-            yield [task for task in worklist(self.plan) if self.rows.get(task.key, {}).get("status") != "ok"]
+            yield [task for task in self.every if self.rows.get(task.key, {}).get("status") != "ok"]
             return
         for wanted in self.growth.rounds():
             tasks = worklist(self.plan, wanted)
@@ -223,18 +227,11 @@ class _Worker:
         return found if isinstance(found, Cell) else None
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
-        """Losses in plan order and where they come from: a forward pass, or a longer prefix cell."""
-        plan = task.plan
+        """Losses in plan order and where they come from: cells before this one, and forward passes."""
+        found = find(task, self._before(task), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
-        invariant = task.model.description.prefix_invariant
-        if plan.protocol.is_prefix and invariant and task.key.length < plan.longest:
-            whole = read_cell(self.run.folder, plan.key(task.key.model, task.key.task, plan.longest))
-            if isinstance(whole, Cell):
-                rows = {name: iter(rows) for name, rows in whole.by_document().items()}
-                pairs = zip(names, task.windows, strict=True)
-                return [next(rows[name])[: w.targets] for name, (_, w) in pairs], f"prefix of {plan.longest}"
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
-        losses = [next(known[name]) if name in known else None for name in names]
+        losses = [next(known[name]) if name in known else found.losses.get(i) for i, name in enumerate(names)]
         fresh = [place for place, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[place] for place in fresh]
@@ -243,10 +240,21 @@ class _Worker:
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
             self._tell(task)
-        return [row for row in losses if row is not None], "forward pass"
+        source = found.describe(task.key, len(task.windows))
+        return [row for row in losses if row is not None], source
+
+    def _before(self, task: Work) -> list[Work]:
+        """Cells of the same model and text that come before this one in the run's order."""
+        before = takewhile(lambda other: other.key != task.key, self.every)
+        return [o for o in before if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
+
+    def _finished(self, key: CellKey) -> Cell | None:
+        cell = read_cell(self.run.folder, key)
+        return cell if isinstance(cell, Cell) else None
 
     def _header(self, task: Work) -> dict[str, Any]:
         description = task.model.description
+        rule = task.plan.protocol.reduction
         return {
             "scheme": description.scheme,
             "seed": description.seed,
@@ -256,7 +264,8 @@ class _Worker:
             "device": self.plan.device.type,
             "tokens_per_pass": TOKENS_PER_PASS[self.plan.device.type],
             "threads": torch.get_num_threads(),
-            "first_token": {"rule": task.reading.bos, "id": task.reading.bos_id},
+            "first_token": task.reading.marker,
+            **({} if rule == Protocol.reduction else {"reduction": rule}),
         }
 
     def _cell(self, task: Work, losses: Losses) -> Cell:
