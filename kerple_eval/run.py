@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from kerple_eval import __version__
 from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
+from kerple_eval.crew import Alone, Crew, crew
 from kerple_eval.data.documents import TokenDocument
+from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.files import locked
 from kerple_eval.growing import Growth
 from kerple_eval.plan import LENGTHS, PlannedModel, RunPlan, make_plan
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.reuse import find
-from kerple_eval.scoring import TOKENS_PER_PASS, score
+from kerple_eval.scoring import TOKENS_PER_PASS
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 from kerple_eval.worklist import Work, cost, worklist
 
@@ -85,29 +87,41 @@ def evaluate(
     Raises:
         UserError: something asked for is wrong; nothing was computed.
     """
-    plan = make_plan(
-        _several(models),
-        tasks=_several(tasks),
-        protocols=_several(protocols),
-        lengths=lengths,
-        text=_several(text),
-        tokens=_several(tokens),
-        documents=documents,
-        keep_short=keep_short,
-        max_tokens=max_tokens,
-        seed=seed,
-        bos=bos,
-        device=device,
-        dtype=dtype,
-        precision=precision,
-        against=against,
-    )
-    folder = Path(out)
+    team = crew()
+    if isinstance(team, Crew) and team.rank:
+        team.serve(resolve_device(device), DTYPES[dtype])
+        if not (Path(out) / "run.json").is_file():
+            sys.exit(0)  # refused before it began: rank 0 says why
+        return open_run(out)
+    try:
+        plan = make_plan(
+            _several(models),
+            tasks=_several(tasks),
+            protocols=_several(protocols),
+            lengths=lengths,
+            text=_several(text),
+            tokens=_several(tokens),
+            documents=documents,
+            keep_short=keep_short,
+            max_tokens=max_tokens,
+            seed=seed,
+            bos=bos,
+            device=device,
+            dtype=dtype,
+            precision=precision,
+            against=against,
+        )
+        return _run(plan, Path(out), on_progress, team)
+    finally:
+        team.dismiss()
+
+
+def _run(plan: RunPlan, folder: Path, on_progress: Callable[[Progress], None], team: Alone) -> Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
-        run = _open_or_start(folder, plan)
-        worker = _Worker(run, plan, on_progress)  # reads every finished cell, so refuses a damaged one
+        run = _open_or_start(folder, plan, team.size)
+        worker = _Worker(run, plan, on_progress, team)  # reads every finished cell, so refuses a damaged one
         run.write_specification()
         worker.work()
     return run
@@ -117,7 +131,7 @@ def _several(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _open_or_start(folder: Path, plan: RunPlan) -> Run:
+def _open_or_start(folder: Path, plan: RunPlan, ranks: int) -> Run:
     session = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["kerple-eval", *sys.argv[1:]],
@@ -126,6 +140,7 @@ def _open_or_start(folder: Path, plan: RunPlan) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        **({"ranks": ranks} if ranks > 1 else {}),
         **_transformers(),
         "device": torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
     }
@@ -151,8 +166,9 @@ def _transformers() -> dict[str, str]:
 
 
 class _Worker:
-    def __init__(self, run: Run, plan: RunPlan, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Run, plan: RunPlan, on_progress: Callable[[Progress], None], team: Alone) -> None:
         self.run = run
+        self.team = team
         self.plan = plan
         self.on_progress = on_progress
         self.rows: dict[CellKey, dict[str, Any]] = {}
@@ -192,7 +208,8 @@ class _Worker:
         try:
             if self.loaded is not task.model:
                 self.model = None  # the last model's memory goes before the next is loaded
-                self.model = task.model.checkpoint.load(self.plan.device, self.plan.dtype)
+                text = self.plan.provenance["models"][task.model.label]
+                self.model = self.team.load(task.model.checkpoint, text, self.plan.device, self.plan.dtype)
                 self.loaded = task.model
             assert self.model is not None
             earlier = self._earlier(task)
@@ -235,7 +252,7 @@ class _Worker:
         fresh = [place for place, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[place] for place in fresh]
-        for members, scored in score(model, ids, windows, bos=task.reading.window_bos):
+        for members, scored in self.team.score(model, ids, windows, task.reading.window_bos):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)

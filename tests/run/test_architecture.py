@@ -30,7 +30,7 @@ LEVELS = (
     ("model", "protocols", "data"),
     ("checkpoints",),
     ("scoring", "stats", "reductions", "cells", "records", "explanation", "scheme_view"),
-    ("precision",),
+    ("crew", "precision"),
     (
         "explanation_command",
         "footprint",
