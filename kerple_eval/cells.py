@@ -2,7 +2,8 @@
 
     cells/NAME.parquet   a finished cell, one row a window: document, start, stop, first_target,
                          losses (nats, list<float32>), bytes (UTF-8 bytes of the scored targets, null
-                         where unknown); a JSON header in the metadata
+                         where unknown), and where a protocol scores answers hits (list<bool>,
+                         whether each target was the argmax); a JSON header in the metadata
     cells/NAME.json      a failed cell: its key and error
 
 Imports no torch.
@@ -47,6 +48,7 @@ class Cell:
     windows: Sequence[Window]
     losses: Sequence[NDArray[np.float32]]
     byte_counts: Sequence[int] | None
+    hits: Sequence[NDArray[np.bool_]] | None = None  # whether each target was the argmax, where asked for
 
     def summary(self) -> dict[str, Any]:
         """The cell's row of ``summary.csv``."""
@@ -152,6 +154,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
 
     names = [entry["name"] for entry in cell.header["documents"]]
     spelled: Sequence[int | None] = cell.byte_counts or [None] * len(cell.windows)
+    answers = {} if cell.hits is None else {"hits": pa.array(list(cell.hits), pa.list_(pa.bool_()))}
     table = pa.table(
         {
             "document": pa.array([names[i] for i in cell.document], pa.string()),
@@ -160,6 +163,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
             "first_target": pa.array([w.first_target for w in cell.windows], pa.int64()),
             "losses": pa.array(list(cell.losses), pa.list_(pa.float32())),
             "bytes": pa.array(spelled, pa.int64()),
+            **answers,
         }
     )
     header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **cell.header}
@@ -232,4 +236,5 @@ def _read_parquet(path: Path) -> Cell:
         ],
         losses=[flat[a:b] for a, b in pairwise(edges)],
         byte_counts=columns["bytes"] if known else None,
+        hits=[np.array(row, dtype=bool) for row in columns["hits"]] if "hits" in columns else None,
     )

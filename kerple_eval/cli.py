@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.exceptions import NoArgsIsHelpError
 
 from kerple_eval import __version__
@@ -128,16 +129,22 @@ def train(**options: Any) -> None:
     "certainty; --documents is then the most.",
 )
 @click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
-def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
+@click.pass_context
+def run(
+    context: click.Context, /, models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...],
+    **options: Any,
+) -> None:  # fmt: skip
     """Score models at every length; ends with the table.
 
     MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
-    never computed twice: after a kill or Ctrl-C the same command goes on.
+    never computed twice: after a kill or Ctrl-C the same command goes on. Tasks that are made (passkey,
+    needle, copy, associative-recall) are scored by protocol answer.
     """
+    given = context.get_parameter_source("protocol") is not ParameterSource.DEFAULT
     with leaving_at_once():
         from kerple_eval.commands import run as command  # noqa: PLC0415
 
-    sys.exit(command.run(models, tasks=task, protocols=protocol, **options))
+    sys.exit(command.run(models, tasks=task, protocols=protocol if given else None, **options))
 
 
 @cli.command()
@@ -192,6 +199,16 @@ def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+def answers(folders: tuple[str, ...], style: str) -> None:
+    """Exact match and loss of passkey, needle, copy and associative-recall, by length and depth."""
+    from kerple_eval.reports.answers import render  # noqa: PLC0415
+
+    click.echo(render(folders, style), nl=False)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")
 @statistics
 def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
@@ -218,7 +235,7 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True,
-    help="curve or position, of run directories; kernels, effective-length or matrix, of MODELs.",
+    help="curve, position or depth, of run directories; kernels, effective-length or matrix, of MODELs.",
 )  # fmt: skip
 @click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
 @click.option("--length", type=int, help="Of MODELs: distances below it, or positions of a matrix.")

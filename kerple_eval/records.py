@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ import numpy as np
 from kerple_eval import stats
 from kerple_eval.cells import COLUMNS, SCHEMA_VERSION, Cell, FailedCell, read_cell
 from kerple_eval.files import read_json, write_atomically
+from kerple_eval.stats.answers import Answer, answers
 from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
@@ -71,6 +72,22 @@ class Run:
         whole = ("seed", "train_length", "length", "documents", "windows", "targets")
         real = ("nll", "ppl", "bits_per_byte")
         return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64"))
+
+    def answers(self) -> pd.DataFrame:
+        """One row a document of the finished cells that score answers (passkey, needle, ...).
+
+        Columns: model, task, length, depth (0..1), document, targets, hits (targets that were the
+        argmax), exact (whether all were), loss (mean nats per target).
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        rows = []
+        for cell in self.cells():
+            if isinstance(cell, Cell) and cell.hits is not None:
+                key = {name: getattr(cell.key, name) for name in ("model", "task", "length")}
+                rows += [{**key, **asdict(answer)} for answer in answers(cell)]
+        columns = ["model", "task", "length", *(f.name for f in fields(Answer))]
+        return pd.DataFrame(rows, columns=columns)
 
     def losses(
         self,

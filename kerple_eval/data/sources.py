@@ -23,6 +23,7 @@ from kerple_eval.data.task import (
     PackageSource,
     Source,
     StdlibSource,
+    SyntheticSource,
     Task,
 )
 from kerple_eval.types import UserError
@@ -53,6 +54,8 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
             return hub_documents(source, name)
         case MegatronSource():
             raise UserError(f"task {name}: its source (megatron) holds token ids, where text is needed")
+        case SyntheticSource():
+            raise UserError(f"task {name}: is made for each length to be scored; it has no text to read")
 
 
 def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str, Any]]:
