@@ -16,7 +16,7 @@ import numpy as np
 
 from kerple_eval.data.documents import Document, TokenDocument, spellable
 from kerple_eval.data.hub import hub_documents
-from kerple_eval.data.task import (
+from kerple_eval.data.source_kinds import (
     FilesSource,
     HubSource,
     MegatronSource,
@@ -24,8 +24,8 @@ from kerple_eval.data.task import (
     Source,
     StdlibSource,
     SyntheticSource,
-    Task,
 )
+from kerple_eval.data.task import Task
 from kerple_eval.types import UserError
 
 

@@ -61,86 +61,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kerple_eval.catalogue import parse_spec, unknown
+from kerple_eval.data.source_kinds import SOURCES as _SOURCES
+from kerple_eval.data.source_kinds import HubSource, MegatronSource, Source, SyntheticSource
 from kerple_eval.data.yaml_file import read_yaml
-from kerple_eval.shares import SHARES, parse_shares
+from kerple_eval.shares import parse_shares
 from kerple_eval.types import BosRule, Spec, UserError
-
-
-@dataclass(frozen=True, slots=True)
-class PackageSource:
-    """Files inside an installed Python package, found without importing it."""
-
-    package: str
-    version: str
-    files: str
-    distribution: str | None = None
-    kind: Literal["package"] = "package"
-
-
-@dataclass(frozen=True, slots=True)
-class StdlibSource:
-    """Source files of the running Python's standard library; what varies is recorded."""
-
-    files: str
-    exclude: list[str] = field(default_factory=list)
-    kind: Literal["stdlib"] = "stdlib"
-
-
-@dataclass(frozen=True, slots=True)
-class FilesSource:
-    """Local files; ``path`` is relative to the task file."""
-
-    path: str
-    files: str
-    kind: Literal["files"] = "files"
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """Files of a hub data set at a pinned commit; ``path`` (never in a task file) reads a local copy."""
-
-    repository: str
-    revision: str
-    data_files: str
-    split: str
-    text_column: str
-    where: dict[str, str] = field(default_factory=dict)
-    join: Literal["none", "wikitext-articles"] = "none"
-    limit: int | None = None
-    path: str | None = None
-    kind: Literal["hub"] = "hub"
-
-
-@dataclass(frozen=True, slots=True)
-class MegatronSource:
-    """A memory-mapped data set of token ids; ``path`` (PREFIX) is relative to the task file."""
-
-    path: str
-    part: Literal["all", "train", "valid", "test"] = "all"
-    shares: str = SHARES
-    kind: Literal["megatron"] = "megatron"
-
-
-@dataclass(frozen=True, slots=True)
-class SyntheticSource:
-    """Documents made for each length: ``samples`` at each of ``depths`` depths, drawn by ``seed``."""
-
-    generator: str
-    depths: int = 11
-    samples: int = 10
-    seed: int = 0
-    kind: Literal["synthetic"] = "synthetic"
-
-
-Source = PackageSource | StdlibSource | FilesSource | HubSource | MegatronSource | SyntheticSource
-_SOURCES: dict[str, type[Source]] = {
-    "package": PackageSource,
-    "stdlib": StdlibSource,
-    "files": FilesSource,
-    "hub": HubSource,
-    "megatron": MegatronSource,
-    "synthetic": SyntheticSource,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +148,7 @@ def _remade(source: SyntheticSource, options: dict[str, str], what: str) -> Synt
     spec = parse_spec(source.generator)
     generator = Spec(spec.name, tuple((dict(spec.options) | options).items()))
     made = replace(source, generator=str(generator), **numbers)
-    _check_synthetic(made, what)
+    _check_synthetic(made, f"{what}: ")
     return made
 
 
@@ -276,7 +201,7 @@ def _check_megatron(task: Task, source: MegatronSource, path: str) -> None:
 
 
 def _check_made(task: Task, source: SyntheticSource, path: str) -> None:
-    _check_synthetic(source, f"{path}: source")
+    _check_synthetic(source, f"{path}: source.")
     if task.split.test != 1:
         raise UserError(f"{path}: split.test: must be 1.0, as all of it is made to be scored")
     if task.packing != "document":
@@ -288,7 +213,7 @@ def _check_made(task: Task, source: SyntheticSource, path: str) -> None:
 def _check_synthetic(source: SyntheticSource, where: str) -> None:
     for key, least in (("depths", 1), ("samples", 1), ("seed", 0)):
         if getattr(source, key) < least:
-            raise UserError(f"{where}: {key}: must be at least {least}, got {getattr(source, key)}")
+            raise UserError(f"{where}{key}: must be at least {least}, got {getattr(source, key)}")
 
 
 def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:

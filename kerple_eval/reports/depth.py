@@ -31,8 +31,11 @@ def draw(folders: Sequence[str | Path], out: Path) -> None:
         trained = grid.trained[model]
         name = f"{grid.task}, {model}" + (f", trained at {trained}" if trained else "")
         finite = [v for m in grid.models for v in _values(grid, m)[1].flatten() if np.isfinite(v)]
-        _tiles(axes[2 * number], grid, 100 * exact, (0, 100), f"{name}: exact match (%)")
-        _tiles(axes[2 * number + 1], grid, losses, (0, max(finite)), f"{name}: loss (nats per target)")
+        left, right = axes[2 * number], axes[2 * number + 1]
+        _tiles(left, grid, 100 * exact, 100.0, "cividis")
+        _tiles(right, grid, losses, max(finite), "cividis_r")
+        left.set_title(f"{name}\nexact match (%)", fontsize=8, loc="left")
+        right.set_title("\nloss (nats per target)", fontsize=8, loc="left")
     save(figure, out)
 
 
@@ -47,12 +50,11 @@ def _values(grid: AnswerGrid, model: str) -> tuple[Values, Values]:
     return exact, losses
 
 
-def _tiles(panel: Axes, grid: AnswerGrid, values: Values, ends: tuple[float, float], title: str) -> None:
-    """High exact match and low loss are both light, so that good is light."""
-    name = "cividis" if ends[1] == 100 and "match" in title else "cividis_r"
+def _tiles(panel: Axes, grid: AnswerGrid, values: Values, most: float, name: str) -> None:
+    """Values from 0 to ``most`` in the colours ``name``, chosen so that good is light."""
     panel.set_facecolor("0.85")
     image = panel.imshow(
-        np.ma.masked_invalid(values), cmap=name, vmin=ends[0], vmax=ends[1], aspect="auto", origin="upper"
+        np.ma.masked_invalid(values), cmap=name, vmin=0, vmax=most, aspect="auto", origin="upper"
     )
     panel.set_xticks(range(len(grid.lengths)), [str(n) for n in grid.lengths], fontsize=7.5)
     step = max(1, -(-len(grid.depths) // 11))
@@ -60,11 +62,10 @@ def _tiles(panel: Axes, grid: AnswerGrid, values: Values, ends: tuple[float, flo
     panel.set_yticks(list(shown), [f"{100 * grid.depths[i]:.0f} %" for i in shown], fontsize=7.5)
     panel.set_xlabel("length L (tokens)")
     panel.set_ylabel("depth")
-    panel.set_title(title, fontsize=8, loc="left")
     figure = panel.figure
     figure.colorbar(image, ax=panel, pad=0.02).ax.tick_params(labelsize=7)
     if values.size <= MOST_WRITTEN:
-        _write(panel, values, mpl.colors.Normalize(*ends), mpl.colormaps[name])
+        _write(panel, values, mpl.colors.Normalize(0, most), mpl.colormaps[name])
 
 
 def _write(panel: Axes, values: Values, norm: mpl.colors.Normalize, colors: mpl.colors.Colormap) -> None:

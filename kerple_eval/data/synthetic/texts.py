@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from kerple_eval.catalogue import GENERATORS, entry, load, parse_spec, typed_options
 from kerple_eval.data.documents import TokenDocument
+from kerple_eval.data.source_kinds import SyntheticSource
 from kerple_eval.data.synthetic.base import Generator, Reader, depth_grid, document, draw
-from kerple_eval.data.task import SyntheticSource, Task, open_task
+from kerple_eval.data.task import Task, open_task
 from kerple_eval.data.texts import Choice, Reading, Text, check_marker, check_vocabulary, tokens_hash
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.types import BosRule, Spec, UserError
