@@ -62,10 +62,23 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kerple_eval.catalogue import parse_spec, unknown
 from kerple_eval.data.source_kinds import SOURCES as _SOURCES
-from kerple_eval.data.source_kinds import HubSource, MegatronSource, Source, SyntheticSource
+from kerple_eval.data.source_kinds import (
+    FilesSource,
+    HubSource,
+    MegatronSource,
+    PackageSource,
+    Source,
+    StdlibSource,
+    SyntheticSource,
+)
 from kerple_eval.data.yaml_file import read_yaml
 from kerple_eval.shares import parse_shares
 from kerple_eval.types import BosRule, Spec, UserError
+
+__all__ = [  # the kinds of source stand apart; they belong to what a task file says
+    "FilesSource", "HubSource", "MegatronSource", "PackageSource", "Selection", "Source", "Split",
+    "StdlibSource", "SyntheticSource", "Task", "open_task", "read_task", "task_files", "tasks_folder",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
