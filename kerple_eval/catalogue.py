@@ -136,6 +136,10 @@ REPORTS = (
     Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
     Entry("depth", "kerple_eval.reports.depth:draw", "exact match and loss of answers by length and depth"),
     Entry("answers", "kerple_eval.reports.answers:render", "exact match and loss of answers, as a table"),
+    Entry(
+        "longppl", "kerple_eval.reports.longppl:render",
+        "perplexity on the tokens that need long context, chosen by a reference model",
+    ),
     Entry("kernels", "kerple_eval.reports.kernels:draw", "learned kernels against distance", "models"),
     Entry(
         "effective-length", "kerple_eval.reports.effective_length:draw",

@@ -207,6 +207,24 @@ def answers(folders: tuple[str, ...], style: str) -> None:
     click.echo(render(folders, style), nl=False)
 
 
+@cli.command("longppl")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--reference", required=True, metavar="MODEL", help="Its losses choose the key tokens.")
+@click.option("--alpha", type=float, default=2.0, show_default=True, help="Least gain of a key token, nats.")
+@click.option("--beta", type=float, default=-2.0, show_default=True, help="Its loss is below minus this.")
+@click.option("--short", type=click.IntRange(min=1), help="The short length; the reference's shortest.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
+    """LongPPL: perplexity on the tokens that need long context, at every length.
+
+    Key tokens are those whose loss falls by more than alpha between the reference's short and longest
+    length, and ends below -beta.
+    """
+    from kerple_eval.reports.longppl import render  # noqa: PLC0415
+
+    click.echo(render(folders, reference, **options), nl=False)
+
+
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")

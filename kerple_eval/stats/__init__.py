@@ -8,6 +8,7 @@
     groups      finished cells of runs, gathered by scheme with their seeds
     compare     two schemes on the same targets: all of the above
     answers     exact matches and losses of made documents, by depth
+    longppl     perplexity on the tokens that need long context
     looks       when to stop adding documents
 
 Units: losses in nats per target; sums in float64.
