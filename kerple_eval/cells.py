@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from kerple_eval import stats
 from kerple_eval.files import read_json, write_atomically
 from kerple_eval.reductions import make_protocol, weighted_mean
+from kerple_eval.schema import CELL_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.types import CellKey, UserError, Window
 
-SCHEMA_VERSION = 1
 COLUMNS = (
     "model", "scheme", "seed", "train_length", "task", "protocol", "length", "documents",
     "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte", "dtype", "device",
@@ -194,8 +194,9 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
         return _read_parquet(path)
     failure = path.with_suffix(".json")
     if failure.exists():
-        header = read_json(failure)
+        header = up_to_date(read_json(failure), CELL_STEPS, failure)
         try:
+            header.pop("schema_version")
             return FailedCell(CellKey(**header.pop("cell")), header, header.pop("error"))
         except (KeyError, TypeError):
             raise UserError(f"{failure}: not a readable cell; delete it to have it computed again") from None
@@ -208,16 +209,13 @@ def _read_parquet(path: Path) -> Cell:
 
     try:
         table = pq.read_table(path)
-        header = json.loads(table.schema.metadata[b"kerple_eval"])
+        header = dict(json.loads(table.schema.metadata[b"kerple_eval"]))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: not a readable cell ({reason}); delete it to have it computed again"
         ) from None
-    if header["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema version {header['schema_version']}; this release reads {SCHEMA_VERSION}"
-        )
+    header = up_to_date(header, CELL_STEPS, path)
     columns = table.drop_columns(["losses"]).to_pydict()
     losses = table.column("losses").combine_chunks()
     edges = losses.offsets.to_numpy()

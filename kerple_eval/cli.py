@@ -269,6 +269,23 @@ def plot(sources: tuple[str, ...], kind: str, out: str, **options: int | None) -
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--out", required=True, help="New run directory.")
+@click.option(
+    "--within", type=click.FloatRange(min=0), default=0.0, show_default=True,
+    help="Cells that two of DIR hold may differ by so much a loss (nats); the first one's stays.",
+)  # fmt: skip
+def merge(folders: tuple[str, ...], out: str, within: float) -> None:
+    """Join runs of several machines into one: other models, lengths, protocols or tasks, or the same.
+
+    What the runs share must be the same in all; a cell that two of them hold must agree.
+    """
+    from kerple_eval.merging import merge as join  # noqa: PLC0415
+
+    click.echo(join(folders, Path(out), within=within))
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", help="Page to write; report.md in the first directory unless given.")
 def report(folders: tuple[str, ...], out: str | None) -> None:
     """Write one page: tables, figures, provenance."""

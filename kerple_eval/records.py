@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerple_eval import stats
-from kerple_eval.cells import COLUMNS, SCHEMA_VERSION, Cell, FailedCell, read_cell
+from kerple_eval.cells import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.files import read_json, write_atomically
+from kerple_eval.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.stats.answers import Answer, answers
 from kerple_eval.types import CellKey, UserError
 
@@ -148,12 +149,7 @@ def open_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: not a run directory (no run.json)")
-    data = read_json(path / "run.json")
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{path / 'run.json'}: schema version {data.get('schema_version')!r}; "
-            f"this release reads {SCHEMA_VERSION}"
-        )
+    data = up_to_date(read_json(path / "run.json"), RUN_STEPS, path / "run.json")
     try:
         run = Run(path, data["specification"], data["provenance"])
         run.keys()

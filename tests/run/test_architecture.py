@@ -22,6 +22,7 @@ LEVELS = (
         "devices",
         "interrupts",
         "kernel_view",
+        "schema",
         "scheme_lines",
         "shares",
     ),  # __init__: its version; its other names are lazy
@@ -29,7 +30,7 @@ LEVELS = (
     ("schemes",),
     ("model", "protocols", "data"),
     ("checkpoints",),
-    ("scoring", "stats", "reductions", "cells", "records", "explanation", "scheme_view"),
+    ("scoring", "stats", "reductions", "cells", "records", "explanation", "merging", "scheme_view"),
     ("crew", "precision"),
     (
         "explanation_command",
@@ -97,6 +98,8 @@ NO_TORCH = (
     "explanation",
     "explanation_command",
     "cells",
+    "schema",
+    "merging",
     "records",
     "reports",
     "catalogue",

@@ -85,13 +85,17 @@ class MadeText(Text):
                 readings[key] = Reading(made, rule, number, self.generator.of_ids)
             check_vocabulary(readings[key].documents, label, vocabulary)
         self.record["selection"] = {
-            "documents": len(self.lengths) * self.source.depths * self.source.samples,
+            "documents": self.source.depths * self.source.samples,  # at each length
             "passed_over_as_short": 0,
             "count": None,
             "seed": self.drawn,
         }
         self.record["tokens_sha256"] = {
-            " ".join(key): tokens_hash(reading.documents) for key, reading in readings.items()
+            " ".join(key): {
+                str(length): tokens_hash(d for d in reading.documents if len(d) == length + 1)
+                for length in self.lengths
+            }
+            for key, reading in readings.items()
         }
         self.record["first_token"] = {label: readings[key].marker for label, key in keys.items()}
         return {label: readings[key] for label, key in keys.items()}
