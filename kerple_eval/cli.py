@@ -285,6 +285,19 @@ def merge(folders: tuple[str, ...], out: str, within: float) -> None:
 
 
 @cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--format", "style", default="lm-eval", show_default=True, help="lm-eval.")
+@click.option("--out", required=True, help="FILE.json of one model, or a folder with one for each.")
+@click.option("--model", help="This model only.")
+def export(folder: str, style: str, out: str, model: str | None) -> None:
+    """Write results in lm-evaluation-harness' JSON layout; kerple_eval.read_lm_eval reads it into pandas."""
+    from kerple_eval.exchange import export as write  # noqa: PLC0415
+
+    for path in write(folder, Path(out), style=style, model=model):
+        click.echo(path)
+
+
+@cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", help="Page to write; report.md in the first directory unless given.")
 def report(folders: tuple[str, ...], out: str | None) -> None:
