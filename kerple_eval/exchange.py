@@ -73,8 +73,8 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
         other = folders.setdefault(_sanitized(label), label)
         if other != label:
             raise UserError(
-                f"{folder}: {other} and {label} would both be written to {_sanitized(label)}; export one at a "
-                "time, with --model and a file as --out"
+                f"{folder}: {other} and {label} would both be written to {_sanitized(label)}; export one "
+                "at a time, with --model and a file as --out"
             )
     contents = {label: to_lm_eval(run, label) for label in wanted}
     if not any(content["results"] for content in contents.values()):

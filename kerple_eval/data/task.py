@@ -32,7 +32,7 @@ A synthetic source is made, not read, see ``synthetic/``; ``NAME:samples=3,digit
 
     source:
       kind: synthetic
-      generator: passkey:digits=5       # `kerple-eval list tasks` names them; options after the colon
+      generator: passkey:digits=5       # or needle, copy, associative-recall; options after the colon
       depths: 11                        # evenly spaced, 0 to 1
       samples: 10                       # documents a length and depth
       seed: 0                           # draws them

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from kerple_eval.catalogue import GENERATORS, Entry, load
+from kerple_eval.data.source_kinds import SyntheticSource
 from kerple_eval.data.synthetic import needle, passkey
 from kerple_eval.data.synthetic.associative_recall import AssociativeRecall
 from kerple_eval.data.synthetic.base import Made, Reader, depth_grid, draw
 from kerple_eval.data.synthetic.copying import Copy
 from kerple_eval.data.synthetic.texts import make_generator
+from kerple_eval.data.task import read_task, task_files
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer
 from kerple_eval.types import UserError
 
@@ -146,6 +149,24 @@ def test_an_answer_without_tokens_of_its_own_is_refused(readers: dict[str, Reade
     ) as caught:
         passkey.Passkey().make(readers["no-words"], 400, 0.5, np.random.default_rng(0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", GENERATORS, ids=lambda line: line.name)
+def test_the_catalogue(line: Entry) -> None:
+    """Each generator is a task of its name, makes what is asked for, and the same again."""
+    task = read_task(task_files()[line.name])
+    assert isinstance(task.source, SyntheticSource)
+    generator, name = make_generator(task.source.generator)
+    assert isinstance(generator, load(line.target))
+    assert name.partition(":")[0] == line.name
+    for length in (512, 1000):
+        one, two = (generator.make(BYTES, length, 0.3, np.random.default_rng(5)) for _ in range(2))
+        assert len(one.ids) == length + 1
+        assert one.ids.tolist() == two.ids.tolist()
+        assert 1 <= one.answer < 32
+        assert (one.byte_counts is None) is generator.of_ids
+        other = generator.make(BYTES, length, 0.3, np.random.default_rng(6))
+        assert other.ids.tolist() != one.ids.tolist()
 
 
 def test_filler_is_drawn_anew_on_either_side() -> None:

@@ -148,7 +148,10 @@ def test_prose_by_default_protocol_seed_and_resume(
     models: dict[str, str], invoke: Cli, tmp_path: Path
 ) -> None:
     words = ["run", models["kerple-log"], "--task", "passkey:samples=2,depths=3", "--length", "300,350"]
-    assert invoke(*words, "--out", str(tmp_path / "a")).exit_code == 0
+    done = invoke(*words, "--out", str(tmp_path / "a"))
+    assert done.exit_code == 0
+    assert "exact matches in % by depth" in done.stdout
+    assert "--kind depth" in done.stdout
     run = open_run(tmp_path / "a")
     assert [cell.key.protocol for cell in run.cells()] == ["answer", "answer"]
     assert set(run.answers()["targets"]) == {5}
