@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,13 @@ import pytest
 import torch
 
 import kerple_eval
+from kerple_eval.catalogue import GENERATORS
 from kerple_eval.cells import COLUMNS, Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.checkpoints.native import NativeCheckpoint
+from kerple_eval.data.synthetic.base import Reader, depth_grid, draw
+from kerple_eval.data.synthetic.texts import make_generator
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER
 from kerple_eval.records import open_run
 from kerple_eval.reports import depth as depth_report
 from kerple_eval.reports.answers import render
@@ -56,9 +61,6 @@ def cells(run: kerple_eval.Run) -> list[Cell]:
 
 def test_an_exact_match_is_what_greedy_decoding_produces(tiny_run: kerple_eval.Run) -> None:
     """Each answer generated token by token by the decoder in float64, from the documents made anew."""
-    from kerple_eval.data.synthetic.base import Reader, depth_grid, draw  # noqa: PLC0415
-    from kerple_eval.data.synthetic.texts import make_generator  # noqa: PLC0415
-
     exact = 0
     for cell in cells(tiny_run):
         name = "copy:cue=3,answer=2" if cell.key.task == "copy" else "associative-recall:pairs=2,ids=0-5"
@@ -111,9 +113,49 @@ class Fixed(LanguageModel):
     def __init__(self, rows: list[list[float]]) -> None:
         self.rows = torch.tensor([rows])
 
-    def logits(self, inputs: torch.Tensor, rows: int):  # type: ignore[no-untyped-def]
+    def logits(self, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
         for part in self.rows[:, -rows:].split(2, dim=1):
             yield part.expand(inputs.shape[0], -1, -1)
+
+
+class Lookup(LanguageModel):
+    """Says what followed the longest earlier match of what it has just read: an induction head."""
+
+    device, dtype = CPU, torch.float32
+
+    def logits(self, inputs: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+        made = torch.zeros(len(inputs), rows, 256)
+        for b, ids in enumerate(inputs.tolist()):
+            for r in range(rows):
+                read = ids[: len(ids) - rows + r + 1]
+                best = max(range(1, len(read)), key=lambda at: (self.match(read, at), at))
+                made[b, r, read[best]] = 1.0
+        yield made
+
+    @staticmethod
+    def match(read: list[int], at: int) -> int:
+        """How many tokens before ``at`` are those at the end."""
+        n = 0
+        while n < at and read[at - 1 - n] == read[-1 - n]:
+            n += 1
+        return n
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in GENERATORS])
+def test_copying_from_the_context_solves_every_task(name: str) -> None:
+    """And from the last 40 tokens alone, which hold the question, none is solved."""
+    generator = make_generator(name)[0]
+    reader = Reader("bytes", BYTE_TOKENIZER, 256, None)
+    made = [
+        generator.make(reader, 400, depth, np.random.default_rng(n))
+        for n, depth in enumerate(depth_grid(5)[:4])
+    ]
+    for start, wanted in ((0, True), (400 - 40 + 1, False)):
+        pairs = [(i, Window(start, 400, 400 - m.answer + 1)) for i, m in enumerate(made)]
+        found = [
+            row[1] > 0 for _, rows in score(Lookup(), [m.ids for m in made], pairs, hits=True) for row in rows
+        ]
+        assert [bool(hits.all()) for hits in found] == [wanted] * len(made)
 
 
 def test_of_equal_logits_the_lowest_id_is_the_argmax() -> None:
@@ -289,7 +331,6 @@ def test_answers_where_there_are_none(models: dict[str, str], text: str, invoke:
         )
     with pytest.raises(UserError, match="made for each length"):
         from kerple_eval.data.corpus import training_corpus  # noqa: PLC0415
-        from kerple_eval.data.tokenizer import BYTE_TOKENIZER  # noqa: PLC0415
         from kerple_eval.types import Spec  # noqa: PLC0415
 
         training_corpus(Spec("passkey"), [], BYTE_TOKENIZER)

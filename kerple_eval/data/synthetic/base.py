@@ -3,8 +3,7 @@
 The document's last ``answer`` tokens are the answer, so that one window of L inputs scores it by the
 model's losses and by whether each token was the argmax: nothing is generated. Depth is where in the
 document the answer's source stands, 0 at its beginning and 1 at its end: with D depths asked for,
-0, 1/(D-1), ..., 1, and 0.5 where D = 1 (Chen et al. 2023, arXiv 2306.15595, Section 3.4, spaces its
-depths evenly too).
+0, 1/(D-1), ..., 1, and 0.5 where D = 1 (Chen et al. 2023, arXiv 2306.15595, space theirs evenly too).
 """
 
 from __future__ import annotations

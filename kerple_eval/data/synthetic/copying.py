@@ -5,7 +5,7 @@
     document = x_0 .. x_{N-1}  x_s .. x_{s+cue-1}  x_{s+cue} .. x_{s+cue+answer-1}
 
 The last ``answer`` tokens are the answer. After Jelassi et al. 2024 (Repeat After Me, arXiv 2402.01032,
-Section 4, n-gram lookup: a long string, a piece of it as query, what followed it as answer). The cue
+n-gram lookup: a long string, a piece of it as query, what followed it as answer). The cue
 occurs once: strings where it recurs are drawn anew. ``ids`` are the model's whole vocabulary or a range,
 ``ids=97-122``. Guessing finds ``|ids|^-answer``.
 """

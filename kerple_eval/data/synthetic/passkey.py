@@ -1,6 +1,6 @@
 """passkey[:digits=5]: a number told once in repeated prose, and asked for at the end.
 
-After Mohtashami and Jaggi 2023 (landmark attention, arXiv 2305.16300, Section 4.2), who hide a number in
+After Mohtashami and Jaggi 2023 (landmark attention, arXiv 2305.16300), who hide a number in
 the same few sentences over and over; Chen et al. 2023 (PI, arXiv 2306.15595) and YaRN use it, with five
 digits, ten draws a depth, and generate the number. Here it is scored as targets, and the wording is our
 own, so numbers are not those papers'. The number has ``digits`` digits, uniform, the first not 0.
