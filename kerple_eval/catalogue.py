@@ -80,7 +80,9 @@ FORMATS = (
 REPORTS = (
     Entry("table", "kerple_eval.reports.table:render", "perplexity against length, models down"),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
-    Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
+    Entry("position", "kerple_eval.reports.position:draw", "mean loss, or perplexity, against context"),
+    Entry("ratio", "kerple_eval.reports.ratio:draw", "perplexity as a ratio to one scheme's, by length"),
+    Entry("scatter", "kerple_eval.reports.scatter:draw", "two schemes document by document"),
     Entry("kernels", "kerple_eval.reports.kernels:draw", "learned kernels against distance", "models"),
     Entry(
         "effective-length", "kerple_eval.reports.effective_length:draw",

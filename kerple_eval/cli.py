@@ -204,13 +204,22 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True,
-    help="curve or position, of run directories; kernels, effective-length or matrix, of MODELs.",
+    help="curve, position, ratio or scatter, of run directories; kernels, effective-length or matrix, of "
+    "MODELs.",
 )  # fmt: skip
 @click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
-@click.option("--length", type=int, help="Of MODELs: distances below it, or positions of a matrix.")
+@click.option("--against", metavar="MODEL", help="Of ratio and scatter: the one that others are set against.")
+@click.option("--task", help="Of run directories: this task only.")
+@click.option("--protocol", help="Of run directories: this protocol only, as the table spells it.")
+@click.option("--value", help="Of position: nll or ppl.")
+@click.option(
+    "--length", type=int,
+    help="Of position and scatter: this length, in place of the longest. Of MODELs: distances below it, or "
+    "positions of a matrix.",
+)  # fmt: skip
 @click.option("--head", type=click.IntRange(min=0), help="Of MODELs: this head alone (from 0).")
 @click.option("--layer", type=click.IntRange(min=0), help="Of MODELs whose layers differ: which (from 0).")
-def plot(sources: tuple[str, ...], kind: str, out: str, **options: int | None) -> None:
+def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
     """Draw a figure from run directories, or of the kernels that models have learned."""
     from kerple_eval.commands import plot as command  # noqa: PLC0415
 

@@ -42,7 +42,7 @@ PLUG_INS = {
     "schemes": {"adaptive", "base", "composite", "networks", "rotary", "slopes"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
-    "reports": {"grid", "rows", "style"},
+    "reports": {"grid", "rows", "style", "sums", "words"},
 }
 
 #: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name, and
