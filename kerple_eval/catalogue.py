@@ -83,6 +83,7 @@ REPORTS = (
     Entry("position", "kerple_eval.reports.position:draw", "mean loss, or perplexity, against context"),
     Entry("ratio", "kerple_eval.reports.ratio:draw", "perplexity as a ratio to one scheme's, by length"),
     Entry("scatter", "kerple_eval.reports.scatter:draw", "two schemes document by document"),
+    Entry("page", "kerple_eval.reports.page:write", "one HTML page: tables, figures, provenance of numbers"),
     Entry("kernels", "kerple_eval.reports.kernels:draw", "learned kernels against distance", "models"),
     Entry(
         "effective-length", "kerple_eval.reports.effective_length:draw",

@@ -229,12 +229,14 @@ def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--out", help="Page to write; report.md in the first directory unless given.")
-def report(folders: tuple[str, ...], out: str | None) -> None:
-    """Write one page: tables, figures, provenance."""
+@click.option("--out", help="Page to write, .html or .md; report.html in the first directory unless given.")
+@click.option("--format", "style", help="html (the default) or markdown, with its figures beside it.")
+@click.option("--against", metavar="MODEL", help="Set others against this one; kerple-log where it is there.")
+def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
+    """Write one page that needs nothing else: tables, figures, provenance of every number."""
     from kerple_eval.reports import page  # noqa: PLC0415
 
-    for path in page.write(folders, Path(out) if out else Path(folders[0]) / "report.md"):
+    for path in page.write(folders, Path(out) if out else None, style, against=against):
         click.echo(path)
 
 

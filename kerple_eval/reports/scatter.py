@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from kerple_eval.catalogue import unknown
 from kerple_eval.reports import sums
 from kerple_eval.reports.grid import Grid, chosen, read_grids
-from kerple_eval.reports.style import LONGEST_BESIDE, SMALL, Picture, compose, line_style, plain, save
+from kerple_eval.reports.style import Picture, compose, line_style, plain, save
 from kerple_eval.stats.documents import Scored, different_targets
 from kerple_eval.types import UserError
 
@@ -85,16 +85,11 @@ def _picture(grid: Grid, model: str, against: str, pair: tuple[Scored, Scored], 
         panel.locator_params(nbins=5)
         panel.set_xlabel(f"{plain(against)} (nats per target)")
         panel.set_ylabel(plain(model))
-        who = f"{plain(model)} " if len(model) <= LONGEST_BESIDE else ""
-        marks = ((f"{who}worse on {above}", 0.03, 0.97, "left", "top"),
-                 (f"{who}better on {below}", 0.97, 0.03, "right", "bottom"))  # fmt: skip
-        for text, across, up, ha, va in marks:
-            panel.text(across, up, text, transform=panel.transAxes, fontsize=SMALL, ha=ha, va=va)
 
     words = (
         f"Mean loss of each of {total} documents in nats per target, {model} against {against}, at length "
         f"{length}: {model} is worse on {above} and better on {below}. {against} spans {x.min():.3f} to "
         f"{x.max():.3f}, {model} {y.min():.3f} to {y.max():.3f}."
     )
-    title = f"{grid.task}, {grid.protocol}, L = {length}"
-    return Picture(title, paint, words, f"{total} documents; the line is where both are as good")
+    title = f"{grid.task}, {grid.protocol}, L = {length}: {model} worse on {above}, better on {below}"
+    return Picture(title, paint, words, f"{total} documents; on the line both are as good")

@@ -86,8 +86,8 @@ def compose(pictures: Sequence[Picture]) -> Figure:
     for picture, panel in zip(pictures, axes, strict=True):
         panel.tick_params(labelsize=WORDS)
         picture.paint(panel)
-        panel.xaxis.label.set_size(WORDS)
-        panel.yaxis.label.set_size(WORDS)
+        panel.xaxis.label.set_fontsize(WORDS)
+        panel.yaxis.label.set_fontsize(WORDS)
         title = "\n".join(textwrap.wrap(picture.title, 44, break_on_hyphens=False))
         panel.set_title(plain(title), fontsize=WORDS, loc="left")
     _legends(figure, axes)
