@@ -29,7 +29,7 @@ def draw(
     folders: Sequence[str | Path], out: Path, *, task: str | None = None, protocol: str | None = None
 ) -> None:
     """One panel a (task, protocol); legend in the order of the curves at the longest length."""
-    save(compose(pictures(folders, sums.read(folders), task=task, protocol=protocol)), out)
+    save(compose(pictures(folders, sums.for_bands(folders), task=task, protocol=protocol)), out)
 
 
 def pictures(

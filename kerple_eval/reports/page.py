@@ -61,5 +61,6 @@ def _place(folders: Sequence[str | Path], out: Path | None, style: str | None) -
     meant = next((name for name, endings in FORMATS.items() if out.suffix.lower() in endings), None)
     if meant is None or style not in (None, meant):
         wanted = FORMATS[style] if style else [ending for known in FORMATS.values() for ending in known]
-        raise UserError(f"{out}: a {style or 'page'}'s name must end with {' or '.join(wanted)}")
+        kind = f"{style} page" if style else "page"
+        raise UserError(f"{out}: a {kind}'s name must end with {' or '.join(wanted)}")
     return meant, out

@@ -35,7 +35,7 @@ def draw(
     protocol: str | None = None,
 ) -> None:  # fmt: skip
     """One panel a (task, protocol) that has the model ``against``; legend in the order of the curves."""
-    made = pictures(folders, sums.read(folders), against=against, task=task, protocol=protocol)
+    made = pictures(folders, sums.for_bands(folders), against=against, task=task, protocol=protocol)
     save(compose(made), out)
 
 

@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerple_eval.cells import Cell
+from kerple_eval.cells import Cell, read_cell, read_header
 from kerple_eval.records import open_run
 from kerple_eval.reports.grid import Entry
 from kerple_eval.stats.documents import Scored, different_targets, paired_sums, scored
-from kerple_eval.stats.intervals import Interval, ratio_interval, shortage, sums_interval
+from kerple_eval.stats.intervals import (
+    MINIMUM_DOCUMENTS,
+    Interval,
+    ratio_interval,
+    shortage,
+    sums_interval,
+)
 from kerple_eval.stats.reductions import perplexity
 from kerple_eval.types import CellKey
 
@@ -20,13 +26,23 @@ Band = tuple[float, float]
 Sums = dict[tuple[Path, CellKey], Scored]
 
 
-def read(folders: Sequence[str | Path]) -> Sums:
-    """Every finished cell that is on disk; losses are reduced to one sum a document."""
+def read(folders: Sequence[str | Path], fewest: int = 1) -> Sums:
+    """Every finished cell on disk of at least ``fewest`` documents, losses reduced to one sum a document."""
     found: Sums = {}
     for folder in folders:
         run = open_run(folder)
-        found |= {(run.folder, cell.key): scored(cell) for cell in run.cells() if isinstance(cell, Cell)}
+        keys = run.keys()
+        for key in keys:
+            header = read_header(run.folder, key)
+            cell = read_cell(run.folder, key) if header and len(header["documents"]) >= fewest else None
+            if isinstance(cell, Cell):
+                found[run.folder, key] = scored(cell)
     return found
+
+
+def for_bands(folders: Sequence[str | Path]) -> Sums:
+    """Those that an interval can be had of."""
+    return read(folders, MINIMUM_DOCUMENTS)
 
 
 def of(entry: Entry | None, known: Sums) -> Scored | None:
