@@ -24,7 +24,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANEL = (3.3, 2.3)  # inches: a paper's column; two panels are its text width
-COLUMN = (3.5, 2.3)  # a panel of kernels, with each head's last value in the legend
 WORDS, SMALL = 7.5, 6.5  # points: titles and axes; legends and notes
 LONGEST_BESIDE = 15  # characters of the longest label that leave room for a legend beside the curves
 LEAST_SPAN = 1.1  # of a logarithmic axis of values
