@@ -77,8 +77,11 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         if not placed.entry.ok:
             where = f"{placed.label}, {placed.grid.task}, {placed.grid.protocol} at {placed.length}"
             yield Warn(f"{where} failed: {placed.entry.row['error']}", placed.anchor)
+    shared: dict[str, list[str]] = {}
     for grid in found.grids:
-        yield from _grid_warnings(grid, f"{grid.task}, {grid.protocol}")
+        for text in _grid_warnings(grid):
+            shared.setdefault(text, []).append(f"{grid.task} {grid.protocol}")
+    yield from (Warn(f"{listing(places)}: {text}") for text, places in shared.items())
     absent = sum(p.entry.ok and (p.entry.folder, p.entry.key) not in found.known for p in found.cells())
     if absent:
         yield Warn(
@@ -87,32 +90,32 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         )
 
 
-def _grid_warnings(grid: Grid, where: str) -> Iterator[Block]:
+def _grid_warnings(grid: Grid) -> Iterator[str]:
     cells = [entry.row for entry in grid.entries.values() if entry.ok]
-    if len(grid.tokenizers) > 1:
-        yield Warn(f"{where}: models with different tokenisers; compare bits per byte, not perplexity")
     mixed = [str(length) for length in grid.lengths if not grid.same_targets(length)]
-    if mixed:
-        yield Warn(
-            f"{where}: models were scored on different targets at {listing(mixed)}, so a difference there is "
-            "one of text too"
+    if len(grid.tokenizers) > 1:
+        yield "models with different tokenisers; compare bits per byte, not perplexity"
+    elif mixed:
+        yield (
+            f"models were scored on different targets at {listing(mixed)}, so a difference there is one of "
+            "text too"
         )
-    hashes = {row["targets_hash"] for row in cells}
-    if len(hashes) > 1 and not mixed:
-        yield Warn(
-            f"{where}: the targets differ between lengths (hashes {listing(sorted(hashes))}), so a change "
-            "with length is one of text too"
-        )
+    hashes: dict[str, set[str]] = {}
+    for (model, _), entry in grid.entries.items():
+        if entry.ok:
+            hashes.setdefault(model, set()).add(entry.row["targets_hash"])
+    if any(len(of_model) > 1 for of_model in hashes.values()):
+        yield "the targets differ between lengths, so a change with length is one of text too"
     fewest = min((row["documents"] for row in cells), default=MINIMUM_DOCUMENTS)
     if fewest < MINIMUM_DOCUMENTS:
-        yield Warn(
-            f"{where}: {fewest} {'document' if fewest == 1 else 'documents'}, and an interval needs "
+        yield (
+            f"{fewest} {'document' if fewest == 1 else 'documents'}, and an interval needs "
             f"{MINIMUM_DOCUMENTS}; small differences may be noise"
         )
     for what in ("dtype", "device"):
         kinds = sorted({row[what] for row in cells})
         if len(kinds) > 1:
-            yield Warn(f"{where}: cells differ in {what} ({listing(kinds)})")
+            yield f"cells differ in {what} ({listing(kinds)})"
 
 
 def results(found: Gathered) -> Section:

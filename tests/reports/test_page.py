@@ -258,7 +258,34 @@ def test_warnings_of_a_run(tmp_path: Path) -> None:
     assert "1 cells asked for have not been run" in text
     assert "of 2 finished cells the files are not beside run.json" in text
     by_length = [row("a", n, 20.0, targets_hash=h) for n, h in ((512, "aaaa"), (1024, "cccc"))]
-    assert "differ between lengths (hashes aaaa and cccc)" in said(write_run(tmp_path / "l", by_length))
+    assert "the targets differ between lengths" in said(write_run(tmp_path / "l", by_length))
+
+
+def test_one_warning_for_several_tables(tmp_path: Path) -> None:
+    lines = [row("a", 512, 20.0, protocol=p) for p in ("full-context", "last:k=4", "prefix")]
+    text = said(write_run(tmp_path / "r", lines))
+    assert text.count("3 documents, and an interval needs 5") == 1
+    assert "sotu full-context, sotu last:k=4 and sotu prefix: 3 documents" in text
+
+
+def test_seeds_have_a_table_of_their_own(tmp_path: Path) -> None:
+    base = drawn(3, [30] * 6)
+    cells = [
+        cell(f"{m}-s{seed}", shifted(base, [by + 0.01 * seed] * 6), scheme=m, seed=seed)
+        for m, by in (("log", 0.0), ("rope", 0.5))
+        for seed in (1, 2, 3)
+    ]
+    _, tree = made(with_summary(write_cells(tmp_path / "seeds", cells), cells))
+    ids = {e.attributes["id"]: e for e in tree.every if "id" in e.attributes}
+    tables = [t for t in ids["results"].all("table") if t.all("thead")[0].all("th")[0].whole() == "scheme"]
+    assert len(tables) == 1
+    rows = {tr.all("th")[0].whole(): tr.all("td")[0].whole() for tr in tables[0].all("tbody")[0].all("tr")}
+    for name, by in (("log", 0.0), ("rope", 0.5)):
+        mean = np.mean([np.float32(x) for losses in base.values() for x in losses])
+        powers = [np.exp(mean + by + 0.01 * seed) for seed in (1, 2, 3)]
+        value, spread = (float(part) for part in rows[name].split(" ± "))
+        assert value == pytest.approx(np.mean(powers), abs=0.06)
+        assert spread == pytest.approx(np.std(powers, ddof=1), rel=0.06)
 
 
 def test_provenance_down_to_weights_and_command(real: Path) -> None:
