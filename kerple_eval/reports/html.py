@@ -34,7 +34,7 @@ _STYLE = Path(__file__).with_name("page.css")
 _SCRIPT = Path(__file__).with_name("page.js")
 #: Greys of text and lines in figures, which take the page's own colour of text: light or dark.
 _INK = re.compile(r"(?P<what>fill|stroke): #(?:000000|4d4d4d|666666)\b")
-_FEWEST_TO_FILTER = 8  # rows
+_FEWEST_TO_FILTER = 6  # rows
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
