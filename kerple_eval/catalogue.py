@@ -54,7 +54,27 @@ PROTOCOLS = (
     ),
     Entry(
         "kerple-release", "kerple_eval.protocols.kerple_release:KerpleRelease",
-        "[split=test,seed=1234,samples=320]: the KERPLE release's own draw, faults and all (see aligned)",
+        "[split=test,seed=1234,samples=320]: the KERPLE release's own draw, faults and all; sound: aligned",
+    ),
+    Entry(
+        "lm-eval-rolling", "kerple_eval.protocols.lm_eval_rolling:LmEvalRolling",
+        "[prefix_token_id=ID]: lm-evaluation-harness, disjoint windows after a prefix token; "
+        "sound: sliding-window",
+    ),
+    Entry(
+        "yarn", "kerple_eval.protocols.yarn:Yarn",
+        "[stride=256,truncate=false]: YaRN's script, BOS in every window, unweighted mean over windows; "
+        "sound: sliding-window",
+    ),
+    Entry(
+        "hf-guide", "kerple_eval.protocols.hf_guide:HfGuide",
+        "[stride=512]: the Hugging Face perplexity guide, one target a window miscounted; "
+        "sound: sliding-window",
+    ),
+    Entry(
+        "dape", "kerple_eval.protocols.dape:Dape",
+        "[k=256,batch=1]: DAPE, the last min(k, L) targets of whole windows, mean over batches; "
+        "sound: aligned",
     ),
 )  # fmt: skip
 
@@ -79,6 +99,11 @@ FORMATS = (
 
 REPORTS = (
     Entry("table", "kerple_eval.reports.table:render", "perplexity against length, models down"),
+    Entry(
+        "explain",
+        "kerple_eval.reports.explain:render",
+        "why loss changed with length: dilution, context gain",
+    ),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
     Entry("position", "kerple_eval.reports.position:draw", "mean loss, or perplexity, against context"),
     Entry("ratio", "kerple_eval.reports.ratio:draw", "perplexity as a ratio to one scheme's, by length"),

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from kerple_eval import stats
 from kerple_eval.files import read_json, write_atomically
+from kerple_eval.reductions import make_protocol, weighted_mean
 from kerple_eval.types import CellKey, UserError, Window
 
 SCHEMA_VERSION = 1
@@ -49,7 +50,8 @@ class Cell:
 
     def summary(self) -> dict[str, Any]:
         """The cell's row of ``summary.csv``."""
-        nll = stats.mean_loss(self.losses)
+        weights = self.weights
+        nll = stats.mean_loss(self.losses) if weights is None else weighted_mean(self.losses, weights)
         total = None if self.byte_counts is None else sum(self.byte_counts)
         return {
             **_identity(self.key, self.header),
@@ -65,6 +67,13 @@ class Cell:
             "status": "ok",
             "error": None,
         }
+
+    @property
+    def weights(self) -> list[float] | None:
+        """What each window's mean loss weighs in ``nll``; None: its targets."""
+        if "reduction" not in self.header:
+            return None
+        return make_protocol(self.key.protocol)[0].weights(self.windows)
 
     def by_document(self) -> dict[str, list[NDArray[np.float32]]]:
         """Document name -> losses of its windows, in plan order."""
@@ -231,8 +240,10 @@ def _read_parquet(path: Path) -> Cell:
         header={k: v for k, v in header.items() if k not in ("cell", "schema_version")},
         document=np.array([index[name] for name in columns["document"]], dtype=np.int64),
         windows=[
-            Window(*row)
-            for row in zip(columns["start"], columns["stop"], columns["first_target"], strict=True)
+            Window(start, stop, first, after_marker=first == start)
+            for start, stop, first in zip(
+                columns["start"], columns["stop"], columns["first_target"], strict=True
+            )
         ],
         losses=[flat[a:b] for a, b in pairwise(edges)],
         byte_counts=columns["bytes"] if known else None,

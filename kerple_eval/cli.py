@@ -178,6 +178,20 @@ def statistics(command: Any) -> Any:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--length", help="Two lengths, as in 512,4096; every two neighbours unless given.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
+    """Why mean loss changed with length: fewer cold starts (dilution) or more context.
+
+    Loss at a context of the shorter length is taken from a sliding-window cell, in any of DIR.
+    """
+    from kerple_eval.reports.explain import parse_pair, render  # noqa: PLC0415
+
+    click.echo(render(folders, style, parse_pair(length)), nl=False)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")
 @statistics
 def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:

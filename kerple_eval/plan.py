@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import cached_property
+from typing import Any
 
 import torch
 
-from kerple_eval.catalogue import PROTOCOLS, entry, load, parse_spec, typed_options
+from kerple_eval.catalogue import parse_spec
 from kerple_eval.checkpoints.base import Checkpoint, Description
 from kerple_eval.checkpoints.resolve import label_models, open_model, parse_model
 from kerple_eval.data.documents import TokenDocument, assemble
+from kerple_eval.data.own_rules import Readings, read_by_rules
 from kerple_eval.data.texts import (
     Choice,
     Reading,
@@ -24,8 +26,10 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.devices import DTYPES, resolve_device
+from kerple_eval.plan_checks import check_bos, check_precision, check_shorter, refuse_beside_a_draw
 from kerple_eval.precision import PrecisionPlan, settle
 from kerple_eval.protocols.base import Protocol
+from kerple_eval.reductions import make_protocol
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -54,21 +58,29 @@ class ProtocolPlan:
         documents = reading.documents
         if self.protocol.draws_samples:
             documents = assemble(documents, self.protocol.samples(reading.sizes, length))
-        taken = 0 if reading.window_bos is None else 1  # of each window's L, by the marker before it
+        marked = reading.window_bos is not None
+        taken = 1 if marked else 0  # of each window's L, by the marker before it
+        plan = self.protocol.plan_after_marker if marked else self.protocol.plan
         windows = [
             (index, window)
             for index, document in enumerate(documents)
-            for window in self.protocol.plan(len(document), length - taken, self.longest - taken)
+            for window in plan(len(document), length - taken, self.longest - taken)
         ]
-        return CellPlan(documents, windows)
+        return CellPlan(documents, windows, reading)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CellPlan:
     """Documents and (document index, window) pairs of a cell, in plan order."""
 
     documents: Sequence[TokenDocument]
     windows: Sequence[tuple[int, Window]]
+    reading: Reading
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """sha256 of each document's ids."""
+        return [document.sha256 for document in self.documents]
 
 
 @dataclass
@@ -76,7 +88,7 @@ class PlannedModel:
     label: str
     checkpoint: Checkpoint
     description: Description
-    texts: dict[str, Reading]  # by text name
+    texts: dict[str, Readings]  # by text name
     cells: dict[tuple[str, str, int], CellPlan]  # by text name, protocol and length
 
 
@@ -100,12 +112,8 @@ def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
         wanted = [length for length in wanted if length <= int(match["longest"])]
         if not wanted:
             raise UserError(f"protocol {text}: the run has no length up to {match['longest']}")
-    spec = parse_spec(spec_text)
-    cls = load(entry("protocol", spec.name, PROTOCOLS).target)
-    options = typed_options(cls.__init__, dict(spec.options), spec.name)
-    protocol: Protocol = cls(**options)
+    protocol, name = make_protocol(spec_text)
     protocol.check(wanted)
-    name = spec.name + (":" if options else "") + ",".join(f"{k}={v}" for k, v in options.items())
     return ProtocolPlan(name, protocol, tuple(wanted))
 
 
@@ -146,11 +154,11 @@ def make_plan(
     place = resolve_device(device)
     plans = [parse_protocol(text_, lengths) for text_ in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
-    if bos is not None and bos not in get_args(BosRule):
-        raise UserError(f"unknown --bos {bos!r}: available: {', '.join(get_args(BosRule))}")
+    check_bos(bos, plans)
+    check_precision(precision, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
-        _refuse_beside_a_draw(
+        refuse_beside_a_draw(
             plans,
             {
                 "documents": documents,
@@ -178,13 +186,14 @@ def make_plan(
         label: (label, checkpoint.tokenizer, description.vocab_size)
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     }
-    prepared = {t.name: t.prepare(readers, choice) for t in texts}
+    rules = [plan.protocol.first_token for plan in plans if plan.protocol.first_token]
+    prepared = {t.name: read_by_rules(t, readers, choice, rules) for t in texts}
     planned = [
         PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()}, {})
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
     seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
-    looks = settle(precision, against, prepared, seeds, labels)
+    looks = settle(precision, against, _base(prepared), seeds, labels)
     _plan_cells(planned, plans, {t.name: t.record for t in texts})
     specification = {  # what was asked comes first, so that a refusal names it before what follows from it
         "keep_short": keep_short,
@@ -197,6 +206,7 @@ def make_plan(
                 "protocol": plan.name,
                 "lengths": list(plan.lengths),
                 "longest": plan.longest if plan.protocol.depends_on_longest else None,
+                **_own_rules(plan, planned),
             }
             for plan in plans
         ],
@@ -223,6 +233,18 @@ def make_plan(
     return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance, looks)
 
 
+def _own_rules(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, Any]:
+    """What the record says of a protocol with a reduction or a first-token rule of its own."""
+    record: dict[str, Any] = {}
+    if plan.protocol.reduction != Protocol.reduction:
+        record["reduction"] = plan.protocol.reduction
+    if rule := plan.protocol.first_token:
+        record["first_token"] = {
+            text: {m.label: m.texts[text].of(rule).marker for m in models} for text in models[0].texts
+        }
+    return record
+
+
 def _texts(
     tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str], bos: BosRule | None
 ) -> list[Text]:
@@ -241,10 +263,17 @@ def _plan_cells(
     """Every cell of every model; models that read a text alike share its cells. Refuses empty ones."""
     made: dict[tuple[Reading, str, int], CellPlan] = {}
     for model in models:
-        for text, reading in model.texts.items():
+        for text, readings in model.texts.items():
             for plan in plans:
+                reading = readings.of(plan.protocol.first_token)
+                if plan.protocol.feeds_last_target and not model.description.prefix_invariant:
+                    raise UserError(
+                        f"protocol {plan.name}: the tool feeds one token more than it scores, which changes "
+                        f"the positions of model {model.label} ({model.description.scheme}); use a "
+                        "model whose positions do not depend on the window's length"
+                    )
                 if reading.window_bos is not None:
-                    _check_shorter(text, plan)
+                    check_shorter(text, plan)
                 for length in plan.lengths:
                     key = (reading, plan.name, length)
                     if key not in made:
@@ -262,34 +291,8 @@ def _plan_cells(
                             drawn[str(length)] = tokens_hash(cell.documents)
 
 
-def _check_shorter(text: str, plan: ProtocolPlan) -> None:
-    """Whether the protocol can serve windows that give one of their L tokens to a marker."""
-    why = f"{text}: bos: window takes one of the L tokens of each window"
-    if plan.protocol.draws_samples:
-        raise UserError(f"{why}, and {plan.name} draws its windows as they stand; use another bos")
-    if min(plan.lengths) < 2:
-        raise UserError(f"{why}, which leaves none at length 1; use longer lengths")
-    try:
-        plan.protocol.check([length - 1 for length in plan.lengths])
-    except UserError as error:
-        raise UserError(f"{why}: {error}") from None
-
-
-def _refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any]) -> None:
-    """What has no meaning beside a protocol that draws its samples from every document."""
-    names = [plan.name for plan in plans if plan.protocol.draws_samples]
-    for plan in plans:
-        if not plan.protocol.draws_samples:
-            raise UserError(
-                f"protocol {names[0]} draws its own samples and cannot share a run with {plan.name}: "
-                "give each an --out of its own"
-            )
-    for option, value in options.items():
-        if value is not None and value is not False:  # a seed of 0 was given
-            raise UserError(
-                f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
-                + (" by its own seed=" if option == "seed" else "")
-            )
+def _base(prepared: dict[str, dict[str, Readings]]) -> dict[str, dict[str, Reading]]:
+    return {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from numpy.typing import NDArray
 from kerple_eval import __version__
 from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
+from kerple_eval.crew import Alone, Crew, crew
 from kerple_eval.data.documents import TokenDocument
+from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.files import locked
 from kerple_eval.growing import Growth
 from kerple_eval.plan import LENGTHS, PlannedModel, RunPlan, make_plan
+from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
-from kerple_eval.scoring import TOKENS_PER_PASS, score
+from kerple_eval.reuse import find
+from kerple_eval.scoring import TOKENS_PER_PASS
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 from kerple_eval.worklist import Work, cost, worklist
 
@@ -82,29 +87,41 @@ def evaluate(
     Raises:
         UserError: something asked for is wrong; nothing was computed.
     """
-    plan = make_plan(
-        _several(models),
-        tasks=_several(tasks),
-        protocols=_several(protocols),
-        lengths=lengths,
-        text=_several(text),
-        tokens=_several(tokens),
-        documents=documents,
-        keep_short=keep_short,
-        max_tokens=max_tokens,
-        seed=seed,
-        bos=bos,
-        device=device,
-        dtype=dtype,
-        precision=precision,
-        against=against,
-    )
-    folder = Path(out)
+    team = crew()
+    if isinstance(team, Crew) and team.rank:
+        team.serve(resolve_device(device), DTYPES[dtype])
+        if not (Path(out) / "run.json").is_file():
+            sys.exit(0)  # refused before it began: rank 0 says why
+        return open_run(out)
+    try:
+        plan = make_plan(
+            _several(models),
+            tasks=_several(tasks),
+            protocols=_several(protocols),
+            lengths=lengths,
+            text=_several(text),
+            tokens=_several(tokens),
+            documents=documents,
+            keep_short=keep_short,
+            max_tokens=max_tokens,
+            seed=seed,
+            bos=bos,
+            device=device,
+            dtype=dtype,
+            precision=precision,
+            against=against,
+        )
+        return _run(plan, Path(out), on_progress, team)
+    finally:
+        team.dismiss()
+
+
+def _run(plan: RunPlan, folder: Path, on_progress: Callable[[Progress], None], team: Alone) -> Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
-        run = _open_or_start(folder, plan)
-        worker = _Worker(run, plan, on_progress)  # reads every finished cell, so refuses a damaged one
+        run = _open_or_start(folder, plan, team.size)
+        worker = _Worker(run, plan, on_progress, team)  # reads every finished cell, so refuses a damaged one
         run.write_specification()
         worker.work()
     return run
@@ -114,7 +131,7 @@ def _several(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _open_or_start(folder: Path, plan: RunPlan) -> Run:
+def _open_or_start(folder: Path, plan: RunPlan, ranks: int) -> Run:
     session = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["kerple-eval", *sys.argv[1:]],
@@ -123,6 +140,7 @@ def _open_or_start(folder: Path, plan: RunPlan) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        **({"ranks": ranks} if ranks > 1 else {}),
         **_transformers(),
         "device": torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
     }
@@ -148,8 +166,9 @@ def _transformers() -> dict[str, str]:
 
 
 class _Worker:
-    def __init__(self, run: Run, plan: RunPlan, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Run, plan: RunPlan, on_progress: Callable[[Progress], None], team: Alone) -> None:
         self.run = run
+        self.team = team
         self.plan = plan
         self.on_progress = on_progress
         self.rows: dict[CellKey, dict[str, Any]] = {}
@@ -158,6 +177,7 @@ class _Worker:
             self.rows[cell.key] = cell.summary()
             if self.growth is not None and isinstance(cell, Cell):
                 self.growth.took(cell)
+        self.every = list(worklist(plan))
         self.keys = run.keys()
         self.work_total = self.work_done = 0.0
         self.model: LanguageModel | None = None
@@ -175,7 +195,7 @@ class _Worker:
     def _rounds(self) -> Iterator[list[Work]]:
         """Cells to compute: all at once, or look after look where they grow until they are sure."""
         if self.growth is None:
-            yield [task for task in worklist(self.plan) if self.rows.get(task.key, {}).get("status") != "ok"]
+            yield [task for task in self.every if self.rows.get(task.key, {}).get("status") != "ok"]
             return
         for wanted in self.growth.rounds():
             tasks = worklist(self.plan, wanted)
@@ -188,7 +208,8 @@ class _Worker:
         try:
             if self.loaded is not task.model:
                 self.model = None  # the last model's memory goes before the next is loaded
-                self.model = task.model.checkpoint.load(self.plan.device, self.plan.dtype)
+                text = self.plan.provenance["models"][task.model.label]
+                self.model = self.team.load(task.model.checkpoint, text, self.plan.device, self.plan.dtype)
                 self.loaded = task.model
             assert self.model is not None
             earlier = self._earlier(task)
@@ -223,30 +244,34 @@ class _Worker:
         return found if isinstance(found, Cell) else None
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
-        """Losses in plan order and where they come from: a forward pass, or a longer prefix cell."""
-        plan = task.plan
+        """Losses in plan order and where they come from: cells before this one, and forward passes."""
+        found = find(task, self._before(task), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
-        invariant = task.model.description.prefix_invariant
-        if plan.protocol.is_prefix and invariant and task.key.length < plan.longest:
-            whole = read_cell(self.run.folder, plan.key(task.key.model, task.key.task, plan.longest))
-            if isinstance(whole, Cell):
-                rows = {name: iter(rows) for name, rows in whole.by_document().items()}
-                pairs = zip(names, task.windows, strict=True)
-                return [next(rows[name])[: w.targets] for name, (_, w) in pairs], f"prefix of {plan.longest}"
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
-        losses = [next(known[name]) if name in known else None for name in names]
+        losses = [next(known[name]) if name in known else found.losses.get(i) for i, name in enumerate(names)]
         fresh = [place for place, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[place] for place in fresh]
-        for members, scored in score(model, ids, windows, bos=task.reading.window_bos):
+        for members, scored in self.team.score(model, ids, windows, task.reading.window_bos):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
             self._tell(task)
-        return [row for row in losses if row is not None], "forward pass"
+        source = found.describe(task.key, len(task.windows))
+        return [row for row in losses if row is not None], source
+
+    def _before(self, task: Work) -> list[Work]:
+        """Cells of the same model and text that come before this one in the run's order."""
+        before = takewhile(lambda other: other.key != task.key, self.every)
+        return [o for o in before if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
+
+    def _finished(self, key: CellKey) -> Cell | None:
+        cell = read_cell(self.run.folder, key)
+        return cell if isinstance(cell, Cell) else None
 
     def _header(self, task: Work) -> dict[str, Any]:
         description = task.model.description
+        rule = task.plan.protocol.reduction
         return {
             "scheme": description.scheme,
             "seed": description.seed,
@@ -256,7 +281,8 @@ class _Worker:
             "device": self.plan.device.type,
             "tokens_per_pass": TOKENS_PER_PASS[self.plan.device.type],
             "threads": torch.get_num_threads(),
-            "first_token": {"rule": task.reading.bos, "id": task.reading.bos_id},
+            "first_token": task.reading.marker,
+            **({} if rule == Protocol.reduction else {"reduction": rule}),
         }
 
     def _cell(self, task: Work, losses: Losses) -> Cell:

@@ -50,17 +50,20 @@ def score(
     windows: Sequence[tuple[int, Window]],
     *,
     bos: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
     """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
 
-    ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1.
+    ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1. Of the
+    forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on.
     Yields the indices of the windows scored and, for each, its losses ``[targets]``.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; names the document position.
     """
     lead = np.array([] if bos is None else [bos], dtype=np.int64)
-    for members in batches(windows, TOKENS_PER_PASS[model.device.type], len(lead)):
+    passes = batches(windows, TOKENS_PER_PASS[model.device.type], len(lead))
+    for members in passes[share[0] :: share[1]]:
         rows = windows[members[0]][1].targets
         inputs, targets = [], []
         for index in members:

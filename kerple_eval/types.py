@@ -14,6 +14,21 @@ from typing import Literal
 BosRule = Literal["never", "document", "window", "tokenizer"]
 
 
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """A first-token rule that a protocol brings with it, in place of the run's.
+
+    ``prefix``: one marker more before what the model's tokeniser makes of a document (its own BOS, where
+    it puts one, included): BOS, or the end-of-document token where there is none (lm-eval).
+    ``window``: BOS before the inputs of every window where the tokeniser has one, else nothing (YaRN).
+    ``tokenizer``: as the model's tokeniser does by itself.
+    ``id`` is the marker where it was given; token ids used as given get no other.
+    """
+
+    rule: Literal["prefix", "window", "tokenizer"]
+    id: int | None = None
+
+
 class UserError(Exception):
     """Something the user asked for is wrong. One line: what, where, what would be right.
 
@@ -26,15 +41,18 @@ class Window:
     """One forward pass: inputs ``tokens[start:stop]``, scored targets ``first_target .. stop``.
 
     Target k has context ``k - start`` (tokens the model saw), so contexts run from
-    ``first_target - start`` to ``stop - start``.
+    ``first_target - start`` to ``stop - start``. A context of 0 can only be scored ``after_marker``:
+    where a first-token marker stands before the inputs.
     """
 
     start: int
     stop: int
     first_target: int
+    after_marker: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.first_target <= self.stop:
+        least = self.start if self.after_marker else self.start + 1
+        if not 0 <= self.start <= self.stop or not least <= self.first_target <= self.stop:
             raise ValueError(f"not a window: {self}")
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kerple_eval.data.texts import Reading
 from kerple_eval.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.types import CellKey, Window
 
@@ -17,12 +16,12 @@ class Work:
     key: CellKey
     model: PlannedModel
     plan: ProtocolPlan
-    reading: Reading
     cell: CellPlan
     wanted: frozenset[str] | None = None  # names of the documents to score; None: all
 
     def __post_init__(self) -> None:
-        self.documents, self.windows = self.cell.documents, self.cell.windows
+        self.documents, self.reading = self.cell.documents, self.cell.reading
+        self.windows = self.cell.windows
         if self.wanted is not None:
             self.windows = [p for p in self.windows if self.documents[p[0]].name in self.wanted]
         self.names = {self.documents[index].name for index, _ in self.windows}
@@ -35,14 +34,14 @@ def worklist(plan: RunPlan, wanted: Mapping[str, frozenset[str]] | None = None) 
     ``wanted``: of the texts named only, and of each the documents named only.
     """
     for model in plan.models:
-        for text, reading in model.texts.items():
+        for text in model.texts:
             if wanted is not None and text not in wanted:
                 continue
             for protocol in plan.protocols:
                 for length in sorted(protocol.lengths, reverse=protocol.protocol.is_prefix):
                     cell = model.cells[text, protocol.name, length]
                     key = protocol.key(model.label, text, length)
-                    yield Work(key, model, protocol, reading, cell, wanted[text] if wanted else None)
+                    yield Work(key, model, protocol, cell, wanted[text] if wanted else None)
 
 
 def cost(window: Window) -> float:

@@ -10,11 +10,14 @@ import pytest
 from kerple_eval.catalogue import PROTOCOLS, load, typed_options
 from kerple_eval.protocols.aligned import Aligned
 from kerple_eval.protocols.base import Protocol
+from kerple_eval.protocols.dape import Dape
 from kerple_eval.protocols.full_context import FullContext
+from kerple_eval.protocols.hf_guide import HfGuide
 from kerple_eval.protocols.kerple_release import KerpleRelease
 from kerple_eval.protocols.last import Last
 from kerple_eval.protocols.prefix import Prefix
 from kerple_eval.protocols.sliding_window import SlidingWindow
+from kerple_eval.protocols.yarn import Yarn
 from kerple_eval.types import UserError, Window
 
 DOCUMENTS = range(41)
@@ -179,14 +182,15 @@ def test_the_catalogue_holds_protocols(entry: object) -> None:
     assert cls.depends_on_longest is (cls in depends)
     assert cls.is_prefix is (cls is Prefix)
     assert cls.draws_samples is (cls is KerpleRelease)
-    plain = cls in (FullContext, Prefix, KerpleRelease)
-    made = cls(**typed_options(cls.__init__, {} if plain else one_option(cls), "x"))
+    made = cls(**typed_options(cls.__init__, one_option(cls), "x"))
     by_longest = {tuple(triples(made.plan(100, 4, longest))) for longest in (4, 5, 9)}
     assert (len(by_longest) > 1) is cls.depends_on_longest
 
 
 def one_option(cls: type[Protocol]) -> dict[str, str]:
-    return {"stride": "2"} if cls is SlidingWindow else {"k": "2"}
+    if cls in (SlidingWindow, Yarn, HfGuide):
+        return {"stride": "2"}
+    return {"k": "2"} if cls in (Last, Aligned, Dape) else {}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kerple_eval.crew import CrewLostError
 from kerple_eval.growing import read_lines
 from kerple_eval.records import Run
 from kerple_eval.reports.table import render
@@ -36,6 +38,9 @@ def parse_lengths(text: str) -> list[int]:
 def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
     """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
     lengths = parse_lengths(length)
+    if int(os.environ.get("RANK", "0")):  # of a torchrun: it scores what rank 0 says, and says nothing
+        evaluate(models, out=out, lengths=lengths, **options)
+        return 0
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -58,6 +63,10 @@ def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
         except UserError:
             progress.live.transient = True  # the error's line stands alone
             raise
+        except CrewLostError as error:
+            progress.stop()
+            console.out(f"a process of this run is gone ({error}); the same command goes on", highlight=False)
+            return 1
         except KeyboardInterrupt:
             progress.stop()
             console.out(

@@ -52,7 +52,7 @@ class Choice:
 class Reading:
     """A text as the models of one tokeniser read it: what a run scores of it.
 
-    ``bos`` is the first-token rule as applied (never, document, window), ``bos_id`` its token.
+    ``bos`` is the first-token rule as applied (never, document, window, prefix), ``bos_id`` its token.
     """
 
     documents: Sequence[TokenDocument]
@@ -64,6 +64,11 @@ class Reading:
     def window_bos(self) -> int | None:
         """The token before the inputs of every window, which takes one of its L."""
         return self.bos_id if self.bos == "window" else None
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """The rule and its token, for the record."""
+        return {"rule": self.bos, "id": self.bos_id}
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -105,15 +110,10 @@ class Text:
         readings: dict[tuple[str, str], Reading] = {}
         for label, tokenizer, vocabulary in readers.values():
             rule, number = self._bos(label, tokenizer)
-            if number is not None and number >= vocabulary:
-                raise UserError(
-                    f"model {label}: its tokeniser's first-token marker is id {number}, beyond its "
-                    f"vocabulary (0..{vocabulary - 1})"
-                )
-            identity = "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
-            keys[label] = key = (identity, f"{rule} {number}")
+            check_marker(number, label, vocabulary)
+            keys[label] = key = (self.identity(tokenizer), f"{rule} {number}")
             if key not in readings:
-                found = self._tokenised(tokenizer, rule, choice.whole)
+                found = self.tokenised(tokenizer, rule, choice.whole)
                 readings[key] = Reading(found, rule, number, self.tokens is not None)
         if choice.whole:
             self._refuse_selection()
@@ -127,10 +127,12 @@ class Text:
                 check_vocabulary(readings[keys[label]].documents, label, vocabulary)
             if self.tokens is not None:
                 self.record.setdefault("tokens_sha256", tokens_hash(next(iter(readings.values())).documents))
-        self.record["first_token"] = {
-            label: {"rule": readings[key].bos, "id": readings[key].bos_id} for label, key in keys.items()
-        }
+        self.record["first_token"] = {label: readings[key].marker for label, key in keys.items()}
         return {label: readings[key] for label, key in keys.items()}
+
+    def identity(self, tokenizer: Tokenizer | None) -> str:
+        """What tells two readings of this text apart, but for the first token."""
+        return "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
 
     def _bos(self, label: str, tokenizer: Tokenizer | None) -> tuple[str, int | None]:
         """The rule as applied to this model, and the token it puts."""
@@ -145,7 +147,7 @@ class Text:
             raise no_bos(rule, tokenizer)
         return rule, None if rule == "never" else tokenizer.bos
 
-    def _tokenised(self, tokenizer: Tokenizer | None, bos: str, whole: bool) -> Sequence[TokenDocument]:
+    def tokenised(self, tokenizer: Tokenizer | None, bos: str, whole: bool) -> Sequence[TokenDocument]:
         if self.tokens is not None:
             if not self.packed or whole:
                 return self.tokens
@@ -197,6 +199,15 @@ class Text:
             "seed": seed,
         }
         return sorted(eligible[name] for name in choose(eligible, count, seed))
+
+
+def check_marker(number: int | None, label: str, vocabulary: int) -> None:
+    """Refuse a first-token marker that a model has no embedding for."""
+    if number is not None and number >= vocabulary:
+        raise UserError(
+            f"model {label}: its tokeniser's first-token marker is id {number}, beyond its "
+            f"vocabulary (0..{vocabulary - 1})"
+        )
 
 
 def check_vocabulary(documents: Sequence[TokenDocument], label: str, vocabulary: int) -> None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kerple_eval.types import Sample, Window
+from kerple_eval.types import FirstToken, Sample, Window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +30,35 @@ class Protocol(ABC):
     #: Whether the protocol cuts documents of its own from all of a text's (``samples``).
     draws_samples = False
 
+    #: A first-token rule that belongs to the protocol; None: the run's.
+    first_token: FirstToken | None = None
+
+    #: How losses become the cell's ``nll``, in words; recorded where ``weights`` says otherwise.
+    reduction = "mean over targets"
+
+    #: Whether the tool feeds the last target of a window too, which only shows in the losses of a
+    #: model whose positions depend on how many tokens there are.
+    feeds_last_target = False
+
     @abstractmethod
     def plan(self, n: int, length: int, longest: int) -> list[Window]:
         """Windows over a document of ``n`` tokens, in order of start and first target."""
+
+    def plan_after_marker(self, n: int, length: int, longest: int) -> list[Window]:
+        """``plan`` where a first-token marker stands before the inputs of every window.
+
+        ``length`` and ``longest`` leave the marker out. Target ``start`` of a window, which then has the
+        marker as context, is not scored unless the protocol says so.
+        """
+        return self.plan(n, length, longest)
+
+    def weights(self, windows: Sequence[Window]) -> list[float] | None:
+        """What each window's mean loss weighs in the cell's ``nll``; None: its number of targets.
+
+        ``windows`` are all of a cell, in plan order. The loss of the cell is
+        ``sum(weight * mean loss of the window) / sum(weights)``.
+        """
+        return None
 
     def check(self, lengths: list[int]) -> None:  # noqa: B027 - most protocols allow every length
         """Refuse lengths the options cannot serve (UserError)."""

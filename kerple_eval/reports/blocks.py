@@ -113,10 +113,10 @@ def of_sheet(sheet: Sheet, links: Sequence[Sequence[str]] = ()) -> Table:
 def of_listing(listing: Listing, links: dict[tuple[str, int], str]) -> Table:
     """Rows of text; measured numbers link to ``links[model, length]``."""
     shown = listing.kept()
-    at = shown.head.index("length")
     rows = []
     for row in shown.rows:
-        link = links.get((row[0].removesuffix("†"), int(row[at])), "")
+        length = int(row[shown.head.index("length")]) if "length" in shown.head else 0
+        link = links.get((row[0].removesuffix("†"), length), "")
         own = dict.fromkeys(("nll", "ppl", "bits/byte"), link)
         rows.append(
             Row(
@@ -126,5 +126,5 @@ def of_listing(listing: Listing, links: dict[tuple[str, int], str]) -> Table:
                 )
             )
         )
-    words = frozenset({0, len(shown.head) - 1})
+    words = frozenset({0, *(i for i, head in enumerate(shown.head) if head in ("verdict", "said"))})
     return Table(shown.title, tuple(shown.head), tuple(rows), tuple(shown.notes), words)

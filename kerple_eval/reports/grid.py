@@ -74,6 +74,14 @@ class Grid:
         """Whether every finished cell of the length scored the same targets."""
         return len({cell.row["targets_hash"] for cell in self.column(length)}) <= 1
 
+    def differs_between_lengths(self) -> bool:
+        """Whether a model's finished cells were computed on different targets."""
+        hashes: dict[str, set[str]] = {}
+        for (model, _), cell in self.entries.items():
+            if cell.ok:
+                hashes.setdefault(model, set()).add(cell.row["targets_hash"])
+        return any(len(found) > 1 for found in hashes.values())
+
     def best(self, length: int, value: str) -> set[str]:
         """Models with the lowest value at a length; none where targets differ or one is alone."""
         cells = {
@@ -113,9 +121,12 @@ class Grid:
                 f"{_one(set().union(*counts.values()))} targets, "
                 f"the same at every length (hash {hashes.pop()})"
             )
-        elif hashes:
+        elif self.differs_between_lengths():
             parts = [f"{length}: {_one(counts[length])}" for length in self.lengths if counts[length]]
-            lines.append(f"targets differ between lengths ({'; '.join(parts)})")
+            lines.append(
+                f"warning: targets differ between lengths ({'; '.join(parts)}): a change along a row mixes "
+                "length with other targets"
+            )
         for (model, length), entry in self.entries.items():
             if not entry.ok:
                 lines.append(f"{model} at {length} failed: {entry.row['error']}")

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kerple_eval.reports import compare, curve, intervals, position, ratio, scatter, table
+from kerple_eval.reports import compare, curve, explain, intervals, position, ratio, scatter, table
 from kerple_eval.reports.blocks import (
     Block,
     Code,
@@ -68,6 +68,12 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         lacking = [key for key in wanted if (run.folder, key) not in done]
         if lacking:
             yield Warn(f"{run.folder.resolve().name}: {len(lacking)} cells asked for have not been run")
+        for plan in run.specification["protocols"]:
+            if "reduction" in plan:
+                yield Warn(
+                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}); intervals, "
+                    "comparisons and figures by document or context are of the mean over targets"
+                )
         if "precision" in run.specification:
             yield Warn(
                 f"{run.folder.resolve().name}: documents were added until it was sure (--precision), so that "
@@ -135,6 +141,25 @@ def results(found: Gathered) -> Section:
             blocks.append(Text(f"No table over seeds: {error}."))
         blocks.append(Figures("curve", (picture,)))
     return Section("Results", "results", tuple(blocks))
+
+
+def explained(found: Gathered) -> Section | None:
+    """Why it changed with length: fewer cold starts, or more context."""
+    if not found.known:
+        return None
+    blocks: list[Block] = [
+        Text(
+            "Dilution is what fewer cold starts alone would change, for a model that uses no more than the "
+            "shorter length; context gain is what longer context changes."
+        )
+    ]
+    try:
+        tables, missing = explain.explained(found.folders)
+    except UserError as error:
+        return Section("Why it changed", "explained", (Text(f"No explanation: {error}."),))
+    blocks += [of_listing(one, {}) for one in tables]
+    blocks += [Code("\n".join(missing))] if missing else []
+    return Section("Why it changed", "explained", tuple(blocks))
 
 
 def compared(found: Gathered) -> Section | None:

@@ -29,7 +29,7 @@ class DocumentSums:
 
     names: tuple[str, ...]
     sums: Sums
-    counts: Counts
+    counts: Counts | Sums
     bytes: Counts | None = None
 
     def __len__(self) -> int:
@@ -49,15 +49,25 @@ class DocumentSums:
 
 
 def document_sums(cell: Cell) -> DocumentSums:
-    """Sums and counts of a finished cell; documents that no window scores do not appear."""
+    """Sums and counts of a finished cell; documents that no window scores do not appear.
+
+    Where the cell's protocol weighs windows (``Protocol.weights``) the sums are of weight x mean loss and
+    the counts of weights, so that their ratio is the cell's ``nll``; bytes are then left out.
+    """
     every = [str(entry["name"]) for entry in cell.header["documents"]]
     used, index = np.unique(cell.document, return_inverse=True)
-    weights = np.array([row.sum(dtype=np.float64) for row in cell.losses], dtype=np.float64)
-    sums: Sums = np.bincount(index, weights=weights).astype(np.float64)
-    counts = np.bincount(index, weights=[w.targets for w in cell.windows]).astype(np.int64)
+    totals = np.array([row.sum(dtype=np.float64) for row in cell.losses], dtype=np.float64)
+    targets = np.array([w.targets for w in cell.windows], dtype=np.float64)
+    weighs = cell.weights
+    if weighs is not None:
+        totals *= np.asarray(weighs) / targets
+    sums: Sums = np.bincount(index, weights=totals).astype(np.float64)
+    counts = np.bincount(index, weights=targets if weighs is None else np.asarray(weighs))
+    if weighs is None:
+        counts = counts.astype(np.int64)
     order = sorted(range(len(used)), key=lambda i: every[used[i]])
     spelled = None
-    if cell.byte_counts is not None:
+    if cell.byte_counts is not None and weighs is None:
         spelled = np.bincount(index, weights=cell.byte_counts).astype(np.int64)[order]
     return DocumentSums(tuple(every[used[i]] for i in order), sums[order], counts[order], spelled)
 
@@ -77,15 +87,17 @@ class Scored:
     seed: int | None
     targets_hash: str
     sums: DocumentSums
-
-    @property
-    def targets(self) -> int:
-        return int(self.sums.counts.sum())
+    targets: int
 
 
 def scored(cell: Cell) -> Scored:
     return Scored(
-        cell.key, str(cell.header["scheme"]), cell.header["seed"], cell.targets_hash, document_sums(cell)
+        cell.key,
+        str(cell.header["scheme"]),
+        cell.header["seed"],
+        cell.targets_hash,
+        document_sums(cell),
+        sum(window.targets for window in cell.windows),
     )
 
 
@@ -100,7 +112,7 @@ def different_targets(first: Scored, second: Scored) -> str | None:
     )
 
 
-def paired_sums(first: Scored, second: Scored) -> tuple[Sums, Counts]:
+def paired_sums(first: Scored, second: Scored) -> tuple[Sums, Counts | Sums]:
     """``first - second``: differences of summed loss ``[n]`` (nats) by document, and targets ``[n]``.
 
     Raises:

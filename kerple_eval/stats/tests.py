@@ -89,7 +89,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def effect_size(differences: Sums, counts: Counts) -> float | None:
+def effect_size(differences: Sums, counts: Counts | Sums) -> float | None:
     """Cohen's d of paired differences: mean over standard deviation of the documents' contributions.
 
     Contributions are linearised, as in the interval: d_i + D (1 - n c_i / C) with d_i the document's

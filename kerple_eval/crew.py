@@ -1,0 +1,163 @@
+"""Several processes on one run: ``torchrun --nproc-per-node N -m kerple_eval run ...``.
+
+Rank 0 does what a run alone does (plans, writes cells, talks) but for scoring: it tells the others which
+model to load and which windows to score, every rank takes whole batches r, r + W, r + 2 W, ... of the
+same list, and rank 0 puts the losses together. Batches do not depend on how many share them, so neither do
+losses (on CPU to the bit, with the same threads a rank); no window is padded or scored twice.
+
+Control and losses travel through gloo, also between GPUs: a few bytes a target. On CUDA each rank takes
+the card of its local rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from kerple_eval.checkpoints.base import Checkpoint, LanguageModel
+from kerple_eval.checkpoints.resolve import open_model, parse_model
+from kerple_eval.scoring import NotFiniteError, score
+from kerple_eval.types import UserError, Window
+
+Scored = list[tuple[list[int], list[NDArray[np.float32]]]]
+PATIENCE = timedelta(days=2)  # a rank may wait that long for the others' share of a cell
+_KINDS: dict[str, type[Exception]] = {
+    e.__name__: e for e in (UserError, NotFiniteError, ArithmeticError, MemoryError, RuntimeError)
+}
+
+
+class CrewLostError(Exception):
+    """Another rank is gone: the run stops, and the same command goes on."""
+
+
+class Alone:
+    """One process: loads and scores itself."""
+
+    size = 1
+
+    def load(
+        self, checkpoint: Checkpoint, text: str, device: torch.device, dtype: torch.dtype
+    ) -> LanguageModel:
+        return checkpoint.load(device, dtype)
+
+    def score(
+        self,
+        model: LanguageModel,
+        documents: Sequence[NDArray[np.int64]],
+        windows: Sequence[tuple[int, Window]],
+        bos: int | None,
+    ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
+        return score(model, documents, windows, bos=bos)
+
+    def dismiss(self) -> None:
+        """Nobody to dismiss."""
+
+
+@dataclass
+class Crew(Alone):
+    """The ranks of a torchrun, seen from one of them."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls) -> Crew:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def load(
+        self, checkpoint: Checkpoint, text: str, device: torch.device, dtype: torch.dtype
+    ) -> LanguageModel:
+        self._tell(("load", text))
+        model, error = _tried(lambda: checkpoint.load(device, dtype))
+        self._gather(error)
+        assert isinstance(model, LanguageModel)
+        return model
+
+    def score(
+        self,
+        model: LanguageModel,
+        documents: Sequence[NDArray[np.int64]],
+        windows: Sequence[tuple[int, Window]],
+        bos: int | None,
+    ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
+        self._tell(("score", (list(documents), list(windows), bos)))
+        error = None
+        try:
+            yield from score(model, documents, windows, bos=bos, share=(self.rank, self.size))
+        except tuple(_KINDS.values()) as problem:
+            error = _named(problem)
+        for part in self._gather(error)[1:]:
+            yield from part
+
+    def dismiss(self) -> None:
+        """Rank 0 has nothing more to do; the others may go."""
+        self._tell(("stop", None))
+        dist.destroy_process_group()
+
+    def serve(self, device: torch.device, dtype: torch.dtype) -> None:
+        """What every rank but 0 does until it is dismissed."""
+        model: LanguageModel | None = None
+        while True:
+            order, what = self._tell(None)
+            error, result = None, None
+            if order == "stop":
+                dist.destroy_process_group()
+                return
+            if order == "load":
+                model = None  # the last one's memory goes first
+                model, error = _tried(lambda text=what: open_model(parse_model(text)).load(device, dtype))
+            else:
+                documents, windows, bos = what
+                assert model is not None
+                mine = score(model, documents, windows, bos=bos, share=(self.rank, self.size))
+                result, error = _tried(lambda mine=mine: list(mine))
+            self._gather(error, result)
+
+    def _tell(self, order: tuple[str, Any] | None) -> Any:
+        box = [order]
+        try:
+            dist.broadcast_object_list(box, src=0)
+        except RuntimeError as error:
+            raise CrewLostError(str(error)) from None
+        return box[0]
+
+    def _gather(self, error: tuple[str, str] | None, result: Scored | None = None) -> list[Any]:
+        """Everyone's results at rank 0; the first error of any rank is raised there."""
+        boxes: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        try:
+            dist.gather_object((error, result), boxes)
+        except RuntimeError as problem:
+            raise CrewLostError(str(problem)) from None
+        if boxes is None:
+            return []
+        for found, _ in boxes:
+            if found is not None:
+                raise _KINDS.get(found[0], RuntimeError)(found[1])
+        return [part for _, part in boxes]
+
+
+def _tried(work: Any) -> tuple[Any, tuple[str, str] | None]:
+    try:
+        return work(), None
+    except tuple(_KINDS.values()) as problem:
+        return None, _named(problem)
+
+
+def _named(problem: BaseException) -> tuple[str, str]:
+    return type(problem).__name__, str(problem)
+
+
+def crew() -> Alone | Crew:
+    """The crew of this process: torchrun's, where it started several."""
+    return Crew.join() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()

@@ -1,0 +1,46 @@
+"""dape[:k=256][,batch=B]: the last min(k, L) targets of each whole window, averaged by batches.
+
+Source: github.com/chuanyang-Zheng/DAPE commit 5667d28 (a GPT-NeoX fork), ``megatron/training.py``:
+``forward_step_eval_last`` (``eval_last``, 256 by default), ``train`` and ``evaluate``.
+
+Windows ``(s, s + L, s + L - min(k, L) + 1)`` for s = 0, L, ... <= n - 1 - L, over all documents in order;
+B after B of them are a batch (the last one what is left). A batch's loss is the mean over its
+targets, the cell's loss the mean over batches, the perplexity its exp. B is 32 at L = 512, 16 at 1024, 8 at
+2048, 1 beyond in the source, where every batch is full; then, and with the B = 1 that stands here unless
+given, the mean over batches is the mean over targets.
+
+The source draws its 20 batches from packed valid text: the draw is the one of
+``kerple-release:split=valid``, and is not repeated here. As published it cuts logits to the last k but
+labels only in curriculum training; what the paper describes is taken.
+
+Faults that come with it: 163,840 targets at L = 512 but 5,120 at 8192 and other text at each length, as
+a batch shrinks with L while the number of batches stays; a short last batch weighs as much as a full one.
+Sound instead: ``aligned`` (k the same at every length, the same targets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kerple_eval.protocols.base import Protocol
+from kerple_eval.types import UserError, Window
+
+
+class Dape(Protocol):
+    reduction = "mean over batches of their means, unweighted"
+
+    def __init__(self, *, k: int = 256, batch: int = 1) -> None:
+        if k < 1:
+            raise UserError(f"dape: k={k} must be at least 1")
+        if batch < 1:
+            raise UserError(f"dape: batch={batch} must be at least 1")
+        self.k, self.batch = k, batch
+
+    def plan(self, n: int, length: int, longest: int) -> list[Window]:
+        k = min(self.k, length)
+        return [Window(s, s + length, s + length - k + 1) for s in range(0, n - length, length)]
+
+    def weights(self, windows: Sequence[Window]) -> list[float] | None:
+        """Windows of a cell have as many targets, so each is one part of its batch."""
+        count = len(windows)
+        return [1.0 / min(self.batch, count - i // self.batch * self.batch) for i in range(count)]

@@ -1,0 +1,80 @@
+"""What every row of the benchmark shares: ratios of interleaved timings, and the table they end in."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: what was measured against what, the bound, and what came out.
+
+    ``ratio`` is times faster where ``at_least`` is the bound, times the other's cost where ``at_most``
+    is; None where it was not measured.
+    """
+
+    work: str
+    against: str
+    ratio: float | None
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.ratio is None:
+            return None
+        if self.at_least is not None:
+            return self.ratio >= self.at_least
+        return self.at_most is None or self.ratio <= self.at_most
+
+    def cells(self) -> list[str]:
+        bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        shown = "unmeasured" if self.ratio is None else f"{self.ratio:.2f}"
+        verdict = {None: "-", True: "yes", False: "NO"}[self.met]
+        return [self.work, self.against, bound, shown, verdict, self.note]
+
+
+HEAD = ["work", "against", "bound", "measured", "met", "note"]
+
+
+def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """Best seconds of each way, run in turn so that a busy moment falls on all of them alike."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            best[name] = min(best[name], time.perf_counter() - began)
+    return best
+
+
+def machine() -> str:
+    """One line: processor, threads, accelerator, versions."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a real file
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        model = names[0] if names else model
+    except OSError:
+        pass
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{model}, {torch.get_num_threads()} threads{card}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {platform.system()}"
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| " + " | ".join(cells) + " |" for cells in (HEAD, ["---"] * len(HEAD), *(r.cells() for r in rows))
+    ]
+    return "\n".join(lines) + "\n"
