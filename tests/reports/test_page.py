@@ -261,6 +261,15 @@ def test_warnings_of_a_run(tmp_path: Path) -> None:
     assert "the targets differ between lengths" in said(write_run(tmp_path / "l", by_length))
 
 
+def test_the_change_with_length_is_explained(real: Path) -> None:
+    _, tree = made(real)
+    ids = {e.attributes["id"]: e for e in tree.every if "id" in e.attributes}
+    rows = [[x.whole() for x in tr.children] for tr in ids["explained"].all("tbody")[0].all("tr")]
+    assert [row[:2] for row in rows] == [["kerple-log", "64 -> 128"], ["rope", "64 -> 128"]]
+    for _, _, change, *_ in rows:
+        assert float(change.split()[0]) == pytest.approx(0.064, abs=1e-4)  # each loss is 0.064 nats more
+
+
 def test_one_warning_for_several_tables(tmp_path: Path) -> None:
     lines = [row("a", 512, 20.0, protocol=p) for p in ("full-context", "last:k=4", "prefix")]
     text = said(write_run(tmp_path / "r", lines))
