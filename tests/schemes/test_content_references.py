@@ -33,10 +33,10 @@ def test_path_is_fla_s_naive_form() -> None:
     scheme = made("path", units=5)
     q, k, v, x = (torch.from_numpy(part)[None] for part in drawn(KEYS))
     with torch.no_grad():
-        w, beta = scheme.observe(x)
-        found = attention(q, k, v, scheme, None, (w, beta))
+        steps = scheme.observe(x)
+        found = attention(q, k, v, scheme, None, steps)
         theirs = naive(
-            *(z.transpose(1, 2) for z in (q, k, v, w)), beta.transpose(1, 2),
+            *(z.transpose(1, 2) for z in (q, k, v, steps.w)), steps.beta.transpose(1, 2),
             torch.zeros(1, KEYS, HEADS), DIM**-0.5, chunk_size=8,
         )  # fmt: skip
     np.testing.assert_allclose(found.numpy(), theirs.transpose(1, 2).numpy(), rtol=0, atol=2e-5)
