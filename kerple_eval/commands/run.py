@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kerple_eval.crew import CrewLostError
+from kerple_eval.crew import CrewLostError, launched
 from kerple_eval.growing import read_lines
 from kerple_eval.records import Run
 from kerple_eval.reports.table import render
@@ -38,7 +37,7 @@ def parse_lengths(text: str) -> list[int]:
 def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
     """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
     lengths = parse_lengths(length)
-    if int(os.environ.get("RANK", "0")):  # of a torchrun: it scores what rank 0 says, and says nothing
+    if launched():  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
         evaluate(models, out=out, lengths=lengths, **options)
         return 0
     console = Console(stderr=True)
