@@ -128,6 +128,9 @@ def train(**options: Any) -> None:
     "certainty; --documents is then the most.",
 )
 @click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what it will take (windows, work, memory, time), and stop."
+)
 def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
     """Score models at every length; ends with the table.
 

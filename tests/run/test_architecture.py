@@ -34,6 +34,7 @@ LEVELS = (
     (
         "explanation_command",
         "footprint",
+        "forecast",
         "plan",
         "plan_checks",
         "growing",
