@@ -133,13 +133,16 @@ REPORTS = (
         "why loss changed with length: dilution, context gain",
     ),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
-    Entry("position", "kerple_eval.reports.position:draw", "mean loss against context"),
     Entry("depth", "kerple_eval.reports.depth:draw", "exact match and loss of answers by length and depth"),
     Entry("answers", "kerple_eval.reports.answers:render", "exact match and loss of answers, as a table"),
     Entry(
         "longppl", "kerple_eval.reports.longppl:render",
         "perplexity on the tokens that need long context, chosen by a reference model",
     ),
+    Entry("position", "kerple_eval.reports.position:draw", "mean loss, or perplexity, against context"),
+    Entry("ratio", "kerple_eval.reports.ratio:draw", "perplexity as a ratio to one scheme's, by length"),
+    Entry("scatter", "kerple_eval.reports.scatter:draw", "two schemes document by document"),
+    Entry("page", "kerple_eval.reports.page:write", "one HTML page: tables, figures, provenance of numbers"),
     Entry("kernels", "kerple_eval.reports.kernels:draw", "learned kernels against distance", "models"),
     Entry(
         "effective-length", "kerple_eval.reports.effective_length:draw",

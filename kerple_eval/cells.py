@@ -203,6 +203,21 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
     return None
 
 
+def read_header(folder: Path, key: CellKey) -> dict[str, Any] | None:
+    """What a finished cell says of itself, without its losses; None where there is no such file."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    path = folder / "cells" / f"{file_name(key)}.parquet"
+    if not path.exists():
+        return None
+    try:
+        header = json.loads(pq.read_schema(path).metadata[b"kerple_eval"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: not a readable cell; delete it to have it computed again") from None
+    return dict(header)
+
+
 def _read_parquet(path: Path) -> Cell:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415

@@ -129,6 +129,9 @@ def train(**options: Any) -> None:
     "certainty; --documents is then the most.",
 )
 @click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what it will take (windows, work, memory, time), and stop."
+)
 @click.pass_context
 def run(
     context: click.Context, /, models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...],
@@ -253,13 +256,22 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True,
-    help="curve, position or depth, of run directories; kernels, effective-length or matrix, of MODELs.",
+    help="curve, position, ratio, scatter or depth, of run directories; kernels, effective-length or matrix, "
+    "of MODELs.",
 )  # fmt: skip
 @click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
-@click.option("--length", type=int, help="Of MODELs: distances below it, or positions of a matrix.")
+@click.option("--against", metavar="MODEL", help="Of ratio and scatter: the one that others are set against.")
+@click.option("--task", help="Of run directories: this task only.")
+@click.option("--protocol", help="Of run directories: this protocol only, as the table spells it.")
+@click.option("--value", help="Of position: nll or ppl.")
+@click.option(
+    "--length", type=int,
+    help="Of position and scatter: this length, in place of the longest. Of MODELs: distances below it, or "
+    "positions of a matrix.",
+)  # fmt: skip
 @click.option("--head", type=click.IntRange(min=0), help="Of MODELs: this head alone (from 0).")
 @click.option("--layer", type=click.IntRange(min=0), help="Of MODELs whose layers differ: which (from 0).")
-def plot(sources: tuple[str, ...], kind: str, out: str, **options: int | None) -> None:
+def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
     """Draw a figure from run directories, or of the kernels that models have learned."""
     from kerple_eval.commands import plot as command  # noqa: PLC0415
 
@@ -299,12 +311,14 @@ def export(folder: str, style: str, out: str, model: str | None) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--out", help="Page to write; report.md in the first directory unless given.")
-def report(folders: tuple[str, ...], out: str | None) -> None:
-    """Write one page: tables, figures, provenance."""
+@click.option("--out", help="Page to write, .html or .md; report.html in the first directory unless given.")
+@click.option("--format", "style", help="html (the default) or markdown, with its figures beside it.")
+@click.option("--against", metavar="MODEL", help="Set others against this one; kerple-log where it is there.")
+def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
+    """Write one page that needs nothing else: tables, figures, provenance of every number."""
     from kerple_eval.reports import page  # noqa: PLC0415
 
-    for path in page.write(folders, Path(out) if out else Path(folders[0]) / "report.md"):
+    for path in page.write(folders, Path(out) if out else None, style, against=against):
         click.echo(path)
 
 

@@ -162,6 +162,12 @@ def _named(problem: BaseException) -> tuple[str, str]:
     return type(problem).__name__, str(problem)
 
 
+def launched() -> int | None:
+    """This process's rank where torchrun started several; a cluster's own RANK alone means nothing."""
+    several = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+    return int(os.environ["RANK"]) if several else None
+
+
 def crew() -> Alone | Crew:
-    """The crew of this process: torchrun's, where it started several."""
-    return Crew.join() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    """The crew of this process."""
+    return Alone() if launched() is None else Crew.join()

@@ -33,6 +33,6 @@ def run(out: str) -> int:
     for kind, draw in (("curve", curve.draw), ("position", position.draw)):
         draw([folder], folder / f"{kind}.png")
         print(f"figure: {folder / f'{kind}.png'}")
-    page.write([folder], folder / "report.md")
-    print(f"report: {folder / 'report.md'}  ({time.monotonic() - began:.0f} s)")
+    for path in page.write([folder]):
+        print(f"report: {path}  ({time.monotonic() - began:.0f} s)")
     return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kerple_eval.catalogue import FORMATS, REPORTS, Entry, by_name, load, unknown
 from kerple_eval.kernel_view import KernelView
@@ -20,22 +21,26 @@ def kinds() -> dict[str, Entry]:
 
 def run(
     sources: Sequence[str], kind: str, out: Path, *,
-    length: int | None = None, head: int | None = None, layer: int | None = None,
+    head: int | None = None, layer: int | None = None, **options: int | str | None,
 ) -> None:  # fmt: skip
-    """Write the figure ``kind`` of ``sources`` to ``out``."""
+    """Write the figure ``kind`` of ``sources`` to ``out``; each kind has options of its own."""
     if kind not in kinds():
         raise unknown("kind of figure", kind, kinds())
     entry = kinds()[kind]
     _fitting(sources, entry)
     draw = load(entry.target)
-    given = {k: v for k, v in {"length": length, "head": head, "layer": layer}.items() if v is not None}
-    accepted = set(inspect.signature(draw).parameters) | ({"layer"} if entry.takes == "models" else set())
+    asked = {"head": head, "layer": layer} | options
+    given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+    known = inspect.signature(draw).parameters
+    accepted = set(known) | ({"layer"} if entry.takes == "models" else set())
     for option in given:
         if option not in accepted:
             raise UserError(f"--kind {kind} has no --{option}; leave it out")
+    if "against" in known and "against" not in given:
+        raise UserError(f"--kind {kind} needs --against MODEL, the one that others are set against")
     given.pop("layer", None)
     if entry.takes == "runs":
-        draw(sources, out)
+        draw(sources, out, **given)
     else:
         draw(_views(sources, draw, head, layer), out, **given)
 

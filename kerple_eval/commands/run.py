@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kerple_eval.cells import Cell
-from kerple_eval.crew import CrewLostError
+from kerple_eval.commands import dry_run as dry
+from kerple_eval.crew import CrewLostError, launched
 from kerple_eval.growing import read_lines
 from kerple_eval.records import Run
 from kerple_eval.reports.answers import render as answers
@@ -37,10 +37,12 @@ def parse_lengths(text: str) -> list[int]:
     return lengths
 
 
-def run(models: Sequence[str], out: str, length: str, **options: Any) -> int:
+def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, **options: Any) -> int:
     """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
     lengths = parse_lengths(length)
-    if int(os.environ.get("RANK", "0")):  # of a torchrun: it scores what rank 0 says, and says nothing
+    if dry_run:
+        return dry.run(models, out, lengths, **options)
+    if launched():  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
         evaluate(models, out=out, lengths=lengths, **options)
         return 0
     console = Console(stderr=True)
@@ -91,6 +93,9 @@ def finish(result: Run) -> int:
     )
     for line in read_lines(folder):
         print(f"precision: {line}")
+    said = dry.verdict(Path(folder))
+    if said is not None:
+        print(said)
     kind = "depth" if answered else "curve"
     print(f"figure: kerple-eval plot {folder} --kind {kind} --out {Path(folder) / f'{kind}.png'}")
     return 1 if failed else 0

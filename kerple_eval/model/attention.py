@@ -12,6 +12,10 @@ memory-efficient attention wants aligned rows, so there the chunk's strip [H, ro
 and a half-precision model attends in float32 there, since that attention would round the bias to
 the model's dtype. A window is part of the table (-inf from there on), and a chunk's keys begin where
 its first query's window does, so that the work is O(L window).
+
+Schemes of weights, absolute positions or content take the general path, one chunk of scores at a time. In
+training such a chunk would leave up to 15 tensors of its size for the backward pass; where a layer has many
+scores, the backward pass forms them anew instead and a chunk leaves nothing but its queries and keys.
 """
 
 from __future__ import annotations
@@ -22,12 +26,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kerple_eval.schemes.base import Scheme
 
 QUERY_CHUNK = 1024
 BACKWARD_ROWS = 128  # query rows a block of the training backward pass holds, for the cache
 GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
+RECOMPUTE_ELEMENTS = (
+    1 << 22
+)  # a layer's scores above this are formed anew by the backward pass, so many at once
 
 
 class Table:
@@ -160,11 +168,18 @@ def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> 
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     turned_q, turned_k = _placed(q, k, scheme)
-    rows = max(1, min(queries, GENERAL_CHUNK_ELEMENTS // (batch * heads * keys)))
-    out = [
-        _score_block(_Block(q, k, turned_q, turned_k, start, min(start + rows, queries)), v, scheme, observed)
-        for start in range(0, queries, rows)
-    ]
+    anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
+    most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
+    rows = max(1, min(queries, most // (batch * heads * keys)))
+    out = []
+    for start in range(0, queries, rows):
+        block = _Block(q, k, turned_q, turned_k, start, min(start + rows, queries))
+        args = (block, v, scheme, observed)
+        out.append(
+            checkpoint(_score_block, *args, use_reentrant=False, preserve_rng_state=False)
+            if anew
+            else _score_block(*args)
+        )
     return torch.cat(out, dim=2)
 
 

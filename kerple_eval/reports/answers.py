@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.reports.rows import check_format, csv_text, draw
+from kerple_eval.reports.rows import Listing, check_format, csv_text, draw
 from kerple_eval.stats.answer_grids import AnswerGrid, read_answers
 from kerple_eval.stats.answers import Share, by_depth, share
 
@@ -19,13 +19,17 @@ COLUMNS = (
 def render(folders: Sequence[str | Path], style: str = "text") -> str:
     """Tables of one or several runs; ``csv`` has one row a depth, and one without depth for all."""
     check_format(style)
-    grids = read_answers(folders)
     if style == "csv":
-        return csv_text(COLUMNS, [row for grid in grids for row in _csv(grid)])
-    return "\n".join(_table(grid, style) for grid in grids)
+        return csv_text(COLUMNS, [row for grid in read_answers(folders) for row in _csv(grid)])
+    return "\n".join(draw(one, style) for one in listings(folders))
 
 
-def _table(grid: AnswerGrid, style: str) -> str:
+def listings(folders: Sequence[str | Path]) -> list[Listing]:
+    """One table a task."""
+    return [_table(grid) for grid in read_answers(folders)]
+
+
+def _table(grid: AnswerGrid) -> Listing:
     head = ["model", "length", *(f"{depth:.2g}" for depth in grid.depths), "all", "95 % interval", "loss"]
     rows, notes = [], []
     for model in grid.models:
@@ -44,7 +48,7 @@ def _table(grid: AnswerGrid, style: str) -> str:
                  f"{_percent(low)} to {_percent(high)}", f"{every.loss:.4g}"]
             )  # fmt: skip
     title = f"{grid.task}: exact matches in % by depth (0 is the beginning), loss in nats per target"
-    return draw(title, head, rows, [*_notes(grid), *notes], style)
+    return Listing(title, head, rows, [*_notes(grid), *notes], grid.task, "answer")
 
 
 def _notes(grid: AnswerGrid) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.reports.rows import check_format, csv_text, draw, number, probability
+from kerple_eval.reports.rows import Listing, check_format, csv_text, draw, number, probability
 from kerple_eval.stats.compare import Comparison, Side, compare, find_group
 from kerple_eval.stats.groups import Table, read_tables
 from kerple_eval.stats.intervals import Interval
@@ -41,19 +41,33 @@ def render(
         UserError: no such model; nothing to compare it with, or nothing on the same targets.
     """
     check_format(style)
-    tables = read_tables(folders, task=task, protocol=protocol)
+    found = _compared_tables(read_tables(folders, task=task, protocol=protocol), against, level, seed)
+    if style == "csv":
+        return csv_text(COLUMNS, [_record(table, c) for table, cs in found for c in cs])
+    return "\n".join(draw(_listing(table, cs, against, level), style) for table, cs in found)
+
+
+def listings(
+    folders: Sequence[str | Path], against: str, *, level: float = 0.95, seed: int = 0
+) -> list[Listing]:
+    """The tables that ``render`` prints."""
+    found = _compared_tables(read_tables(folders), against, level, seed)
+    return [_listing(table, cs, against, level) for table, cs in found]
+
+
+def _compared_tables(
+    tables: Sequence[Table], against: str, level: float, seed: int
+) -> list[tuple[Table, list[Comparison]]]:
     tables, _ = find_group(tables, against)
     found = [(table, compare(table, against, level=level, seed=seed)) for table in tables]
     if not any(comparisons for _, comparisons in found):
         raise UserError(f"nothing to compare {against} with: no other model has a finished cell")
     if not any(c.side for _, comparisons in found for c in comparisons):
         raise UserError(next(c.reason or "" for _, comparisons in found for c in comparisons))
-    if style == "csv":
-        return csv_text(COLUMNS, [_record(table, c) for table, cs in found for c in cs])
-    return "\n".join(_block(table, cs, against, style, level) for table, cs in found)
+    return found
 
 
-def _block(table: Table, found: Sequence[Comparison], against: str, style: str, level: float) -> str:
+def _listing(table: Table, found: Sequence[Comparison], against: str, level: float) -> Listing:
     name = find_group([table], against)[1].name
     rows = []
     for length in table.lengths:
@@ -62,7 +76,7 @@ def _block(table: Table, found: Sequence[Comparison], against: str, style: str, 
         rows.append(_row(name, length, side, "reference"))
         rows += [_compared(c) for c in here]
     title = f"{table.task}, {table.protocol}: against {name}"
-    return draw(title, HEAD, rows, _notes(table, found, level), style)
+    return Listing(title, HEAD, rows, _notes(table, found, level), table.task, table.protocol)
 
 
 def _row(model: str, length: int, side: Side | None, verdict: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""Extrapolation curves: perplexity against length, both logarithmic, the trained length marked."""
+"""Extrapolation curves: perplexity against length, both logarithmic, the trained length marked.
+
+Bands are 95 % intervals over documents, where the cells are at hand and documents suffice.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,66 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from kerple_eval.reports.grid import VALUES, Grid, read_grids
-from kerple_eval.reports.style import length_axis, line_style, mark_trained, panels, save
+from kerple_eval.reports import sums
+from kerple_eval.reports.grid import VALUES, Grid, chosen, read_grids
+from kerple_eval.reports.style import (
+    Curve,
+    Picture,
+    compose,
+    curves,
+    length_axis,
+    mark_trained,
+    save,
+    value_axis,
+)
+from kerple_eval.reports.words import listing, trend
 
-LEAST_SPAN = 1.1
 
-
-def draw(folders: Sequence[str | Path], out: Path) -> None:
+def draw(
+    folders: Sequence[str | Path], out: Path, *, task: str | None = None, protocol: str | None = None
+) -> None:
     """One panel a (task, protocol); legend in the order of the curves at the longest length."""
+    save(compose(pictures(folders, sums.for_bands(folders), task=task, protocol=protocol)), out)
+
+
+def pictures(
+    folders: Sequence[str | Path], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
+) -> list[Picture]:
     grids = read_grids(folders)
     names = list(dict.fromkeys(model for grid in grids for model in grid.models))
-    figure, axes = panels(len(grids))
-    for grid, panel in zip(grids, axes, strict=True):
-        value = grid.values()[0]
-        order = sorted(grid.models, key=lambda model: -_last(grid, model, value))
-        for model in order:
-            points = [
-                (length, entry.row[value])
-                for length in grid.lengths
-                if (entry := grid.entries.get((model, length))) and entry.row[value] is not None
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                panel.plot(x, y, label=model, linewidth=1.4, **line_style(names.index(model)))  # type: ignore[arg-type]
-        _value_axis(panel)
+    return [_picture(grid, names, known) for grid in chosen(grids, task, protocol)]
+
+
+def _picture(grid: Grid, names: list[str], known: sums.Sums) -> Picture:
+    value = grid.values()[0]
+    found = []
+    for model in sorted(grid.models, key=lambda model: -_last(grid, model, value)):
+        cells = [
+            entry
+            for length in grid.lengths
+            if (entry := grid.entries.get((model, length))) and entry.row[value] is not None
+        ]
+        if cells:
+            x, y = [e.row["length"] for e in cells], [e.row[value] for e in cells]
+            band = sums.columns([sums.band(e, value, known) for e in cells])
+            found.append(Curve(model, names.index(model), x, y, *band))
+    trained = {t for m in grid.models if (t := grid.trained(m)) in grid.lengths and t}
+
+    def paint(panel: Axes) -> None:
+        curves(panel, found)
+        value_axis(panel)
         panel.set_ylabel(VALUES[value])
         length_axis(panel, grid.lengths, "length L (tokens)")
-        mark_trained(panel, {t for m in grid.models if (t := grid.trained(m)) in grid.lengths and t})
-        panel.set_title(f"{grid.task}, {grid.protocol}", fontsize=9, loc="left")
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(figure, out)
+        mark_trained(panel, trained)
+
+    said = [f"{one.label} {trend(one.x, one.y)}" for one in found]
+    words = f"{VALUES[value]} against length in tokens".capitalize()
+    if trained:
+        words += f", trained length {listing([str(t) for t in sorted(trained)])} marked"
+    words += f". From the highest curve to the lowest: {'; '.join(said)}." if said else ": no finished cell."
+    banded = any(one.lower for one in found)
+    return Picture(f"{grid.task}, {grid.protocol}", paint, words, sums.BANDS if banded else "")
 
 
 def _last(grid: Grid, model: str, value: str) -> float:
@@ -48,19 +78,3 @@ def _last(grid: Grid, model: str, value: str) -> float:
         if entry is not None and entry.row[value] is not None:
             return float(entry.row[value])
     return float("-inf")
-
-
-def _value_axis(panel: Axes) -> None:
-    """Logarithmic, at least 10 % high (so that a ripple looks like one), few readable ticks."""
-    panel.set_yscale("log")
-    low, high = panel.get_ylim()
-    if high / low < LEAST_SPAN:
-        middle = (low * high) ** 0.5
-        low, high = middle / LEAST_SPAN**0.5, middle * LEAST_SPAN**0.5
-        panel.set_ylim(low, high)
-    if high / low < 3:
-        panel.yaxis.set_major_locator(MaxNLocator(5))
-    else:
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from kerple_eval.reports.style import COLUMN, panels, save
+from kerple_eval.reports.style import SMALL, Picture, compose, save
 from kerple_eval.stats.answer_grids import AnswerGrid, read_answers
-from kerple_eval.stats.answers import by_depth
+from kerple_eval.stats.answers import by_depth, share
 
 MOST_WRITTEN = 40  # numbers are written into the tiles of a panel up to so many
 Values = NDArray[np.float64]
@@ -23,20 +24,36 @@ def draw(folders: Sequence[str | Path], out: Path) -> None:
 
     Exact match runs from 0 to 100 %; losses (nats per target) share one scale a task.
     """
-    grids = read_answers(folders)
-    rows = [(grid, model) for grid in grids for model in grid.models]
-    figure, axes = panels(2 * len(rows), size=(COLUMN[0], COLUMN[1] + 0.3), across=2)
-    for number, (grid, model) in enumerate(rows):
-        exact, losses = _values(grid, model)
-        trained = grid.trained[model]
-        name = f"{grid.task}, {model}" + (f", trained at {trained}" if trained else "")
-        finite = [v for m in grid.models for v in _values(grid, m)[1].flatten() if np.isfinite(v)]
-        left, right = axes[2 * number], axes[2 * number + 1]
-        _tiles(left, grid, 100 * exact, 100.0, "cividis")
-        _tiles(right, grid, losses, max(finite), "cividis_r")
-        left.set_title(f"{name}\nexact match (%)", fontsize=8, loc="left")
-        right.set_title("\nloss (nats per target)", fontsize=8, loc="left")
-    save(figure, out)
+    save(compose(pictures(folders)), out)
+
+
+def pictures(folders: Sequence[str | Path]) -> list[Picture]:
+    """Two a task and model; refused where no run has a finished cell that scored answers."""
+    found = []
+    for grid in read_answers(folders):
+        every = {model: _values(grid, model) for model in grid.models}
+        most = max(float(np.nanmax(v)) for _, v in every.values() if np.isfinite(v).any())
+        for model, (exact, losses) in every.items():
+            trained = grid.trained[model]
+            name = f"{grid.task}, {model}" + (f", trained at {trained}" if trained else "")
+            words = _words(grid, model)
+            paint = partial(_tiles, grid=grid, values=100 * exact, most=100.0, colors="cividis")
+            found.append(Picture(f"{name}: exact match (%)", paint, words))
+            paint = partial(_tiles, grid=grid, values=losses, most=most, colors="cividis_r")
+            found.append(Picture(f"{name}: loss (nats per target)", paint, words))
+    return found
+
+
+def _words(grid: AnswerGrid, model: str) -> str:
+    parts = []
+    for length in grid.lengths:
+        group = grid.cells.get((model, length))
+        if group is None:
+            parts.append(f"none at {length}")
+            continue
+        one = share(group)
+        parts.append(f"{one.exact} of {one.documents} at {length} (mean loss {one.loss:.3g} nats per target)")
+    return f"Heat map of {grid.task} by length and depth for {model}. Exact matches: {'; '.join(parts)}."
 
 
 def _values(grid: AnswerGrid, model: str) -> tuple[Values, Values]:
@@ -50,22 +67,21 @@ def _values(grid: AnswerGrid, model: str) -> tuple[Values, Values]:
     return exact, losses
 
 
-def _tiles(panel: Axes, grid: AnswerGrid, values: Values, most: float, name: str) -> None:
-    """Values from 0 to ``most`` in the colours ``name``, chosen so that good is light."""
+def _tiles(panel: Axes, *, grid: AnswerGrid, values: Values, most: float, colors: str) -> None:
+    """Values from 0 to ``most`` in ``colors``, chosen so that good is light."""
     panel.set_facecolor("0.85")
     image = panel.imshow(
-        np.ma.masked_invalid(values), cmap=name, vmin=0, vmax=most, aspect="auto", origin="upper"
+        np.ma.masked_invalid(values), cmap=colors, vmin=0, vmax=most, aspect="auto", origin="upper"
     )
-    panel.set_xticks(range(len(grid.lengths)), [str(n) for n in grid.lengths], fontsize=7.5)
+    panel.set_xticks(range(len(grid.lengths)), [str(n) for n in grid.lengths])
     step = max(1, -(-len(grid.depths) // 11))
     shown = range(0, len(grid.depths), step)
-    panel.set_yticks(list(shown), [f"{100 * grid.depths[i]:.0f} %" for i in shown], fontsize=7.5)
+    panel.set_yticks(list(shown), [f"{100 * grid.depths[i]:.0f} %" for i in shown])
     panel.set_xlabel("length L (tokens)")
     panel.set_ylabel("depth")
-    figure = panel.figure
-    figure.colorbar(image, ax=panel, pad=0.02).ax.tick_params(labelsize=7)
+    panel.figure.colorbar(image, ax=panel, pad=0.02).ax.tick_params(labelsize=SMALL)
     if values.size <= MOST_WRITTEN:
-        _write(panel, values, mpl.colors.Normalize(0, most), mpl.colormaps[name])
+        _write(panel, values, mpl.colors.Normalize(0, most), mpl.colormaps[colors])
 
 
 def _write(panel: Axes, values: Values, norm: mpl.colors.Normalize, colors: mpl.colors.Colormap) -> None:
@@ -75,6 +91,6 @@ def _write(panel: Axes, values: Values, norm: mpl.colors.Normalize, colors: mpl.
             red, green, blue, _ = colors(float(norm(value)))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             panel.text(
-                column, row, f"{value:.3g}", ha="center", va="center", fontsize=6.5,
+                column, row, f"{value:.3g}", ha="center", va="center", fontsize=SMALL,
                 color="white" if dark else "black",
             )  # fmt: skip

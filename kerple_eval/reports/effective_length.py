@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from kerple_eval.kernel_view import KernelView, effective_lengths, title
-from kerple_eval.reports.style import COLORS, COLUMN, DASHES, distance_axis, mark_trained, panels, save
+from kerple_eval.reports.style import COLORS, DASHES, PANEL, distance_axis, mark_trained, panels, save
 from kerple_eval.types import UserError
 
 HOOKS = ("kernel",)
@@ -26,7 +26,7 @@ def draw(models: Sequence[KernelView], out: Path, *, length: int | None = None) 
     longest = LONGEST if length is None else length - 1
     if longest < 2:
         raise UserError(f"--length {length} leaves no distance to draw; it must be at least 3")
-    figure, (panel,) = panels(1, size=(COLUMN[0], COLUMN[1] + 0.14 * len(models)), across=1)
+    figure, (panel,) = panels(1, size=(PANEL[0], PANEL[1] + 0.14 * len(models)), across=1)
     for index, model in enumerate(models):
         kernel = model.kernel(np.arange(longest + 1))
         assert kernel is not None, "only models that have one are drawn"

@@ -10,6 +10,7 @@ from pathlib import Path
 from kerple_eval.catalogue import unknown
 from kerple_eval.explanation import Part, Split, explain
 from kerple_eval.explanation_command import commands
+from kerple_eval.reports.rows import Listing
 from kerple_eval.types import UserError
 
 FORMATS = ("text", "markdown", "csv")
@@ -40,25 +41,43 @@ def render(folders: Sequence[str | Path], style: str = "text", lengths: tuple[in
     splits = explain(folders, lengths)
     if style == "csv":
         return _csv(splits)
-    groups: dict[tuple[str, str], list[Split]] = {}
-    for split in splits:
-        groups.setdefault((split.key.task, split.key.protocol), []).append(split)
-    blocks = []
-    for (task, protocol), members in groups.items():
-        name = f"{task}, {protocol}: change of mean loss with length, nats per target (negative is better)"
-        table = [HEAD, *(_row(split) for split in members)]
-        notes = _notes(members)
-        blocks.append(_markdown(name, table, notes) if style == "markdown" else _text(name, table, notes))
-    missing = commands(splits)
-    if missing:
-        asked = " ".join(str(folder) for folder in folders)
-        more = " ".join(line.split(" --out ")[1].split(" ")[0] for line in missing)
-        lines = ["missing sliding-window cells are computed by", *(f"  {line}" for line in missing)]
-        lines += ["and then used by", f"  kerple-eval explain {asked} {more}"]
+    setter = _markdown if style == "markdown" else _text
+    blocks = [setter(x.title, [HEAD, *(tuple(row) for row in x.rows)], x.notes) for x in _listings(splits)]
+    if lines := _missing(splits, folders, "explain"):
         if style == "markdown":
             lines = ["```", *lines, "```"]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def explained(folders: Sequence[str | Path]) -> tuple[list[Listing], list[str]]:
+    """The tables that ``render`` prints, and how the cells that they lack are computed."""
+    splits = explain(folders)
+    return _listings(splits), _missing(splits, folders, "report")
+
+
+def _listings(splits: Sequence[Split]) -> list[Listing]:
+    groups: dict[tuple[str, str], list[Split]] = {}
+    for split in splits:
+        groups.setdefault((split.key.task, split.key.protocol), []).append(split)
+    what = "change of mean loss with length, nats per target (negative is better)"
+    return [
+        Listing(
+            f"{task}, {protocol}: {what}", HEAD, [_row(s) for s in members], _notes(members), task, protocol
+        )
+        for (task, protocol), members in groups.items()
+    ]
+
+
+def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: str) -> list[str]:
+    """The commands that compute the sliding-window cells that a split needs, and the one that uses them."""
+    missing = commands(splits)
+    if not missing:
+        return []
+    asked = " ".join(str(folder) for folder in folders)
+    more = " ".join(line.split(" --out ")[1].split(" ")[0] for line in missing)
+    lines = ["missing sliding-window cells are computed by", *(f"  {line}" for line in missing)]
+    return [*lines, "and then used by", f"  kerple-eval {command} {asked} {more}"]
 
 
 def _row(split: Split) -> tuple[str, ...]:

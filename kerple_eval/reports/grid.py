@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.catalogue import unknown
 from kerple_eval.cells import COLUMNS
 from kerple_eval.records import open_run, own_label
-from kerple_eval.types import UserError
+from kerple_eval.types import CellKey, UserError
 
 VALUES = {
     "ppl": "perplexity",
@@ -25,9 +26,14 @@ VALUES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One cell of a grid: its row of ``summary.csv`` with numbers as numbers."""
+    """One cell of a grid: its row of ``summary.csv`` with numbers as numbers, its run and its key there.
+
+    ``key`` is None where ``run.json`` asks for no such cell.
+    """
 
     row: dict[str, Any]
+    folder: Path
+    key: CellKey | None
 
     @property
     def ok(self) -> bool:
@@ -145,6 +151,8 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
         run = open_run(folder)
         readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
         kinds = {m["label"]: _kind(m) for m in run.specification["models"]}
+        asked = run.keys()
+        keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
         for row in _rows(run.folder / "summary.csv"):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
             label = own_label(row["model"], folder, owners.setdefault((grid.task, grid.protocol), {}))
@@ -154,10 +162,21 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
             grid.kinds[label] = f"{row['scheme']} {row['train_length']} {kinds[row['model']]}"
-            grid.entries[label, row["length"]] = Entry(row)
+            grid.entries[label, row["length"]] = Entry(
+                row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
+            )
     if not grids:
         raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")
     return list(grids.values())
+
+
+def chosen(grids: Sequence[Grid], task: str | None, protocol: str | None) -> list[Grid]:
+    """Those of one task or protocol, where given; the names that are there where none is."""
+    for what, wanted in (("task", task), ("protocol", protocol)):
+        known = dict.fromkeys(getattr(grid, what) for grid in grids)
+        if wanted is not None and wanted not in known:
+            raise unknown(what, wanted, known)
+    return [g for g in grids if task in (None, g.task) and protocol in (None, g.protocol)]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kerple_eval.reports.rows import between, check_format, csv_text, draw, number
+from kerple_eval.reports.rows import Listing, between, check_format, csv_text, draw, number
 from kerple_eval.stats.documents import Scored, different_targets
 from kerple_eval.stats.groups import Group, Table, read_tables
 from kerple_eval.stats.intervals import CellInterval, Interval, shortage, sums_interval
@@ -39,7 +39,12 @@ def render(
     found = [(table, _records(table, level, seed)) for table in tables]
     if style == "csv":
         return csv_text(COLUMNS, [row for _, rows in found for row in rows])
-    return "\n".join(_block(table, rows, style, level) for table, rows in found)
+    return "\n".join(draw(_listing(table, rows, level), style) for table, rows in found)
+
+
+def listings(folders: Sequence[str | Path], *, level: float = 0.95, seed: int = 0) -> list[Listing]:
+    """The tables that ``render`` prints."""
+    return [_listing(table, _records(table, level, seed), level) for table in read_tables(folders)]
 
 
 def _records(table: Table, level: float, seed: int) -> list[dict[str, Any]]:
@@ -121,7 +126,7 @@ def _blank(table: Table, model: str, cell: Scored, level: float) -> dict[str, An
     }  # fmt: skip
 
 
-def _block(table: Table, records: Sequence[dict[str, Any]], style: str, level: float) -> str:
+def _listing(table: Table, records: Sequence[dict[str, Any]], level: float) -> Listing:
     rows = [_shown(row) for row in records]
     notes = [
         f"{100 * level:g} % intervals over documents (linearised ratio of sums, t); bootstrap: of ppl; "
@@ -131,7 +136,8 @@ def _block(table: Table, records: Sequence[dict[str, Any]], style: str, level: f
         notes.append("pooled: seeds and documents as crossed random effects; its ppl is exp of the mean nll")
     notes += dict.fromkeys(row["note"] for row in records if row["note"] and row["over"] == "documents")
     notes += table.notes + [f"{place} failed" for place in table.failed]
-    return draw(f"{table.task}, {table.protocol}: how sure", HEAD, rows, notes, style)
+    title = f"{table.task}, {table.protocol}: how sure"
+    return Listing(title, HEAD, rows, notes, table.task, table.protocol)
 
 
 def _shown(row: dict[str, Any]) -> list[str]:

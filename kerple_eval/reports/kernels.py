@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerple_eval.kernel_view import Array, KernelView, title
-from kerple_eval.reports.style import COLORS, COLUMN, DASHES, distance_axis, mark_trained, panels, save
+from kerple_eval.reports.style import COLORS, DASHES, PANEL, distance_axis, mark_trained, panels, save
 from kerple_eval.types import UserError
 
 HOOKS = ("kernel", "weight")
@@ -49,7 +49,7 @@ def draw(
             if values is not None:
                 found.append((model, hook, distances, values))
     limits = {hook: _limits([values[:, 1:] for _, h, _, values in found if h == hook]) for hook in HOOKS}
-    figure, axes = panels(len(found), size=COLUMN, across=2)
+    figure, axes = panels(len(found), size=PANEL, across=2)
     for (model, hook, distances, values), panel in zip(found, axes, strict=True):
         panel.set_ylim(limits[hook])
         heads = range(model.heads) if head is None else (head,)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.reports.rows import between, check_format, csv_text, draw, number
+from kerple_eval.reports.rows import Listing, between, check_format, csv_text, draw, number
 from kerple_eval.stats.longppl import ALPHA, BETA, Score, Table, longppl
 from kerple_eval.stats.reductions import perplexity
 from kerple_eval.types import UserError
@@ -31,10 +31,10 @@ def render(
     tables = longppl(folders, reference, alpha=alpha, beta=beta, short=short)
     if style == "csv":
         return csv_text(COLUMNS, [_row(t, s, alpha, beta) for t in tables for s in t.scores])
-    return "\n".join(_block(table, alpha, beta, style) for table in tables)
+    return "\n".join(draw(_listing(table, alpha, beta), style) for table in tables)
 
 
-def _block(table: Table, alpha: float, beta: float, style: str) -> str:
+def _listing(table: Table, alpha: float, beta: float) -> Listing:
     rows = [_shown(score) for score in table.scores]
     share = table.key_tokens / table.common if table.common else 0.0
     notes = [
@@ -45,7 +45,7 @@ def _block(table: Table, alpha: float, beta: float, style: str) -> str:
     ]
     notes += dict.fromkeys(s.found.note for s in table.scores if s.found and s.found.note)
     title = f"{table.task}, {table.protocol}: LongPPL, key tokens by {table.reference}"
-    return draw(title, HEAD, rows, notes, style)
+    return Listing(title, HEAD, rows, notes, table.task, table.protocol)
 
 
 def _shown(score: Score) -> list[str]:

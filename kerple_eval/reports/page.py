@@ -1,72 +1,68 @@
-"""One page a reader can keep: tables, figures and where every number came from (Markdown)."""
+"""One page a reader can keep: what was asked, tables, figures, how sure, where every number came from.
+
+A section is one function and one line of ``SECTIONS``; it returns blocks (:mod:`blocks`), which are set
+as one HTML file that needs nothing else, or as Markdown with its figures beside it.
+"""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from kerple_eval.catalogue import unknown
 from kerple_eval.files import write_atomically
-from kerple_eval.records import open_run
-from kerple_eval.reports import curve, position, table
+from kerple_eval.reports import html, markdown
+from kerple_eval.reports.blocks import Section
+from kerple_eval.reports.gathered import Gathered, gather
+from kerple_eval.reports.provenance import provenance
+from kerple_eval.reports.sections import asked, by_context, compared, explained, results, sure, told, warnings
+from kerple_eval.types import UserError
+
+#: In the order of the page.
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
+    asked,
+    warnings,
+    results,
+    told,
+    explained,
+    compared,
+    sure,
+    by_context,
+    provenance,
+)
+
+FORMATS = {"html": (".html", ".htm"), "markdown": (".md", ".markdown")}
 
 
-def write(folders: Sequence[str | Path], out: Path) -> list[Path]:
-    """Write ``out`` and, beside it, its figures; returns the files written."""
-    figures = {kind: out.with_name(f"{out.stem}-{kind}.png") for kind in ("curve", "position")}
-    text = [f"# {out.stem}", ""]
-    text += [table.render(folders, "markdown"), "## Figures", ""]
-    curve.draw(folders, figures["curve"])
-    text += [f"![perplexity against length]({figures['curve'].name})", ""]
-    if position.drawable(folders):
-        position.draw(folders, figures["position"])
-        text += [f"![mean loss against context]({figures['position'].name})", ""]
-    else:
-        del figures["position"]
-        text += ["No figure of loss against context: no finished cell's contexts vary.", ""]
-    text += ["## Provenance", ""]
-    for folder in folders:
-        run = open_run(folder)
-        text += [f"### {Path(folder).resolve().name}", ""]
-        text += _sessions(run.provenance)
-        text += _models(run.specification)
-        text += _tasks(run.specification)
-    write_atomically(out, ("\n".join(text) + "\n").encode())
-    return [out, *figures.values()]
+def write(
+    folders: Sequence[str | Path], out: Path | None = None, style: str | None = None,
+    *, against: str | None = None,
+) -> list[Path]:  # fmt: skip
+    """Write the page of ``folders`` to ``out``, report.html in the first of them unless given.
+
+    ``style`` is a name of ``FORMATS``; without it the ending of ``out`` decides. Returns the files written.
+    """
+    style, out = _place(folders, out, style)
+    found = gather(folders, against)
+    sections = [section for make in SECTIONS if (section := make(found)) is not None]
+    title = "Length extrapolation: " + ", ".join(run.folder.resolve().name for run in found.runs)
+    if style == "html":
+        write_atomically(out, html.render(title, sections).encode())
+        return [out]
+    text, figures = markdown.render(title, sections, out)
+    write_atomically(out, text.encode())
+    return [out, *figures]
 
 
-def _sessions(provenance: dict[str, Any]) -> list[str]:
-    last = provenance["sessions"][-1]
-    command = shlex.join(["kerple-eval", *last["command"][1:]])
-    return [
-        "```",
-        command,
-        "```",
-        "",
-        f"{last['began']}, kerple-eval {last['kerple_eval']}, torch {last['torch']}, "
-        f"Python {last['python']}, {last['platform']}, {last['device']}, {last['threads']} threads; "
-        f"{len(provenance['sessions'])} session(s).",
-        "",
-    ]
-
-
-def _models(specification: dict[str, Any]) -> list[str]:
-    lines = [
-        "| model | scheme | trained at | seed | parameters | weights sha256 |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {m['label']} | {m['scheme']} | {m['train_length'] or '?'} | "
-        f"{'?' if m['seed'] is None else m['seed']} | {m['parameters']:,} | `{m['weights_sha256'][:16]}` |"
-        for m in specification["models"]
-    ]
-    return [*lines, ""]
-
-
-def _tasks(specification: dict[str, Any]) -> list[str]:
-    lines = []
-    for task in specification["tasks"]:
-        facts = [f"{key} {value}" for key, value in task.items() if key != "name"]
-        lines += [f"Text `{task['name']}`: {'; '.join(facts)}.", ""]
-    return lines
+def _place(folders: Sequence[str | Path], out: Path | None, style: str | None) -> tuple[str, Path]:
+    if style is not None and style not in FORMATS:
+        raise unknown("page format", style, FORMATS)
+    if out is None:
+        style = style or "html"
+        return style, Path(folders[0]) / f"report{FORMATS[style][0]}"
+    meant = next((name for name, endings in FORMATS.items() if out.suffix.lower() in endings), None)
+    if meant is None or style not in (None, meant):
+        wanted = FORMATS[style] if style else [ending for known in FORMATS.values() for ending in known]
+        kind = f"{style} page" if style else "page"
+        raise UserError(f"{out}: a {kind}'s name must end with {' or '.join(wanted)}")
+    return meant, out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -18,15 +19,29 @@ def check_format(style: str) -> None:
         raise unknown("format", style, FORMATS)
 
 
-def draw(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], style: str
-) -> str:
-    """A titled table with notes under it; the first and last columns are words, the others numbers.
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A titled table with notes under it; the first and last columns are words, the others numbers."""
 
-    A column without an entry is left out.
-    """
-    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    task: str = ""
+    protocol: str = ""
+
+    def kept(self) -> Listing:
+        """Without columns that have no entry."""
+        kept = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
+        return replace(
+            self, head=[self.head[i] for i in kept], rows=[[row[i] for i in kept] for row in self.rows]
+        )
+
+
+def draw(listing: Listing, style: str) -> str:
+    """As text or Markdown."""
+    shown = listing.kept()
+    title, head, rows, notes = shown.title, shown.head, shown.rows, shown.notes
     if style == "markdown":
         lines = [
             f"**{title}**",

@@ -45,6 +45,16 @@ class Family:
 
 def families(grid: Grid) -> list[Family]:
     """Families of a grid in the order of their first models; one seed in all of them is refused."""
+    found = gathered(grid)
+    if all(len(family.models) == 1 for family in found):
+        raise UserError(
+            f"{grid.task}, {grid.protocol}: one seed of each scheme; --over-seeds needs two or more of one"
+        )
+    return found
+
+
+def gathered(grid: Grid) -> list[Family]:
+    """Families of a grid, which may be of one seed each."""
     found: dict[str, Family] = {}
     for model in grid.models:
         name = stem(model)
@@ -61,10 +71,6 @@ def families(grid: Grid) -> list[Family]:
             if seed in held:
                 raise UserError(f"{family.label} has seed {seed} twice ({', '.join(family.models)})")
             held[seed] = entry
-    if all(len(family.models) == 1 for family in found.values()):
-        raise UserError(
-            f"{grid.task}, {grid.protocol}: one seed of each scheme; --over-seeds needs two or more of one"
-        )
     _tell_apart(list(found.values()))
     return list(found.values())
 

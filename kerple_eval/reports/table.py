@@ -17,7 +17,7 @@ from pathlib import Path
 from kerple_eval.catalogue import unknown
 from kerple_eval.reports import paper
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
-from kerple_eval.reports.seeds import choose_reference, families, significantly_worse
+from kerple_eval.reports.seeds import choose_reference, families, gathered, significantly_worse
 from kerple_eval.reports.sheet import STYLES, Item, Line, Sheet, typeset
 from kerple_eval.types import UserError
 
@@ -120,6 +120,14 @@ def sheet(grid: Grid, value: str) -> Sheet:
 def _ruled(grid: Grid) -> int | None:
     trained = grid.shared_train_length
     return grid.lengths.index(trained) if trained in grid.lengths else None
+
+
+def over_seeds(grid: Grid, reference: str | None) -> Sheet | None:
+    """One row a scheme, where the grid holds several seeds of one; daggers where ``reference`` is in it."""
+    if all(len(family.models) == 1 for family in gathered(grid)):
+        return None
+    known = {family.label for family in families(grid)}
+    return seeds_sheet(grid, grid.values()[0], reference if reference in known else None)
 
 
 def seeds_sheet(grid: Grid, value: str, reference: str | None) -> Sheet:

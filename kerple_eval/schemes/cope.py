@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kerple_eval.schemes.base import Scheme
@@ -41,8 +42,8 @@ class Cope(Scheme):
     ) -> Tensor:  # fmt: skip
         gates = torch.sigmoid(scores).masked_fill(positions_k > positions_q[:, None], 0.0)
         places = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.positions - 1)
-        below, above = places.floor().long(), places.ceil().long()
+        below = places.long()
         each = (q.to(scores.dtype) @ self.table.to(scores.dtype)) * q.shape[-1] ** -0.5  # [B, H, Q, P]
-        part = places - below
-        out: Tensor = scores + each.gather(-1, above) * part + each.gather(-1, below) * (1 - part)
+        rise = F.pad(each.diff(dim=-1), (0, 1))
+        out: Tensor = scores + each.gather(-1, below) + rise.gather(-1, below) * (places - below)
         return out

@@ -11,8 +11,8 @@ w_s ``[d]`` of unit length: the layer's normed input x through two linear maps (
 sqrt(|w|^2 + 1e-6); beta_s = 2 sigmoid(u_h x_s + c_h). Each layer has its own: 2 W M + W C + W H + H a layer.
 
 Scores are exact: inside a block of 64 tokens the product is solved for in closed form (the UT
-transform), and a query's vector is carried from block to block, O(L^2 d) in matrix products. Losses do not
-depend on what follows.
+transform), and a query's vector is carried from block to block, O(L^2 d) in matrix products. Outside
+training a layer solves each block once for all chunks of its queries. Losses do not depend on what follows.
 """
 
 from __future__ import annotations
@@ -49,15 +49,14 @@ class Path(Scheme):
         for layer in (self.down, self.up, self.mix, self.step):
             reset_linear(layer, generator)
 
-    def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Directions w ``[B, H, N, d]`` and strengths beta ``[B, H, N]``."""
+    def observe(self, x: Tensor) -> Steps:
         x = x.to(self.down.weight.dtype)
         batch, length, _ = x.shape
         w = F.pad(self.up(self.down(x)).transpose(1, 2), (self.columns - 1, 0))
         w = F.silu(self.mix(w)).view(batch, self.geometry.heads, self.geometry.head_dim, length)
         w = w.transpose(2, 3)
         w = w * torch.rsqrt(w.square().sum(-1, keepdim=True) + 1e-6)
-        return w, 2 * torch.sigmoid(self.step(x)).transpose(1, 2)
+        return Steps(w, 2 * torch.sigmoid(self.step(x)).transpose(1, 2))
 
     def score(
         self, scores: Tensor, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor,
@@ -65,13 +64,12 @@ class Path(Scheme):
     ) -> Tensor:  # fmt: skip
         keys = len(positions_k)
         first = keys - len(positions_q)
-        w, beta = (x[:, :, :keys] for x in observed)
-        q, k = q.to(w.dtype) * q.shape[-1] ** -0.5, k.to(w.dtype)
+        q = q.to(observed.w.dtype) * q.shape[-1] ** -0.5
         columns = []
         carried: Tensor | None = None  # later blocks' queries, taken back to the end of this block
         for start in range((keys - 1) // BLOCK * BLOCK, -1, -BLOCK):
             stop = min(start + BLOCK, keys)
-            block = _Block(k[:, :, start:stop], w[:, :, start:stop], beta[:, :, start:stop])
+            block = observed.block(k, start, stop)
             parts, moved = [], []
             if stop > first:
                 own = max(start, first)
@@ -85,6 +83,29 @@ class Path(Scheme):
             columns.append(F.pad(column, (0, 0, len(positions_q) - column.shape[2], 0)))
             carried = torch.cat(moved, dim=2)
         return torch.cat(columns[::-1], dim=-1).to(scores.dtype)
+
+
+class Steps:
+    """What a layer's text says: directions w ``[B, H, N, d]`` and strengths beta ``[B, H, N]``."""
+
+    def __init__(self, w: Tensor, beta: Tensor) -> None:
+        self.w, self.beta = w, beta
+        self._solved: dict[tuple[int, int], tuple[Tensor, _Block]] = {}
+
+    def block(self, k: Tensor, start: int, stop: int) -> _Block:
+        """Tokens ``start:stop``, solved once for all chunks of queries that meet the same keys.
+
+        Kept outside training alone, where no chunk's graph hangs on it, and only while ``k`` is the
+        same memory (held here, so that it cannot be another's).
+        """
+        found = self._solved.get((start, stop))
+        if found is not None and found[0].data_ptr() == k.data_ptr() and not torch.is_grad_enabled():
+            return found[1]
+        part = slice(start, stop)
+        made = _Block(k[:, :, part].to(self.w.dtype), self.w[:, :, part], self.beta[:, :, part])
+        if stop - start == BLOCK and not torch.is_grad_enabled():
+            self._solved[start, stop] = (k, made)
+        return made
 
 
 class _Block:

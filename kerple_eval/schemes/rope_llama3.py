@@ -29,8 +29,8 @@ class RopeLlama3(Rotary):
     ) -> None:  # fmt: skip
         super().__init__(geometry, "rope-llama3", base, fraction)
         self.factor, self.original = self.stretched(factor, original)
-        if not high > low > 0:
-            raise UserError(f"rope-llama3: high={high} must exceed low={low}, and that must exceed 0")
+        if not 0 < low < high < math.inf:
+            raise UserError(f"rope-llama3: high={high} must be finite and above low={low}, low above 0")
         self.low, self.high = low, high
 
     def frequencies(self, length: int, device: torch.device) -> Tensor:

@@ -10,6 +10,8 @@ be laid on a trained model; it can also be trained. No parameters.
 
 from __future__ import annotations
 
+import math
+
 from kerple_eval.schemes.rotary import Rotary
 from kerple_eval.types import Geometry, UserError
 
@@ -23,3 +25,5 @@ class RopeNtk(Rotary):
         if self.turned < 4:
             raise UserError(f"rope-ntk: {self.turned} turned components; d/(d-2) needs 4 or more")
         self.base *= self.factor ** (self.turned / (self.turned - 2))
+        if self.base == math.inf:
+            raise UserError(f"rope-ntk: base={base} times a power of factor={factor} is no finite number")

@@ -18,6 +18,9 @@ from torch import Tensor
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry, UserError
 
+#: Neither a factor nor a length in tokens is more: beyond it powers of them leave float64.
+MOST = 10**9
+
 
 def apply_rotation(x: Tensor, angles: Tensor, factor: float = 1.0) -> Tensor:
     """Turn ``x [..., n, d]`` by ``angles [n, d/2]`` (float64), half-split layout, and scale it."""
@@ -53,17 +56,20 @@ class Rotary(Scheme):
                 f"{name}: fraction={fraction} of head dim {geometry.head_dim} is {self.turned}; "
                 "pairs need an even number above 0"
             )
-        if not base > 1:
-            raise UserError(f"{name}: base={base} must be greater than 1")
+        if not 1 < base < math.inf:
+            raise UserError(f"{name}: base={base} must be greater than 1 and finite")
         self.name = name
         self.base = base
 
     def stretched(self, factor: float, original: int) -> tuple[float, int]:
         """``factor`` and the original length (0: the trained one), checked."""
-        if not 1 <= factor < math.inf:
-            raise UserError(f"{self.name}: factor={factor} must be at least 1")
-        if original < 0:
-            raise UserError(f"{self.name}: original={original} must be at least 1 token (or 0: the trained)")
+        if not 1 <= factor <= MOST:
+            raise UserError(f"{self.name}: factor={factor} must be at least 1 and at most {MOST:,}")
+        if not 0 <= original <= MOST:
+            raise UserError(
+                f"{self.name}: original={original} must be at least 1 token (or 0: the trained) "
+                f"and at most {MOST:,}"
+            )
         return factor, original or self.geometry.train_length
 
     def frequencies(self, length: int, device: torch.device) -> Tensor:

@@ -4,9 +4,9 @@ Source: Chi, Fan, Rudnicky, Ramadge, "Dissecting Transformer Length Extrapolatio
 Field Analysis" (ACL 2023, arXiv 2212.10356), Eq. (5); code NVIDIA/NeMo,
 ``sandwich_relative_position_embedding.py``.
 
-``omega_t = 10000^(-2 t / n)`` for t = 1..n/2, with ``dims`` n = 128; heads h = 1..H are compressed by
-8 h / H. The subtracted n/2 makes it 0 at D = 0 (and softmax absorbs it). A function of distance alone,
-added after the 1/sqrt(d) scaling; no parameters.
+``omega_t = 10000^(-2 t / n)`` for t = 1..n/2, with ``dims`` n = 128 (even, at most 4096); heads h = 1..H
+are compressed by 8 h / H. The subtracted n/2 makes it 0 at D = 0 (and softmax absorbs it). A function of
+distance alone, added after the 1/sqrt(d) scaling; no parameters.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry, UserError
 
+MOST = 4096  # waves are formed at every distance at once
+
 
 class Sandwich(Scheme):
     def __init__(self, geometry: Geometry, *, dims: int = 128) -> None:
         super().__init__(geometry)
-        if dims < 2 or dims % 2:
-            raise UserError(f"sandwich: dims={dims} must be even and at least 2")
+        if not 2 <= dims <= MOST or dims % 2:
+            raise UserError(f"sandwich: dims={dims} must be even, at least 2 and at most {MOST}")
         self.dims = dims
 
     def kernel(self, distance: Tensor) -> Tensor:

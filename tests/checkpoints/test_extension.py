@@ -63,6 +63,16 @@ LAID: list[tuple[str, dict[str, Any], str]] = [
         replaced("rope-yarn", factor=8.0, beta_fast=16.0),
         "rope-yarn",
     ),
+    (
+        "rope,extend=yarn,factor=8,original=16,truncate=false,mscale=1,mscale_all_dim=0.5",
+        replaced("rope-yarn", factor=8.0, original=16, truncate=False, mscale=1.0, mscale_all_dim=0.5),
+        "rope-yarn",
+    ),
+    (
+        "rope,extend=yarn,factor=8,self-extend=4,group=2",
+        replaced("rope-yarn", factor=8.0) | laid_on(self_extend={"window": 4, "group": 2}),
+        "rope-yarn,self-extend=4,group=2",
+    ),
     ("rope,extend=llama3,factor=8", replaced("rope-llama3", factor=8.0), "rope-llama3"),
     (
         "rope,extend=longrope,factor=4,long=1/4",
@@ -164,6 +174,30 @@ def test_an_extended_checkpoint_is_converted_and_read_back(folder: Path, tmp_pat
         first, again = opened(folder, text).decoder(), open_model(parse_model(str(out))).decoder()
         with torch.no_grad():
             assert torch.equal(first.head(first(TOKENS)), again.head(again(TOKENS)))
+
+
+def test_the_shipped_model_is_extended_by_the_command(tmp_path: Path) -> None:
+    """``zoo:rope`` past its 512 tokens: YaRN keeps the perplexity that plain RoPE loses; and a copy of it."""
+    (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog lay down by the door. " * 60)
+    laid = "zoo:rope,extend=yarn,factor=8"
+    done = CliRunner().invoke(cli, ["convert", laid, str(tmp_path / "copy")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(cli, ["inspect", laid], catch_exceptions=False)
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert (facts["scheme"], facts["prefix-invariant"]) == ("rope-yarn", "yes")
+    words = [
+        "run", "plain=zoo:rope", f"yarn={laid}", f"copy={tmp_path / 'copy'}", "--text",
+        str(tmp_path / "text.txt"), "--length", "2048", "--max-tokens", "2049", "--device", "cpu",
+        "--dtype", "float32", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    nll = open_run(tmp_path / "run").summary().set_index("model")["nll"]
+    assert nll["yarn"] < 0.7 * nll["plain"]
+    assert nll["copy"] == nll["yarn"]
+    done = CliRunner().invoke(cli, ["inspect", "zoo:rope,extend=yarn"])
+    assert done.exit_code == 2
+    assert done.stderr == "error: extend=yarn needs factor=F, as in extend=yarn,factor=8\n"
 
 
 def test_runs_at_eight_times_its_length(folder: Path, tmp_path: Path) -> None:

@@ -265,9 +265,10 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
         depth_report.draw([copied], tmp_path / f"x.{kind}")
     panels = [a for a in seen[0].axes if a.images and a.get_ylabel() == "depth"]
     assert len(panels) == 2 * 2 * 2
+    assert all("exact" in p.get_title(loc="left") for p in panels[::2])
     for number, panel in enumerate(panels):
         title = panels[number - number % 2].get_title(loc="left")
-        task, model = title.split("\n")[0].split(", ")[:2]
+        task, model = title.replace("\n", " ").split(", ")[:2]
         (image,) = panel.images
         for column, length in enumerate((16, 24)):
             cell = next(c for c in cells(tiny_run) if (c.key.task, c.key.model, c.key.length) == (

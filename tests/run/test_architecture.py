@@ -45,6 +45,7 @@ LEVELS = (
     (
         "explanation_command",
         "footprint",
+        "forecast",
         "plan",
         "plan_checks",
         "growing",
@@ -64,7 +65,7 @@ PLUG_INS = {
     "schemes": {"adaptive", "base", "composite", "networks", "rotary", "slopes"},
     "protocols": {"base"},
     "checkpoints": {"base", "card", "decoder_model", "extension", "pickle_scan", "pickles", "shipped"},
-    "reports": {"grid", "rows", "style"},
+    "reports": {"blocks", "gathered", "grid", "rows", "sheet", "style", "sums", "words"},
 }
 
 #: Not plug-ins: what resolves formats, the page made of the other reports, native folders by name, and
@@ -97,8 +98,20 @@ COMPOSED = {
     "checkpoints.hf_model": {"hf_rope"},
     "checkpoints.hf_tokenizer": {"hf_files"},
     "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
-    "reports.table": {"paper", "seeds", "sheet"},
-    "reports.page": {"curve", "position", "table"},
+    "reports.table": {"paper", "seeds"},
+    "reports.sections": {
+        "answers",
+        "compare",
+        "curve",
+        "depth",
+        "explain",
+        "intervals",
+        "position",
+        "ratio",
+        "scatter",
+        "table",
+    },
+    "reports.page": {"html", "markdown", "provenance", "sections"},
 }
 
 NO_TORCH = (

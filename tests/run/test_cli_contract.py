@@ -130,9 +130,21 @@ def test_reading_commands(finished: Path, invoke: Cli, tmp_path: Path) -> None:
         out = tmp_path / f"{kind}.png"
         assert invoke("plot", str(finished), "--kind", kind, "--out", str(out)).exit_code == 0
         assert out.read_bytes().startswith(b"\x89PNG")
+    for kind in ("ratio", "scatter"):
+        out = tmp_path / f"{kind}.pdf"
+        words = ["plot", str(finished), "--kind", kind, "--against", "mine", "--out", str(out)]
+        assert invoke(*words).exit_code == 0
+        assert out.read_bytes().startswith(b"%PDF-")
     page = tmp_path / "page.md"
     assert invoke("report", str(finished), "--out", str(page)).exit_code == 0
     for word in ("mine", "page-curve.png", "page-position.png", "kerple-eval run", "sha256"):
+        assert word in page.read_text()
+    page = tmp_path / "page.html"
+    done = invoke("report", str(finished), "--out", str(page), "--against", "mine")
+    assert (done.exit_code, done.stdout) == (0, f"{page}\n")
+    models = json.loads((finished / "run.json").read_text())["specification"]["models"]
+    digests = [model["weights_sha256"] for model in models]
+    for word in ("Against mine", "kerple-eval run", *digests):
         assert word in page.read_text()
 
 
@@ -142,9 +154,9 @@ def test_report_where_no_contexts_vary(
     words = ["run", models["nope"], "--text", text, "--length", "16,32", "--protocol", "aligned:k=4"]
     assert invoke(*words, "--out", str(tmp_path / "run")).exit_code == 0
     assert invoke("report", str(tmp_path / "run")).exit_code == 0
-    page = (tmp_path / "run" / "report.md").read_text()
-    assert "report-curve.png" in page
-    assert "report-position.png" not in page
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "perplexity against length" in page
+    assert "No finished cell&#x27;s contexts vary." in page
 
 
 def test_inspect(models: dict[str, str], invoke: Cli) -> None:

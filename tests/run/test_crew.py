@@ -63,6 +63,16 @@ def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None
     assert again.returncode == 0
 
 
+def test_a_cluster_s_own_rank_means_nothing(folder: Path) -> None:
+    """Some schedulers set RANK and WORLD_SIZE for jobs that stand alone."""
+    environment = ENVIRONMENT | {"RANK": "3", "WORLD_SIZE": "8"}
+    done = subprocess.run(
+        command(folder, 1, "out"), env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 cells in" in done.stdout
+
+
 def test_a_wrong_command_is_one_line_of_rank_0(folder: Path) -> None:
     done = run(folder, 2, "out", "--dtype", "float32", "--protocol", "fullcontext")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -202,7 +202,21 @@ def test_a_merged_run_reports_like_any(
         assert done.exit_code == 0, done.stderr
     page = tmp_path / "page.md"
     assert invoke("report", str(tmp_path / "m"), "--out", str(page)).exit_code == 0
-    assert "2 session(s)" in page.read_text()
+    shown = page.read_text()
+    asked = shown[: shown.index("## Results")]
+    assert asked.count("kerple-eval ") == 2  # the command of each run that was joined
+    assert all(f"first_token.{model}.rule" in shown for model in ("alibi", "rope"))
+
+
+def test_explain_asks_for_all_of_a_merged_run(
+    whole: dict[str, kerple_eval.Run], tmp_path: Path, invoke: Cli
+) -> None:
+    """The missing cells' command names both models, though each part's command had one."""
+    merge(folders(whole, "alibi", "rope"), tmp_path / "m")
+    shown = invoke("explain", str(tmp_path / "m")).stdout
+    line = next(line for line in shown.splitlines() if "kerple-eval run" in line)
+    assert "alibi=native:" in line
+    assert "rope=native:" in line
 
 
 def test_a_run_directory_moved_elsewhere_stays_whole(

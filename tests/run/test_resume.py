@@ -129,6 +129,8 @@ class Slow:
         self.process = subprocess.Popen(
             [CONSOLE, *self.words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # A job started in the background ignores Ctrl-C, and what it starts would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
         )  # fmt: skip
         end = time.monotonic() + 60
         while len(list(self.out.glob("cells/*.parquet"))) < cells:

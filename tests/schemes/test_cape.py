@@ -39,6 +39,16 @@ def test_normalised_positions_are_centred() -> None:
         np.testing.assert_allclose(out[0, i].numpy(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_normalised_logits_follow_the_window_and_plain_ones_do_not(normalize: bool) -> None:
+    decoder = tiny.decoder(tiny.config("cape", scheme_options={"normalize": normalize})).eval()
+    tokens = torch.from_numpy(tiny.tokens(24))[None]
+    with torch.no_grad():
+        moved = (decoder(tokens)[:, :9] - decoder(tokens[:, :9])).abs().max()
+    assert float(moved) > 1e-3 if normalize else float(moved) < 1e-11
+    assert decoder.scheme.prefix_invariant is not normalize
+
+
 def test_training_shifts_jitters_and_scales() -> None:
     """Over many sequences: bounds are kept and reached; the jitter is a token's, the rest a sequence's."""
     made = cape(shift=20.0, jitter=0.4, scaling=1.5).train()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,35 +15,11 @@ from kerple_eval.model import attention as module
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention
 from kerple_eval.schemes import adaptive, fire, path
-from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 from tests import oracles, tiny
+from tests.schemes.one_layer import DIM, HEADS, KEYS, drawn, made, weights
 
-HEADS, DIM, KEYS = 3, 4, 21
 Array = oracles.Array
-
-
-def made(name: str, **options: Any) -> Scheme:
-    """One layer's scheme with every parameter redrawn."""
-    config = tiny.config(name, heads=HEADS, width=HEADS * DIM, scheme_options=options)
-    whole = build_scheme(config)
-    whole.reset_parameters(torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in whole.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
-    whole.project_()
-    return whole.double().at(1)
-
-
-def weights(scheme: Scheme) -> dict[str, Array]:
-    return {name: p.detach().numpy() for name, p in scheme.named_parameters()}
-
-
-def drawn(queries: int, seed: int = 0) -> tuple[Array, ...]:
-    rng = np.random.default_rng(seed)
-    q, k, v = (rng.normal(size=(HEADS, n, DIM)) for n in (queries, KEYS, KEYS))
-    return q, k, v, rng.normal(size=(KEYS, HEADS * DIM))
 
 
 def sigmoid(x: float) -> float:
@@ -242,8 +216,13 @@ def test_other_static_biases(static: str) -> None:
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["dape-v2", "path", "fox", "cope", "fire", "dape"])
-def test_gradients_are_the_same_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+CONTENT = ("dape-v2", "path", "fox", "cope", "fire", "dape")
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("name", CONTENT)
+def test_gradients_are_the_same_in_chunks(name: str, anew: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the backward pass finds a chunk's scores or forms them anew."""
     scheme = made(name)
     q, k, v, x = (torch.from_numpy(part)[None].requires_grad_() for part in drawn(KEYS))
 
@@ -257,11 +236,41 @@ def test_gradients_are_the_same_in_chunks(name: str, monkeypatch: pytest.MonkeyP
 
     whole = gradients()
     monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", HEADS * KEYS * 4)
+    if anew:
+        monkeypatch.setattr(module, "RECOMPUTE_ELEMENTS", HEADS * KEYS * 2)
     monkeypatch.setattr(fire, "ELEMENTS", 32 * KEYS * 2)
     monkeypatch.setattr(adaptive, "ELEMENTS", KEYS * 32 * 3)
     monkeypatch.setattr(path, "BLOCK", 4)
     for a, b in zip(gradients(), whole, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_training_keeps_no_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the bound a layer leaves less than one score matrix behind, below it more."""
+    length = 96
+    config = tiny.config(name, layers=1)
+    scheme = build_scheme(config).at(0).float()
+    rng = torch.Generator().manual_seed(0)
+    scheme.reset_parameters(rng)
+    q, k, v = (torch.randn(1, HEADS, length, DIM, generator=rng).requires_grad_() for _ in range(3))
+    x = torch.randn(1, length, HEADS * DIM, generator=rng)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    found = []
+    for bound in (length * length, HEADS * length * length):
+        monkeypatch.setattr(module, "RECOMPUTE_ELEMENTS", bound)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = attention(q, k, v, scheme, None, scheme.observe(x))
+            found.append(sum(kept.values()))
+        out.sum().backward()
+    assert found[0] < HEADS * length * length < found[1]
 
 
 def test_fox_starts_where_its_time_constants_say() -> None:
@@ -280,46 +289,6 @@ def test_layers_have_their_own_values() -> None:
     scheme.reset_parameters(torch.Generator().manual_seed(0))
     first, second = (dict(scheme.at(n).named_parameters()) for n in (0, 1))
     assert all(not torch.equal(first[key], second[key]) for key in first)
-
-
-def fla_naive(kind: str) -> Any:
-    """A reference form of flash-linear-attention, from its file: the package itself imports Triton."""
-    found = find_spec("fla")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("flash-linear-attention (fla-core) is not installed")
-    place = Path(found.submodule_search_locations[0]) / "ops" / kind / "naive.py"
-    spec = spec_from_file_location(f"fla_{kind}", place)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return getattr(loaded, f"naive_{kind}")
-
-
-def test_path_is_fla_s_naive_form() -> None:
-    naive = fla_naive("path_attn")
-    scheme = made("path", units=5)
-    q, k, v, x = (torch.from_numpy(part)[None] for part in drawn(KEYS))
-    with torch.no_grad():
-        w, beta = scheme.observe(x)
-        found = attention(q, k, v, scheme, None, (w, beta))
-        theirs = naive(
-            *(z.transpose(1, 2) for z in (q, k, v, w)), beta.transpose(1, 2),
-            torch.zeros(1, KEYS, HEADS), DIM**-0.5, chunk_size=8,
-        )  # fmt: skip
-    np.testing.assert_allclose(found.numpy(), theirs.transpose(1, 2).numpy(), rtol=0, atol=2e-5)
-
-
-def test_fox_is_fla_s_naive_form() -> None:
-    naive = fla_naive("forgetting_attn")
-    scheme = made("fox")
-    q, k, v, x = (torch.from_numpy(part)[None] for part in drawn(KEYS))
-    with torch.no_grad():
-        observed = scheme.observe(x)
-        found = attention(q, k, v, scheme, None, observed)
-        gates = observed.diff(dim=-1, prepend=torch.zeros(1, HEADS, 1))
-        theirs = naive(*(z.transpose(1, 2) for z in (q, k, v)), gates.transpose(1, 2))
-    np.testing.assert_allclose(found.numpy(), theirs.transpose(1, 2).numpy(), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from kerple_eval import catalogue
 from kerple_eval.catalogue import SchemeEntry, load, schemes
 from kerple_eval.checkpoints.native import NativeCheckpoint, write_checkpoint
 from kerple_eval.model import attention as module
+from kerple_eval.model import decoder as decoder_module
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention, make_table
 from kerple_eval.model.decoder import Decoder
@@ -129,6 +130,33 @@ def test_float32_is_close_to_float64(name: str) -> None:
     exact = logits(wide, tokens)
     torch.testing.assert_close(logits(narrow, tokens).double(), exact, rtol=0, atol=2e-5)
     assert float(exact.std()) > 0.3
+
+
+@every_scheme
+def test_chunks_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention some rows of queries at a time, and for the last rows alone, is the whole matrix's."""
+    made = tiny.decoder(tiny.config(name))
+    tokens = torch.from_numpy(np.stack([tiny.tokens(37, seed=seed) for seed in range(2)]))
+
+    def found(rows: int) -> Tensor:
+        with torch.no_grad():
+            return made.head(made(tokens, rows))  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_module, "attention", _whole)
+        expected = found(37)
+    assert float(expected.std()) > 0.3
+    for chunk in (1, 5, 37):
+        monkeypatch.setattr(module, "QUERY_CHUNK", chunk)
+        monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", 2 * 3 * 37 * chunk)
+        for rows in (37, 9, 1):
+            torch.testing.assert_close(found(rows), expected[:, -rows:], rtol=0, atol=1e-10)
+
+
+def _whole(
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: object, observed: object = None
+) -> Tensor:  # fmt: skip
+    return eager_attention(q, k, v, scheme, observed)
 
 
 @every_scheme

@@ -17,8 +17,8 @@ from tests import tiny
 DIM, TRAINED = 16, 512
 
 
-def made(name: str, dim: int = DIM, **options: Any) -> Rotary:
-    config = tiny.config(name, heads=2, width=2 * dim, train_length=TRAINED, scheme_options=options)
+def made(name: str, dim: int = DIM, trained: int = TRAINED, **options: Any) -> Rotary:
+    config = tiny.config(name, heads=2, width=2 * dim, train_length=trained, scheme_options=options)
     scheme = build_scheme(config)
     assert isinstance(scheme, Rotary)
     return scheme
@@ -169,6 +169,63 @@ def test_frequencies_are_transformers(kind: str, length: int) -> None:
     assert ours.attention_factor == pytest.approx(factor, rel=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1.0, 4.0, 40.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mscale": 1.0, "mscale_all_dim": 0.707},
+        {"mscale": 0.5, "mscale_all_dim": 1.5},
+        {"truncate": False},
+        {"truncate": False, "beta_fast": 20.0, "beta_slow": 2.0},
+        {"attention_factor": 1.3},
+    ],
+)
+def test_yarn_s_options_are_transformers(options: dict[str, Any], factor: float) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415
+
+    parameters = {"rope_type": "yarn", "rope_theta": 500.0, "factor": factor, **options}
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=2, max_position_embeddings=512,
+        rope_parameters={**parameters, "original_max_position_embeddings": 512},
+    )  # fmt: skip
+    theirs, sharpening = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    ours = made("rope-yarn", dim=64, base=500.0, factor=factor, **options)
+    found = ours.frequencies(9, torch.device("cpu"))
+    np.testing.assert_allclose(found.numpy(), theirs.numpy(), rtol=2e-6)
+    assert ours.attention_factor == pytest.approx(sharpening, rel=1e-12)
+
+
+def test_yarn_s_ramp_without_rounding() -> None:
+    """The paper's own ramp over pairs, ends not rounded; rounding moves the frequencies between."""
+    low, high = (DIM * math.log(TRAINED / (2 * math.pi * r)) / (2 * math.log(10000)) for r in (32, 1))
+    kept = [1 - min(max((t - low) / (high - low), 0), 1) for t in range(8)]
+    expected = [(1 - g) * theta(t) / 4 + g * theta(t) for t, g in enumerate(kept)]
+    check(made("rope-yarn", factor=4.0, truncate=False), 60, expected, 0.1 * math.log(4) + 1)
+    rounded = made("rope-yarn", factor=4.0).frequencies(9, torch.device("cpu"))
+    assert float(np.abs(rounded.numpy() / expected - 1).max()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["rope", *(entry for entry, _ in TRANSFORMERS.values()), "rope-ntk", "xpos"])
+def test_positions_may_be_anywhere_and_between_whole_ones(name: str) -> None:
+    """As modifiers that move positions hand them over: not in order, repeated, with fractions."""
+    scheme = made(name)
+    turns = scheme.frequencies(5, torch.device("cpu"))
+    x = torch.randn(1, 2, 5, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([7.0, 0.0, 2.5, 2.5, 1.25], dtype=torch.float64)
+    queries, keys = scheme.rotate(x, x, places, places)
+    zeta = [(2 * t + 0.4 * DIM) / (1.4 * DIM) for t in range(8)]
+    for n, place in enumerate(places.tolist()):
+        for t in range(8):
+            a, b = float(x[0, 1, n, t]), float(x[0, 1, n, t + 8])
+            c, s = math.cos(place * float(turns[t])), math.sin(place * float(turns[t]))
+            scale = zeta[t] ** (place / 512) if name == "xpos" else 1.0
+            for turned, decay in ((queries, scale), (keys, 1 / scale)):
+                by = decay * scheme.attention_factor
+                assert float(turned[0, 1, n, t]) == pytest.approx(by * (a * c - b * s), abs=1e-12)
+                assert float(turned[0, 1, n, t + 8]) == pytest.approx(by * (a * s + b * c), abs=1e-12)
+
+
 def test_a_fraction_of_the_components_is_extended_by_itself() -> None:
     """d is the number of components that turn, here 8 of 16."""
     part = made("rope-yarn", factor=4.0, fraction=0.5)
@@ -236,17 +293,52 @@ def test_xpos_says_how_far_it_reaches() -> None:
     assert all(bool(torch.isfinite(z).all()) and float(z.abs().min()) > 1e-37 for z in turned)
 
 
+def test_xpos_in_float16_is_refused_before_its_scales_leave_it() -> None:
+    scheme = made("xpos")
+    x = torch.ones(1, 1, 3269, DIM, dtype=torch.float16)
+    positions = torch.arange(3269)
+    for turned, sign in zip(scheme.rotate(x, x, positions, positions), (1, -1), strict=True):
+        zeta = 0.4 / 1.4  # the steepest pair: its length is what the scale says, to float16's rounding
+        found = turned[0, 0, -1, [0, 8]].double().norm() / math.sqrt(2)
+        assert float(found) == pytest.approx(zeta ** (sign * 3268 / 512), rel=2e-3)
+    more = torch.ones(1, 1, 3270, DIM, dtype=torch.float16)
+    with pytest.raises(UserError, match="leave float16 beyond 3269 tokens, and the window has 3270"):
+        scheme.rotate(more, more, torch.arange(3270), torch.arange(3270))
+    scheme.rotate(more.bfloat16(), more.bfloat16(), torch.arange(3270), torch.arange(3270))
+
+
+def test_xpos_must_reach_the_length_it_is_trained_at() -> None:
+    assert made("xpos", trained=63, scale_base=1).max_positions == 63
+    with pytest.raises(UserError, match=r"scale_base=1\.0 reaches 63 tokens, fewer than the trained 64"):
+        made("xpos", trained=64, scale_base=1)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("rope", {"base": "inf"}, "rope: base=inf must be greater than 1 and finite"),
+        ("rope-dynamic", {"factor": 1e10}, "must be at least 1 and at most 1,000,000,000"),
+        ("rope-yarn", {"original": 10**400}, "and at most 1,000,000,000"),
+        ("rope-ntk", {"factor": 1e9, "base": 1e300}, "base=1e.300 times a power of .* is no finite number"),
+        ("rope-ntk", {"factor": 1e9, "base": 1e300, "fraction": 0.25}, "is no finite number"),
+        ("rope-yarn", {"beta_fast": "inf"}, "beta_fast=inf must be finite"),
+        ("rope-yarn", {"beta_fast": 400, "beta_slow": 300}, "no pair turns between beta_slow=300.0 and"),
+        ("rope-yarn", {"base": 1.5}, "no pair turns between .* within original=512 tokens at base=1.5"),
+        ("rope-yarn", {"original": 1, "truncate": False}, "no pair turns between"),
+        ("rope-yarn", {"mscale": 1}, "give attention_factor, or both mscale and mscale_all_dim"),
+        ("rope-yarn", {"mscale_all_dim": 1}, "give attention_factor, or both mscale and mscale_all_dim"),
+        ("rope-yarn", {"attention_factor": 1, "mscale": 1, "mscale_all_dim": 1}, "or neither"),
+        ("rope-yarn", {"mscale": "inf", "mscale_all_dim": 1}, "mscale=inf must be positive and finite"),
+        ("rope-llama3", {"high": "inf"}, "high=inf must be finite and above low=1.0"),
+        ("sandwich", {"dims": 4098}, "dims=4098 must be even, at least 2 and at most 4096"),
         ("rope-linear", {"factor": 0.5}, "rope-linear: factor=0.5 must be at least 1"),
         ("rope-ntk", {"factor": "nan"}, "must be at least 1"),
         ("rope-ntk", {"fraction": 0.125}, "2 turned components; d/.d-2. needs 4 or more"),
         ("rope-dynamic", {"original": -1}, "original=-1 must be at least 1 token"),
-        ("rope-yarn", {"beta_fast": 1}, "beta_fast=1.0 must exceed beta_slow=1.0"),
+        ("rope-yarn", {"beta_fast": 1}, "beta_fast=1.0 must be finite and exceed beta_slow=1.0"),
         ("rope-yarn", {"attention_factor": -1}, "must be positive"),
         ("rope-yarn", {"facto": 2}, "did you mean 'factor'"),
-        ("rope-llama3", {"high": 1}, "high=1.0 must exceed low=1.0"),
+        ("rope-llama3", {"high": 1}, "high=1.0 must be finite and above low=1.0"),
         ("rope-longrope", {"long": "1/2"}, "long has 2 numbers, the model 8 frequencies"),
         ("rope-longrope", {"long": "1/2/a/4/5/6/7/8"}, "expected numbers with slashes between"),
         ("rope-longrope", {"short": "1/2/3/4/5/6/7/0"}, "every number must be positive"),

@@ -33,6 +33,7 @@ def cell(
             index.append(i)
     header = {
         "scheme": scheme, "seed": seed, "train_length": 64, "dtype": "float32", "device": "cpu",
+        "first_token": {"rule": "never", "id": None},
         "documents": [
             {"name": n, "tokens": len(v) + 1, "sha256": f"{i} {len(v)}"}
             for i, (n, v) in enumerate(documents.items())

@@ -1,0 +1,86 @@
+"""Losses of cells by document, and the intervals that figures draw as bands. Reads cells, not summaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from kerple_eval.cells import Cell, read_cell, read_header
+from kerple_eval.records import open_run
+from kerple_eval.reports.grid import Entry
+from kerple_eval.stats.documents import Scored, different_targets, paired_sums, scored
+from kerple_eval.stats.intervals import (
+    MINIMUM_DOCUMENTS,
+    Interval,
+    ratio_interval,
+    shortage,
+    sums_interval,
+)
+from kerple_eval.stats.reductions import perplexity
+from kerple_eval.types import CellKey
+
+#: What the bands of a figure are, for its caption.
+BANDS = "bands: 95 % intervals over documents"
+Band = tuple[float, float]
+Sums = dict[tuple[Path, CellKey], Scored]
+
+
+def read(folders: Sequence[str | Path], fewest: int = 1) -> Sums:
+    """Every finished cell on disk of at least ``fewest`` documents, losses reduced to one sum a document."""
+    found: Sums = {}
+    for folder in folders:
+        run = open_run(folder)
+        keys = run.keys()
+        for key in keys:
+            header = read_header(run.folder, key)
+            cell = read_cell(run.folder, key) if header and len(header["documents"]) >= fewest else None
+            if isinstance(cell, Cell):
+                found[run.folder, key] = scored(cell)
+    return found
+
+
+def for_bands(folders: Sequence[str | Path]) -> Sums:
+    """Those that an interval can be had of."""
+    return read(folders, MINIMUM_DOCUMENTS)
+
+
+def of(entry: Entry | None, known: Sums) -> Scored | None:
+    return None if entry is None or entry.key is None else known.get((entry.folder, entry.key))
+
+
+def band(entry: Entry, value: str, known: Sums) -> Band | None:
+    """The 95 % interval of a cell's ``value``; None where its file is not here or documents are few."""
+    cell = of(entry, known)
+    if cell is None or not _is_mean(entry, cell):
+        return None
+    found = sums_interval(cell.sums)
+    if value == "ppl":
+        ends = found.ppl or (None, None)
+        return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    interval = found.nll if value == "nll" else found.bits_per_byte
+    return None if interval is None else (interval.low, interval.high)
+
+
+def ratio_band(entry: Entry, reference: Entry, known: Sums) -> Band | None:
+    """The 95 % interval of the ratio of perplexities, paired by document; None as for :func:`band`."""
+    a, b = of(entry, known), of(reference, known)
+    if a is None or b is None or a is b or different_targets(a, b) or shortage(a.sums.counts):
+        return None
+    if not (_is_mean(entry, a) and _is_mean(reference, b)):
+        return None
+    found: Interval = ratio_interval(*paired_sums(a, b))
+    low, high = perplexity(found.low), perplexity(found.high)
+    return None if low is None or high is None else (low, high)
+
+
+def _is_mean(entry: Entry, cell: Scored) -> bool:
+    """Whether the entry's number is the mean over targets; that of some tools' protocols is not."""
+    return math.isclose(entry.row["nll"], cell.sums.mean, rel_tol=1e-6)
+
+
+def columns(bands: Sequence[Band | None]) -> tuple[list[float], list[float]] | tuple[None, None]:
+    """Lower and upper ends for drawing, NaN where a point has no band; (None, None) where none has."""
+    if not any(bands):
+        return None, None
+    return [b[0] if b else math.nan for b in bands], [b[1] if b else math.nan for b in bands]

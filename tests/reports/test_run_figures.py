@@ -1,0 +1,279 @@
+"""Figures of runs with bands: ratio to a scheme, documents of two, intervals against textbook formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_hex
+from scipy import stats
+
+from kerple_eval.cells import Cell
+from kerple_eval.cli import cli
+from kerple_eval.records import write_summary
+from kerple_eval.reports import curve, position, ratio, scatter, sums
+from kerple_eval.reports.style import COLORS, Picture, compose
+from kerple_eval.reports.words import trend
+from kerple_eval.types import UserError
+from tests.reports.handmade import row, write_run
+from tests.reports.test_figures import curves, legend
+from tests.stats.made import cell, drawn, shifted, write_cells
+
+SIZE = 40  # targets of each document: with one size the intervals are the textbook's
+BY = (0.02, 0.05, -0.01, 0.08, 0.03, 0.04)
+BASE = drawn(5, [SIZE] * 6)
+
+
+def with_summary(folder: Path, cells: list[Cell]) -> Path:
+    write_cells(folder, cells)
+    write_summary(folder, [one.summary() for one in cells])
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """kerple-log and rope at 64 and 128; rope's documents are ``BY`` nats worse, four times so at 128."""
+    cells = [cell("kerple-log", BASE, length=n, scheme="kerple-log") for n in (64, 128)]
+    cells += [
+        cell("rope", shifted(BASE, [times * by for by in BY]), length=n, scheme="rope")
+        for n, times in ((64, 1), (128, 4))
+    ]
+    return with_summary(tmp_path / "run", cells)
+
+
+def painted(picture: Picture) -> Axes:
+    (axes,) = compose([picture]).axes
+    return axes
+
+
+def bands(axes: Axes) -> dict[str, list[tuple[float, float, float]]]:
+    """Colour -> (x, lower, upper) by point."""
+    found = {}
+    for collection in axes.collections:
+        if isinstance(collection, PolyCollection):
+            corners = collection.get_paths()[0].vertices
+            ends: dict[float, list[float]] = {}
+            for x, y in np.asarray(corners).tolist():
+                ends.setdefault(x, []).append(y)
+            found[to_hex(collection.get_facecolor()[0]).upper()] = [
+                (x, min(y), max(y)) for x, y in sorted(ends.items())
+            ]
+    return found
+
+
+def t_interval(values: list[float]) -> tuple[float, float, float]:
+    """Student's, of a mean."""
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
+def means(documents: dict[str, list[float]]) -> list[float]:
+    return [math.fsum(np.float32(x) for x in losses) / len(losses) for losses in documents.values()]
+
+
+def test_curves_have_the_intervals_of_their_documents(run: Path) -> None:
+    (picture,) = curve.pictures([run], sums.read([run]))
+    axes = painted(picture)
+    assert picture.note == "bands: 95 % intervals over documents"
+    mean, low, high = t_interval(means(BASE))
+    found = bands(axes)
+    assert set(found) == set(COLORS[:2])
+    for (x, lower, upper), length in zip(found[COLORS[0]], (64, 128), strict=True):
+        assert (x, lower, upper) == pytest.approx((length, math.exp(low), math.exp(high)), rel=1e-6)
+    assert curves(axes)["kerple-log"][1] == pytest.approx([math.exp(mean)] * 2, rel=1e-6)
+
+
+def test_ratio_is_paired(run: Path) -> None:
+    (picture,) = ratio.pictures([run], sums.read([run]), against="kerple-log")
+    axes = painted(picture)
+    assert legend(axes) == ["rope"]
+    x, y = curves(axes)["rope"]
+    assert x == [64, 128]
+    (band,) = bands(axes).values()
+    for times, value, (_, lower, upper) in zip((1, 4), y, band, strict=True):
+        mean, low, high = t_interval([times * by for by in BY])
+        assert value == pytest.approx(math.exp(mean), rel=1e-6)
+        assert (lower, upper) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-5)
+    assert 1 in [float(tick) for tick in axes.get_yticks()]
+    other = painted(ratio.pictures([run], sums.read([run]), against="rope")[0])
+    assert curves(other)["kerple-log"][1] == pytest.approx([1 / value for value in y])
+
+
+def test_ratio_on_other_targets_is_left_out_and_said(tmp_path: Path) -> None:
+    lines = [row(m, n, 20.0, nll=nll) for m, nll in (("a", 3.0), ("b", 3.5)) for n in (512, 1024)]
+    lines += [row("c", 512, 20.0, nll=2.0), row("c", 1024, 20.0, nll=2.0, targets_hash="bbbb")]
+    folder = write_run(tmp_path / "r", lines)
+    (picture,) = ratio.pictures([folder], {}, against="a")
+    found = curves(painted(picture))
+    assert found == {"b": ([512, 1024], pytest.approx([math.exp(0.5)] * 2)),
+                     "c": ([512], pytest.approx([math.exp(-1)]))}  # fmt: skip
+    assert picture.note == "left out, other targets or too large: c at 1024"
+
+
+def test_scatter_has_every_document(run: Path) -> None:
+    (picture,) = scatter.pictures([run], sums.read([run]), against="kerple-log")
+    axes = painted(picture)
+    (points,) = [c for c in axes.collections if isinstance(c, PathCollection)]
+    x, y = means(BASE), means(shifted(BASE, [4 * by for by in BY]))
+    assert np.asarray(points.get_offsets()) == pytest.approx(np.column_stack([x, y]), rel=1e-6)
+    assert axes.get_xlim() == axes.get_ylim()
+    (line,) = axes.get_lines()
+    assert list(line.get_xdata()) == list(line.get_ydata())
+    assert "L = 128" in picture.title
+    assert "rope worse on 5, better on 1" in picture.title
+    assert "rope is worse on 5 and better on 1" in picture.words
+    (short,) = scatter.pictures([run], sums.read([run]), against="kerple-log", length=64)
+    assert "L = 64" in short.title
+
+
+def test_position_bands_are_the_bins_intervals(run: Path) -> None:
+    picture = position.pictures([run])[0]
+    axes = painted(picture)
+    windows = 3  # targets of a window of ``made.cell``: contexts 1, 2, 3
+    edges = position.bin_edges(128).tolist()
+    assert edges[:4] == [1, 2, 3, 4]
+    x, y = curves(axes)["kerple-log"]
+    assert x == pytest.approx([1, 2, 3])
+    for context, value, (_, lower, upper) in zip((1, 2, 3), y, bands(axes)[COLORS[0]], strict=True):
+        parts = [[np.float32(v) for v in losses[context - 1 :: windows]] for losses in BASE.values()]
+        mean, low, high = t_interval([math.fsum(p) / len(p) for p in parts])
+        assert (value, lower, upper) == pytest.approx((mean, low, high), rel=1e-5)
+    powers = curves(painted(position.pictures([run], value="ppl")[0]))["kerple-log"][1]
+    assert powers == pytest.approx(np.exp(y).tolist())
+    assert "L = 64" in position.pictures([run], length=64)[0].title
+
+
+def test_no_band_below_five_documents(tmp_path: Path) -> None:
+    four = dict(list(BASE.items())[:4])
+    folder = with_summary(tmp_path / "r", [cell(m, four) for m in ("kerple-log", "rope")])
+    known = sums.read([folder])
+    made = [*curve.pictures([folder], known), *ratio.pictures([folder], known, against="rope")]
+    for picture in [*made, *position.pictures([folder])]:
+        assert bands(painted(picture)) == {}
+        assert "bands" not in picture.note
+
+
+def test_no_band_where_the_number_is_not_the_mean_over_targets(run: Path) -> None:
+    """Another tool may weigh windows otherwise: an interval of the mean is not one of its number."""
+    text = (run / "summary.csv").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("rope,") and ",128," in line)
+    nll = line.split(",")[11]
+    (run / "summary.csv").write_text(text.replace(nll, str(float(nll) + 0.01)))
+    known = sums.read([run])
+    found = bands(painted(curve.pictures([run], known)[0]))
+    assert [len(found[colour]) for colour in COLORS[:2]] == [2, 1]
+    (paired,) = bands(painted(ratio.pictures([run], known, against="kerple-log")[0])).values()
+    assert [x for x, *_ in paired] == [64]
+
+
+REFUSALS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda r: ratio.draw([r], r / "x.png", against="kerple"), "did you mean 'kerple-log'"),
+    (
+        lambda r: scatter.draw([r], r / "x.png", against="rope", length=65),
+        "no other model has .* at length 65",
+    ),
+    (lambda r: scatter.draw([r], r / "x.png", against="ropf"), "did you mean 'rope'"),
+    (lambda r: curve.draw([r], r / "x.png", protocol="full"), "unknown protocol 'full'"),
+    (lambda r: position.draw([r], r / "x.png", task="bok"), "did you mean 'book'"),
+    (lambda r: position.draw([r], r / "x.png", value="nl"), "did you mean 'nll'"),
+    (lambda r: position.draw([r], r / "x.png", length=7), "no finished cell at length 7 whose contexts vary"),
+]
+
+
+@pytest.mark.parametrize(("call", "expected"), REFUSALS)
+def test_refusals(call: Callable[[Path], object], expected: str, run: Path) -> None:
+    with pytest.raises(UserError, match=expected):
+        call(run)
+    assert not (run / "x.png").exists()
+
+
+def test_scatter_refuses_other_targets(tmp_path: Path) -> None:
+    cells = [cell("kerple-log", BASE), cell("rope", drawn(5, [SIZE + 1] * 6))]
+    folder = with_summary(tmp_path / "r", cells)
+    with pytest.raises(UserError, match="not scored on the same targets"):
+        scatter.pictures([folder], sums.read([folder]), against="rope")
+    with pytest.raises(UserError, match="nothing to set against rope"):
+        ratio.pictures([folder], sums.read([folder]), against="rope")
+
+
+@pytest.mark.parametrize("kind", ["curve", "position", "ratio", "scatter"])
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_command_draws_every_kind(kind: str, ending: str, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"figure.{ending}"
+    words = [
+        "plot",
+        str(run),
+        "--kind",
+        kind,
+        "--out",
+        str(out),
+        "--task",
+        "book",
+        "--protocol",
+        "full-context",
+    ]
+    words += ["--against", "kerple-log"] if kind in ("ratio", "scatter") else []
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    first = out.read_bytes()
+    assert len(first) > 1000
+    CliRunner().invoke(cli, words)
+    assert out.read_bytes() == first
+
+
+def test_a_figure_is_a_column_wide_unless_there_are_several(run: Path) -> None:
+    (picture,) = curve.pictures([run], sums.read([run]))
+    assert compose([picture]).get_size_inches().tolist() == [3.3, 2.3]
+    assert compose([picture] * 3).get_size_inches()[0] == 6.6
+
+
+def test_legends_of_long_and_odd_labels(tmp_path: Path) -> None:
+    labels = ["_hidden", "a$b$_{c", "a label that is longer than the figure leaves room for"]
+    lines = [row(m, n, 20.0 + i + n / 1000) for i, m in enumerate(labels) for n in (512, 1024)]
+    (picture,) = curve.pictures([write_run(tmp_path / "r", lines)], {})
+    figure = compose([picture])
+    assert figure.get_size_inches()[1] > 2.6
+    figure.canvas.draw()  # type: ignore[attr-defined]
+    shown = [text.replace("\u200b", "").replace(r"\$", "$") for text in legend(figure.axes[0])]
+    assert shown == labels[::-1]
+    for label in labels:
+        assert label in picture.words
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([24.0, 23.0, 22.5], "falls from 24 at 512 to 22.5 at 2048 (-6.2 %)"),
+        ([25.0, 180.0, 1400.0], "rises from 25 at 512 to 1400 at 2048 (x 56)"),
+        ([3.0, 3.01, 2.99], "is nearly flat, from 3 at 512 to 2.99 at 2048"),
+        ([3.0, 9.0, 4.0], "rises from 3 at 512 to 4 at 2048 (+33.3 %), highest 9 at 1024"),
+        ([3.0, 2.0, 3.0], "returns from 3 at 512 to 3 at 2048 (+0.0 %), lowest 2 at 1024"),
+        ([3.0], "is 3 at 512"),
+    ],
+)
+def test_words_say_what_a_curve_does(y: list[float], expected: str) -> None:
+    assert trend([512, 1024, 2048][: len(y)], y) == expected
+
+
+def test_words_follow_the_numbers() -> None:
+    """Over many drawn curves: rises and falls as the ends do, and every turn beyond both ends is named."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        y = np.exp(rng.normal(1, 0.5, size=rng.integers(2, 7))).tolist()
+        x = [2.0**i for i in range(len(y))]
+        said = trend(x, y)
+        if all(abs(v - y[0]) <= 0.02 * y[0] for v in y):
+            assert said.startswith("is nearly flat")
+        elif abs(y[-1] - y[0]) > 0.02 * y[0]:
+            assert said.startswith("rises" if y[-1] > y[0] else "falls")
+        inner = max(y) > 1.03 * max(y[0], y[-1])
+        assert inner <= ("highest" in said)
+        assert any(a != b for a, b in pairwise(y))
