@@ -14,12 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
 
 import kerple_eval
 from kerple_eval.catalogue import GENERATORS
 from kerple_eval.cells import COLUMNS, Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.checkpoints.native import NativeCheckpoint
+from kerple_eval.data.synthetic import needle
 from kerple_eval.data.synthetic.base import Reader, depth_grid, draw
 from kerple_eval.data.synthetic.texts import make_generator
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER
@@ -336,3 +339,42 @@ def test_answers_where_there_are_none(models: dict[str, str], text: str, invoke:
 
         training_corpus(Spec("passkey"), [], BYTE_TOKENIZER)
     assert json.loads((tmp_path / "x" / "run.json").read_text())["schema_version"] == 1
+
+
+def test_page(tiny_run: kerple_eval.Run, invoke: Cli, tmp_path: Path) -> None:
+    """Tables and heat maps have a section of their own, the maps with what they show in words."""
+    out = tmp_path / "page.html"
+    assert invoke("report", str(tiny_run.folder), "--out", str(out)).exit_code == 0
+    shown = out.read_text()
+    assert 'id="told"' in shown
+    found = answers(next(c for c in cells(tiny_run) if (c.key.model, c.key.task, c.key.length) == (
+        "rope", "copy", 24)))  # fmt: skip
+    exact = sum(a.exact for a in found)
+    assert "Heat map of copy by length and depth for rope." in shown
+    assert f"{exact} of 40 at 24 (mean loss {share(found).loss:.3g} nats per target)" in shown
+
+
+def test_a_tokeniser_that_puts_a_marker(tmp_path: Path) -> None:
+    """It is token 0 of the L + 1, spells nothing, and is left out where the command says never."""
+    fast = Tokenizer(BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<s>"])
+    fast.train_from_iterator([*needle.FILLER, "0123456789"] * 5, trainer)
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    model = make_model(tmp_path / "m", "rope", tokenizer=fast.to_str().encode(), vocabulary=300)
+    seen = {}
+    for bos in (None, "never"):
+        run = kerple_eval.evaluate(
+            str(model), tasks="needle:samples=1,depths=2", lengths=[200], bos=bos, out=tmp_path / str(bos)
+        )  # fmt: skip
+        (task,) = run.specification["tasks"]
+        (cell,) = cells(run)
+        assert [entry["tokens"] for entry in cell.header["documents"]] == [201, 201]
+        assert cell.byte_counts is not None
+        things = [len(" " + thing) for thing in needle.THINGS]
+        assert all(count in {*things, *(n - 1 for n in things)} for count in cell.byte_counts)
+        seen[bos] = (task["first_token"]["m"], run.answers()["loss"].tolist())
+    assert seen[None][0] == {"rule": "document", "id": 0}
+    assert seen["never"][0] == {"rule": "never", "id": None}
+    assert seen[None][1] != seen["never"][1]
