@@ -18,7 +18,15 @@ from typing import Any
 from kerple_eval.scheme_lines import SCHEMES, SchemeEntry
 from kerple_eval.types import SchemeSpec, Spec, UserError
 
-__all__ = ["FORMATS", "PROTOCOLS", "REPORTS", "SCHEMES", "Entry", "SchemeEntry"]  # the lines themselves
+__all__ = [
+    "FORMATS",
+    "GENERATORS",
+    "PROTOCOLS",
+    "REPORTS",
+    "SCHEMES",
+    "Entry",
+    "SchemeEntry",
+]  # the lines themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,26 @@ PROTOCOLS = (
         "[k=256,batch=1]: DAPE, the last min(k, L) targets of whole windows, mean over batches; "
         "sound: aligned",
     ),
+    Entry(
+        "answer", "kerple_eval.protocols.answer:Answer",
+        "of made tasks (passkey, ...): the answer at the end of each window, loss and exact match",
+    ),
+)  # fmt: skip
+
+GENERATORS = (
+    Entry(
+        "passkey", "kerple_eval.data.synthetic.passkey:Passkey",
+        "[digits=5]: a number told once in repeated prose",
+    ),
+    Entry("needle", "kerple_eval.data.synthetic.needle:Needle", "a town's thing told once in varied prose"),
+    Entry(
+        "copy", "kerple_eval.data.synthetic.copying:Copy",
+        "[cue=8,answer=8,ids=all]: random ids, a stretch of them begun again",
+    ),
+    Entry(
+        "associative-recall", "kerple_eval.data.synthetic.associative_recall:AssociativeRecall",
+        "[pairs=8,ids=all]: keys with values among noise, one key asked for",
+    ),
 )  # fmt: skip
 
 FORMATS = (
@@ -105,6 +133,12 @@ REPORTS = (
         "why loss changed with length: dilution, context gain",
     ),
     Entry("curve", "kerple_eval.reports.curve:draw", "perplexity against length, log-log"),
+    Entry("depth", "kerple_eval.reports.depth:draw", "exact match and loss of answers by length and depth"),
+    Entry("answers", "kerple_eval.reports.answers:render", "exact match and loss of answers, as a table"),
+    Entry(
+        "longppl", "kerple_eval.reports.longppl:render",
+        "perplexity on the tokens that need long context, chosen by a reference model",
+    ),
     Entry("position", "kerple_eval.reports.position:draw", "mean loss, or perplexity, against context"),
     Entry("ratio", "kerple_eval.reports.ratio:draw", "perplexity as a ratio to one scheme's, by length"),
     Entry("scatter", "kerple_eval.reports.scatter:draw", "two schemes document by document"),

@@ -2,7 +2,8 @@
 
     cells/NAME.parquet   a finished cell, one row a window: document, start, stop, first_target,
                          losses (nats, list<float32>), bytes (UTF-8 bytes of the scored targets, null
-                         where unknown); a JSON header in the metadata
+                         where unknown), and where a protocol scores answers hits (list<bool>,
+                         whether each target was the argmax); a JSON header in the metadata
     cells/NAME.json      a failed cell: its key and error
 
 Imports no torch.
@@ -27,9 +28,9 @@ from numpy.typing import NDArray
 from kerple_eval import stats
 from kerple_eval.files import read_json, write_atomically
 from kerple_eval.reductions import make_protocol, weighted_mean
+from kerple_eval.schema import CELL_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.types import CellKey, UserError, Window
 
-SCHEMA_VERSION = 1
 COLUMNS = (
     "model", "scheme", "seed", "train_length", "task", "protocol", "length", "documents",
     "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte", "dtype", "device",
@@ -47,6 +48,7 @@ class Cell:
     windows: Sequence[Window]
     losses: Sequence[NDArray[np.float32]]
     byte_counts: Sequence[int] | None
+    hits: Sequence[NDArray[np.bool_]] | None = None  # whether each target was the argmax, where asked for
 
     def summary(self) -> dict[str, Any]:
         """The cell's row of ``summary.csv``."""
@@ -152,6 +154,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
 
     names = [entry["name"] for entry in cell.header["documents"]]
     spelled: Sequence[int | None] = cell.byte_counts or [None] * len(cell.windows)
+    answers = {} if cell.hits is None else {"hits": pa.array(list(cell.hits), pa.list_(pa.bool_()))}
     table = pa.table(
         {
             "document": pa.array([names[i] for i in cell.document], pa.string()),
@@ -160,6 +163,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
             "first_target": pa.array([w.first_target for w in cell.windows], pa.int64()),
             "losses": pa.array(list(cell.losses), pa.list_(pa.float32())),
             "bytes": pa.array(spelled, pa.int64()),
+            **answers,
         }
     )
     header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **cell.header}
@@ -190,8 +194,9 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
         return _read_parquet(path)
     failure = path.with_suffix(".json")
     if failure.exists():
-        header = read_json(failure)
+        header = up_to_date(read_json(failure), CELL_STEPS, failure)
         try:
+            header.pop("schema_version")
             return FailedCell(CellKey(**header.pop("cell")), header, header.pop("error"))
         except (KeyError, TypeError):
             raise UserError(f"{failure}: not a readable cell; delete it to have it computed again") from None
@@ -219,16 +224,13 @@ def _read_parquet(path: Path) -> Cell:
 
     try:
         table = pq.read_table(path)
-        header = json.loads(table.schema.metadata[b"kerple_eval"])
+        header = dict(json.loads(table.schema.metadata[b"kerple_eval"]))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: not a readable cell ({reason}); delete it to have it computed again"
         ) from None
-    if header["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema version {header['schema_version']}; this release reads {SCHEMA_VERSION}"
-        )
+    header = up_to_date(header, CELL_STEPS, path)
     columns = table.drop_columns(["losses"]).to_pydict()
     losses = table.column("losses").combine_chunks()
     edges = losses.offsets.to_numpy()
@@ -247,4 +249,5 @@ def _read_parquet(path: Path) -> Cell:
         ],
         losses=[flat[a:b] for a, b in pairwise(edges)],
         byte_counts=columns["bytes"] if known else None,
+        hits=[np.array(row, dtype=bool) for row in columns["hits"]] if "hits" in columns else None,
     )

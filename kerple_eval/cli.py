@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.exceptions import NoArgsIsHelpError
 
 from kerple_eval import __version__
@@ -131,16 +132,22 @@ def train(**options: Any) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Say what it will take (windows, work, memory, time), and stop."
 )
-def run(models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...], **options: Any) -> None:
+@click.pass_context
+def run(
+    context: click.Context, /, models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...],
+    **options: Any,
+) -> None:  # fmt: skip
     """Score models at every length; ends with the table.
 
     MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
-    never computed twice: after a kill or Ctrl-C the same command goes on.
+    never computed twice: after a kill or Ctrl-C the same command goes on. Tasks that are made (passkey,
+    needle, copy, associative-recall) are scored by protocol answer.
     """
+    given = context.get_parameter_source("protocol") is not ParameterSource.DEFAULT
     with leaving_at_once():
         from kerple_eval.commands import run as command  # noqa: PLC0415
 
-    sys.exit(command.run(models, tasks=task, protocols=protocol, **options))
+    sys.exit(command.run(models, tasks=task, protocols=protocol if given else None, **options))
 
 
 @cli.command()
@@ -195,6 +202,34 @@ def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+def answers(folders: tuple[str, ...], style: str) -> None:
+    """Exact match and loss of passkey, needle, copy and associative-recall, by length and depth."""
+    from kerple_eval.reports.answers import render  # noqa: PLC0415
+
+    click.echo(render(folders, style), nl=False)
+
+
+@cli.command("longppl")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--reference", required=True, metavar="MODEL", help="Its losses choose the key tokens.")
+@click.option("--alpha", type=float, default=2.0, show_default=True, help="Least gain of a key token, nats.")
+@click.option("--beta", type=float, default=-2.0, show_default=True, help="Its loss is below minus this.")
+@click.option("--short", type=click.IntRange(min=1), help="The short length; the reference's shortest.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
+    """LongPPL: perplexity on the tokens that need long context, at every length.
+
+    Key tokens are those whose loss falls by more than alpha between the reference's short and longest
+    length, and ends below -beta.
+    """
+    from kerple_eval.reports.longppl import render  # noqa: PLC0415
+
+    click.echo(render(folders, reference, **options), nl=False)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")
 @statistics
 def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
@@ -221,8 +256,8 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True,
-    help="curve, position, ratio or scatter, of run directories; kernels, effective-length or matrix, of "
-    "MODELs.",
+    help="curve, position, ratio, scatter or depth, of run directories; kernels, effective-length or matrix, "
+    "of MODELs.",
 )  # fmt: skip
 @click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
 @click.option("--against", metavar="MODEL", help="Of ratio and scatter: the one that others are set against.")
@@ -242,6 +277,36 @@ def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
 
     command.run(sources, kind, Path(out), **options)
     click.echo(out)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--out", required=True, help="New run directory.")
+@click.option(
+    "--within", type=click.FloatRange(min=0), default=0.0, show_default=True,
+    help="Cells that two of DIR hold may differ by so much a loss (nats); the first one's stays.",
+)  # fmt: skip
+def merge(folders: tuple[str, ...], out: str, within: float) -> None:
+    """Join runs of several machines into one: other models, lengths, protocols or tasks, or the same.
+
+    What the runs share must be the same in all; a cell that two of them hold must agree.
+    """
+    from kerple_eval.merging import merge as join  # noqa: PLC0415
+
+    click.echo(join(folders, Path(out), within=within))
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--format", "style", default="lm-eval", show_default=True, help="lm-eval.")
+@click.option("--out", required=True, help="FILE.json of one model, or a folder with one for each.")
+@click.option("--model", help="This model only.")
+def export(folder: str, style: str, out: str, model: str | None) -> None:
+    """Write results in lm-evaluation-harness' JSON layout; kerple_eval.read_lm_eval reads it into pandas."""
+    from kerple_eval.exchange import export as write  # noqa: PLC0415
+
+    for path in write(folder, Path(out), style=style, model=model):
+        click.echo(path)
 
 
 @cli.command()

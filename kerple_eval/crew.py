@@ -54,8 +54,9 @@ class Alone:
         documents: Sequence[NDArray[np.int64]],
         windows: Sequence[tuple[int, Window]],
         bos: int | None,
+        hits: bool = False,
     ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
-        return score(model, documents, windows, bos=bos)
+        return score(model, documents, windows, bos=bos, hits=hits)
 
     def dismiss(self) -> None:
         """Nobody to dismiss."""
@@ -90,11 +91,13 @@ class Crew(Alone):
         documents: Sequence[NDArray[np.int64]],
         windows: Sequence[tuple[int, Window]],
         bos: int | None,
+        hits: bool = False,
     ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
-        self._tell(("score", (list(documents), list(windows), bos)))
+        self._tell(("score", (list(documents), list(windows), bos, hits)))
         error = None
         try:
-            yield from score(model, documents, windows, bos=bos, share=(self.rank, self.size))
+            share = (self.rank, self.size)
+            yield from score(model, documents, windows, bos=bos, share=share, hits=hits)
         except tuple(_KINDS.values()) as problem:
             error = _named(problem)
         for part in self._gather(error)[1:]:
@@ -118,9 +121,10 @@ class Crew(Alone):
                 model = None  # the last one's memory goes first
                 model, error = _tried(lambda text=what: open_model(parse_model(text)).load(device, dtype))
             else:
-                documents, windows, bos = what
+                documents, windows, bos, hits = what
                 assert model is not None
-                mine = score(model, documents, windows, bos=bos, share=(self.rank, self.size))
+                share = (self.rank, self.size)
+                mine = score(model, documents, windows, bos=bos, share=share, hits=hits)
                 result, error = _tried(lambda mine=mine: list(mine))
             self._gather(error, result)
 

@@ -57,7 +57,7 @@ def _same_documents(run: Run) -> bool:
 def _asked(run: Run) -> list[str]:
     """The run's command without protocols, first-token rule and directory."""
     command = [str(word) for word in run.provenance["sessions"][-1]["command"]]
-    if command[1:2] != ["run"]:
+    if command[1:2] != ["run"] or "merged" in run.provenance:  # a part's command is not the whole's
         return _from_record(run)
     kept, skip = [], False
     for word in command:

@@ -15,6 +15,7 @@ from kerple_eval.checkpoints.base import Checkpoint, Description
 from kerple_eval.checkpoints.resolve import label_models, open_model, parse_model
 from kerple_eval.data.documents import TokenDocument, assemble
 from kerple_eval.data.own_rules import Readings, read_by_rules
+from kerple_eval.data.synthetic.texts import is_made, made_text
 from kerple_eval.data.texts import (
     Choice,
     Reading,
@@ -26,7 +27,14 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.devices import DTYPES, resolve_device
-from kerple_eval.plan_checks import check_bos, check_precision, check_shorter, refuse_beside_a_draw
+from kerple_eval.plan_checks import (
+    check_bos,
+    check_precision,
+    check_shorter,
+    default_protocols,
+    refuse_beside_a_draw,
+    refuse_beside_answers,
+)
 from kerple_eval.precision import PrecisionPlan, settle
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.reductions import make_protocol
@@ -58,6 +66,13 @@ class ProtocolPlan:
         documents = reading.documents
         if self.protocol.draws_samples:
             documents = assemble(documents, self.protocol.samples(reading.sizes, length))
+        if self.protocol.scores_answers:
+            answers = [
+                (index, window)
+                for index, document in enumerate(documents)
+                for window in self.protocol.plan_answer(len(document), document.answer or 0, length)
+            ]
+            return CellPlan(documents, answers, reading)
         marked = reading.window_bos is not None
         taken = 1 if marked else 0  # of each window's L, by the marker before it
         plan = self.protocol.plan_after_marker if marked else self.protocol.plan
@@ -121,7 +136,7 @@ def make_plan(
     models: Sequence[str],
     *,
     tasks: Sequence[str],
-    protocols: Sequence[str],
+    protocols: Sequence[str] | None,
     lengths: Sequence[int],
     text: Sequence[str],
     tokens: Sequence[str],
@@ -144,6 +159,8 @@ def make_plan(
     if not lengths:
         raise UserError("run needs a length, for example --length 512,1024")
     _refuse_repeats([str(length) for length in lengths], "length")
+    if protocols is None:
+        protocols = default_protocols(tasks)
     if not protocols:
         raise UserError("run needs a protocol, for example --protocol full-context")
     if dtype not in DTYPES:
@@ -168,9 +185,16 @@ def make_plan(
                 "precision": precision,
             },
         )
+    refuse_beside_answers(
+        plans, tasks, bool(text or tokens),
+        {
+            "documents": documents, "keep-short": keep_short,
+            "max-tokens": max_tokens, "precision": precision,
+        },
+    )  # fmt: skip
     specs = [parse_model(model) for model in models]
     labels = label_models(specs)
-    texts = _texts(tasks, text, tokens, bos)
+    texts = _texts(tasks, text, tokens, bos, lengths=lengths, seed=seed)
     checkpoints = [open_model(spec) for spec in specs]
     descriptions = [checkpoint.description for checkpoint in checkpoints]
     longest = max(plan.longest for plan in plans)
@@ -246,9 +270,11 @@ def _own_rules(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, 
 
 
 def _texts(
-    tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str], bos: BosRule | None
-) -> list[Text]:
-    texts = [task_text(parse_spec(task), bos) for task in tasks]
+    tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str], bos: BosRule | None, *,
+    lengths: Sequence[int], seed: int | None,
+) -> list[Text]:  # fmt: skip
+    specs = [parse_spec(task) for task in tasks]
+    texts = [made_text(s, bos, lengths, seed) if is_made(s) else task_text(s, bos) for s in specs]
     texts += [own_text(text, bos)] if text else []
     texts += [own_tokens(tokens, bos)] if tokens else []
     if not texts:

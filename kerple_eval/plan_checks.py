@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+from kerple_eval.catalogue import parse_spec
+from kerple_eval.data.synthetic.texts import is_made
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.types import BosRule, UserError
 
@@ -40,6 +42,35 @@ def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any])
                 f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
                 + (" by its own seed=" if option == "seed" else "")
             )
+
+
+def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
+    """What a run that names no protocol takes: the one for made tasks, where all are, else full-context."""
+    made = [is_made(parse_spec(task)) for task in tasks]
+    return ("answer",) if made and all(made) else ("full-context",)
+
+
+def refuse_beside_answers(
+    plans: Sequence[ProtocolPlan], tasks: Sequence[str], own: bool, options: dict[str, Any]
+) -> None:
+    """Made tasks and the protocol that scores their answers go together, and with nothing else.
+
+    ``own``: whether the run has text or token ids of the user's own.
+    """
+    answers = [plan.name for plan in plans if plan.protocol.scores_answers]
+    others = [plan.name for plan in plans if not plan.protocol.scores_answers]
+    made = [task for task in tasks if is_made(parse_spec(task))]
+    texts = [task for task in tasks if task not in made] + ["text of your own"] * own
+    if made and texts:
+        raise UserError(f"task {made[0]} cannot share a run with {texts[0]}: give each an --out of its own")
+    if made and others:
+        raise UserError(f"task {made[0]} is scored by protocol answer alone, not {others[0]}; leave it out")
+    if answers and not made and texts:
+        raise UserError(f"protocol {answers[0]}: {texts[0]} has no answer; it is for passkey, needle, ...")
+    for option, value in options.items():
+        if made and value is not None and value is not False:
+            right = f"say {made[0].partition(':')[0]}:samples=N" if option == "documents" else "leave it out"
+            raise UserError(f"--{option} has no meaning for task {made[0]}, which is made by length; {right}")
 
 
 def check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerple_eval import stats
-from kerple_eval.cells import COLUMNS, SCHEMA_VERSION, Cell, FailedCell, read_cell
+from kerple_eval.cells import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.files import read_json, write_atomically
+from kerple_eval.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
+from kerple_eval.stats.answers import Answer, answers
 from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
@@ -71,6 +73,22 @@ class Run:
         whole = ("seed", "train_length", "length", "documents", "windows", "targets")
         real = ("nll", "ppl", "bits_per_byte")
         return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64"))
+
+    def answers(self) -> pd.DataFrame:
+        """One row a document of the finished cells that score answers (passkey, needle, ...).
+
+        Columns: model, task, length, depth (0..1), document, targets, hits (targets that were the
+        argmax), exact (whether all were), loss (mean nats per target).
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        rows = []
+        for cell in self.cells():
+            if isinstance(cell, Cell) and cell.hits is not None:
+                key = {name: getattr(cell.key, name) for name in ("model", "task", "length")}
+                rows += [{**key, **asdict(answer)} for answer in answers(cell)]
+        columns = ["model", "task", "length", *(f.name for f in fields(Answer))]
+        return pd.DataFrame(rows, columns=columns)
 
     def losses(
         self,
@@ -131,12 +149,7 @@ def open_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: not a run directory (no run.json)")
-    data = read_json(path / "run.json")
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{path / 'run.json'}: schema version {data.get('schema_version')!r}; "
-            f"this release reads {SCHEMA_VERSION}"
-        )
+    data = up_to_date(read_json(path / "run.json"), RUN_STEPS, path / "run.json")
     try:
         run = Run(path, data["specification"], data["provenance"])
         run.keys()

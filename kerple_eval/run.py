@@ -51,7 +51,7 @@ def evaluate(
     *,
     out: str | Path,
     tasks: str | Sequence[str] = (),
-    protocols: str | Sequence[str] = ("full-context",),
+    protocols: str | Sequence[str] | None = None,
     lengths: Sequence[int] = LENGTHS,
     text: str | Sequence[str] = (),
     tokens: str | Sequence[str] = (),
@@ -73,6 +73,7 @@ def evaluate(
 
     Args:
         models: ``[LABEL=]FORMAT:PLACE[,key=value]`` or a directory, one or several.
+        protocols: full-context unless given; answer, where every task is one that is made (passkey, ...).
         lengths: window lengths L in tokens.
         documents: how many documents; all eligible ones unless given.
         max_tokens: cut each document after so many tokens.
@@ -97,7 +98,7 @@ def evaluate(
         plan = make_plan(
             _several(models),
             tasks=_several(tasks),
-            protocols=_several(protocols),
+            protocols=None if protocols is None else _several(protocols),
             lengths=lengths,
             text=_several(text),
             tokens=_several(tokens),
@@ -244,7 +245,10 @@ class _Worker:
         return found if isinstance(found, Cell) else None
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
-        """Losses in plan order and where they come from: cells before this one, and forward passes."""
+        """Losses in plan order and where they come from: cells before this one, and forward passes.
+
+        Where the protocol scores answers, losses and hits, ``[2, targets]`` a window.
+        """
         found = find(task, self._before(task), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
@@ -252,7 +256,8 @@ class _Worker:
         fresh = [place for place, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[place] for place in fresh]
-        for members, scored in self.team.score(model, ids, windows, task.reading.window_bos):
+        hits = task.plan.protocol.scores_answers
+        for members, scored in self.team.score(model, ids, windows, task.reading.window_bos, hits):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
@@ -289,11 +294,11 @@ class _Worker:
         used = sorted({index for index, _ in task.windows})
         place = {index: position for position, index in enumerate(used)}
         header = self._header(task) | {
-            "documents": [
-                {"name": d.name, "tokens": len(d), "sha256": d.sha256}
-                for d in (task.documents[index] for index in used)
-            ]
+            "documents": [task.documents[index].facts for index in used],
         }
+        hits = None
+        if task.plan.protocol.scores_answers:
+            losses, hits = [row[0] for row in losses], [row[1] > 0 for row in losses]
         return Cell(
             key=task.key,
             header=header,
@@ -301,6 +306,7 @@ class _Worker:
             windows=[window for _, window in task.windows],
             losses=losses,
             byte_counts=_byte_counts(task.documents, task.windows),
+            hits=hits,
         )
 
     def _tell(self, task: Work) -> None:

@@ -51,12 +51,14 @@ def score(
     *,
     bos: int | None = None,
     share: tuple[int, int] = (0, 1),
+    hits: bool = False,
 ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
     """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
 
     ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1. Of the
     forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on.
-    Yields the indices of the windows scored and, for each, its losses ``[targets]``.
+    Yields the indices of the windows scored and, for each, its losses ``[targets]``; with ``hits``
+    ``[2, targets]``, the second row 1 where the target was the argmax and 0 elsewhere.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; names the document position.
@@ -71,7 +73,8 @@ def score(
             tokens = documents[document]
             inputs.append(np.concatenate([lead, tokens[window.start : window.stop]]))
             targets.append(tokens[window.first_target : window.stop + 1])
-        losses = _losses(model, np.stack(inputs), np.stack(targets), rows)
+        found = _losses(model, np.stack(inputs), np.stack(targets), rows, hits)
+        losses = found[:, 0] if hits else found
         if not np.isfinite(losses).all():
             at, target = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
             document, window = windows[members[at]]
@@ -79,21 +82,23 @@ def score(
                 f"loss of target {window.first_target + target} of document {document} "
                 f"is {losses[at, target]}"
             )
-        yield members, list(losses)
+        yield members, list(found)
 
 
 @torch.inference_mode()
 def _losses(
-    model: LanguageModel, inputs: NDArray[np.int64], targets: NDArray[np.int64], rows: int
+    model: LanguageModel, inputs: NDArray[np.int64], targets: NDArray[np.int64], rows: int, hits: bool
 ) -> NDArray[np.float32]:
+    """Losses ``[B, rows]``, or with ``hits`` losses and hits ``[B, 2, rows]``."""
     wanted = torch.from_numpy(targets).to(model.device)
     done, parts = 0, []
     for logits in model.logits(torch.from_numpy(inputs).to(model.device), rows):
         chunk = wanted[:, done : done + logits.shape[1]]
         done += logits.shape[1]
-        parts.append(_cross_entropy(logits, chunk))
+        losses = _cross_entropy(logits, chunk)
+        parts.append(torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1) if hits else losses)
     assert done == rows
-    return torch.cat(parts, dim=1).to("cpu", torch.float32).numpy()
+    return torch.cat(parts, dim=-1).to("cpu", torch.float32).numpy()
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -101,3 +106,13 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
+
+
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the target has the largest logit, as the lowest id where several do (numpy's argmax, on
+    any device): ``[B, r, V]``, ``[B, r]`` -> bool ``[B, r]``.
+    """
+    largest = logits == logits.amax(dim=-1, keepdim=True)
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    first = torch.where(largest, ids, logits.shape[-1]).amin(dim=-1)
+    return first == targets

@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kerple_eval.cells import Cell
 from kerple_eval.commands import dry_run as dry
 from kerple_eval.crew import CrewLostError, launched
 from kerple_eval.growing import read_lines
 from kerple_eval.records import Run
+from kerple_eval.reports.answers import render as answers
 from kerple_eval.reports.table import render
 from kerple_eval.run import Progress as Report
 from kerple_eval.run import evaluate
@@ -81,7 +83,9 @@ def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, 
 def finish(result: Run) -> int:
     """Print the tables and where things are; 1 where a cell failed."""
     folder = result.folder
-    print(render([folder], "text", color=sys.stdout.isatty()))
+    answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
+    shown = answers([folder]) if answered else render([folder], "text", color=sys.stdout.isatty())
+    print(shown)
     statuses = [cell.summary()["status"] for cell in result.cells()]
     failed = statuses.count("failed")
     print(
@@ -92,5 +96,6 @@ def finish(result: Run) -> int:
     said = dry.verdict(Path(folder))
     if said is not None:
         print(said)
-    print(f"figure: kerple-eval plot {folder} --kind curve --out {Path(folder) / 'curve.png'}")
+    kind = "depth" if answered else "curve"
+    print(f"figure: kerple-eval plot {folder} --kind {kind} --out {Path(folder) / f'{kind}.png'}")
     return 1 if failed else 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class TokenDocument:
-    """Token ids ``[n]`` of one document and, where known, UTF-8 bytes a token ``[n]``."""
+    """Token ids ``[n]`` of one document and, where known, UTF-8 bytes a token ``[n]``.
+
+    Of a made document the last ``answer`` tokens are the answer, whose source stands at ``depth`` (0..1).
+    """
 
     name: str
     ids: Ids
     byte_counts: Ids | None = None
+    answer: int | None = None
+    depth: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,7 +55,13 @@ class TokenDocument:
 
     def plain(self) -> TokenDocument:
         """The same with int64 ids in memory of its own, where they are a mapped file's."""
-        return TokenDocument(self.name, np.asarray(self.ids, dtype=np.int64), self.byte_counts)
+        return replace(self, ids=np.asarray(self.ids, dtype=np.int64))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a cell's header says of the document."""
+        made = {} if self.answer is None else {"answer": self.answer, "depth": self.depth}
+        return {"name": self.name, "tokens": len(self), "sha256": self.sha256, **made}
 
     @property
     def sha256(self) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.documents import Document, spellable
-from kerple_eval.data.task import HubSource
+from kerple_eval.data.source_kinds import HubSource
 from kerple_eval.types import UserError
 
 _HEADING = re.compile(r" = [^=]+ = ")

@@ -16,15 +16,16 @@ import numpy as np
 
 from kerple_eval.data.documents import Document, TokenDocument, spellable
 from kerple_eval.data.hub import hub_documents
-from kerple_eval.data.task import (
+from kerple_eval.data.source_kinds import (
     FilesSource,
     HubSource,
     MegatronSource,
     PackageSource,
     Source,
     StdlibSource,
-    Task,
+    SyntheticSource,
 )
+from kerple_eval.data.task import Task
 from kerple_eval.types import UserError
 
 
@@ -53,6 +54,8 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
             return hub_documents(source, name)
         case MegatronSource():
             raise UserError(f"task {name}: its source (megatron) holds token ids, where text is needed")
+        case SyntheticSource():
+            raise UserError(f"task {name}: is made for each length to be scored; it has no text to read")
 
 
 def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str, Any]]:

@@ -28,6 +28,15 @@ A hub source names the files it reads at a commit of the repository:
 
 ``NAME:path=DIR`` reads a local copy of those files in the same layout instead.
 
+A synthetic source is made, not read, see ``synthetic/``; ``NAME:samples=3,digits=7`` changes a number of it:
+
+    source:
+      kind: synthetic
+      generator: passkey:digits=5       # or needle, copy, associative-recall; options after the colon
+      depths: 11                        # evenly spaced, 0 to 1
+      samples: 10                       # documents a length and depth
+      seed: 0                           # draws them
+
 A megatron source is a memory-mapped data set of token ids, PREFIX.bin and PREFIX.idx, see
 ``megatron.py``; ids are used as given, so ``bos`` is never, and ``split: {test: 1.0}``:
 
@@ -46,80 +55,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from kerple_eval.catalogue import unknown
+from kerple_eval.catalogue import parse_spec, unknown
+from kerple_eval.data.source_kinds import SOURCES as _SOURCES
+from kerple_eval.data.source_kinds import (
+    FilesSource,
+    HubSource,
+    MegatronSource,
+    PackageSource,
+    Source,
+    StdlibSource,
+    SyntheticSource,
+)
 from kerple_eval.data.yaml_file import read_yaml
-from kerple_eval.shares import SHARES, parse_shares
+from kerple_eval.shares import parse_shares
 from kerple_eval.types import BosRule, Spec, UserError
 
-
-@dataclass(frozen=True, slots=True)
-class PackageSource:
-    """Files inside an installed Python package, found without importing it."""
-
-    package: str
-    version: str
-    files: str
-    distribution: str | None = None
-    kind: Literal["package"] = "package"
-
-
-@dataclass(frozen=True, slots=True)
-class StdlibSource:
-    """Source files of the running Python's standard library; what varies is recorded."""
-
-    files: str
-    exclude: list[str] = field(default_factory=list)
-    kind: Literal["stdlib"] = "stdlib"
-
-
-@dataclass(frozen=True, slots=True)
-class FilesSource:
-    """Local files; ``path`` is relative to the task file."""
-
-    path: str
-    files: str
-    kind: Literal["files"] = "files"
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """Files of a hub data set at a pinned commit; ``path`` (never in a task file) reads a local copy."""
-
-    repository: str
-    revision: str
-    data_files: str
-    split: str
-    text_column: str
-    where: dict[str, str] = field(default_factory=dict)
-    join: Literal["none", "wikitext-articles"] = "none"
-    limit: int | None = None
-    path: str | None = None
-    kind: Literal["hub"] = "hub"
-
-
-@dataclass(frozen=True, slots=True)
-class MegatronSource:
-    """A memory-mapped data set of token ids; ``path`` (PREFIX) is relative to the task file."""
-
-    path: str
-    part: Literal["all", "train", "valid", "test"] = "all"
-    shares: str = SHARES
-    kind: Literal["megatron"] = "megatron"
-
-
-Source = PackageSource | StdlibSource | FilesSource | HubSource | MegatronSource
-_SOURCES: dict[str, type[Source]] = {
-    "package": PackageSource,
-    "stdlib": StdlibSource,
-    "files": FilesSource,
-    "hub": HubSource,
-    "megatron": MegatronSource,
-}
+__all__ = [  # the kinds of source stand apart; they belong to what a task file says
+    "FilesSource", "HubSource", "MegatronSource", "PackageSource", "Selection", "Source", "Split",
+    "StdlibSource", "SyntheticSource", "Task", "open_task", "read_task", "task_files", "tasks_folder",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +122,10 @@ def task_files() -> dict[str, Path]:
 
 
 def open_task(spec: Spec) -> tuple[Task, Path]:
-    """The task of ``NAME``, ``NAME:path=DIR`` (a local copy of a hub set) or ``FILE.yaml``."""
+    """The task of ``NAME``, ``NAME:path=DIR`` (a local copy of a hub set) or ``FILE.yaml``.
+
+    Of a synthetic task, options change the numbers of its source and its generator's options.
+    """
     if spec.name.endswith((".yaml", ".yml")):
         path = Path(spec.name)
         if not path.is_file():
@@ -175,19 +137,32 @@ def open_task(spec: Spec) -> tuple[Task, Path]:
         path = files[spec.name]
     task = read_task(path)
     options = dict(spec.options)
+    if isinstance(task.source, SyntheticSource):
+        return replace(task, source=_remade(task.source, options, f"task {task.name}")), path
     local = options.pop("path", None)
     if options:
         raise unknown(f"option of task {spec.name}", next(iter(options)), ["path"])
     if local is not None:
         if not isinstance(task.source, HubSource):
             raise UserError(f"task {task.name}: path= is for hub sources, not {task.source.kind}")
-        source = HubSource(**{**_as_dict(task.source), "path": local})
-        task = Task(**{**_as_dict(task), "source": source})
+        task = replace(task, source=replace(task.source, path=local))
     return task, path
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
+def _remade(source: SyntheticSource, options: dict[str, str], what: str) -> SyntheticSource:
+    """The source with other numbers, and its generator's options after the task file's own."""
+    numbers: dict[str, Any] = {}
+    for key in ("depths", "samples", "seed"):
+        if key in options:
+            text = options.pop(key)
+            if not (text.isascii() and text.isdigit()):
+                raise UserError(f"{what}: {key}={text} is not a whole number")
+            numbers[key] = int(text)
+    spec = parse_spec(source.generator)
+    generator = Spec(spec.name, tuple((dict(spec.options) | options).items()))
+    made = replace(source, generator=str(generator), **numbers)
+    _check_synthetic(made, f"{what}: ")
+    return made
 
 
 def read_task(path: Path) -> Task:
@@ -204,6 +179,8 @@ def read_task(path: Path) -> Task:
         _check_hub(task.source, str(path))
     if isinstance(task.source, MegatronSource):
         _check_megatron(task, task.source, str(path))
+    if isinstance(task.source, SyntheticSource):
+        _check_made(task, task.source, str(path))
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{path}: {key}: must be at least 1, got {value}")
@@ -234,6 +211,22 @@ def _check_megatron(task: Task, source: MegatronSource, path: str) -> None:
         raise UserError(f"{path}: split.test: must be 1.0, as source.part says which documents to score")
     if task.bos in ("document", "window"):
         raise UserError(f"{path}: bos: must be never, as token ids are used as given, got {task.bos!r}")
+
+
+def _check_made(task: Task, source: SyntheticSource, path: str) -> None:
+    _check_synthetic(source, f"{path}: source.")
+    if task.split.test != 1:
+        raise UserError(f"{path}: split.test: must be 1.0, as all of it is made to be scored")
+    if task.packing != "document":
+        raise UserError(f"{path}: packing: must be document, as each is a window of its own")
+    if task.documents != Selection():
+        raise UserError(f"{path}: documents: not for a synthetic source, which has samples and seed")
+
+
+def _check_synthetic(source: SyntheticSource, where: str) -> None:
+    for key, least in (("depths", 1), ("samples", 1), ("seed", 0)):
+        if getattr(source, key) < least:
+            raise UserError(f"{where}{key}: must be at least {least}, got {getattr(source, key)}")
 
 
 def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:

@@ -26,8 +26,9 @@ from kerple_eval.data.documents import (
     tokenize,
 )
 from kerple_eval.data.megatron import MegatronDocuments, is_megatron, open_megatron
+from kerple_eval.data.source_kinds import MegatronSource
 from kerple_eval.data.sources import documents_of, text_files, token_files
-from kerple_eval.data.task import MegatronSource, Selection, Task, open_task
+from kerple_eval.data.task import Selection, Task, open_task
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.shares import parse_shares, part_range
 from kerple_eval.types import BosRule, Spec, UserError

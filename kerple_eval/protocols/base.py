@@ -40,6 +40,9 @@ class Protocol(ABC):
     #: model whose positions depend on how many tokens there are.
     feeds_last_target = False
 
+    #: Whether the protocol scores the answers of made documents (``plan_answer``), and no other text.
+    scores_answers = False
+
     @abstractmethod
     def plan(self, n: int, length: int, longest: int) -> list[Window]:
         """Windows over a document of ``n`` tokens, in order of start and first target."""
@@ -51,6 +54,10 @@ class Protocol(ABC):
         marker as context, is not scored unless the protocol says so.
         """
         return self.plan(n, length, longest)
+
+    def plan_answer(self, n: int, answer: int, length: int) -> list[Window]:
+        """Where ``scores_answers``: windows over a document whose last ``answer`` of ``n`` are the answer."""
+        raise NotImplementedError
 
     def weights(self, windows: Sequence[Window]) -> list[float] | None:
         """What each window's mean loss weighs in the cell's ``nll``; None: its number of targets.

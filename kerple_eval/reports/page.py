@@ -15,7 +15,7 @@ from kerple_eval.reports import html, markdown
 from kerple_eval.reports.blocks import Section
 from kerple_eval.reports.gathered import Gathered, gather
 from kerple_eval.reports.provenance import provenance
-from kerple_eval.reports.sections import asked, by_context, compared, explained, results, sure, warnings
+from kerple_eval.reports.sections import asked, by_context, compared, explained, results, sure, told, warnings
 from kerple_eval.types import UserError
 
 #: In the order of the page.
@@ -23,6 +23,7 @@ SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     asked,
     warnings,
     results,
+    told,
     explained,
     compared,
     sure,

@@ -9,7 +9,18 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kerple_eval.reports import compare, curve, explain, intervals, position, ratio, scatter, table
+from kerple_eval.reports import (
+    answers,
+    compare,
+    curve,
+    depth,
+    explain,
+    intervals,
+    position,
+    ratio,
+    scatter,
+    table,
+)
 from kerple_eval.reports.blocks import (
     Block,
     Code,
@@ -39,9 +50,10 @@ def asked(found: Gathered) -> Section:
         spec, provenance = run.specification, run.provenance
         if len(found.runs) > 1:
             blocks.append(Heading(run.folder.resolve().name))
-        sessions = provenance["sessions"]
-        if sessions:
-            blocks.append(Code(shlex.join(["kerple-eval", *sessions[-1]["command"][1:]])))
+        last = {
+            s.get("run", ""): s["command"] for s in provenance["sessions"]
+        }  # of each run it was merged of
+        blocks += [Code(shlex.join(["kerple-eval", *command[1:]])) for command in last.values()]
         models = [model["label"] for model in spec["models"]]
         protocols = [f"{p['protocol']} at {', '.join(map(str, p['lengths']))}" for p in spec["protocols"]]
         facts = [
@@ -141,6 +153,15 @@ def results(found: Gathered) -> Section:
             blocks.append(Text(f"No table over seeds: {error}."))
         blocks.append(Figures("curve", (picture,)))
     return Section("Results", "results", tuple(blocks))
+
+
+def told(found: Gathered) -> Section | None:
+    """Exact match and loss of made tasks by length and depth."""
+    if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
+        return None
+    tables = [of_listing(one, {}) for one in answers.listings(found.folders)]
+    drawn = Figures("depth", tuple(depth.pictures(found.folders)))
+    return Section("Is what was told still there", "told", (*tables, drawn))
 
 
 def explained(found: Gathered) -> Section | None:

@@ -7,6 +7,8 @@
     tests       sign-flip permutation and t-test of paired differences; Holm's correction
     groups      finished cells of runs, gathered by scheme with their seeds
     compare     two schemes on the same targets: all of the above
+    answers     exact matches and losses of made documents, by depth
+    longppl     perplexity on the tokens that need long context
     looks       when to stop adding documents
 
 Units: losses in nats per target; sums in float64.
@@ -27,6 +29,7 @@ from kerple_eval.stats.reductions import (
 )
 
 if TYPE_CHECKING:
+    from kerple_eval.stats import answers as answers
     from kerple_eval.stats import compare as compare
     from kerple_eval.stats import documents as documents
     from kerple_eval.stats import groups as groups
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bits_per_byte", "contexts", "loss_by_context", "mean_loss", "perplexity", "total_loss"]
 
-_PARTS = ("compare", "documents", "groups", "intervals", "looks", "seeds", "tests")
+_PARTS = ("answers", "compare", "documents", "groups", "intervals", "looks", "seeds", "tests")
 
 
 def __getattr__(name: str) -> Any:

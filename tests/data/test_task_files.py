@@ -20,6 +20,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "files": {"kind": "files", "path": "texts", "files": "*.txt"},
     "stdlib": {"kind": "stdlib", "files": "*.py", "exclude": ["test/*"]},
     "megatron": {"kind": "megatron", "path": "data/x", "part": "valid", "shares": "90/5/5"},
+    "synthetic": {"kind": "synthetic", "generator": "passkey:digits=5", "depths": 3, "samples": 2, "seed": 1},
     "package": {"kind": "package", "package": "p", "distribution": "d", "version": "1.0", "files": "*"},
     "hub": {
         "kind": "hub",
@@ -34,7 +35,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
 }
 TEXT, INTEGER, NUMBER = "must be text", "must be an integer", "must be a number"
-KINDS, RULES = "package, stdlib, files, hub, megatron", "never, document, window, tokenizer"
+KINDS, RULES = "package, stdlib, files, hub, megatron, synthetic", "never, document, window, tokenizer"
 WRONG: list[tuple[str, str, Any, str]] = [  # kind of source, key, wrong value, what the message says
     ("files", "name", 3, TEXT),
     ("files", "version", "1", INTEGER),
@@ -98,6 +99,16 @@ WRONG: list[tuple[str, str, Any, str]] = [  # kind of source, key, wrong value, 
     ("files", "documents.count", -1, "must be at least 1, got -1"),
     ("files", "documents.seed", "0", INTEGER),
     ("files", "documents.seed", None, INTEGER),
+    ("synthetic", "source.generator", 5, TEXT),
+    ("synthetic", "source.depths", "3", INTEGER),
+    ("synthetic", "source.depths", 0, "must be at least 1, got 0"),
+    ("synthetic", "source.samples", 1.5, INTEGER),
+    ("synthetic", "source.samples", 0, "must be at least 1, got 0"),
+    ("synthetic", "source.seed", True, INTEGER),
+    ("synthetic", "source.seed", -1, "must be at least 0, got -1"),
+    ("synthetic", "split.test", 0.5, "must be 1.0, as all of it is made"),
+    ("synthetic", "packing", "concatenate", "must be document, as each is a window"),
+    ("synthetic", "documents", {"count": 3}, "not for a synthetic source"),
 ]
 
 
@@ -108,7 +119,7 @@ def toy(kind: str = "files") -> dict[str, Any]:
         "description": "a toy",
         "licence": "CC0",
         "source": deepcopy(SOURCES[kind]),
-        "split": {"test": 1.0 if kind == "megatron" else 0.5},
+        "split": {"test": 1.0 if kind in ("megatron", "synthetic") else 0.5},
         "bos": "never",
         "packing": "document",
         "documents": {"minimum_length": 1, "count": None, "seed": 0},
@@ -169,6 +180,7 @@ REQUIRED = {
     ],
     "stdlib": ["source.files"],
     "megatron": ["source.path"],
+    "synthetic": ["source.generator"],
     "package": ["source.package", "source.version", "source.files"],
     "hub": [f"source.{k}" for k in ("repository", "revision", "data_files", "split", "text_column")],
 }
@@ -176,6 +188,7 @@ OPTIONAL = {
     "files": ["bos", "packing", "documents", "documents.minimum_length", "documents.count", "documents.seed"],
     "stdlib": ["source.exclude"],
     "megatron": ["source.part", "source.shares"],
+    "synthetic": ["source.depths", "source.samples", "source.seed"],
     "package": ["source.distribution"],
     "hub": ["source.where", "source.join", "source.limit"],
 }

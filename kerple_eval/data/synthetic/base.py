@@ -1,0 +1,93 @@
+"""What a generator is: L, depth and a random generator in, a document of exactly L + 1 tokens out.
+
+The document's last ``answer`` tokens are the answer, so that one window of L inputs scores it by the
+model's losses and by whether each token was the argmax: nothing is generated. Depth is where in the
+document the answer's source stands, 0 at its beginning and 1 at its end: with D depths asked for,
+0, 1/(D-1), ..., 1, and 0.5 where D = 1 (Chen et al. 2023, arXiv 2306.15595, space theirs evenly too).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerple_eval.data.documents import TokenDocument
+from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.types import UserError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who reads: a model's tokeniser, its vocabulary size, and the marker its documents begin with."""
+
+    label: str
+    tokenizer: Tokenizer | None
+    vocabulary: int
+    bos: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Token ids ``[L + 1]``, the last ``answer`` of them the answer; UTF-8 bytes a token where known."""
+
+    ids: Ids
+    answer: int
+    byte_counts: Ids | None = None
+
+
+class Generator(ABC):
+    """Base of every generator; options are keyword-only parameters of ``__init__``."""
+
+    #: Whether documents are token ids, which need no tokeniser.
+    of_ids = False
+
+    @abstractmethod
+    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+        """A document for windows of ``length`` inputs, its source at ``depth`` (0..1).
+
+        Raises:
+            UserError: the length has no room for it, or the tokeniser or vocabulary cannot serve.
+        """
+
+
+def depth_grid(depths: int) -> list[float]:
+    """``depths`` numbers from 0 to 1, evenly spaced; the middle where it is one."""
+    return [0.5] if depths == 1 else [i / (depths - 1) for i in range(depths)]
+
+
+def draw(task: str, seed: int, length: int, depth: int, sample: int) -> np.random.Generator:
+    """The random numbers of one document: a function of its place alone, whatever else is made."""
+    digest = hashlib.sha256(f"{task}\0{length}\0{depth}\0{sample}".encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def document(name: str, made: Made, depth: float, length: int) -> TokenDocument:
+    assert len(made.ids) == length + 1
+    return TokenDocument(name, made.ids, made.byte_counts, answer=made.answer, depth=depth)
+
+
+def too_short(what: str, length: int, least: int) -> UserError:
+    return UserError(f"{what}: length {length} has no room for it; use lengths from {least} on")
+
+
+def parse_ids(text: str, vocabulary: int, what: str) -> tuple[int, int]:
+    """``all`` or ``FIRST-LAST`` -> the ids in use, as ``first`` and how many.
+
+    Raises:
+        UserError: not a range, or beyond the vocabulary.
+    """
+    if text == "all":
+        return 0, vocabulary
+    first, dash, last = text.partition("-")
+    good = dash and first.isascii() and first.isdigit() and last.isascii() and last.isdigit()
+    if not good or int(first) >= int(last):
+        raise UserError(f"{what}: ids={text} must be all, or two ids as in ids=97-122")
+    if int(last) >= vocabulary:
+        raise UserError(f"{what}: ids={text} go beyond the vocabulary (0..{vocabulary - 1})")
+    return int(first), int(last) - int(first) + 1

@@ -1,0 +1,57 @@
+"""copy[:cue=8,answer=8,ids=all]: random ids, of which a stretch is begun again at the end.
+
+    N = L + 1 - cue - answer,  x_0 .. x_{N-1} uniform over the ids, independent
+    s = round(depth (N - cue - answer))
+    document = x_0 .. x_{N-1}  x_s .. x_{s+cue-1}  x_{s+cue} .. x_{s+cue+answer-1}
+
+The last ``answer`` tokens are the answer. After Jelassi et al. 2024 (Repeat After Me, arXiv 2402.01032,
+n-gram lookup: a long string, a piece of it as query, what followed it as answer). The cue
+occurs once: strings where it recurs are drawn anew. ``ids`` are the model's whole vocabulary or a range,
+``ids=97-122``. Guessing finds ``|ids|^-answer``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kerple_eval.data.synthetic.base import Generator, Ids, Made, Reader, parse_ids, too_short
+from kerple_eval.types import UserError
+
+TRIES = 100
+
+
+class Copy(Generator):
+    of_ids = True
+
+    def __init__(self, *, cue: int = 8, answer: int = 8, ids: str = "all") -> None:
+        for name, value in (("cue", cue), ("answer", answer)):
+            if value < 1:
+                raise UserError(f"copy: {name}={value} must be at least 1")
+        self.cue, self.answer, self.ids = cue, answer, ids
+
+    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+        first, count = parse_ids(self.ids, reader.vocabulary, "copy")
+        lead = 0 if reader.bos is None else 1
+        size = self.cue + self.answer
+        n = length + 1 - lead - size
+        if n < size:
+            raise too_short("copy", length, 2 * size + lead - 1)
+        at = round(depth * (n - size))
+        for _ in range(TRIES):
+            x: Ids = first + rng.integers(count, size=n)
+            cue = x[at : at + self.cue]
+            whole = np.concatenate([x, cue])  # the cue's second time is meant, and nothing across the seam
+            if _occurrences(whole, cue) == 2:
+                parts = [[] if reader.bos is None else [reader.bos], x, x[at : at + size]]
+                return Made(np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), self.answer)
+        raise UserError(
+            f"copy: cue={self.cue} of {count} ids is not once in {n} tokens at length {length} "
+            f"({TRIES} draws); use a longer cue"
+        )
+
+
+def _occurrences(x: Ids, piece: Ids) -> int:
+    found = np.ones(len(x) - len(piece) + 1, dtype=bool)
+    for i, value in enumerate(piece):
+        found &= x[i : len(x) - len(piece) + 1 + i] == value
+    return int(found.sum())

@@ -1,0 +1,65 @@
+"""Finished cells that scored answers, gathered from runs: one grid a task, models by lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kerple_eval.cells import Cell
+from kerple_eval.records import open_run, own_label
+from kerple_eval.stats.answers import Answer, answers
+from kerple_eval.types import UserError
+
+
+@dataclass
+class AnswerGrid:
+    """Cells of one task; ``failed`` holds (model, length) of those without numbers."""
+
+    task: str
+    models: list[str] = field(default_factory=list)
+    cells: dict[tuple[str, int], list[Answer]] = field(default_factory=dict)
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    trained: dict[str, int | None] = field(default_factory=dict)
+    hashes: dict[int, set[str]] = field(default_factory=dict)  # of the targets at each length
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({length for _, length in [*self.cells, *self.failed]})
+
+    @property
+    def depths(self) -> list[float]:
+        return sorted({answer.depth for found in self.cells.values() for answer in found})
+
+
+def read_answers(folders: Sequence[str | Path]) -> list[AnswerGrid]:
+    """Grids of several runs together; where two hold a model of one name, the run's name joins it.
+
+    Raises:
+        UserError: none of the runs has a finished cell that scored answers.
+    """
+    grids: dict[str, AnswerGrid] = {}
+    owners: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        run = open_run(folder)
+        for cell in run.cells():
+            key = cell.key
+            if key.protocol != "answer":
+                continue
+            grid = grids.setdefault(key.task, AnswerGrid(key.task))
+            label = own_label(key.model, folder, owners.setdefault(key.task, {}))
+            if label not in grid.models:
+                grid.models.append(label)
+            grid.trained[label] = cell.header["train_length"]
+            if isinstance(cell, Cell):
+                grid.cells[label, key.length] = answers(cell)
+                grid.hashes.setdefault(key.length, set()).add(cell.targets_hash)
+            else:
+                grid.failed[label, key.length] = cell.error
+    found = [grid for grid in grids.values() if grid.cells]
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: no finished cell of a task with answers; run --task passkey, "
+            "needle, copy or associative-recall"
+        )
+    return found
