@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from kerple_eval.catalogue import unknown
 
+#: A LaTeX table whose rows have more characters is set smaller, so as to fit the width of a page's text.
+SIZES = ((84, r"\scriptsize"), (60, r"\footnotesize"))
 STYLES = ("text", "markdown", "latex")
 
 
@@ -129,11 +131,13 @@ def _markdown(sheet: Sheet) -> str:
 def _latex(sheet: Sheet) -> str:
     caption = sheet.title + "".join(f". {note[0].upper()}{note[1:]}" for note in sheet.notes)
     columns = len(sheet.head) + 1
+    size = next((command for width, command in SIZES if _characters(sheet) > width), "")
     mark = "" if sheet.ruled is None else rf"\cmidrule(lr){{{sheet.ruled + 2}-{sheet.ruled + 2}}}"
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{escape(caption)}}}",
+        *([rf"{size}\setlength{{\tabcolsep}}{{3pt}}"] if size else []),
         rf"\begin{{tabular}}{{l{'r' * len(sheet.head)}}}",
         r"\toprule",
         " & ".join(escape(h) for h in (sheet.corner, *sheet.head)) + r" \\",
@@ -150,6 +154,13 @@ def _latex(sheet: Sheet) -> str:
             if line.ruled and line is not sheet.lines[-1]:
                 lines.append(r"\midrule")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _characters(sheet: Sheet) -> int:
+    """Width of the widest row as set, about."""
+    columns = zip(*([item.text + item.mark for item in line.items] for line in sheet.lines), strict=True)
+    widths = [max(map(len, (head, *cells))) for head, cells in zip(sheet.head, columns, strict=True)]
+    return max(len(line.label) for line in sheet.lines) + sum(widths) + 2 * len(widths)
 
 
 def _latex_item(item: Item) -> str:
