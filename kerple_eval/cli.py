@@ -123,6 +123,10 @@ def train(**options: Any) -> None:
     show_default=True,
 )  # fmt: skip
 @click.option(
+    "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
+    help="How attention is computed: what is named is had or refused.",
+)  # fmt: skip
+@click.option(
     "--precision",
     metavar="P%",
     help="Score 10 documents, 20, 40, ... until every perplexity is known within so much (0.5%), with 95 % "

@@ -108,7 +108,7 @@ class Crew(Alone):
         self._tell(("stop", None))
         dist.destroy_process_group()
 
-    def serve(self, device: torch.device, dtype: torch.dtype) -> None:
+    def serve(self, device: torch.device, dtype: torch.dtype, way: str = "auto") -> None:
         """What every rank but 0 does until it is dismissed."""
         model: LanguageModel | None = None
         while True:
@@ -119,7 +119,7 @@ class Crew(Alone):
                 return
             if order == "load":
                 model = None  # the last one's memory goes first
-                model, error = _tried(lambda text=what: open_model(parse_model(text)).load(device, dtype))
+                model, error = _tried(lambda text=what: _loaded(text, device, dtype, way))
             else:
                 documents, windows, bos, hits = what
                 assert model is not None
@@ -149,6 +149,12 @@ class Crew(Alone):
             if found is not None:
                 raise _KINDS.get(found[0], RuntimeError)(found[1])
         return [part for _, part in boxes]
+
+
+def _loaded(text: str, device: torch.device, dtype: torch.dtype, way: str) -> LanguageModel:
+    checkpoint = open_model(parse_model(text))
+    checkpoint.choose(way, device, dtype)
+    return checkpoint.load(device, dtype)
 
 
 def _tried(work: Any) -> tuple[Any, tuple[str, str] | None]:

@@ -31,6 +31,7 @@ from kerple_eval.plan_checks import (
     check_bos,
     check_precision,
     check_shorter,
+    choose_attention,
     default_protocols,
     refuse_beside_a_draw,
     refuse_beside_answers,
@@ -147,6 +148,7 @@ def make_plan(
     bos: BosRule | None,
     device: str,
     dtype: str,
+    attention: str = "auto",
     precision: str | None = None,
     against: str | None = None,
 ) -> RunPlan:
@@ -196,6 +198,7 @@ def make_plan(
     labels = label_models(specs)
     texts = _texts(tasks, text, tokens, bos, lengths=lengths, seed=seed)
     checkpoints = [open_model(spec) for spec in specs]
+    choose_attention(checkpoints, labels, attention, place, DTYPES[dtype])
     descriptions = [checkpoint.description for checkpoint in checkpoints]
     longest = max(plan.longest for plan in plans)
     for label, description in zip(labels, descriptions, strict=True):
@@ -224,6 +227,7 @@ def make_plan(
         "max_tokens": max_tokens,
         "device": place.type,
         "dtype": dtype,
+        **({} if attention == "auto" else {"attention": attention}),
         **({} if looks is None else {"precision": looks.record}),
         "protocols": [
             {

@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from kerple_eval.catalogue import parse_spec
+from kerple_eval.catalogue import parse_spec, unknown
 from kerple_eval.data.synthetic.texts import is_made
+from kerple_eval.model.ways import WAYS
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from kerple_eval.checkpoints.base import Checkpoint
     from kerple_eval.plan import ProtocolPlan
+
+
+def choose_attention(
+    checkpoints: Sequence[Checkpoint],
+    labels: Sequence[str],
+    way: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Settle how every model attends; what was asked for by name is had or refused."""
+    if way not in WAYS:
+        raise unknown("attention", way, WAYS)
+    for label, checkpoint in zip(labels, checkpoints, strict=True):
+        try:
+            checkpoint.choose(way, device, dtype)
+        except UserError as error:
+            raise UserError(f"model {label}: {error}") from None
 
 
 def check_shorter(text: str, plan: ProtocolPlan) -> None:

@@ -62,6 +62,7 @@ def evaluate(
     bos: BosRule | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    attention: str = "auto",
     precision: str | None = None,
     against: str | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -79,6 +80,7 @@ def evaluate(
         max_tokens: cut each document after so many tokens.
         bos: the first-token rule of every text, in place of a task's own: never, document, window or
             tokenizer (what each model's tokeniser does by itself; the default of ``text``).
+        attention: auto, flex, sdpa or eager (``model.ways``); what is asked for by name is had or refused.
         precision: as ``"0.5%"``: score documents, doubling, until every perplexity (or its ratio to that
             of ``against``, a model's label) is known so well; ``documents`` is then the most to use.
 
@@ -90,7 +92,7 @@ def evaluate(
     """
     team = crew()
     if isinstance(team, Crew) and team.rank:
-        team.serve(resolve_device(device), DTYPES[dtype])
+        team.serve(resolve_device(device), DTYPES[dtype], attention)
         if not (Path(out) / "run.json").is_file():
             sys.exit(0)  # refused before it began: rank 0 says why
         return open_run(out)
@@ -109,6 +111,7 @@ def evaluate(
             bos=bos,
             device=device,
             dtype=dtype,
+            attention=attention,
             precision=precision,
             against=against,
         )
@@ -227,6 +230,7 @@ class _Worker:
             cell.header["losses_from"] = source
             # A checkpoint may fix its own precision (neox: numerics=release).
             cell.header["dtype"] = str(self.model.dtype).removeprefix("torch.")
+            cell.header["attention"] = self.model.attention
             seconds = time.monotonic() - began + (earlier.header["seconds"] if earlier else 0)
             cell.header["seconds"] = round(seconds, 3)
             if self.growth is not None:

@@ -63,6 +63,7 @@ class LanguageModel(ABC):
 
     device: torch.device
     dtype: torch.dtype
+    attention: str = "own"  # how it is computed; cells record it
 
     @abstractmethod
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
@@ -75,6 +76,8 @@ class LanguageModel(ABC):
 
 class Checkpoint(ABC):
     """A validated checkpoint on disk."""
+
+    way: str = "auto"  # how the loaded model attends
 
     @classmethod
     @abstractmethod
@@ -105,6 +108,11 @@ class Checkpoint(ABC):
             f"{self.description.format}: {self.description.architecture} has no native form, "
             "so it cannot be converted"
         )
+
+    def choose(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Settle how ``load`` has attention computed (``model.ways``); UserError where ``way`` is not to be
+        had by name. Before ``description`` is read, which may say it."""
+        self.way = way
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.model.decoder import Decoder
+from kerple_eval.model.ways import settle
 
 HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
 
 
 class DecoderModel(LanguageModel):
-    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype, way: str = "auto") -> None:
+        name = decoder.config.scheme_name
+        decoder.way = self.attention = settle(way, decoder.scheme, name, device, dtype)
         self.decoder = decoder.cast(dtype).to(device).eval()
         self.device = device
         self.dtype = dtype

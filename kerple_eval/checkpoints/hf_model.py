@@ -30,6 +30,7 @@ class HfModel(LanguageModel):
         self.device = device
         self.dtype = dtype
         self.config = model.config
+        self.attention = str(getattr(model.config, "_attn_implementation", "own"))
         self.vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
         parameter = inspect.signature(model.forward).parameters.get("logits_to_keep")
         self.keeps_rows = parameter is not None

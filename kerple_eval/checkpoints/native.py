@@ -33,6 +33,7 @@ from kerple_eval.files import inside, write_atomically
 from kerple_eval.model.assembly import build_scheme, lay_on
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
+from kerple_eval.model.ways import settle
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 
@@ -155,8 +156,11 @@ class NativeCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
 
+    def choose(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.way = settle(way, self._evaluated, self.config.scheme_name, device, dtype)
+
     def load(self, device: torch.device, dtype: torch.dtype) -> DecoderModel:
-        return DecoderModel(self.decoder(), device, dtype)
+        return DecoderModel(self.decoder(), device, dtype, self.way)
 
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""

@@ -33,6 +33,7 @@ from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.model.assembly import build_scheme, lay_on
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
+from kerple_eval.model.ways import settle
 from kerple_eval.types import UserError
 
 _OWN = ("pos-emb", "numerics", *OPTIONS)
@@ -60,6 +61,7 @@ class NeoxCheckpoint(Checkpoint):
         changes = {key: value for key, value in options.items() if key not in _OWN}
         self.config = extended(self.stored_config, changes, "neox", _OWN) if changes else self.stored_config
         evaluated = build_scheme(self.config)
+        self._evaluated = evaluated
         self._max_positions = evaluated.max_positions
         self._prefix_invariant = evaluated.prefix_invariant
         scheme.load_state_dict(scheme_state, strict=True)
@@ -174,10 +176,16 @@ class NeoxCheckpoint(Checkpoint):
             return {}
         return {name: tensor.flatten().tolist() for name, tensor in self._scheme_state.items()}
 
+    def choose(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+        if self.release is None:
+            self.way = settle(way, self._evaluated, self.config.scheme_name, device, dtype)
+        elif way != "auto":
+            raise UserError(f"attention {way}: numerics=release attends as the release does; use auto")
+
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         if self.release is not None:
             return ReleaseModel(self.decoder(), self.position, self.neox, device, self.release)
-        return DecoderModel(self.decoder(), device, dtype)
+        return DecoderModel(self.decoder(), device, dtype, self.way)
 
     def decoder(self) -> Decoder:
         """The whole model as a native decoder on CPU, in float32, or float64 where stored so."""

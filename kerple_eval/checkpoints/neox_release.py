@@ -51,6 +51,8 @@ def release_dtype(config: NeoxConfig, stored: set[torch.dtype], where: str) -> t
 
 
 class ReleaseModel(LanguageModel):
+    attention = "release"
+
     def __init__(
         self,
         decoder: Decoder,

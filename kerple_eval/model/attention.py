@@ -16,6 +16,9 @@ its first query's window does, so that the work is O(L window).
 Schemes of weights, absolute positions or content take the general path, one chunk of scores at a time. In
 training such a chunk would leave up to 15 tensors of its size for the backward pass; where a layer has many
 scores, the backward pass forms them anew instead and a chunk leaves nothing but its queries and keys.
+
+Those are the ways ``sdpa`` and ``chunks``; :mod:`kerple_eval.model.flex` is a third and ``eager`` the oracle.
+:func:`make_table` is told which, and :mod:`kerple_eval.model.ways` settles it for a checkpoint and device.
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kerple_eval.model.attention_training import KernelAttention
+from kerple_eval.model.flex import Flex
+from kerple_eval.model.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
 
 QUERY_CHUNK = 1024
-BACKWARD_ROWS = 128  # query rows a block of the training backward pass holds, for the cache
 GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
 RECOMPUTE_ELEMENTS = (
     1 << 22
@@ -59,16 +64,7 @@ class Table:
         """Bias ``[1, H, last - first + 1, last + 1 - lowest]`` of query positions last, last-1, ...,
         first and the keys from ``lowest``, the first that one of them sees; and ``lowest``."""
         lowest = max(0, first + 1 - self.window)
-        return _hankel(self.values, self.reach, first, last, lowest), lowest
-
-
-def _hankel(values: Tensor, reach: int, first: int, last: int, lowest: int = 0) -> Tensor:
-    heads, width = values.shape
-    return values.as_strided(
-        (1, heads, last - first + 1, last + 1 - lowest),
-        (0, width, 1, 1),
-        values.storage_offset() + reach - 1 - last + lowest,
-    )
+        return hankel(self.values, self.reach, first, last, lowest), lowest
 
 
 def uses_general_path(scheme: Scheme) -> bool:
@@ -76,19 +72,37 @@ def uses_general_path(scheme: Scheme) -> bool:
     return any(scheme.implements(hook) for hook in ("weight", "bias", "score", "visible", "remap"))
 
 
-def make_table(scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device) -> Table | None:
+class Whole:
+    """In a table's place: every score at once."""
+
+
+Shared = Table | Flex | Whole
+
+
+def make_table(
+    scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, way: str = "sdpa"
+) -> Shared | None:
+    """What all layers of a pass share. ``way``: sdpa and chunks (whichever the scheme takes), flex, eager."""
+    if way == "eager":
+        return Whole()
+    if way == "flex":
+        return Flex(scheme, reach, dtype, device)
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
     return Table(scheme, reach, dtype, device)
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: Table | None, observed: Any = None
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: Shared | None, observed: Any = None
 ) -> Tensor:
     """Attention output ``[B, H, Q, d]`` in q's dtype, of vectors not yet rotated.
 
     ``table`` from :func:`make_table`; ``observed`` what the scheme took from the hidden states.
     """
+    if isinstance(table, Whole):
+        return eager_attention(q, k, v, scheme, observed)
+    if isinstance(table, Flex):
+        return table(*_placed(q, k, scheme), v)
     if uses_general_path(scheme):
         return _general(q, k, v, scheme, observed)
     q, k = _placed(q, k, scheme)
@@ -99,7 +113,7 @@ def attention(
     if training or q.device.type != "cpu":
         q, k, v = (x.to(table.values.dtype) for x in (q, k, v))
     if training:
-        out: Tensor = _KernelAttention.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = KernelAttention.apply(  # type: ignore[no-untyped-call]
             q, k, v, table.values, table.reach
         )
     else:
@@ -253,77 +267,3 @@ def eager_attention(
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
     return _score_block(_Block(q, k, *_placed(q, k, scheme), 0, q.shape[2]), v, scheme, observed)
-
-
-class _KernelAttention(torch.autograd.Function):
-    """Training on CPU: fused forward, and a backward that also reaches the kernel's table.
-
-    torch's fused CPU attention gives no gradient to a bias, and its fallback materialises
-    [B, H, L, L] several times over. Here the backward pass forms one [H, rows, K] block at a time,
-    small enough for the cache, and adds the blocks' anti-diagonals into the table's gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int,
-    ) -> Tensor:  # fmt: skip
-        length = q.shape[2]
-        assert k.shape[2] == length <= reach, "training attends over whole sequences"
-        out = torch.empty_like(q)
-        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-        chunk = values.shape[1] - reach + 1
-        for start in range(0, length, chunk):
-            stop = min(start + chunk, length)
-            bias = _hankel(values, reach, start, stop - 1)
-            rows, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[:, :, start:stop].flip(2), k[:, :, :stop], v[:, :, :stop], 0.0, False,
-                attn_mask=bias.expand(q.shape[0], -1, -1, -1),
-            )  # fmt: skip
-            out[:, :, start:stop] = rows.flip(2)
-            lse[:, :, start:stop] = sums.flip(2)
-        ctx.save_for_backward(q, k, v, values, out, lse)
-        ctx.reach = reach  # type: ignore[attr-defined]
-        return out
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        q, k, v, values, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        reach: int = ctx.reach  # type: ignore[attr-defined]
-        batch, heads, length, dim = q.shape
-        scale = dim**-0.5
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        rows = min(BACKWARD_ROWS, values.shape[1] - reach + 1)
-        dtable = values.new_zeros(values.shape)
-        minus_delta = -(grad * out).sum(-1, keepdim=True)
-        for start in range(0, length, rows):
-            stop = min(start + rows, length)
-            bias = _hankel(values, reach, start, stop - 1)[0]
-            dbias = values.new_zeros(heads, stop - start, stop)
-            for b in range(batch):
-                queries = (q[b, :, start:stop] * scale).flip(1)
-                keys, vals = k[b, :, :stop], v[b, :, :stop]
-                up = grad[b, :, start:stop].flip(1)
-                p = torch.baddbmm(bias, queries, keys.transpose(1, 2))
-                p = p.sub_(lse[b, :, start:stop, None].flip(1)).exp_()
-                dv[b, :, :stop].baddbmm_(p.transpose(1, 2), up)
-                delta = minus_delta[b, :, start:stop].flip(1).expand(-1, -1, stop)
-                ds = torch.baddbmm(delta, up, vals.transpose(1, 2)).mul_(p)
-                dbias.add_(ds)
-                dq[b, :, start:stop] = torch.bmm(ds, keys).mul_(scale).flip(1)
-                dk[b, :, :stop].baddbmm_(ds.transpose(1, 2), queries)
-            offset = reach - stop
-            dtable[:, offset : offset + (stop - start) + stop - 1] += _antidiagonals(dbias)
-        return dq, dk, dv, dtable, None
-
-
-def _antidiagonals(block: Tensor) -> Tensor:
-    """Sums over r + j = t: ``[H, R, J]`` -> ``[H, R + J - 1]``, by shearing the rows."""
-    heads, rows, columns = block.shape
-    width = rows + columns
-    sheared = F.pad(block, (0, rows)).reshape(heads, rows * width)
-    sheared = sheared[:, : rows * (width - 1)].reshape(heads, rows, width - 1)
-    # Row r, column j lands at flat index r*width + j = r*(width-1) + (r+j).
-    return sheared.sum(dim=1)

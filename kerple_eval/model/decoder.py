@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kerple_eval.model.assembly import build_scheme
-from kerple_eval.model.attention import Table, attention, make_table
+from kerple_eval.model.attention import Shared, attention, make_table
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.pointwise import ACTIVATIONS, NORMS, RMSNorm
 from kerple_eval.schemes.base import Scheme
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
+    def forward(self, x: Tensor, scheme: Scheme, table: Shared | None, rows: int) -> Tensor:
         """x ``[B, N, W]`` -> ``[B, rows, W]`` for the last ``rows`` positions."""
         batch, length, width = x.shape
         if rows == length:
@@ -67,7 +67,7 @@ class Layer(nn.Module):
         self.mlp_in = Linear(config.width, wide * config.mlp_width)
         self.mlp_out = Linear(config.mlp_width, config.width)
 
-    def forward(self, x: Tensor, scheme: Scheme, table: Table | None, rows: int) -> Tensor:
+    def forward(self, x: Tensor, scheme: Scheme, table: Shared | None, rows: int) -> Tensor:
         y: Tensor = self.attention(self.attention_norm(x), scheme, table, rows)
         x = x[:, x.shape[1] - rows :]
         if self.parallel_residual:
@@ -91,6 +91,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme = build_scheme(config)
+        self.way = "sdpa"  # how attention is computed: ``ways`` settles it; training takes this one
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights from ``seed``; every scheme gets the same ones outside the scheme."""
@@ -127,10 +128,10 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
         scheme: Scheme | None = None
-        table: Table | None = None
+        table: Shared | None = None
         for index, layer in enumerate(self.layers):
             before, scheme = scheme, self.scheme.at(index)
             if scheme is not before:  # one table serves all layers that share a scheme
-                table = make_table(scheme, length, x.dtype, tokens.device)
+                table = make_table(scheme, length, x.dtype, tokens.device, self.way)
             x = layer(x, scheme, table, rows if index == len(self.layers) - 1 else length)
         return self.norm(x)  # type: ignore[no-any-return]

@@ -11,6 +11,8 @@ third, ...) until H are there. No parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,7 @@ class Alibi(Scheme):
     def kernel(self, distance: Tensor) -> Tensor:
         m = torch.tensor(slopes(self.geometry.heads), dtype=distance.dtype, device=distance.device)
         return -m[:, None] * distance
+
+    def inline(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        m = torch.tensor(slopes(self.geometry.heads), device=device)
+        return lambda distance, head: -m[head] * distance

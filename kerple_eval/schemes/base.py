@@ -19,6 +19,9 @@ shared by every layer unless it is ``per_layer``. Each hook is a no-op unless th
   ``far``, the pair stands at the positions i' and j' for ``rotate``, and at D' = i' - j' for ``kernel``
   and ``weight``.
 
+* ``inline(device) -> f(distance, head)``: ``kernel`` of one distance and one head's number, both scalar
+  tensors, for kernels that are cheaper to compute inside a fused loop than to look up.
+
 ``bias``, ``score``, ``visible`` and ``remap`` are called by query chunk. Distances arrive in float32, or
 in float64 when the model runs in float64, never lower (the KERPLE release rounds them to bfloat16:
 distances above 256 collide there); kernels answer in the same dtype.
@@ -26,6 +29,7 @@ distances above 256 collide there); kernels answer in the same dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -90,6 +94,9 @@ class Scheme(nn.Module):
         return q, k
 
     def kernel(self, distance: Tensor) -> Tensor | None:
+        return None
+
+    def inline(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
         return None
 
     def weight(self, distance: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ smallest, ``visible`` holds where every part sees, and one part at most may ``re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -122,6 +122,9 @@ class Combined(Scheme):
 
     def kernel(self, distance: Tensor) -> Tensor | None:
         return self.base.kernel(distance)
+
+    def inline(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
+        return self.base.inline(device)
 
     def weight(self, distance: Tensor) -> Tensor | None:
         return self.base.weight(distance)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kerple_eval.kernels import log_kernel
 from kerple_eval.model import attention as module
+from kerple_eval.model import attention_training as training
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention, make_table, uses_general_path
 from kerple_eval.schemes.base import Scheme
@@ -33,7 +34,7 @@ SIZES = [
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUERY_CHUNK", CHUNK)
-    monkeypatch.setattr(module, "BACKWARD_ROWS", 3)
+    monkeypatch.setattr(training, "BACKWARD_ROWS", 3)
 
 
 def scheme_of(name: str, dtype: torch.dtype = torch.float64, heads: int = HEADS) -> Scheme:
@@ -181,7 +182,7 @@ def test_training_gradients(name: str, length: int, dtype: torch.dtype) -> None:
 def test_gradcheck(rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite differences in q, k, v, r1 and r2 through the kernel path."""
     monkeypatch.setattr(module, "QUERY_CHUNK", chunk)
-    monkeypatch.setattr(module, "BACKWARD_ROWS", rows)
+    monkeypatch.setattr(training, "BACKWARD_ROWS", rows)
     geometry = Geometry(heads=2, head_dim=3, width=6, layers=1, train_length=4)
 
     class Given(Scheme):
@@ -309,7 +310,7 @@ def test_inference_memory_grows_linearly(
 def test_training_memory_grows_linearly(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward hold no more than one [H, rows, K] block (and its sheared copy)."""
     monkeypatch.setattr(module, "QUERY_CHUNK", 32)
-    monkeypatch.setattr(module, "BACKWARD_ROWS", 8)
+    monkeypatch.setattr(training, "BACKWARD_ROWS", 8)
     scheme = scheme_of(name, torch.float32)
     tensors = [torch.from_numpy(x).float().requires_grad_() for x in drawn(length, length, batch=1)]
 

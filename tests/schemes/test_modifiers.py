@@ -16,6 +16,7 @@ import torch
 
 from kerple_eval.catalogue import parse_scheme, schemes
 from kerple_eval.model import attention as module
+from kerple_eval.model import attention_training as training
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention, make_table
 from kerple_eval.schemes.base import Scheme
@@ -107,7 +108,7 @@ def logit(base: str, pair: Pair, q: np.ndarray, k: np.ndarray, head: int) -> flo
 @pytest.fixture(params=[4, 1024])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(module, "QUERY_CHUNK", request.param)
-    monkeypatch.setattr(module, "BACKWARD_ROWS", 3)
+    monkeypatch.setattr(training, "BACKWARD_ROWS", 3)
     monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", 2 * HEADS * 33 * request.param)
     return int(request.param)
 

@@ -1,0 +1,90 @@
+"""Which way attention is computed: asked for by name it is had or refused, and the record says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import kerple_eval
+from kerple_eval.cells import Cell
+from kerple_eval.model import ways as module
+from kerple_eval.model.assembly import build_scheme
+from kerple_eval.model.ways import settle
+from kerple_eval.types import UserError
+from tests import tiny
+from tests.run.conftest import make_model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def way(asked: str, scheme: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> str:
+    return settle(asked, build_scheme(tiny.config(scheme, width=48)), scheme, device, dtype)
+
+
+def test_auto_on_the_cpu() -> None:
+    assert {way("auto", name) for name in tiny.SCHEMES} == {"sdpa"}
+    assert {way("auto", name) for name in ("fire", "cope", "kerple-bias-wht")} == {"chunks"}
+
+
+def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    assert way("auto", "kerple-log", CUDA, torch.bfloat16) == "flex"
+    assert way("auto", "kerple-bias-wht", CUDA, torch.float16) == "flex"
+    assert way("auto", "kerple-log", CUDA, torch.float32) == "sdpa"
+    assert way("flex", "kerple-log", CUDA, torch.float32) == "flex"
+    assert way("auto", "cope", CUDA, torch.bfloat16) == "chunks"
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    assert way("auto", "kerple-log", CUDA, torch.bfloat16) == "sdpa"
+    with pytest.raises(UserError, match="needs triton"):
+        way("flex", "kerple-log", CUDA, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("asked", "scheme", "device", "dtype", "reason"),
+    [
+        ("flex", "kerple-log", CPU, torch.float32, "is compiled for CUDA, the device is cpu; use auto"),
+        ("flex", "fire", CUDA, torch.float32, "fire is no function of distance alone"),
+        ("flex", "kerple-log", CUDA, torch.float64, "float32 at most"),
+        ("sdpa", "cope", CPU, torch.float32, "cope needs its scores in memory; use auto or eager"),
+    ],
+)
+def test_refusals(asked: str, scheme: str, device: torch.device, dtype: torch.dtype, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        way(asked, scheme, device, dtype)
+
+
+def test_heads_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_HEAD", 17)
+    with pytest.raises(UserError, match="heads of 16 are too small"):
+        way("flex", "kerple-log", CUDA)
+
+
+def evaluated(place: Path, model: str, asked: str) -> kerple_eval.Run:
+    make_model(place / model, model)
+    (place / "text.txt").write_text("A line of text, and another. " * 20)
+    return kerple_eval.evaluate(
+        str(place / model), text=str(place / "text.txt"), lengths=[16, 48], device="cpu", attention=asked,
+        out=place / f"{model}-{asked}",
+    )  # fmt: skip
+
+
+def test_the_record_says_it(tmp_path: Path) -> None:
+    runs = {asked: evaluated(tmp_path, "kerple-log", asked) for asked in ("auto", "sdpa", "eager")}
+    for asked, run in runs.items():
+        cells = [cell for cell in run.cells() if isinstance(cell, Cell)]
+        assert {cell.header["attention"] for cell in cells} == {"eager" if asked == "eager" else "sdpa"}
+        assert run.specification.get("attention", "auto") == asked
+    nll = [run.summary()["nll"].tolist() for run in runs.values()]
+    assert nll[0] == nll[1] == pytest.approx(nll[2], abs=1e-6)
+    chunks = evaluated(tmp_path, "cope", "auto")
+    assert {c.header["attention"] for c in chunks.cells() if isinstance(c, Cell)} == {"chunks"}
+
+
+def test_a_run_refuses_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model kerple-log: attention flex: is compiled for CUDA"):
+        evaluated(tmp_path, "kerple-log", "flex")
+    with pytest.raises(UserError, match="unknown attention 'fast'"):
+        evaluated(tmp_path, "kerple-log", "fast")
+    assert not list(tmp_path.glob("kerple-log-*"))
