@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint zoo clean
+.PHONY: demo test test-slow bench lint zoo clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the rest
 	$(BIN)/python -m pytest -q -m slow
+
+bench: $(STAMP)  ## speed and memory as ratios, into results/benchmarks: a quiet machine, some minutes
+	$(BIN)/python -m tests.benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

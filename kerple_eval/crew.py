@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 
 from kerple_eval.checkpoints.base import Checkpoint, LanguageModel
 from kerple_eval.checkpoints.resolve import open_model, parse_model
-from kerple_eval.scoring import NotFiniteError, score
+from kerple_eval.scoring import Batch, Budget, NotFiniteError, score
 from kerple_eval.types import UserError, Window
 
-Scored = list[tuple[list[int], list[NDArray[np.float32]]]]
 PATIENCE = timedelta(days=2)  # a rank may wait that long for the others' share of a cell
 _KINDS: dict[str, type[Exception]] = {
     e.__name__: e for e in (UserError, NotFiniteError, ArithmeticError, MemoryError, RuntimeError)
@@ -54,9 +53,10 @@ class Alone:
         documents: Sequence[NDArray[np.int64]],
         windows: Sequence[tuple[int, Window]],
         bos: int | None,
-        hits: bool = False,
-    ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
-        return score(model, documents, windows, bos=bos, hits=hits)
+        hits: bool,
+        budget: Budget,
+    ) -> Iterator[Batch]:
+        return score(model, documents, windows, bos=bos, hits=hits, budget=budget)
 
     def dismiss(self) -> None:
         """Nobody to dismiss."""
@@ -91,16 +91,18 @@ class Crew(Alone):
         documents: Sequence[NDArray[np.int64]],
         windows: Sequence[tuple[int, Window]],
         bos: int | None,
-        hits: bool = False,
-    ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
-        self._tell(("score", (list(documents), list(windows), bos, hits)))
+        hits: bool,
+        budget: Budget,
+    ) -> Iterator[Batch]:
+        self._tell(("score", (list(documents), list(windows), bos, hits, budget.tokens)))
         error = None
+        share = (self.rank, self.size)
         try:
-            share = (self.rank, self.size)
-            yield from score(model, documents, windows, bos=bos, share=share, hits=hits)
+            yield from score(model, documents, windows, bos=bos, share=share, hits=hits, budget=budget)
         except tuple(_KINDS.values()) as problem:
             error = _named(problem)
-        for part in self._gather(error)[1:]:
+        for part, tokens in self._gather(error)[1:]:
+            budget.tokens = min(budget.tokens, tokens)
             yield from part
 
     def dismiss(self) -> None:
@@ -121,12 +123,23 @@ class Crew(Alone):
                 model = None  # the last one's memory goes first
                 model, error = _tried(lambda text=what: _loaded(text, device, dtype, way))
             else:
-                documents, windows, bos, hits = what
                 assert model is not None
-                share = (self.rank, self.size)
-                mine = score(model, documents, windows, bos=bos, share=share, hits=hits)
-                result, error = _tried(lambda mine=mine: list(mine))
+                result, error = _tried(lambda model=model, what=what: self._share(model, *what))
             self._gather(error, result)
+
+    def _share(
+        self,
+        model: LanguageModel,
+        documents: Sequence[NDArray[np.int64]],
+        windows: Sequence[tuple[int, Window]],
+        bos: int | None,
+        hits: bool,
+        tokens: int,
+    ) -> tuple[list[Batch], int]:
+        """This rank's passes, and the tokens of one that fitted."""
+        budget, share = Budget(tokens), (self.rank, self.size)
+        found = score(model, documents, windows, bos=bos, share=share, hits=hits, budget=budget)
+        return list(found), budget.tokens
 
     def _tell(self, order: tuple[str, Any] | None) -> Any:
         box = [order]
@@ -136,7 +149,7 @@ class Crew(Alone):
             raise CrewLostError(str(error)) from None
         return box[0]
 
-    def _gather(self, error: tuple[str, str] | None, result: Scored | None = None) -> list[Any]:
+    def _gather(self, error: tuple[str, str] | None, result: Any = None) -> list[Any]:
         """Everyone's results at rank 0; the first error of any rank is raised there."""
         boxes: list[Any] | None = [None] * self.size if self.rank == 0 else None
         try:

@@ -29,7 +29,7 @@ from kerple_eval.checkpoints.base import Description, LanguageModel
 from kerple_eval.footprint import window_bytes
 from kerple_eval.plan import PlannedModel, RunPlan
 from kerple_eval.reuse import find
-from kerple_eval.scoring import TOKENS_PER_PASS, batches, score
+from kerple_eval.scoring import TOKENS_PER_PASS, Budget, batches, score
 from kerple_eval.types import CellKey, Window
 from kerple_eval.worklist import Work, worklist
 
@@ -140,8 +140,8 @@ def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass]) -> floa
     for shape in _chosen(passes, work):
         if timed and _predicted(shape, work, timed) > DEAREST:
             break
-        _clock(loaded, shape)  # warms up
-        timed[shape] = _clock(loaded, shape)
+        pass_seconds(loaded, shape)  # warms up
+        timed[shape] = pass_seconds(loaded, shape)
     return loading + sum(
         n * (timed[shape] if shape in timed else _predicted(shape, work, timed))
         for shape, n in passes.items()
@@ -171,12 +171,12 @@ def _predicted(
     return float(np.dot(solved, wanted))
 
 
-def _clock(model: LanguageModel, shape: Pass) -> float:
+def pass_seconds(model: LanguageModel, shape: Pass, budget: Budget | None = None) -> float:
     """Seconds of one pass over made-up tokens, losses brought back."""
     ids = np.zeros(shape.inputs + 1, dtype=np.int64)
     window = Window(0, shape.inputs, shape.inputs - shape.rows + 1)
     began = time.monotonic()
-    for _ in score(model, [ids], [(0, window)] * shape.batch):
+    for _ in score(model, [ids], [(0, window)] * shape.batch, budget=budget):
         pass
     if model.device.type == "cuda":
         torch.cuda.synchronize()

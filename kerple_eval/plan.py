@@ -118,6 +118,11 @@ class RunPlan:
     provenance: dict[str, Any]
     precision: PrecisionPlan | None = None
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window that any cell asks for."""
+        return max(plan.longest for plan in self.protocols)
+
 
 def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
     """``NAME:key=value``, optionally ``@N`` after it: only the run's lengths up to N."""

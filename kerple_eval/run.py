@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kerple_eval import __version__
+from kerple_eval.budget import RunBudget
 from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.crew import Alone, Crew, crew
@@ -28,7 +29,6 @@ from kerple_eval.plan import LENGTHS, PlannedModel, RunPlan, make_plan
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.reuse import find
-from kerple_eval.scoring import TOKENS_PER_PASS
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 from kerple_eval.worklist import Work, cost, worklist
 
@@ -186,6 +186,7 @@ class _Worker:
         self.work_total = self.work_done = 0.0
         self.model: LanguageModel | None = None
         self.loaded: PlannedModel | None = None
+        self.budget = RunBudget(run)
 
     def work(self) -> None:
         self._write_summary()
@@ -215,6 +216,7 @@ class _Worker:
                 text = self.plan.provenance["models"][task.model.label]
                 self.model = self.team.load(task.model.checkpoint, text, self.plan.device, self.plan.dtype)
                 self.loaded = task.model
+                self.budget.settle(self.model, self.plan.longest)
             assert self.model is not None
             earlier = self._earlier(task)
             losses, source = self._losses(task, self.model, earlier)
@@ -231,6 +233,7 @@ class _Worker:
             # A checkpoint may fix its own precision (neox: numerics=release).
             cell.header["dtype"] = str(self.model.dtype).removeprefix("torch.")
             cell.header["attention"] = self.model.attention
+            self.budget.keep(cell)
             seconds = time.monotonic() - began + (earlier.header["seconds"] if earlier else 0)
             cell.header["seconds"] = round(seconds, 3)
             if self.growth is not None:
@@ -261,7 +264,8 @@ class _Worker:
         ids = [document.ids for document in task.documents]
         windows = [task.windows[place] for place in fresh]
         hits = task.plan.protocol.scores_answers
-        for members, scored in self.team.score(model, ids, windows, task.reading.window_bos, hits):
+        bos, budget = task.reading.window_bos, self.budget.pass_
+        for members, scored in self.team.score(model, ids, windows, bos, hits, budget):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
@@ -288,7 +292,7 @@ class _Worker:
             "weights_sha256": description.weights_sha256,
             "dtype": self.run.specification["dtype"],
             "device": self.plan.device.type,
-            "tokens_per_pass": TOKENS_PER_PASS[self.plan.device.type],
+            "tokens_per_pass": self.budget.pass_.tokens,
             "threads": torch.get_num_threads(),
             "first_token": task.reading.marker,
             **({} if rule == Protocol.reduction else {"reduction": rule}),

@@ -44,6 +44,20 @@ def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, lead: i
     return passes
 
 
+class Budget:
+    """Input tokens of a forward pass. On CUDA halves where memory runs out, and stays there."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def halve(self, tokens: int) -> None:
+        """A pass of ``tokens`` did not fit."""
+        self.tokens = min(self.tokens, tokens // 2)
+
+
+Batch = tuple[list[int], list[NDArray[np.float32]]]
+
+
 def score(
     model: LanguageModel,
     documents: Sequence[NDArray[np.int64]],
@@ -52,11 +66,13 @@ def score(
     bos: int | None = None,
     share: tuple[int, int] = (0, 1),
     hits: bool = False,
-) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
+    budget: Budget | None = None,
+) -> Iterator[Batch]:
     """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
 
     ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1. Of the
-    forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on.
+    forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on. ``budget``: the tokens of
+    a pass, the device's own unless given; a pass that CUDA has no memory for is made in halves.
     Yields the indices of the windows scored and, for each, its losses ``[targets]``; with ``hits``
     ``[2, targets]``, the second row 1 where the target was the argmax and 0 elsewhere.
 
@@ -64,41 +80,101 @@ def score(
         NotFiniteError: a loss is NaN or infinite; names the document position.
     """
     lead = np.array([] if bos is None else [bos], dtype=np.int64)
-    passes = batches(windows, TOKENS_PER_PASS[model.device.type], len(lead))
+    budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
+    passes = batches(windows, budget.tokens, len(lead))
+    maker = _Passes(model, documents, windows, lead, hits=hits)
+    waiting: list[tuple[list[int], Tensor]] = []  # on CUDA one pass computes while another's losses are read
     for members in passes[share[0] :: share[1]]:
-        rows = windows[members[0]][1].targets
+        for part, found in maker.fitting(members, budget):
+            waiting.append((part, found))
+            if len(waiting) > (model.device.type == "cuda"):
+                yield maker.read(*waiting.pop(0))
+    for part, found in waiting:
+        yield maker.read(part, found)
+
+
+class _Passes:
+    """Forward passes over windows of ``documents``, each after ``lead``."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        documents: Sequence[NDArray[np.int64]],
+        windows: Sequence[tuple[int, Window]],
+        lead: NDArray[np.int64],
+        *,
+        hits: bool,
+    ) -> None:
+        self.model = model
+        self.documents = documents
+        self.windows = windows
+        self.lead = lead
+        self.hits = hits
+
+    def fitting(self, members: list[int], budget: Budget) -> Iterator[tuple[list[int], Tensor]]:
+        """The passes that windows of one shape take: one, or as many as memory makes of it."""
+        inputs = self.windows[members[0]][1].inputs + len(self.lead)
+        todo = [members]
+        while todo:
+            part = todo.pop(0)
+            most = max(1, budget.tokens // inputs)
+            if len(part) > most:
+                todo = [part[i : i + most] for i in range(0, len(part), most)] + todo
+                continue
+            found = None
+            try:
+                found = self._losses(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+            if found is not None:
+                yield part, found
+                continue
+            # Outside the handler, whose traceback would hold the tensors that did not fit.
+            budget.halve(len(part) * inputs)
+            todo.insert(0, part)
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _losses(self, members: list[int]) -> Tensor:
+        """Losses ``[B, targets]``, or with hits losses and hits ``[B, 2, targets]``, on the device."""
         inputs, targets = [], []
         for index in members:
-            document, window = windows[index]
-            tokens = documents[document]
-            inputs.append(np.concatenate([lead, tokens[window.start : window.stop]]))
+            document, window = self.windows[index]
+            tokens = self.documents[document]
+            inputs.append(np.concatenate([self.lead, tokens[window.start : window.stop]]))
             targets.append(tokens[window.first_target : window.stop + 1])
-        found = _losses(model, np.stack(inputs), np.stack(targets), rows, hits)
-        losses = found[:, 0] if hits else found
+        rows = len(targets[0])
+        wanted = _moved(np.stack(targets), self.model.device)
+        done, parts = 0, []
+        for logits in self.model.logits(_moved(np.stack(inputs), self.model.device), rows):
+            chunk = wanted[:, done : done + logits.shape[1]]
+            done += logits.shape[1]
+            losses = _cross_entropy(logits, chunk)
+            if self.hits:
+                losses = torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1)
+            parts.append(losses)
+        assert done == rows
+        return torch.cat(parts, dim=-1).to(torch.float32)
+
+    def read(self, members: list[int], on_device: Tensor) -> Batch:
+        """To the CPU; refuses what is not finite."""
+        found = on_device.cpu().numpy()
+        losses = found[:, 0] if self.hits else found
         if not np.isfinite(losses).all():
             at, target = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
-            document, window = windows[members[at]]
+            document, window = self.windows[members[at]]
             raise NotFiniteError(
                 f"loss of target {window.first_target + target} of document {document} "
                 f"is {losses[at, target]}"
             )
-        yield members, list(found)
+        return members, list(found)
 
 
-@torch.inference_mode()
-def _losses(
-    model: LanguageModel, inputs: NDArray[np.int64], targets: NDArray[np.int64], rows: int, hits: bool
-) -> NDArray[np.float32]:
-    """Losses ``[B, rows]``, or with ``hits`` losses and hits ``[B, 2, rows]``."""
-    wanted = torch.from_numpy(targets).to(model.device)
-    done, parts = 0, []
-    for logits in model.logits(torch.from_numpy(inputs).to(model.device), rows):
-        chunk = wanted[:, done : done + logits.shape[1]]
-        done += logits.shape[1]
-        losses = _cross_entropy(logits, chunk)
-        parts.append(torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1) if hits else losses)
-    assert done == rows
-    return torch.cat(parts, dim=-1).to("cpu", torch.float32).numpy()
+def _moved(ids: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(ids)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ as plain operations and holds every score: for tests.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +55,6 @@ class Flex:
         self.kernel = None if kernel is None else kernel.detach().contiguous()
         self.weight = None if weight is None else weight.detach().contiguous()
         self.wide = wide
-        self.masks: dict[tuple[int, int], BlockMask] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Output ``[B, H, Q, d]`` of scaled and rotated vectors; the queries are the last of the keys."""
@@ -68,9 +67,7 @@ class Flex:
         extra = rung(batch, 1) - batch
         q = F.pad(q, (0, 0, before, behind, 0, 0, 0, extra))
         k, v = (F.pad(x, (0, 0, 0, behind, 0, 0, 0, extra)) for x in (k, v))
-        if (all_rows, all_keys) not in self.masks:
-            self.masks[all_rows, all_keys] = _blocks(all_rows, all_keys, self.window, q.device)
-        mask = self.masks[all_rows, all_keys]
+        mask = _blocks(all_rows, all_keys, self.window, q.device)
         run = _compiled() if q.device.type == "cuda" else _uncompiled()
         out: Tensor = run(q, k, v, score_mod=self._score_mod(all_keys - all_rows), block_mask=mask)
         return out[:batch, :, before : before + rows]
@@ -92,6 +89,7 @@ class Flex:
         return change
 
 
+@lru_cache(maxsize=64)
 def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> BlockMask:
     """Which blocks are seen in part and which in whole, by arithmetic: no [rows, keys] mask is formed."""
     from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415

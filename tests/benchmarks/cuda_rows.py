@@ -5,6 +5,7 @@ Checks come first (losses against float64 on CPU at a length that allows it), th
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -12,80 +13,103 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kerple_eval.budget import measured as found_budget
+from kerple_eval.checkpoints.base import Description, Shape
 from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.flops import Pass, flops
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
-from kerple_eval.scoring import score
+from kerple_eval.scoring import Budget, score
 from kerple_eval.types import Window
 from tests.benchmarks.harness import Row, interleaved
 
 SHAPE = "162M KERPLE-log, bfloat16"
 FILL = "fill by: python -m tests.benchmarks --cuda"
+CONFIG = DecoderConfig(
+    vocab_size=50304, layers=12, width=768, heads=12, mlp_width=3072, train_length=512, scheme="kerple-log"
+)
+DESCRIPTION = Description(
+    format="native", scheme="kerple-log", vocab_size=50304, parameters=162_000_000, train_length=512,
+    seed=None, prefix_invariant=True, max_length=None, weights_sha256="", architecture="decoder",
+    shape=Shape(layers=12, width=768, heads=12, kv_heads=12, head_dim=64, mlp_width=3072),
+    stored_dtypes=(),
+)  # fmt: skip
 #: The paper's Table 3: three corpora x six schemes x five seeds, 320 windows at each of six lengths.
 CHECKPOINTS, WINDOWS, LENGTHS = 90, 320, (512, 1024, 2048, 4096, 8192, 16384)
 
 
 def unmeasured() -> list[Row]:
-    return [
-        Row(f"CUDA, {SHAPE}, 16384", "the release's attention, same weights", None, at_least=8, note=FILL),
-        Row("the same: peak GB", "-", None, at_most=4, note=FILL),
-        Row("131,072 tokens in one window fit: GB", "the card's memory", None, at_most=140, note=FILL),
-        Row("the same, 16384: share of the card's matrix rate", "FLOP floor", None, at_least=0.4, note=FILL),
-        Row("the same, 2048: share of the card's matrix rate", "FLOP floor", None, at_least=0.5, note=FILL),
-        Row("the paper's Table 3, 90 checkpoints: GPU hours", "-", None, at_most=1, note=FILL),
-    ]
+    return [Row(*row, None, at_least=low, at_most=high, note=FILL) for row, low, high in ROWS]
+
+
+ROWS: tuple[tuple[tuple[str, str], float | None, float | None], ...] = (
+    ((f"CUDA, {SHAPE}, 16384", "the release's attention, same weights"), 8, None),
+    (("the same: peak GB", "-"), None, 4),
+    (("131,072 tokens in one window fit: GB", "the card's memory"), None, 140),
+    (("the same, 16384: share of the card's matrix rate", "FLOP floor"), 0.4, None),
+    (("the same, 2048: share of the card's matrix rate", "FLOP floor"), 0.5, None),
+    (("the paper's Table 3, 90 checkpoints: GPU hours", "-"), None, 1),
+    (("the same, 16384: FlexAttention", "SDPA with strips of bias"), 1, None),
+    (("sliding 4096/256: FlexAttention", "whole windows through last layer and head"), 1.15, None),
+)
 
 
 def measured() -> list[Row]:
+    """Checks, then times, then the table's rows."""
     device = torch.device("cuda")
-    config = DecoderConfig(
-        vocab_size=50304,
-        layers=12,
-        width=768,
-        heads=12,
-        mlp_width=3072,
-        train_length=512,
-        scheme="kerple-log",
-    )
-    decoder = Decoder(config)
+    decoder = Decoder(CONFIG)
     decoder.reset_parameters(0)
-    ids = np.random.default_rng(0).integers(config.vocab_size, size=131073)
-    exact = _losses(DecoderModel(_copy(decoder).double(), torch.device("cpu"), torch.float64), ids, 600)
-    single = _losses(DecoderModel(_copy(decoder), device, torch.float32), ids, 600)
-    np.testing.assert_allclose(single, exact, rtol=0, atol=2e-3)
-    model = DecoderModel(decoder, device, torch.bfloat16)
-    half = _losses(model, ids, 600)
-    assert abs(float(half.mean() - exact.mean())) < 0.02, "bfloat16 is far from float64"
-    seconds = {n: _seconds(model, ids, n) for n in LENGTHS}
-    torch.cuda.reset_peak_memory_stats()
-    _losses(model, ids, 16384)
-    peak = torch.cuda.max_memory_allocated() / 1e9
+    ids = np.random.default_rng(0).integers(CONFIG.vocab_size, size=131073)
+    exact = losses(DecoderModel(_copy(decoder).double(), torch.device("cpu"), torch.float64), ids, 600)
+    _check(decoder, ids, exact)
+    model = DecoderModel(_copy(decoder), device, torch.bfloat16, "flex")
+    strips = DecoderModel(_copy(decoder), device, torch.bfloat16, "sdpa")
+    budget = found_budget(model, CONFIG.vocab_size, 512)
+    _say(f"budget {budget} tokens a pass")
+    seconds = {}
+    for n in LENGTHS:
+        seconds[n] = _seconds(model, ids, n, budget)
+        _say(f"{n}: {seconds[n] * 1e3:.2f} ms a window")
+    by_strips = _seconds(strips, ids, 16384, budget)
+    peak, far = _peak(model, ids, 16384), _peak(model, ids, 131072)
     slow = _release_seconds(model, ids, 16384)
-    torch.cuda.reset_peak_memory_stats()
-    _losses(model, ids, 131072)
-    far = torch.cuda.max_memory_allocated() / 1e9
+    slid, whole = _sliding(model, ids)
     rate = _matrix_rate()
-    share = {n: _flops(config, n) / seconds[n] / rate for n in (2048, 16384)}
+    share = {n: sum(flops(DESCRIPTION, Pass(1, n, n))) / seconds[n] / rate for n in (2048, 16384)}
     hours = CHECKPOINTS * WINDOWS * sum(seconds.values()) / 3600
+    found = (
+        slow / seconds[16384],
+        peak,
+        far,
+        share[16384],
+        share[2048],
+        hours,
+        by_strips / seconds[16384],
+        whole / slid,
+    )
+    note = f"{rate / 1e12:.0f} TFLOP/s measured, {budget} tokens a pass"
     return [
-        Row(
-            f"CUDA, {SHAPE}, 16384",
-            "the release's attention, same weights",
-            slow / seconds[16384],
-            at_least=8,
-        ),
-        Row("the same: peak GB", "-", peak, at_most=4),
-        Row("131,072 tokens in one window fit: GB", "the card's memory", far, at_most=140),
-        Row(
-            "the same, 16384: share of the card's matrix rate",
-            "FLOP floor",
-            share[16384],
-            at_least=0.4,
-            note=f"{rate / 1e12:.0f} TFLOP/s measured",
-        ),
-        Row("the same, 2048: share of the card's matrix rate", "FLOP floor", share[2048], at_least=0.5),
-        Row("the paper's Table 3, 90 checkpoints: GPU hours", "-", hours, at_most=1),
+        Row(*row, ratio, at_least=low, at_most=high, note=note)
+        for (row, low, high), ratio in zip(ROWS, found, strict=True)
     ]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check(decoder: Decoder, ids: np.ndarray, exact: np.ndarray) -> None:
+    """Every way in both precisions against float64 on the CPU, whole windows and scored rows."""
+    device = torch.device("cuda")
+    for dtype, tolerance in ((torch.float32, 5e-3), (torch.bfloat16, 0.5)):
+        for way in ("flex", "sdpa", "eager"):
+            model = DecoderModel(_copy(decoder), device, dtype, way)
+            found = losses(model, ids, 600)
+            np.testing.assert_allclose(found, exact, rtol=0, atol=tolerance)
+            assert abs(float(found.mean() - exact.mean())) < 0.02
+            ((_, (rows,)),) = score(model, [ids], [(0, Window(0, 600, 541))])
+            np.testing.assert_allclose(rows, exact[-60:], rtol=0, atol=tolerance)
+            _say(f"{way} in {dtype}: largest error {np.abs(found - exact).max():.2e} nats")
 
 
 def _copy(decoder: Decoder) -> Decoder:
@@ -94,22 +118,47 @@ def _copy(decoder: Decoder) -> Decoder:
     return made
 
 
-def _losses(model: DecoderModel, ids: np.ndarray, length: int) -> np.ndarray:
+def losses(model: DecoderModel, ids: np.ndarray, length: int) -> np.ndarray:
     ((_, rows),) = score(model, [ids], [(0, Window(0, length, 1))])
     return rows[0]
 
 
-def _seconds(model: DecoderModel, ids: np.ndarray, length: int) -> float:
+def _peak(model: DecoderModel, ids: np.ndarray, length: int) -> float:
+    """Gigabytes that one window takes, weights included."""
+    losses(model, ids, length)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    losses(model, ids, length)
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def _seconds(model: DecoderModel, ids: np.ndarray, length: int, budget: int) -> float:
     """Seconds a window, several sharing a forward pass as a run would have them."""
-    count = max(1, 32768 // length)
+    count = max(1, budget // length)
     windows = [(0, Window(i, i + length, i + 1)) for i in range(count)]
 
     def work() -> None:
-        for _ in score(model, [ids], windows):
+        for _ in score(model, [ids], windows, budget=Budget(budget)):
             pass
 
     work()
     return interleaved({"ours": work}, 5)["ours"] / count
+
+
+def _sliding(model: DecoderModel, ids: np.ndarray) -> tuple[float, float]:
+    """Seconds of eight windows of 4096 that score 256: as they are, and every row computed."""
+    windows = [(0, Window(i * 256, i * 256 + 4096, i * 256 + 4096 - 255)) for i in range(8)]
+    whole = [(d, Window(w.start, w.stop, w.start + 1)) for d, w in windows]
+
+    def work(chosen: list[tuple[int, Window]]) -> None:
+        for _ in score(model, [ids], chosen, budget=Budget(8 * 4096)):
+            pass
+
+    ways = {"rows": partial(work, windows), "whole": partial(work, whole)}
+    for way in ways.values():
+        way()
+    times = interleaved(ways, 5)
+    return times["rows"], times["whole"]
 
 
 def _release_seconds(model: DecoderModel, ids: np.ndarray, length: int) -> float:
@@ -145,16 +194,6 @@ def _release_attention(q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor) 
         torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1), -10000.0
     )
     return torch.matmul(torch.softmax(scores, dim=-1), v)
-
-
-def _flops(config: DecoderConfig, length: int) -> float:
-    """Body 24 l d^2 L, causal attention 2 l d L^2, head 2 d V L."""
-    layers, width = config.layers, config.width
-    return float(
-        24 * layers * width**2 * length
-        + 2 * layers * width * length**2
-        + 2 * width * config.vocab_size * length
-    )
 
 
 def _matrix_rate() -> float:

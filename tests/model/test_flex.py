@@ -165,6 +165,31 @@ def test_compiled_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["kerple-log", *(pytest.param(n, marks=pytest.mark.slow) for n in ("alibi", "t5", "kernel", "rope"))],
+)
+def test_one_program_a_shape_whatever_the_checkpoint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three models, two lengths, several passes: torch traces twice, so 90 checkpoints do not recompile."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # noqa: PLC0415
+    from torch.nn.attention import flex_attention  # noqa: PLC0415
+
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    program = torch.compile(flex_attention.flex_attention, dynamic=False, fullgraph=True, backend=counter)
+    monkeypatch.setattr(module, "_uncompiled", lambda: program)
+    with torch.inference_mode():
+        for seed in range(3):
+            scheme = tiny.decoder(tiny.config(name), seed).scheme.at(0)
+            for length in (150, 300, 150):
+                tensors = drawn(length, length)
+                out = attention(*tensors, scheme, make_table(scheme, length, torch.float64, CPU, "flex"))
+                torch.testing.assert_close(out, eager_attention(*tensors, scheme), rtol=0, atol=1e-10)
+    torch._dynamo.reset()
+    assert counter.frame_count == 2
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", SERVED)

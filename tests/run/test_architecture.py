@@ -43,6 +43,7 @@ LEVELS = (
     ),
     ("crew", "precision"),
     (
+        "budget",
         "explanation_command",
         "footprint",
         "forecast",
