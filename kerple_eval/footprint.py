@@ -15,7 +15,7 @@ from kerple_eval.model.attention import QUERY_CHUNK
 from kerple_eval.scoring import TOKENS_PER_PASS
 
 WORKSPACE = 1.4  # measured on the CPU: tests/run/test_footprint.py
-LOGIT_CHUNK = 2 * (1 << 22) * 4  # a chunk of logits and its log-softmax, float32
+LOGIT_CHUNK = 2 * (1 << 23) * 4  # a chunk of logits and its log-softmax, float32
 
 
 def window_bytes(description: Description, length: int, width: int, device: str = "cpu") -> int:

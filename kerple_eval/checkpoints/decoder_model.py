@@ -11,7 +11,7 @@ from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.model.decoder import Decoder
 from kerple_eval.model.ways import settle
 
-HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
+HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
 
 
 class DecoderModel(LanguageModel):

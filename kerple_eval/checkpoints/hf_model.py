@@ -20,7 +20,7 @@ from kerple_eval.checkpoints.base import LanguageModel
 from kerple_eval.checkpoints.hf_rope import forget_lengths
 from kerple_eval.types import UserError
 
-HEAD_CHUNK_ELEMENTS = 1 << 22  # logits formed at once: 16 MB in float32
+HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
 _PROBE = 8  # tokens of the check that a model is causal
 
 

@@ -46,9 +46,3 @@ def test_what_a_model_cannot_do_is_refused(llama: Path) -> None:
     made = HfCheckpoint.open(str(llama), {}).empty
     with pytest.raises(UserError, match=r"model\.safetensors: attention nonsense: "):
         set_attention(made, "nonsense", "model.safetensors")
-
-
-@pytest.mark.parametrize(("name", "gated"), [("llama", True), ("gpt2", False)])
-def test_gated_mlps_are_known(name: str, *, gated: bool, tmp_path: Path) -> None:
-    folder = folders.save(tmp_path, folders.model(name))
-    assert HfCheckpoint.open(str(folder), {}).description.shape.gated is gated
