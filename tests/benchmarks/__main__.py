@@ -14,31 +14,38 @@ import torch
 
 from tests.benchmarks import cuda_rows
 from tests.benchmarks.attention_rows import layer_rows, training_rows
-from tests.benchmarks.harness import machine, table
-from tests.benchmarks.scoring_rows import llama_rows, native_rows
+from tests.benchmarks.harness import machine, shared_machine, table
+from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
 
 
 @click.command()
 @click.option("--out", default="results/benchmarks", show_default=True, help="Folder of the table.")
 @click.option("--cuda", is_flag=True, help="The rows that need a GPU, in place of the CPU's.")
-@click.option("--large", is_flag=True, help="Also the CPU row at 162M parameters: minutes.")
-@click.option("--shared", is_flag=True, help="Say in the record that the machine was busy otherwise too.")
+@click.option("--large", is_flag=True, help="The CPU row at 162M parameters alone: minutes.")
+@click.option("--shared", is_flag=True, help="A machine busy otherwise too: processor time, and it is said.")
 def main(out: str, cuda: bool, large: bool, shared: bool) -> None:
     if cuda and not torch.cuda.is_available():
         sys.exit("no CUDA device here")
+    if shared:
+        shared_machine()
     if cuda:
         rows = cuda_rows.measured()
+    elif large:
+        rows = [large_row()]
     else:
-        makers = (layer_rows, training_rows, llama_rows, lambda: native_rows(large=large))
+        makers = (layer_rows, training_rows, llama_rows, native_rows)
         rows = [row for maker in makers for row in _told(maker())] + cuda_rows.unmeasured()
-    busy = " The machine was busy with other work meanwhile." if shared else ""
+    busy = " Processor seconds: the machine was busy with other work meanwhile." if shared else ""
+    words = [word for word, on in (("--cuda", cuda), ("--large", large), ("--shared", shared)) if on]
+    command = " ".join(["python -m tests.benchmarks", *words])
     text = (
-        f"# {'CUDA' if cuda else 'CPU'}\n\n`python -m tests.benchmarks{' --cuda' if cuda else ''}"
-        f"{' --large' if large else ''}`: {machine()}. Best of interleaved repeats.{busy}\n\n{table(rows)}"
+        f"# {'CUDA' if cuda else 'CPU'}\n\n`{command}`: {machine()}. "
+        f"Best of interleaved repeats.{busy}\n\n{table(rows)}"
     )
+    name = "cuda.md" if cuda else "cpu-162m.md" if large else "cpu.md"
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ("cuda.md" if cuda else "cpu.md")).write_text(text, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8")
     print(text)
     sys.exit(1 if any(row.met is False for row in rows) else 0)
 

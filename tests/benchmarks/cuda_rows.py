@@ -16,7 +16,7 @@ from torch import Tensor
 from kerple_eval.budget import measured as found_budget
 from kerple_eval.checkpoints.base import Description, Shape
 from kerple_eval.checkpoints.decoder_model import DecoderModel
-from kerple_eval.flops import Pass, flops
+from kerple_eval.forecast import Pass, work_of
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
 from kerple_eval.scoring import Budget, score
@@ -64,7 +64,7 @@ def measured() -> list[Row]:
     _check(decoder, ids, exact)
     model = DecoderModel(_copy(decoder), device, torch.bfloat16, "flex")
     strips = DecoderModel(_copy(decoder), device, torch.bfloat16, "sdpa")
-    budget = found_budget(model, CONFIG.vocab_size, 512)
+    budget = found_budget(model, 512)
     _say(f"budget {budget} tokens a pass")
     seconds = {}
     for n in LENGTHS:
@@ -75,7 +75,7 @@ def measured() -> list[Row]:
     slow = _release_seconds(model, ids, 16384)
     slid, whole = _sliding(model, ids)
     rate = _matrix_rate()
-    share = {n: sum(flops(DESCRIPTION, Pass(1, n, n))) / seconds[n] / rate for n in (2048, 16384)}
+    share = {n: sum(work_of(Pass(1, n, n), DESCRIPTION)) / seconds[n] / rate for n in (2048, 16384)}
     hours = CHECKPOINTS * WINDOWS * sum(seconds.values()) / 3600
     found = (
         slow / seconds[16384],
