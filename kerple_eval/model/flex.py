@@ -5,8 +5,9 @@ bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula o
 (``Scheme.inline``). Blocks of 128 x 128 that lie in the future or beyond the window are not visited.
 Scores and bias are float32 whatever the model's dtype.
 
-Compiled on CUDA, once for each shape, so shapes are rounded up to few: rows, keys and batch to quarter
-octaves (512, 640, 768, 896, 1024, 1280, ...), the added ones being zeros that no real query sees.
+Compiled on CUDA, once for each shape, so shapes are rounded up to few: rows and keys to quarter octaves
+(512, 640, 768, 896, 1024, 1280, ...), the added ones being zeros that no real query sees; windows go in
+groups of about ``GROUP`` tokens, enough to fill a card, the last group rounded up to a power of two.
 Where torch refuses to compile a further shape that is an error, never its slow form. On the CPU it runs
 as plain operations and holds every score: for tests.
 """
@@ -26,13 +27,21 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
+GROUP = 16384  # tokens of a call
 SHAPES = 256  # programs that may be compiled in one process
 
 
-def rung(count: int, least: int = BLOCK) -> int:
-    """``count`` rounded up to a quarter of its octave, and to a multiple of ``least``."""
-    step = max(least, (1 << (count.bit_length() - 1)) // 4)
+def rung(count: int) -> int:
+    """``count`` rounded up to a quarter of its octave, and to whole blocks."""
+    step = max(BLOCK, (1 << (count.bit_length() - 1)) // 4)
     return -(-count // step) * step
+
+
+def groups(batch: int, keys: int) -> list[tuple[int, int]]:
+    """How many windows each call takes, and for how many it is compiled: a power of two."""
+    full = 1 << (max(1, GROUP // keys).bit_length() - 1)
+    rest = batch % full
+    return [(full, full)] * (batch // full) + ([(rest, 1 << (rest - 1).bit_length())] if rest else [])
 
 
 def flex_serves(scheme: Scheme) -> bool:
@@ -58,19 +67,26 @@ class Flex:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Output ``[B, H, Q, d]`` of scaled and rotated vectors; the queries are the last of the keys."""
-        batch, _, rows, _ = q.shape
-        keys = k.shape[2]
+        rows, keys = q.shape[2], k.shape[2]
         all_keys = rung(keys)
         behind = all_keys - keys  # zeros after the last position: in every real query's future
         all_rows = min(all_keys, rung(rows + behind))
         before = all_rows - rows - behind
-        extra = rung(batch, 1) - batch
-        q = F.pad(q, (0, 0, before, behind, 0, 0, 0, extra))
-        k, v = (F.pad(x, (0, 0, 0, behind, 0, 0, 0, extra)) for x in (k, v))
         mask = _blocks(all_rows, all_keys, self.window, q.device)
+        score_mod = self._score_mod(all_keys - all_rows)
         run = _compiled() if q.device.type == "cuda" else _uncompiled()
-        out: Tensor = run(q, k, v, score_mod=self._score_mod(all_keys - all_rows), block_mask=mask)
-        return out[:batch, :, before : before + rows]
+        outs, start = [], 0
+        for count, compiled in groups(len(q), all_keys):
+            part, extra = slice(start, start + count), compiled - count
+            out = run(
+                F.pad(q[part], (0, 0, before, behind, 0, 0, 0, extra)),
+                *(F.pad(x[part], (0, 0, 0, behind, 0, 0, 0, extra)) for x in (k, v)),
+                score_mod=score_mod,
+                block_mask=mask,
+            )
+            outs.append(out[:count, :, before : before + rows])
+            start += count
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _score_mod(self, offset: int) -> Any:
         """What happens to the score of query row i, at position ``offset + i``, and key j in head h."""

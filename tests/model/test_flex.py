@@ -10,7 +10,7 @@ from kerple_eval.catalogue import schemes
 from kerple_eval.model import flex as module
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import Whole, attention, eager_attention, make_table
-from kerple_eval.model.flex import BLOCK, Flex, _blocks, flex_serves, rung
+from kerple_eval.model.flex import BLOCK, GROUP, Flex, _blocks, flex_serves, groups, rung
 from kerple_eval.schemes.base import Scheme
 from tests import tiny
 
@@ -116,10 +116,29 @@ def test_rungs() -> None:
     for n in range(1, 5000):
         assert n <= rung(n) <= max(BLOCK, n + BLOCK, n * 1.25)
         assert rung(n) % BLOCK == 0
-        assert n <= rung(n, 1) <= n * 1.25
     for length in (512, 1024, 2048, 4096, 8192, 10240, 16384, 131072):
         assert rung(length) == length
     assert len({rung(n) for n in range(1, 16385)}) <= 32
+
+
+@pytest.mark.parametrize("keys", [128, 512, 640, 4096, 16384, 131072])
+def test_groups_cover_the_batch_in_few_sizes(keys: int) -> None:
+    sizes = set()
+    for batch in range(1, 300):
+        found = groups(batch, keys)
+        assert sum(count for count, _ in found) == batch
+        assert all(count <= compiled < 2 * count for count, compiled in found)
+        assert all(compiled * keys <= max(GROUP, keys) for _, compiled in found)
+        sizes |= {compiled for _, compiled in found}
+    assert len(sizes) <= 1 + (GROUP // keys).bit_length()
+
+
+def test_groups_give_what_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP", 512)
+    assert groups(11, 128) == [(4, 4), (4, 4), (3, 4)]
+    for batch in (1, 3, 4, 5, 11):
+        out, exact = both(made("kerple-log"), 20, 70, batch)
+        torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["kerple-log", "t5", "rope"])
