@@ -36,7 +36,8 @@ from kerple_eval.model.flex import Flex
 from kerple_eval.model.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
 
-QUERY_CHUNK = 1024
+QUERY_CHUNK = 1024  # query rows that attend at once, at most
+SHORT_CHUNK = 256  # and at least, on the CPU: a sixteenth of the window, so that little lies in the future
 GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
 RECOMPUTE_ELEMENTS = (
     1 << 22
@@ -49,6 +50,8 @@ class Table:
     def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device):
         self.reach = reach
         self.chunk = min(QUERY_CHUNK, reach)
+        if device.type == "cpu":
+            self.chunk = min(self.chunk, max(SHORT_CHUNK, reach // 16))
         self.window = scheme.window or reach
         distance = torch.arange(reach - 1, -1, -1, device=device)
         wide = torch.promote_types(dtype, torch.float32)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kerple_eval.model.toeplitz import antidiagonals, hankel
 
-BACKWARD_ROWS = 128  # query rows a block of the backward pass holds, for the cache
+BACKWARD_ROWS = 64  # query rows a block of the backward pass holds, for the cache
 
 
 class KernelAttention(torch.autograd.Function):
