@@ -8,85 +8,85 @@ named by itself. No weight is touched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from kerple_eval.catalogue import load, parse_modifiers, schemes, typed_options, unknown
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.types import UserError
 
-#: Trained scheme -> prefix of the schemes that may take its place.
-REPLACEABLE = {"rope": "rope-"}
+#: The scheme without parameters whose place others may take: those whose names begin with its own.
+REPLACEABLE = "rope"
+#: Options that a trained model settles.
+TRAINED = ("base", "fraction")
 
 
 def extended(
-    config: DecoderConfig, options: dict[str, str], what: str = "native", own: tuple[str, ...] = ()
+    config: DecoderConfig, options: Mapping[str, str], what: str = "native", own: tuple[str, ...] = ()
 ) -> DecoderConfig:
     """``config`` with the scheme that ``options`` ask for; all of them are used up or refused.
 
     ``what`` format it is, and which options that has of its own, are for the refusal of a wrong one.
     """
-    options = dict(options)
-    name = options.pop("extend", None)
-    first = next(iter(options), None)
-    if name is None and first is not None and not (first in schemes() and schemes()[first].stands_on):
-        raise unknown(f"option of a {what} checkpoint", first, (*own, "extend", *_modifiers()))
+    rest = dict(options)
+    laid = {name: dict(keys) for name, keys in config.modifiers.items()}
+    name = rest.pop("extend", None)
+    choices = [*own, "extend"]
     if name is not None:
-        config = _replaced(config, name, options) or _laid(config, {name: ""}, options)
-    elif options:
-        config = _laid(config, {}, options)
+        target = _target(config.scheme, name)
+        choices = _keywords(target)
+        mine = {key: rest.pop(key) for key in list(rest) if key in choices}
+        if schemes()[target].stands_on:
+            laid[target] = mine
+        else:
+            config = _replaced(config, name, target, mine)
+    try:
+        named = parse_modifiers(rest.items())
+    except UserError:
+        whose = f"a {what} checkpoint" if name is None else name
+        raise unknown(f"option of {whose}", next(iter(rest)), [*choices, *_modifiers()]) from None
+    laid |= {modifier: {k: v for k, v in pairs if v} for modifier, pairs in named}
+    for modifier in laid.keys() - config.modifiers.keys() - set(_modifiers()):
+        raise UserError(f"{modifier} has parameters: it is trained (kerple-eval train --scheme), not laid on")
+    config = replace(config, modifiers={name: _typed(name, keys) for name, keys in laid.items()})
     build_scheme(config)  # refuses what does not fit
     return config
 
 
-def _replaced(config: DecoderConfig, name: str, options: dict[str, str]) -> DecoderConfig | None:
-    known = schemes()
-    target = next((n for n in (f"{REPLACEABLE.get(config.scheme, '?')}{name}", name) if n in known), None)
-    if target is None:
-        raise unknown(f"extension of {config.scheme}", name, extensions(config.scheme))
-    if known[target].stands_on:
-        return None
-    if target not in extensions(config.scheme):
-        fits = ", ".join(extensions(config.scheme))
-        raise UserError(f"extend={name} does not fit a model trained with {config.scheme}; these do: {fits}")
-    wanted = _keywords(target)
-    own = {key: options.pop(key) for key in list(options) if key in wanted}
-    base = {key: value for key, value in config.scheme_options.items() if key in wanted}
-    clash = [key for key in own if key in ("base", "fraction")]
+def _target(scheme: str, name: str) -> str:
+    """The scheme that ``extend=name`` means for a model trained with ``scheme``."""
+    fits = _extensions(scheme)
+    for target in (f"{scheme}-{name}", name):
+        if target in fits:
+            return target
+    shown = [fit.removeprefix(f"{scheme}-") for fit in fits]
+    if name in schemes():
+        raise UserError(
+            f"extend={name} does not fit a model trained with {scheme}; these do: {', '.join(shown)}"
+        )
+    raise unknown(f"extension of {scheme}", name, shown)
+
+
+def _replaced(config: DecoderConfig, name: str, target: str, mine: dict[str, str]) -> DecoderConfig:
+    """``target`` in the scheme's place, with the options that were trained."""
+    kept = {key: value for key, value in config.scheme_options.items() if key in _keywords(target)}
+    clash = [key for key in mine if key in TRAINED]
     if clash:
         raise UserError(f"extend={name}: {clash[0]} is the trained model's own; leave it out")
-    cls = load(known[target].target)
-    if cls.needs_factor and "factor" not in own:
+    if load(schemes()[target].target).needs_factor and "factor" not in mine:
         raise UserError(f"extend={name} needs factor=F, as in extend={name},factor=8")
-    typed = typed_options(cls.__init__, {**base, **own}, target)
-    config = replace(config, scheme=target, scheme_options=typed)
-    return _laid(config, {}, options) if options else config
+    return replace(config, scheme=target, scheme_options=_typed(target, kept | mine))
 
 
-def _laid(config: DecoderConfig, first: dict[str, str], options: dict[str, str]) -> DecoderConfig:
-    """Modifiers: ``first`` (named by extend=, its value among the options), then those named themselves."""
-    laid = {name: dict(keys) for name, keys in config.modifiers.items()}
-    for name in first:
-        wanted = _keywords(name)
-        laid[name] = {key: options.pop(key) for key in list(options) if key in wanted}
-    try:
-        named = parse_modifiers(options.items())
-    except UserError:
-        key = next(iter(options))
-        whose = next(iter(first), None)
-        choices = dict.fromkeys([*(_keywords(whose) if whose else ()), *_modifiers()])
-        raise unknown(f"option of {whose}", key, choices) from None
-    laid |= {name: {k: v for k, v in pairs if v} for name, pairs in named}
-    for name in laid.keys() - config.modifiers.keys() - set(_modifiers()):
-        raise UserError(f"{name} has parameters: it is trained (kerple-eval train --scheme), not laid on")
-    known = schemes()
-    typed = {n: typed_options(load(known[n].target).__init__, keys, n) for n, keys in laid.items()}
-    return replace(config, modifiers=typed)
+def _typed(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    return typed_options(load(schemes()[name].target).__init__, options, name)
 
 
-def _keywords(name: str) -> dict[str, None]:
-    code = load(schemes()[name].target).__init__
-    return dict.fromkeys(code.__kwdefaults__ or {})
+def _keywords(name: str) -> list[str]:
+    """Options of a scheme."""
+    return list(load(schemes()[name].target).__init__.__kwdefaults__ or ())
 
 
 def _modifiers() -> list[str]:
@@ -94,8 +94,7 @@ def _modifiers() -> list[str]:
     return [name for name, entry in schemes().items() if entry.stands_on and entry.parameters == "0"]
 
 
-def extensions(scheme: str) -> list[str]:
+def _extensions(scheme: str) -> list[str]:
     """What ``extend=`` may name for a model trained with ``scheme``."""
-    prefix = REPLACEABLE.get(scheme)
-    found = [n for n in schemes() if prefix and n.startswith(prefix)]
-    return [*(n.removeprefix(prefix or "") for n in found), *found, *_modifiers()]
+    taking = [name for name in schemes() if scheme == REPLACEABLE and name.startswith(f"{REPLACEABLE}-")]
+    return [*taking, *_modifiers()]

@@ -41,7 +41,7 @@ SHORT_CHUNK = 256  # and at least, on the CPU: a sixteenth of the window, so tha
 GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
 RECOMPUTE_ELEMENTS = (
     1 << 22
-)  # a layer's scores above this are formed anew by the backward pass, so many at once
+)  # of a layer's scores: more are formed anew in the backward pass, so many at once
 
 
 class Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class KernelAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int,
     ) -> Tensor:  # fmt: skip
         length = q.shape[2]
@@ -38,15 +40,13 @@ class KernelAttention(torch.autograd.Function):
             out[:, :, start:stop] = rows.flip(2)
             lse[:, :, start:stop] = sums.flip(2)
         ctx.save_for_backward(q, k, v, values, out, lse)
-        ctx.reach = reach  # type: ignore[attr-defined]
+        ctx.reach = reach
         return out
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        q, k, v, values, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        reach: int = ctx.reach  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        q, k, v, values, out, lse = ctx.saved_tensors
+        reach: int = ctx.reach
         batch, heads, length, dim = q.shape
         scale = dim**-0.5
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

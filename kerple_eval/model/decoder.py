@@ -48,7 +48,8 @@ class Attention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             observed = scheme.observe(x)
         y = attention(q, k, v, scheme, table, observed)
-        return self.out(y.transpose(1, 2).reshape(batch, rows, width))  # type: ignore[no-any-return]
+        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, rows, width))
+        return out
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         batch, length, width = x.shape
@@ -104,8 +105,8 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear | nn.Embedding):
                 std = residual if name.endswith(("attention.out", "mlp_out")) else small
                 nn.init.normal_(module.weight, 0.0, std, generator=generator)
-                if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm | RMSNorm):
                 module.reset_parameters()
         self.scheme.reset_parameters(torch.Generator().manual_seed(seed))
@@ -134,4 +135,5 @@ class Decoder(nn.Module):
             if scheme is not before:  # one table serves all layers that share a scheme
                 table = make_table(scheme, length, x.dtype, tokens.device, self.way)
             x = layer(x, scheme, table, rows if index == len(self.layers) - 1 else length)
-        return self.norm(x)  # type: ignore[no-any-return]
+        out: Tensor = self.norm(x)
+        return out

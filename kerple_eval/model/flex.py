@@ -146,8 +146,7 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-@cache
 def _uncompiled() -> Any:
-    import torch.nn.attention.flex_attention as module  # noqa: PLC0415
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    return module.flex_attention
+    return flex_attention

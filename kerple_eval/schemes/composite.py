@@ -9,6 +9,7 @@ smallest, ``visible`` holds where every part sees, and one part at most may ``re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,9 +17,6 @@ from torch import Tensor, nn
 
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
-
-#: Hooks that a modifier may give a meaning.
-MODIFYING = ("row_scale", "visible", "remap")
 
 
 class Stacked(Scheme):
@@ -110,12 +108,9 @@ class Combined(Scheme):
         return self.base.embed(x, positions)
 
     def row_scale(self, positions_q: Tensor) -> Tensor | None:
-        found = [part.row_scale(positions_q) for part in self.parts.values()]
+        found = (part.row_scale(positions_q) for part in self.parts.values())
         scales = [scale for scale in found if scale is not None]
-        out = scales[0] if scales else None
-        for scale in scales[1:]:
-            out = out * scale if out is not None else scale
-        return out
+        return reduce(torch.mul, scales) if scales else None
 
     def rotate(self, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor]:
         return self.base.rotate(q, k, positions_q, positions_k)
@@ -143,12 +138,9 @@ class Combined(Scheme):
         return self.base.score(scores, q, k, positions_q, positions_k, *extra)
 
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
-        out: Tensor | None = None
-        for part in self.parts.values():
-            seen = part.visible(positions_q, positions_k)
-            if seen is not None:
-                out = seen if out is None else out & seen
-        return out
+        found = (part.visible(positions_q, positions_k) for part in self.parts.values())
+        masks = [mask for mask in found if mask is not None]
+        return reduce(torch.logical_and, masks) if masks else None
 
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         for part in self.parts.values():

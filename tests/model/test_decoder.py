@@ -137,7 +137,7 @@ def test_initial_scheme_parameters_are_projected() -> None:
     made.reset_parameters(0)
     edge = torch.tensor(0.01)
     for name in ("r1", "r2"):
-        values = made.scheme.get_parameter(name)
+        values = made.scheme.get_parameter(name).detach()
         assert float(values.min()) == float(edge)
         assert 1 <= int((values == edge).sum()) < 100
 
