@@ -10,14 +10,16 @@ import torch
 from safetensors.numpy import load_file
 
 from kerple_eval.checkpoints.native import NativeCheckpoint
-from kerple_eval.checkpoints.shipped import ZOO, read_config, shipped
+from kerple_eval.checkpoints.shipped import ZOO, one_a_scheme, read_config, shipped, shipped_as
 from kerple_eval.data.sources import documents_of
 from kerple_eval.data.task import open_task
 from kerple_eval.scoring import score
-from kerple_eval.types import Spec, Window
+from kerple_eval.types import Spec, UserError, Window
 from tests import oracles
 
 SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
+FURTHER = tuple(f"{scheme}-s{seed}" for scheme in ("kerple-log", "alibi", "t5", "rope") for seed in (2, 3))
+NAMES = SCHEMES + FURTHER
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,29 @@ def text() -> np.ndarray:
     return np.frombuffer(lincoln.text.encode(), dtype=np.uint8).astype(np.int64)
 
 
-def test_one_checkpoint_a_scheme() -> None:
-    assert set(shipped()) == set(SCHEMES)
+def test_one_checkpoint_a_scheme_and_three_seeds_of_four() -> None:
+    assert set(shipped()) == set(NAMES)
+    assert one_a_scheme() == list(SCHEMES)
+    for name in FURTHER:
+        scheme, _, seed = name.rpartition("-s")
+        assert (read_config(shipped()[name])["model"]["scheme"], read_config(shipped()[name])["seed"]) == (
+            scheme, int(seed),
+        )  # fmt: skip
+        assert shipped_as(f"{scheme}-s1") == shipped()[scheme]
+        assert read_config(shipped()[scheme])["seed"] == 1
+
+
+def test_no_two_checkpoints_hold_the_same_weights() -> None:
+    hashes = {read_config(folder)["weights_sha256"] for folder in shipped().values()}
+    assert len(hashes) == len(NAMES)
+
+
+def test_an_unknown_seed_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown zoo model 'rope-s9'"):
+        shipped_as("rope-s9")
+
+
+def test_size() -> None:
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 30e6
 
 
@@ -53,7 +76,7 @@ def formula(name: str, tokens: np.ndarray) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_float64_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
     """Past the trained length too: 600 tokens, trained at 512."""
     tokens = text[1000:1601]
@@ -62,10 +85,10 @@ def test_float64_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
 
 
 #: What float32 may move a single loss by. nope amplifies rounding, see DESIGN.md, "Negative results".
-SINGLE = dict.fromkeys(SCHEMES, 1e-5) | {"nope": 2e-3}
+SINGLE = dict.fromkeys(NAMES, 1e-5) | {"nope": 2e-3}
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_float32_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
     tokens = text[1000:1601]
     got, expected = losses(name, tokens, torch.float32), formula(name, tokens)
@@ -73,17 +96,18 @@ def test_float32_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
     assert got.mean(dtype=np.float64) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_only_position_differs() -> None:
+def test_only_position_and_seed_differ() -> None:
     configs = [read_config(folder) for folder in shipped().values()]
 
     def rest(config: dict[str, Any]) -> tuple[Any, ...]:
         model = {k: v for k, v in config["model"].items() if not k.startswith("scheme")}
-        return model, config["training"]["recipe"], config["training"]["data"], config["seed"]
+        recipe = {k: v for k, v in config["training"]["recipe"].items() if k != "seed"}
+        return model, recipe, config["training"]["data"]
 
     assert all(rest(config) == rest(configs[0]) for config in configs)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_cards_beat_the_yardstick(name: str) -> None:
     training = read_config(shipped()[name])["training"]
     held_out = training["held_out"]

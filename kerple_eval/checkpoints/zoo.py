@@ -1,13 +1,12 @@
-"""The zoo: native checkpoints shipped inside the package, ``zoo:NAME``."""
+"""The zoo: native checkpoints shipped inside the package, ``zoo:NAME`` or ``zoo:NAME-sN``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kerple_eval.catalogue import unknown
 from kerple_eval.checkpoints.base import Checkpoint
 from kerple_eval.checkpoints.native import NativeCheckpoint
-from kerple_eval.checkpoints.shipped import shipped
+from kerple_eval.checkpoints.shipped import shipped_as
 
 
 class ZooCheckpoint(NativeCheckpoint):
@@ -17,7 +16,4 @@ class ZooCheckpoint(NativeCheckpoint):
 
     @classmethod
     def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        folders = shipped()
-        if place not in folders:
-            raise unknown("zoo model", place, folders)
-        return NativeCheckpoint.open(str(folders[place]), options)
+        return NativeCheckpoint.open(str(shipped_as(place)), options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kerple_eval.checkpoints.shipped import shipped
+from kerple_eval.checkpoints.shipped import one_a_scheme
 from kerple_eval.commands import run as run_command
 from kerple_eval.reports import curve, page, position
 
@@ -17,7 +17,7 @@ MAX_TOKENS = 16385
 
 def run(out: str) -> int:
     """Seven schemes trained at 512, evaluated to 16,384 on held-out addresses. Goes on if stopped."""
-    models = [f"zoo:{name}" for name in shipped()]
+    models = [f"zoo:{name}" for name in one_a_scheme()]
     print(
         f"{len(models)} decoders trained at 512 bytes, one a positional scheme, on held-out speeches "
         f"of the task sotu: {DOCUMENTS} documents of {MAX_TOKENS:,} bytes"

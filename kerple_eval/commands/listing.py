@@ -50,7 +50,7 @@ def _models() -> Rows:
             (
                 f"zoo:{name}",
                 model["scheme"],
-                f"trained at {model['train_length']}",
+                f"trained at {model['train_length']}, seed {config['seed']}",
                 f"{training['parameters']:,} parameters",
                 f"{bits:.4f} bits per byte held out on {training['data']['task']}",
             )
