@@ -25,10 +25,12 @@ from kerple_eval.data.documents import TokenDocument
 from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.files import locked
 from kerple_eval.growing import Growth
+from kerple_eval.model.flex import programs
 from kerple_eval.plan import LENGTHS, PlannedModel, RunPlan, make_plan
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.reuse import find
+from kerple_eval.scoring import batches
 from kerple_eval.types import BosRule, CellKey, UserError, Window
 from kerple_eval.worklist import Work, cost, worklist
 
@@ -44,6 +46,7 @@ class Progress:
     cells: int
     work_done: float
     work: float
+    compiling: bool = False  # FlexAttention meets a shape for the first time: some seconds
 
 
 def evaluate(
@@ -187,6 +190,7 @@ class _Worker:
         self.model: LanguageModel | None = None
         self.loaded: PlannedModel | None = None
         self.budget = RunBudget(run)
+        self.compiled: set[tuple[str | None, int, int, int]] = set()
 
     def work(self) -> None:
         self._write_summary()
@@ -265,6 +269,7 @@ class _Worker:
         windows = [task.windows[place] for place in fresh]
         hits = task.plan.protocol.scores_answers
         bos, budget = task.reading.window_bos, self.budget.pass_
+        self._tell(task, compiling=self._compiles(task, model, windows))
         for members, scored in self.team.score(model, ids, windows, bos, hits, budget):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
@@ -272,6 +277,21 @@ class _Worker:
             self._tell(task)
         source = found.describe(task.key, len(task.windows))
         return [row for row in losses if row is not None], source
+
+    def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
+        """Whether passes to come have a shape that this process has not compiled; it then has."""
+        if model.attention != "flex":
+            return False
+        lead = 0 if task.reading.window_bos is None else 1
+        shapes = {
+            (task.model.description.scheme, *program)
+            for members in batches(windows, self.budget.pass_.tokens, lead)
+            for window in [windows[members[0]][1]]
+            for program in programs(len(members), window.inputs + lead, window.targets)
+        }
+        fresh = not shapes <= self.compiled
+        self.compiled |= shapes
+        return fresh
 
     def _before(self, task: Work) -> list[Work]:
         """Cells of the same model and text that come before this one in the run's order."""
@@ -317,9 +337,9 @@ class _Worker:
             hits=hits,
         )
 
-    def _tell(self, task: Work) -> None:
+    def _tell(self, task: Work, *, compiling: bool = False) -> None:
         done = sum(row["status"] == "ok" for row in self.rows.values())
-        self.on_progress(Progress(task.key, done, len(self.keys), self.work_done, self.work_total))
+        self.on_progress(Progress(task.key, done, len(self.keys), self.work_done, self.work_total, compiling))
 
     def _write_summary(self) -> None:
         rows = (self.rows[key] for key in self.keys if key in self.rows)

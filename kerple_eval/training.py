@@ -31,6 +31,7 @@ from kerple_eval.files import locked, write_atomically
 from kerple_eval.interrupts import interruptible
 from kerple_eval.model.config import DecoderConfig
 from kerple_eval.model.decoder import Decoder
+from kerple_eval.model.ways import settle
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records import differences
 from kerple_eval.scoring import NotFiniteError, score
@@ -121,6 +122,7 @@ def train(
             **(record or {}),
             "recipe": {k: v for k, v in asdict(recipe).items() if k != "model"},
             "data": corpus.record,
+            "attention": run.way,
             "parameters": sum(p.numel() for p in run.decoder.parameters()),
             "tokens_seen": recipe.steps * recipe.batch * recipe.model.train_length,
             "hours": round(run.seconds / 3600, 4),
@@ -153,6 +155,8 @@ class _Run:
         self.decoder = Decoder(recipe.model)
         self.decoder.reset_parameters(recipe.seed)
         self.decoder.to(self.device)
+        narrow = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+        self.way = settle("auto", self.decoder.scheme, recipe.model.scheme_name, self.device, narrow)
         self.optimizer = _optimizer(self.decoder, recipe)
         self.batches = PackedBatches(corpus, recipe.model.train_length, recipe.batch, recipe.seed)
         self.step = 0
@@ -170,6 +174,7 @@ class _Run:
             group["lr"] = recipe.learning_rate * schedule(self.step, recipe.warmup, recipe.steps)
         self.decoder.scheme.begin_step(torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step))
         narrow = recipe.precision == "bfloat16"
+        self.decoder.way = self.way  # held-out losses between steps may be computed another way
         with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             logits = self.decoder.head(self.decoder(tokens[:, :-1]))
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())

@@ -14,7 +14,7 @@ _SEED = re.compile(r"-s[0-9]+$")
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> folder, in the order of the scheme catalogue; ``NAME`` is seed 1, ``NAME-sN`` a further seed."""
+    """Name -> folder, schemes in the catalogue's order; ``NAME`` is seed 1, ``NAME-sN`` a further one."""
     order = [entry.name for entry in SCHEMES]
     found = {path.parent.name: path.parent for path in sorted(ZOO.glob("*/config.json"))}
     return dict(sorted(found.items(), key=lambda item: order.index(_SEED.sub("", item[0]))))

@@ -59,7 +59,7 @@ def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, 
             progress.update(
                 bar, total=report.work, completed=report.work_done,
                 cells=f"{report.cells_done}/{report.cells} cells",
-                cell=f"{key.model} {key.protocol} {key.length}",
+                cell=f"{key.model} {key.protocol} {key.length}" + ", compiling" * report.compiling,
             )  # fmt: skip
 
         try:

@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme = build_scheme(config)
-        self.way = "sdpa"  # how attention is computed: ``ways`` settles it; training takes this one
+        self.way = "sdpa"  # how attention is computed: ``ways`` settles it
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights from ``seed``; every scheme gets the same ones outside the scheme."""

@@ -2,8 +2,10 @@
 
 For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
 bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula of its own
-(``Scheme.inline``). Blocks of 128 x 128 that lie in the future or beyond the window are not visited.
-Scores and bias are float32 whatever the model's dtype.
+(``Scheme.inline``), or where its parameters are being trained: the backward pass then adds each score's
+gradient at its distance, not at one of H places, and autograd goes on from there. Blocks of 128 x 128
+that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the
+model's dtype.
 
 Compiled on CUDA, once for each shape, so shapes are rounded up to few: rows and keys to quarter octaves
 (512, 640, 768, 896, 1024, 1280, ...), the added ones being zeros that no real query sees; windows go in
@@ -44,6 +46,13 @@ def groups(batch: int, keys: int) -> list[tuple[int, int]]:
     return [(full, full)] * (batch // full) + ([(rest, 1 << (rest - 1).bit_length())] if rest else [])
 
 
+def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
+    """(windows, rows, keys) of what a pass calls: layers of all rows, and the last one of the scored."""
+    keys = rung(inputs)
+    shapes = {min(keys, rung(n + keys - inputs)) for n in (inputs, rows)}
+    return {(compiled, n, keys) for _, compiled in groups(batch, keys) for n in shapes}
+
+
 def flex_serves(scheme: Scheme) -> bool:
     """Whether position enters through functions of distance (and rotations) alone."""
     return not any(scheme.implements(hook) for hook in ("bias", "score", "visible", "remap"))
@@ -53,22 +62,21 @@ class Flex:
     """A scheme's kernel and weight for windows of at most ``reach`` tokens, shared by all layers."""
 
     def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device) -> None:
-        if torch.is_grad_enabled() and any(p.requires_grad for p in scheme.parameters()):
-            raise NotImplementedError("FlexAttention serves scoring alone: no gradient reaches the kernel")
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in scheme.parameters())
         self.window = scheme.window
         wide = torch.promote_types(dtype, torch.float32)
         distance = torch.arange(rung(reach), device=device).to(wide)
-        self.inline = scheme.inline(device)
+        self.inline = None if learns else scheme.inline(device)
         kernel = scheme.kernel(distance) if self.inline is None else None
         weight = scheme.weight(distance)
-        self.kernel = None if kernel is None else kernel.detach().contiguous()
-        self.weight = None if weight is None else weight.detach().contiguous()
+        self.kernel = None if kernel is None else kernel.contiguous()
+        self.weight = None if weight is None else weight.contiguous()
         self.wide = wide
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Output ``[B, H, Q, d]`` of scaled and rotated vectors; the queries are the last of the keys."""
         rows, keys = q.shape[2], k.shape[2]
-        all_keys = rung(keys)
+        all_keys = rung(keys)  # :func:`programs` counts by the same arithmetic
         behind = all_keys - keys  # zeros after the last position: in every real query's future
         all_rows = min(all_keys, rung(rows + behind))
         before = all_rows - rows - behind

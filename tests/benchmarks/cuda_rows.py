@@ -51,6 +51,7 @@ ROWS: tuple[tuple[tuple[str, str], float | None, float | None], ...] = (
     (("the paper's Table 3, 90 checkpoints: GPU hours", "-"), None, 1),
     (("the same, 16384: FlexAttention", "SDPA with strips of bias"), 1, None),
     (("sliding 4096/256: FlexAttention", "whole windows through last layer and head"), 1.15, None),
+    (("training step of the same, 2 x 2048: FlexAttention", "every score at once"), 1, None),
 )
 
 
@@ -86,6 +87,7 @@ def measured() -> list[Row]:
         hours,
         by_strips / seconds[16384],
         whole / slid,
+        _training(decoder),
     )
     note = f"{rate / 1e12:.0f} TFLOP/s measured, {budget} tokens a pass"
     return [
@@ -159,6 +161,26 @@ def _sliding(model: DecoderModel, ids: np.ndarray) -> tuple[float, float]:
         way()
     times = interleaved(ways, 5)
     return times["rows"], times["whole"]
+
+
+def _training(decoder: Decoder) -> float:
+    """Seconds of a step with every score in memory over one with FlexAttention; gradients compared first."""
+    made = _copy(decoder).cuda()
+    drawn = np.random.default_rng(1).integers(CONFIG.vocab_size, size=(2, 2049))
+    tokens = torch.from_numpy(drawn).cuda()
+
+    def step(way: str) -> list[Tensor]:
+        made.way = way
+        made.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = made.head(made(tokens[:, :-1]))
+        F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        return [p.grad for p in made.parameters() if p.grad is not None]
+
+    for a, b in zip(step("flex"), step("eager"), strict=True):
+        assert float((a - b).norm()) < 0.05 * float(b.norm())
+    times = interleaved({way: partial(step, way) for way in ("flex", "eager")}, 5)
+    return times["eager"] / times["flex"]
 
 
 def _release_seconds(model: DecoderModel, ids: np.ndarray, length: int) -> float:

@@ -10,7 +10,7 @@ from kerple_eval.catalogue import schemes
 from kerple_eval.model import flex as module
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import Whole, attention, eager_attention, make_table
-from kerple_eval.model.flex import BLOCK, GROUP, Flex, _blocks, flex_serves, groups, rung
+from kerple_eval.model.flex import BLOCK, GROUP, Flex, _blocks, flex_serves, groups, programs, rung
 from kerple_eval.schemes.base import Scheme
 from tests import tiny
 
@@ -133,6 +133,26 @@ def test_groups_cover_the_batch_in_few_sizes(keys: int) -> None:
     assert len(sizes) <= 1 + (GROUP // keys).bit_length()
 
 
+@pytest.mark.parametrize(
+    ("batch", "inputs", "rows"), [(2, 150, 150), (3, 300, 20), (70, 300, 300), (1, 1, 1)]
+)
+def test_programs_are_what_is_called(
+    batch: int, inputs: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = set()
+
+    def program(q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
+        called.add((len(q), q.shape[2], k.shape[2]))
+        return q
+
+    monkeypatch.setattr(module, "_uncompiled", lambda: program)
+    decoder = tiny.decoder(tiny.config("alibi"))
+    decoder.way = "flex"
+    with torch.no_grad():
+        decoder(torch.from_numpy(tiny.tokens(batch * inputs)).view(batch, inputs), rows)
+    assert called == programs(batch, inputs, rows)
+
+
 def test_groups_give_what_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP", 512)
     assert groups(11, 128) == [(4, 4), (4, 4), (3, 4)]
@@ -162,9 +182,32 @@ def test_the_whole_way_is_the_oracle_itself() -> None:
     assert torch.equal(attention(*tensors, scheme, table), eager_attention(*tensors, scheme))
 
 
-def test_gradients_are_refused_not_lost() -> None:
-    with pytest.raises(NotImplementedError, match="scoring alone"):
-        make_table(made("kerple-log"), 9, torch.float64, CPU, "flex")
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("kerple-log", "t5", "rope") else pytest.param(n, marks=pytest.mark.slow) for n in SERVED],
+)
+def test_gradients_are_the_oracles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every weight and of the kernel's parameters; a batch of 150 positions, no whole number of blocks."""
+    from torch.nn.attention import flex_attention  # noqa: PLC0415
+
+    # torch refuses gradients on the CPU because it generates no code for them; the traced form has them.
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
+    program = torch.compile(flex_attention.flex_attention, dynamic=False, fullgraph=True, backend="eager")
+    monkeypatch.setattr(module, "_uncompiled", lambda: program)
+    decoder = tiny.decoder(tiny.config(name, train_length=150))
+    tokens = torch.from_numpy(tiny.tokens(2 * 150)).view(2, 150)
+    found = {}
+    for way in ("flex", "eager"):
+        decoder.way = way
+        decoder.zero_grad()
+        decoder.head(decoder(tokens)).square().mean().backward()
+        found[way] = {n: p.grad for n, p in decoder.named_parameters() if p.grad is not None}
+    assert found["flex"].keys() == found["eager"].keys()
+    for key, grad in found["flex"].items():
+        exact = found["eager"][key]
+        assert exact is not None
+        torch.testing.assert_close(grad, exact, rtol=1e-9, atol=1e-9 * float(exact.abs().max()))
 
 
 @pytest.mark.slow
@@ -206,7 +249,7 @@ def test_one_program_a_shape_whatever_the_checkpoint(name: str, monkeypatch: pyt
                 out = attention(*tensors, scheme, make_table(scheme, length, torch.float64, CPU, "flex"))
                 torch.testing.assert_close(out, eager_attention(*tensors, scheme), rtol=0, atol=1e-10)
     torch._dynamo.reset()
-    assert counter.frame_count == 2
+    assert counter.frame_count == len(programs(2, 150, 150) | programs(2, 300, 300)) == 2
 
 
 @pytest.mark.cuda
@@ -227,3 +270,23 @@ def test_cuda_is_the_oracle(name: str, dtype: torch.dtype, tolerance: float) -> 
             scheme.float()
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", SERVED)
+def test_cuda_gradients_are_the_oracles(name: str) -> None:
+    decoder = tiny.decoder(tiny.config(name, width=48, train_length=300)).float().cuda()
+    tokens = torch.from_numpy(tiny.tokens(2 * 300)).view(2, 300).cuda()
+    found = {}
+    for way in ("flex", "eager"):
+        decoder.way = way
+        decoder.zero_grad()
+        decoder.head(decoder(tokens)).square().mean().backward()
+        found[way] = {n: p.grad for n, p in decoder.named_parameters() if p.grad is not None}
+        decoder.double()
+    assert found["flex"].keys() == found["eager"].keys()
+    for key, grad in found["flex"].items():
+        exact = found["eager"][key]
+        assert exact is not None
+        assert float((grad - exact).norm()) <= 0.01 * float(exact.norm()) + 1e-6

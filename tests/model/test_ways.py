@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,12 +62,13 @@ def test_heads_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
         way("flex", "kerple-log", CUDA)
 
 
-def evaluated(place: Path, model: str, asked: str) -> kerple_eval.Run:
+def evaluated(place: Path, model: str, asked: str, **more: Any) -> kerple_eval.Run:
+    place.mkdir(exist_ok=True)
     make_model(place / model, model)
     (place / "text.txt").write_text("A line of text, and another. " * 20)
     return kerple_eval.evaluate(
         str(place / model), text=str(place / "text.txt"), lengths=[16, 48], device="cpu", attention=asked,
-        out=place / f"{model}-{asked}",
+        out=place / f"{model}-{asked}", **more,
     )  # fmt: skip
 
 
@@ -88,3 +90,22 @@ def test_a_run_refuses_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown attention 'fast'"):
         evaluated(tmp_path, "kerple-log", "fast")
     assert not list(tmp_path.glob("kerple-log-*"))
+
+
+def test_a_run_says_when_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a shape of this process: 16 and 48 tokens are one block each, in groups of another size."""
+    from torch.nn.attention import flex_attention  # noqa: PLC0415
+
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(module, "_obstacle", lambda *_: None)
+    said: list[tuple[int, bool]] = []
+    run = evaluated(tmp_path, "alibi", "flex", on_progress=lambda p: said.append((p.key.length, p.compiling)))
+    assert run.summary()["status"].tolist() == ["ok", "ok"]
+    assert {length for length, compiling in said if compiling} == {16, 48}
+    for length in (16, 48):
+        steps = [compiling for n, compiling in said if n == length]
+        assert steps.count(True) == 1
+        assert not steps[-1]
+    said.clear()
+    evaluated(tmp_path / "sdpa", "alibi", "sdpa", on_progress=lambda p: said.append((0, p.compiling)))
+    assert (0, True) not in said
