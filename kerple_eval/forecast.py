@@ -77,18 +77,22 @@ def work_of(shape: Pass, description: Description) -> tuple[float, float]:
     return linear + head, attention
 
 
-def forecast(plan: RunPlan, finished: Collection[CellKey] = ()) -> list[Forecast]:
-    """One entry a model, in the plan's order, of the cells not in ``finished``."""
+def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | None = None) -> list[Forecast]:
+    """One entry a model, in the plan's order, of the cells not in ``finished``.
+
+    ``tokens`` of a forward pass, where it is no fixed number (:mod:`kerple_eval.budget`).
+    """
     every = list(worklist(plan))
-    found = [_planned(plan, model, every, finished) for model in plan.models]
+    budget = Budget(tokens or TOKENS_PER_PASS[plan.device.type])
+    found = [_planned(plan, model, every, finished, budget) for model in plan.models]
     for entry, model in zip(found, plan.models, strict=True):
         if entry.passes:
-            entry.seconds = _measured(plan, model, entry.passes)
+            entry.seconds = _measured(plan, model, entry.passes, budget)
     return found
 
 
 def _planned(
-    plan: RunPlan, model: PlannedModel, every: Sequence[Work], finished: Collection[CellKey]
+    plan: RunPlan, model: PlannedModel, every: Sequence[Work], finished: Collection[CellKey], budget: Budget
 ) -> Forecast:
     entry = Forecast(model.label)
     longest = 0
@@ -102,7 +106,7 @@ def _planned(
         entry.windows += len(task.windows)
         entry.targets += sum(window.targets for _, window in task.windows)
         entry.served += len(served)
-        for members in batches(windows, TOKENS_PER_PASS[plan.device.type], lead):
+        for members in batches(windows, budget.tokens, lead):
             window = windows[members[0]][1]
             entry.passes[Pass(len(members), window.inputs + lead, window.targets)] += 1
             longest = max(longest, window.inputs + lead)
@@ -130,7 +134,7 @@ def _as_if(task: Work) -> Any:
     )
 
 
-def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass]) -> float:
+def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass], budget: Budget) -> float:
     """Seconds of all passes, loading the model included."""
     began = time.monotonic()
     loaded = model.checkpoint.load(plan.device, plan.dtype)
@@ -140,8 +144,8 @@ def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass]) -> floa
     for shape in _chosen(passes, work):
         if timed and _predicted(shape, work, timed) > DEAREST:
             break
-        pass_seconds(loaded, shape)  # warms up
-        timed[shape] = pass_seconds(loaded, shape)
+        pass_seconds(loaded, shape, budget)  # warms up
+        timed[shape] = pass_seconds(loaded, shape, budget)
     return loading + sum(
         n * (timed[shape] if shape in timed else _predicted(shape, work, timed))
         for shape, n in passes.items()

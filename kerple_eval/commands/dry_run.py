@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.budget import measured
 from kerple_eval.cells import read_cell
 from kerple_eval.files import read_json, write_atomically
 from kerple_eval.forecast import Forecast, forecast
-from kerple_eval.plan import make_plan
+from kerple_eval.plan import RunPlan, make_plan
 from kerple_eval.records import Run, differences, open_run
 from kerple_eval.reports.rows import Listing, draw
 from kerple_eval.types import CellKey, UserError
@@ -27,13 +28,15 @@ def run(models: Sequence[str], out: str, lengths: Sequence[int], **options: Any)
     plan = make_plan(models, lengths=lengths, **options)
     folder = Path(out)
     finished: set[CellKey] = set()
+    kept: int | None = None  # the budget of the run begun
     if (folder / "run.json").exists():
         begun = open_run(folder)
         different = differences(begun.specification, plan.specification)
         if different:
             raise UserError(f"{folder}: holds a run with another specification: {different[0]}")
+        kept = begun.provenance.get("tokens_per_pass")
         finished = {cell.key for cell in begun.cells() if cell.summary()["status"] == "ok"}
-    entries = forecast(plan, finished)
+    entries = forecast(plan, finished, kept or _tokens(plan))
     print(draw(_table(entries), "text"))
     if plan.precision is not None:
         print("with --precision this is the most it can take; it stops when it is sure")
@@ -46,6 +49,13 @@ def run(models: Sequence[str], out: str, lengths: Sequence[int], **options: Any)
     write_atomically(folder / FILE, json.dumps(record, indent=2).encode() + b"\n")
     print(f"nothing was scored; the same command without --dry-run begins, and {folder / FILE} keeps this")
     return 0
+
+
+def _tokens(plan: RunPlan) -> int | None:
+    """Tokens of a forward pass as the run would find them on CUDA; None where they are fixed."""
+    if plan.device.type != "cuda":
+        return None
+    return measured(plan.models[0].checkpoint.load(plan.device, plan.dtype), plan.longest)
 
 
 HEAD = ("model", "cells", "windows", "targets", "held already", "TFLOP", "GB", "time")

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kerple_eval.checkpoints.native import NativeCheckpoint
 from kerple_eval.commands.dry_run import verdict
-from kerple_eval.forecast import Pass, _predicted, work_of
+from kerple_eval.forecast import Pass, _predicted, forecast, work_of
+from kerple_eval.plan import make_plan
 from kerple_eval.records import open_run
 from kerple_eval.scoring import score
 from kerple_eval.types import Window
@@ -79,6 +80,19 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     again = invoke(*words, "--dry-run")  # nothing left
     assert "0" in again.stdout
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["cells"] == []
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 2048])
+def test_passes_are_those_of_the_budget(tokens: int, models: dict[str, str], text: str) -> None:
+    """137 bytes in windows of 8 are 17 whole ones; the budget says how many share a pass."""
+    plan = make_plan(
+        [models["rope"]], lengths=[8], text=[text], device="cpu", dtype="float32", tasks=[], tokens=[],
+        protocols=None, documents=None, keep_short=False, max_tokens=None, seed=None, bos=None,
+    )  # fmt: skip
+    (entry,) = forecast(plan, tokens=tokens)
+    sizes = [p.batch for p, count in entry.passes.items() for _ in range(count) if p.inputs == 8]
+    assert sum(sizes) == 17
+    assert max(sizes) == min(17, tokens // 8)
 
 
 def test_another_specification_is_refused(words: list[str], invoke: Cli) -> None:
