@@ -83,8 +83,9 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         for plan in run.specification["protocols"]:
             if "reduction" in plan:
                 yield Warn(
-                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}); intervals, "
-                    "comparisons and figures by document or context are of the mean over targets"
+                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}), and so are "
+                    "intervals and comparisons; bits per byte, the split of a change and losses by context "
+                    "are of the mean over targets"
                 )
         if "precision" in run.specification:
             yield Warn(

@@ -161,19 +161,6 @@ def test_no_band_below_five_documents(tmp_path: Path) -> None:
         assert "bands" not in picture.note
 
 
-def test_no_band_where_the_number_is_not_the_mean_over_targets(run: Path) -> None:
-    """Another tool may weigh windows otherwise: an interval of the mean is not one of its number."""
-    text = (run / "summary.csv").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("rope,") and ",128," in line)
-    nll = line.split(",")[11]
-    (run / "summary.csv").write_text(text.replace(nll, str(float(nll) + 0.01)))
-    known = sums.read([run])
-    found = bands(painted(curve.pictures([run], known)[0]))
-    assert [len(found[colour]) for colour in COLORS[:2]] == [2, 1]
-    (paired,) = bands(painted(ratio.pictures([run], known, against="kerple-log")[0])).values()
-    assert [x for x, *_ in paired] == [64]
-
-
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (lambda r: ratio.draw([r], r / "x.png", against="kerple"), "did you mean 'kerple-log'"),
     (
