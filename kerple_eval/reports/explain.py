@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,10 +75,9 @@ def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: st
     missing = commands(splits)
     if not missing:
         return []
-    asked = " ".join(str(folder) for folder in folders)
-    more = " ".join(line.split(" --out ")[1].split(" ")[0] for line in missing)
-    lines = ["missing sliding-window cells are computed by", *(f"  {line}" for line in missing)]
-    return [*lines, "and then used by", f"  kerple-eval {command} {asked} {more}"]
+    asked = shlex.join([*map(str, folders), *(words[-1] for words in missing)])  # --out is last
+    lines = ["missing sliding-window cells are computed by", *(f"  {shlex.join(w)}" for w in missing)]
+    return [*lines, "and then used by", f"  kerple-eval {command} {asked}"]
 
 
 def _row(split: Split) -> tuple[str, ...]:
