@@ -163,7 +163,7 @@ def test_the_paper_stands_beside_without_being_compared(tmp_path: Path) -> None:
     assert not [line for line in text.splitlines() if "±" in line and "**" in line]
     assert text.count("KERPLE paper") == 1  # not beside another protocol
     latex = render([folder], "latex", against="paper:dataset=GitHub")
-    assert r"31.3 $\pm$ 5.20$^\dagger$" in latex
+    assert r"31.3\,$\pm$\,5.20$^\dagger$" in latex
     assert r"\multicolumn{3}{l}{\emph{KERPLE paper, GitHub, 162M, trained at 512}}" in latex
 
 
