@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from kerple_eval.reports.table import number, render
+from kerple_eval.reports.rows import number
+from kerple_eval.reports.table import render
 from kerple_eval.types import UserError
 from tests.reports.handmade import row, write_run
 
