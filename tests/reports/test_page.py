@@ -315,6 +315,16 @@ def test_provenance_down_to_weights_and_command(real: Path) -> None:
         assert {"#models-1", "#run-1"} <= {a.attributes["href"] for a in tr.all("a")}
 
 
+def test_a_file_that_is_gone_is_marked(real: Path) -> None:
+    gone = sorted((real / "cells").glob("rope*"))[0]
+    gone.unlink()
+    _, tree = made(real)
+    cells = [e for e in tree.every if e.tag == "tr" and e.attributes.get("id", "").startswith("cell-")]
+    files = [tr.all("td")[-1].whole() for tr in cells]
+    assert [file for file in files if "not here" in file] == [f"cells/{gone.name} (not here)"]
+    assert len(files) == 4
+
+
 def test_two_runs_in_one_page(real: Path, tmp_path: Path) -> None:
     other = write_finished(tmp_path / "again", [cell("rope", drawn(9, [30] * 6), length=64)])
     _, tree = made(real, other, out=tmp_path / "both.html")
