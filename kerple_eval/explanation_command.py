@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,11 @@ from kerple_eval.records import Run
 STRIDES_A_LENGTH = 8
 
 
-def commands(splits: Sequence[Split]) -> list[str]:
-    """One line a run whose splits lack a sliding-window cell; nothing where none would help."""
+def commands(splits: Sequence[Split]) -> list[list[str]]:
+    """Words of one command a run whose splits lack a sliding-window cell; none where none would help.
+
+    The last is the directory it writes.
+    """
     wanted: dict[tuple[str, str], list[Split]] = {}  # by directory and first-token rule
     for split in splits:
         if split.needs.startswith("no sliding-window"):
@@ -31,19 +33,18 @@ def _bos(split: Split) -> str:
     return ""
 
 
-def _command(splits: Sequence[Split], bos: str) -> str:
+def _command(splits: Sequence[Split], bos: str) -> list[str]:
     run = splits[0].run
     lengths = sorted({split.key.length for split in splits})
     stride = max(1, lengths[0] // STRIDES_A_LENGTH)
     cap = f"@{lengths[-1]}" if _same_documents(run) else ""
     folder = Path(run.folder)
     folder = folder if folder.name not in ("", "..") else folder.resolve()
-    words = [
+    return [
         *_asked(run), "--protocol",
         f"sliding-window:stride={stride}{cap}", *(["--bos", bos] if bos else []),
         "--out", str(folder.with_name(folder.name + "-sliding" + (f"-bos-{bos}" if bos else ""))),
     ]  # fmt: skip
-    return shlex.join(words)
 
 
 def _same_documents(run: Run) -> bool:

@@ -48,7 +48,7 @@ def _table(grid: AnswerGrid) -> Listing:
                  f"{_percent(low)} to {_percent(high)}", f"{every.loss:.4g}"]
             )  # fmt: skip
     title = f"{grid.task}: exact matches in % by depth (0 is the beginning), loss in nats per target"
-    return Listing(title, head, rows, [*_notes(grid), *notes], grid.task, "answer")
+    return Listing(title, head, rows, [*_notes(grid), *notes], grid.task, "answer", last_is_number=True)
 
 
 def _notes(grid: AnswerGrid) -> list[str]:

@@ -126,5 +126,4 @@ def of_listing(listing: Listing, links: dict[tuple[str, int], str]) -> Table:
                 )
             )
         )
-    words = frozenset({0, *(i for i, head in enumerate(shown.head) if head in ("verdict", "said"))})
-    return Table(shown.title, tuple(shown.head), tuple(rows), tuple(shown.notes), words)
+    return Table(shown.title, tuple(shown.head), tuple(rows), tuple(shown.notes), shown.words)

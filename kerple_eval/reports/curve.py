@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from kerple_eval.reports import sums
-from kerple_eval.reports.grid import VALUES, Grid, chosen, read_grids
+from kerple_eval.reports.grid import VALUES, Grid, chosen, model_names, read_grids
 from kerple_eval.reports.style import (
     Curve,
     Picture,
@@ -36,7 +36,7 @@ def pictures(
     folders: Sequence[str | Path], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
 ) -> list[Picture]:
     grids = read_grids(folders)
-    names = list(dict.fromkeys(model for grid in grids for model in grid.models))
+    names = model_names(grids)
     return [_picture(grid, names, known) for grid in chosen(grids, task, protocol)]
 
 
@@ -53,7 +53,7 @@ def _picture(grid: Grid, names: list[str], known: sums.Sums) -> Picture:
             x, y = [e.row["length"] for e in cells], [e.row[value] for e in cells]
             band = sums.columns([sums.band(e, value, known) for e in cells])
             found.append(Curve(model, names.index(model), x, y, *band))
-    trained = {t for m in grid.models if (t := grid.trained(m)) in grid.lengths and t}
+    trained = grid.trained_lengths
 
     def paint(panel: Axes) -> None:
         curves(panel, found)

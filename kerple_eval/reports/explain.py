@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kerple_eval.catalogue import unknown
 from kerple_eval.explanation import Part, Split, explain
 from kerple_eval.explanation_command import commands
-from kerple_eval.reports.rows import Listing
+from kerple_eval.reports.rows import Listing, check_format, csv_text, draw
 from kerple_eval.types import UserError
 
-FORMATS = ("text", "markdown", "csv")
 HEAD = ("model", "lengths", "change", "dilution", "context gain", "stride", "documents", "targets")
 COLUMNS = (
     "model", "task", "protocol", "length_from", "length_to", "documents", "targets", "same_targets",
@@ -35,14 +33,12 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
 
 
 def render(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
-    """Splits of one or several runs in one of ``FORMATS``; nats per target, negative is better."""
-    if style not in FORMATS:
-        raise unknown("format of an explanation", style, FORMATS)
+    """Splits of one or several runs in text, Markdown or CSV; nats per target, negative is better."""
+    check_format(style)
     splits = explain(folders, lengths)
     if style == "csv":
-        return _csv(splits)
-    setter = _markdown if style == "markdown" else _text
-    blocks = [setter(x.title, [HEAD, *(tuple(row) for row in x.rows)], x.notes) for x in _listings(splits)]
+        return csv_text(COLUMNS, [_record(split) for split in splits])
+    blocks = [draw(one, style) for one in _listings(splits)]
     if lines := _missing(splits, folders, "explain"):
         if style == "markdown":
             lines = ["```", *lines, "```"]
@@ -63,7 +59,13 @@ def _listings(splits: Sequence[Split]) -> list[Listing]:
     what = "change of mean loss with length, nats per target (negative is better)"
     return [
         Listing(
-            f"{task}, {protocol}: {what}", HEAD, [_row(s) for s in members], _notes(members), task, protocol
+            f"{task}, {protocol}: {what}",
+            HEAD,
+            [_row(s) for s in members],
+            _notes(members),
+            task,
+            protocol,
+            last_is_number=True,
         )
         for (task, protocol), members in groups.items()
     ]
@@ -74,10 +76,9 @@ def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: st
     missing = commands(splits)
     if not missing:
         return []
-    asked = " ".join(str(folder) for folder in folders)
-    more = " ".join(line.split(" --out ")[1].split(" ")[0] for line in missing)
-    lines = ["missing sliding-window cells are computed by", *(f"  {line}" for line in missing)]
-    return [*lines, "and then used by", f"  kerple-eval {command} {asked} {more}"]
+    asked = shlex.join([*map(str, folders), *(words[-1] for words in missing)])  # --out is last
+    lines = ["missing sliding-window cells are computed by", *(f"  {shlex.join(w)}" for w in missing)]
+    return [*lines, "and then used by", f"  kerple-eval {command} {asked}"]
 
 
 def _row(split: Split) -> tuple[str, ...]:
@@ -126,40 +127,17 @@ def _notes(splits: Sequence[Split]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _text(title: str, table: Sequence[tuple[str, ...]], notes: Sequence[str]) -> str:
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
-    lines = [title, ""]
-    for number, row in enumerate(table):
-        cells = [
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-        if number == 0:
-            lines.append("  " + "─" * (sum(widths) + 2 * len(widths) - 2))
-    return "\n".join([*lines, "", *(f"  {note}" for note in notes)]) + "\n"
-
-
-def _markdown(title: str, table: Sequence[tuple[str, ...]], notes: Sequence[str]) -> str:
-    lines = [f"**{title}**", ""]
-    for number, row in enumerate(table):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-        if number == 0:
-            lines.append("|---" + "|---:" * (len(HEAD) - 1) + "|")
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes)]) + "\n"
-
-
-def _csv(splits: Sequence[Split]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for split in splits:
-        key = split.key
-        row = [key.model, key.task, key.protocol, key.length, split.longer, split.documents, split.targets]
-        row += ["true" if split.same_targets else "false"]
-        for part in (split.change, split.dilution, split.context_gain):
-            row += [""] * 3 if part is None else [repr(part.value), *map(repr, part.interval or ())]
-            row += [""] * (2 if part is not None and part.interval is None else 0)
-        used = split.stride is not None
-        row += [repr(split.other_targets), split.stride if used else "", repr(split.short_of) if used else ""]
-        writer.writerow([*row, split.needs])
-    return buffer.getvalue()
+def _record(split: Split) -> dict[str, Any]:
+    key, used = split.key, split.stride is not None
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
+        "model": key.model, "task": key.task, "protocol": key.protocol, "length_from": key.length,
+        "length_to": split.longer, "documents": split.documents, "targets": split.targets,
+        "same_targets": "true" if split.same_targets else "false", "other_targets": split.other_targets,
+        "stride": split.stride, "context_short_of": split.short_of if used else None, "needs": split.needs,
+    }  # fmt: skip
+    for name in ("change", "dilution", "context_gain"):
+        part: Part | None = getattr(split, name)
+        if part is not None:
+            low, high = part.interval or (None, None)
+            row |= {name: part.value, f"{name}_low": low, f"{name}_high": high}
+    return row

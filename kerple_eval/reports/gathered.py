@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kerple_eval.catalogue import unknown
 from kerple_eval.records import Run, open_run
 from kerple_eval.reports import sums
-from kerple_eval.reports.grid import Entry, Grid, read_grids
+from kerple_eval.reports.grid import Entry, Grid, model_names, read_grids
 
 #: What others are set against where nobody says otherwise.
 REFERENCE = "kerple-log"
@@ -53,7 +52,9 @@ class Gathered:
         Only labels that one run alone has: of two, the table's and the grid's need not be the same.
         """
         grid = next(g for g in self.grids if (g.task, g.protocol) == (task, protocol))
-        own = [entry.row["model"] for _, entry in _firsts(grid)]
+        own = [
+            next(e for (name, _), e in grid.entries.items() if name == m).row["model"] for m in grid.models
+        ]
         return {
             (model, length): self.anchor(grid, model, length)
             for model, length in grid.entries
@@ -69,9 +70,7 @@ def gather(folders: Sequence[str | Path], against: str | None) -> Gathered:
     """Read everything; ``against`` must be a model of the runs, kerple-log where it is there if None."""
     paths = [Path(folder) for folder in dict.fromkeys(map(str, folders))]
     grids = read_grids(paths)
-    names = list(dict.fromkeys(model for grid in grids for model in grid.models))
-    if against is not None and against not in names:
-        raise unknown("model", against, names)
+    names = model_names(grids, against)
     reference = against or (REFERENCE if REFERENCE in names and len(names) > 1 else None)
     found = Gathered(paths, [open_run(path) for path in paths], grids, sums.read(paths), reference)
     number = 0
@@ -82,11 +81,3 @@ def gather(folders: Sequence[str | Path], against: str | None) -> Gathered:
                     number += 1
                     found.anchors[grid.task, grid.protocol, model, length] = f"cell-{number}"
     return found
-
-
-def _firsts(grid: Grid) -> list[tuple[str, Entry]]:
-    """One entry of each model."""
-    return [
-        (model, next(entry for (name, _), entry in grid.entries.items() if name == model))
-        for model in grid.models
-    ]

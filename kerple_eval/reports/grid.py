@@ -6,7 +6,6 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from kerple_eval.catalogue import unknown
 from kerple_eval.cells import COLUMNS
 from kerple_eval.records import open_run, own_label
+from kerple_eval.stats.groups import identities
 from kerple_eval.types import CellKey, UserError
 
 VALUES = {
@@ -64,6 +64,11 @@ class Grid:
         """The trained length where all models have the same one."""
         lengths = {self.trained(model) for model in self.models}
         return lengths.pop() if len(lengths) == 1 else None
+
+    @property
+    def trained_lengths(self) -> set[int]:
+        """Those of any model that are lengths of the grid."""
+        return {n for model in self.models if (n := self.trained(model)) is not None and n in self.lengths}
 
     def column(self, length: int) -> list[Entry]:
         """Finished cells of one length."""
@@ -133,10 +138,6 @@ class Grid:
         return lines
 
 
-def _kind(model: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in model.items() if k not in ("label", "seed", "weights_sha256")})
-
-
 def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
 
@@ -150,7 +151,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
     for folder in folders:
         run = open_run(folder)
         readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
-        kinds = {m["label"]: _kind(m) for m in run.specification["models"]}
+        kinds = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
         for row in _rows(run.folder / "summary.csv"):
@@ -168,6 +169,14 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
     if not grids:
         raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")
     return list(grids.values())
+
+
+def model_names(grids: Sequence[Grid], against: str | None = None) -> list[str]:
+    """Models of all grids, in their order; ``against``, where given, must be one of them."""
+    names = list(dict.fromkeys(model for grid in grids for model in grid.models))
+    if against is not None and against not in names:
+        raise unknown("model", against, names)
+    return names
 
 
 def chosen(grids: Sequence[Grid], task: str | None, protocol: str | None) -> list[Grid]:

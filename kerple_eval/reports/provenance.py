@@ -28,6 +28,9 @@ def provenance(found: Gathered) -> Section:
             (
                 "numbers to eight digits; summary.csv has them in full, the file every loss",
                 "the targets hash covers the documents' tokens and the spans of scored targets",
+                "files are named within the run's folder; those not there when this page was made are "
+                "marked, and a page that was moved or committed without its cells names files that did not "
+                "come along",
             ),
             _WORDS,
         ),

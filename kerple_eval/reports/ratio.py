@@ -12,9 +12,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from kerple_eval.catalogue import unknown
 from kerple_eval.reports import sums
-from kerple_eval.reports.grid import Entry, Grid, chosen, read_grids
+from kerple_eval.reports.grid import Entry, Grid, chosen, model_names, read_grids
 from kerple_eval.reports.style import (
     Curve,
     Picture,
@@ -45,9 +44,7 @@ def pictures(
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or no other model has a cell on the same targets."""
     grids = read_grids(folders)
-    names = list(dict.fromkeys(model for grid in grids for model in grid.models))
-    if against not in names:
-        raise unknown("model", against, names)
+    names = model_names(grids, against)
     found = [_picture(g, names, against, known) for g in chosen(grids, task, protocol) if against in g.models]
     kept = [picture for picture in found if picture is not None]
     if not kept:
@@ -75,7 +72,6 @@ def _picture(grid: Grid, names: list[str], against: str, known: sums.Sums) -> Pi
     if not found:
         return None
     found.sort(key=lambda one: -one.y[-1])
-    trained = {t for m in grid.models if (t := grid.trained(m)) in grid.lengths and t}
 
     def paint(panel: Axes) -> None:
         panel.axhline(1, color="0.3", linewidth=0.8, zorder=0)
@@ -83,7 +79,7 @@ def _picture(grid: Grid, names: list[str], against: str, known: sums.Sums) -> Pi
         value_axis(panel, named=1)
         panel.set_ylabel("perplexity, ratio")
         length_axis(panel, grid.lengths, "length L (tokens)")
-        mark_trained(panel, trained)
+        mark_trained(panel, grid.trained_lengths)
 
     said = "; ".join(f"{one.label} {trend(one.x, one.y)}" for one in found)
     words = f"Perplexity as a ratio to that of {against}, against length in tokens. {said}."

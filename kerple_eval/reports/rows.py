@@ -21,7 +21,8 @@ def check_format(style: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A titled table with notes under it; the first and last columns are words, the others numbers."""
+    """A titled table with notes under it; the first column is words, and the last unless it is said not to
+    be; the others are numbers."""
 
     title: str
     head: Sequence[str]
@@ -29,6 +30,12 @@ class Listing:
     notes: Sequence[str]
     task: str = ""
     protocol: str = ""
+    last_is_number: bool = False
+
+    @property
+    def words(self) -> frozenset[int]:
+        """Columns that are words."""
+        return frozenset({0} if self.last_is_number else {0, len(self.head) - 1})
 
     def kept(self) -> Listing:
         """Without columns that have no entry."""
@@ -47,14 +54,19 @@ def draw(listing: Listing, style: str) -> str:
             f"**{title}**",
             "",
             _bar(head),
-            "|" + "|".join(["---", *["---:"] * (len(head) - 2), "---"]) + "|",
+            "|" + "|".join("---" if i in shown.words else "---:" for i in range(len(head))) + "|",
         ]
         lines += [_bar(row) for row in rows]
         lines += ["", *(f"* {note}" for note in notes)]
     else:
         widths = [max(map(len, column)) for column in zip_longest(head, *rows, fillvalue="")]
-        lines = [title, "", _aligned(head, widths), "  " + "-" * (sum(widths) + 2 * len(widths) - 2)]
-        lines += [_aligned(row, widths) for row in rows]
+        lines = [
+            title,
+            "",
+            _aligned(head, widths, shown.words),
+            "  " + "-" * (sum(widths) + 2 * len(widths) - 2),
+        ]
+        lines += [_aligned(row, widths, shown.words) for row in rows]
         lines += ["", *(f"  {note}" for note in notes)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -63,13 +75,12 @@ def _bar(row: Sequence[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    last = len(row) - 1
-    words = [
-        text.ljust(width) if i in (0, last) else text.rjust(width)
+def _aligned(row: Sequence[str], widths: Sequence[int], words: frozenset[int]) -> str:
+    cells = [
+        text.ljust(width) if i in words else text.rjust(width)
         for i, (text, width) in enumerate(zip(row, widths, strict=True))
     ]
-    return "  " + "  ".join(words)
+    return "  " + "  ".join(cells)
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -84,7 +95,7 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Perplexities: four significant digits or so."""
+    """Four significant digits or so: 3.214, 23.91, 185.2, 14039."""
     if value is None:
         return ""
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0}f}"

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from kerple_eval.catalogue import unknown
 from kerple_eval.reports import sums
-from kerple_eval.reports.grid import Grid, chosen, read_grids
+from kerple_eval.reports.grid import Grid, chosen, model_names, read_grids
 from kerple_eval.reports.style import Picture, compose, line_style, plain, save
 from kerple_eval.stats.documents import Scored, different_targets
 from kerple_eval.types import UserError
@@ -35,9 +34,7 @@ def pictures(
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or nothing is on the same targets."""
     grids = read_grids(folders)
-    names = list(dict.fromkeys(model for grid in grids for model in grid.models))
-    if against not in names:
-        raise unknown("model", against, names)
+    names = model_names(grids, against)
     found, reasons = [], []
     for grid in chosen(grids, task, protocol):
         for model in (m for m in grid.models if m != against):

@@ -50,9 +50,8 @@ def asked(found: Gathered) -> Section:
         spec, provenance = run.specification, run.provenance
         if len(found.runs) > 1:
             blocks.append(Heading(run.folder.resolve().name))
-        last = {
-            s.get("run", ""): s["command"] for s in provenance["sessions"]
-        }  # of each run it was merged of
+        # The last of each run that it was merged of.
+        last = {s.get("run", ""): s["command"] for s in provenance["sessions"]}
         blocks += [Code(shlex.join(["kerple-eval", *command[1:]])) for command in last.values()]
         models = [model["label"] for model in spec["models"]]
         protocols = [f"{p['protocol']} at {', '.join(map(str, p['lengths']))}" for p in spec["protocols"]]
@@ -83,8 +82,9 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         for plan in run.specification["protocols"]:
             if "reduction" in plan:
                 yield Warn(
-                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}); intervals, "
-                    "comparisons and figures by document or context are of the mean over targets"
+                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}), and so are "
+                    "intervals and comparisons; bits per byte, the split of a change and losses by context "
+                    "are of the mean over targets"
                 )
         if "precision" in run.specification:
             yield Warn(
@@ -118,11 +118,7 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
             f"models were scored on different targets at {listing(mixed)}, so a difference there is one of "
             "text too"
         )
-    hashes: dict[str, set[str]] = {}
-    for (model, _), entry in grid.entries.items():
-        if entry.ok:
-            hashes.setdefault(model, set()).add(entry.row["targets_hash"])
-    if any(len(of_model) > 1 for of_model in hashes.values()):
+    if grid.differs_between_lengths():
         yield "the targets differ between lengths, so a change with length is one of text too"
     fewest = min((row["documents"] for row in cells), default=MINIMUM_DOCUMENTS)
     if fewest < MINIMUM_DOCUMENTS:

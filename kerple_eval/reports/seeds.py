@@ -16,6 +16,7 @@ import numpy as np
 from kerple_eval.catalogue import unknown
 from kerple_eval.reports.grid import Entry, Grid
 from kerple_eval.stats.groups import stem
+from kerple_eval.stats.seeds import Spread, spread
 from kerple_eval.stats.tests import dagger, seed_test
 from kerple_eval.types import UserError
 
@@ -33,14 +34,10 @@ class Family:
         found = self.cells.get(length, {})
         return {seed: e.row[value] for seed, e in found.items() if e.ok and e.row[value] is not None}
 
-    def mean(self, length: int, value: str) -> float | None:
+    def spread(self, length: int, value: str) -> Spread | None:
+        """Mean and sample standard deviation over seeds; None without a number."""
         numbers = list(self.values(length, value).values())
-        return float(np.mean(numbers)) if numbers else None
-
-    def spread(self, length: int, value: str) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two."""
-        numbers = list(self.values(length, value).values())
-        return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+        return spread(numbers) if numbers else None
 
 
 def families(grid: Grid) -> list[Family]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from kerple_eval.catalogue import unknown
 
-#: A LaTeX table whose rows have more characters is set smaller, so as to fit the width of a page's text.
-SIZES = ((84, r"\scriptsize"), (60, r"\footnotesize"))
+#: A LaTeX table whose rows have more characters is set smaller, so as to fit the width of a page's text
+#: (article's 345 pt); beyond some 140 characters, as with the paper's schemes across, no size does.
+SIZES = ((104, r"\tiny"), (84, r"\scriptsize"), (60, r"\footnotesize"))
 STYLES = ("text", "markdown", "latex")
 
 
@@ -137,8 +138,8 @@ def _latex(sheet: Sheet) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{escape(caption)}}}",
-        *([rf"{size}\setlength{{\tabcolsep}}{{3pt}}"] if size else []),
-        rf"\begin{{tabular}}{{l{'r' * len(sheet.head)}}}",
+        *([rf"{size}\setlength{{\tabcolsep}}{{2pt}}"] if size else []),
+        rf"\begin{{tabular}}{{@{{}}l{'r' * len(sheet.head)}@{{}}}}",
         r"\toprule",
         " & ".join(escape(h) for h in (sheet.corner, *sheet.head)) + r" \\",
         r"\midrule" + mark,
@@ -164,7 +165,7 @@ def _characters(sheet: Sheet) -> int:
 
 
 def _latex_item(item: Item) -> str:
-    text = escape(item.text)
+    text = escape(item.text).replace(r" $\pm$ ", r"\,$\pm$\,")
     return (rf"\textbf{{{text}}}" if item.best else text) + escape(item.mark)
 
 

@@ -52,7 +52,7 @@ def of(entry: Entry | None, known: Sums) -> Scored | None:
 def band(entry: Entry, value: str, known: Sums) -> Band | None:
     """The 95 % interval of a cell's ``value``; None where its file is not here or documents are few."""
     cell = of(entry, known)
-    if cell is None or not _is_mean(entry, cell):
+    if cell is None:
         return None
     found = sums_interval(cell.sums)
     if value == "ppl":
@@ -67,16 +67,9 @@ def ratio_band(entry: Entry, reference: Entry, known: Sums) -> Band | None:
     a, b = of(entry, known), of(reference, known)
     if a is None or b is None or a is b or different_targets(a, b) or shortage(a.sums.counts):
         return None
-    if not (_is_mean(entry, a) and _is_mean(reference, b)):
-        return None
     found: Interval = ratio_interval(*paired_sums(a, b))
     low, high = perplexity(found.low), perplexity(found.high)
     return None if low is None or high is None else (low, high)
-
-
-def _is_mean(entry: Entry, cell: Scored) -> bool:
-    """Whether the entry's number is the mean over targets; that of some tools' protocols is not."""
-    return math.isclose(entry.row["nll"], cell.sums.mean, rel_tol=1e-6)
 
 
 def columns(bands: Sequence[Band | None]) -> tuple[list[float], list[float]] | tuple[None, None]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from kerple_eval.catalogue import unknown
 from kerple_eval.reports import paper
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
+from kerple_eval.reports.rows import number
 from kerple_eval.reports.seeds import choose_reference, families, gathered, significantly_worse
 from kerple_eval.reports.sheet import STYLES, Item, Line, Sheet, typeset
 from kerple_eval.types import UserError
@@ -25,21 +26,11 @@ FORMATS = (*STYLES, "csv")
 DAGGER = "†"
 
 
-def number(value: float | None) -> str:
-    """Four significant digits or so: 3.214, 23.91, 185.2, 14039."""
-    if value is None:
-        return ""
-    digits = 3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0
-    return f"{value:.{digits}f}"
-
-
-def uncertain(value: float | None, error: float | None) -> str:
+def uncertain(value: float, error: float | None) -> str:
     """``23.9 ± 0.6``: the error at one or two digits (two where they begin below 355), the value to match.
 
     The Particle Data Group's rule (Review of Particle Physics, Introduction, section 5.3).
     """
-    if value is None:
-        return ""
     if error is None or error <= 0:
         return number(value)
     exponent = math.floor(math.log10(error))
@@ -135,17 +126,17 @@ def seeds_sheet(grid: Grid, value: str, reference: str | None) -> Sheet:
     members = families(grid)
     against = choose_reference(members, reference)
     lines = []
-    means = {(f.label, n): f.mean(n, value) for f in members for n in grid.lengths}
+    found = {(f.label, n): f.spread(n, value) for f in members for n in grid.lengths}
     for family in members:
         items = []
         for length in grid.lengths:
-            mean = means[family.label, length]
-            others = [m for f in members if (m := means[f.label, length]) is not None]
-            best = len(others) > 1 and mean == min(others) and grid.same_targets(length)
+            own = found[family.label, length]
+            means = [s.mean for f in members if (s := found[f.label, length]) is not None]
+            best = own is not None and own.mean == min(means) and len(means) > 1 and grid.same_targets(length)
             worse = against is not None and significantly_worse(family, against, length, value)
-            text = uncertain(mean, family.spread(length, value)) if mean is not None else "-"
+            text = "-" if own is None else uncertain(own.mean, own.std)
             items.append(Item(text, best, DAGGER if worse else ""))
-        lines.append(Line(f"{family.label}", tuple(items)))
+        lines.append(Line(family.label, tuple(items)))
     counts = sorted({len(family.models) for family in members})
     seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     notes = [f"mean ± standard deviation (n - 1) over {seeds}"]

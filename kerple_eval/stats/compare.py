@@ -1,6 +1,7 @@
 """Schemes against a reference on the same targets: difference, interval, tests, verdict.
 
-Differences are model - reference, in nats per target of the mean loss: above zero the model is worse.
+Differences are model - reference, in nats per target of the cells' ``nll`` (a tool's protocol: that tool's
+number): above zero the model is worse.
 exp(difference) - 1 is the change of perplexity. One model a side: the claim is about these two models,
 and text is what varies (interval over documents, sign-flip permutation). Two seeds or more that both
 sides have: the claim is about the schemes, seeds and text vary (the crossed interval and its t-test;

@@ -82,7 +82,7 @@ def read_tables(
                 f"{folder}: documents were added until it was sure (--precision), so that intervals here "
                 "cover less than they say; precision.json there holds those corrected for the looks"
             )
-        identities = _identities(run)
+        kinds = identities(run)
         for cell in run.cells():
             place = (cell.key.task, cell.key.protocol)
             if (task, protocol) != (task and place[0], protocol and place[1]):
@@ -92,7 +92,7 @@ def read_tables(
                 failed.setdefault(place, []).append(f"{label} at {cell.key.length}")
                 continue
             found = members.setdefault(place, {})
-            entry = (identities[cell.key.model], Member(label, cell.header["seed"]))
+            entry = (kinds[cell.key.model], Member(label, cell.header["seed"]))
             found.setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)
     if not members:
         wanted = ", ".join(word for word in (task, protocol) if word)
@@ -105,7 +105,7 @@ def read_tables(
     ]
 
 
-def _identities(run: Run) -> dict[str, str]:
+def identities(run: Run) -> dict[str, str]:
     """Model label -> everything of its specification but label, seed and weights."""
     own = {"label", "seed", "weights_sha256"}
     models: list[dict[str, Any]] = run.specification["models"]

@@ -1,7 +1,8 @@
 """Intervals of a ratio of sums over documents: mean loss, perplexity, bits per byte.
 
-R = sum s_i / sum c_i over n documents (s_i nats, c_i targets, C = sum c_i). The default is the delta
-method: R is linearised, r_i = s_i - R c_i, and
+R = sum s_i / sum c_i over n documents (s_i nats, c_i targets, C = sum c_i; where a tool's protocol weighs
+windows, weighted losses and weights, so that R is that tool's number). The default is the delta method: R
+is linearised, r_i = s_i - R c_i, and
 
     se^2 = (n-1)/n * sum (r_i / (1 - c_i/C))^2 / C^2,   R +- t_{q} se,   q = n_e - 1 degrees of freedom.
 
@@ -76,7 +77,7 @@ class CellInterval:
 
     documents: int
     effective: float
-    mean: float  # nats per target
+    mean: float  # nats per target, the cell's ``nll``
     nll: Interval | None
     ppl: tuple[float | None, float | None] | None
     bits_per_byte: Interval | None

@@ -154,10 +154,10 @@ def test_a_missing_cell_is_named_with_its_command(
 ) -> None:
     """The command, run as it stands, gives the cell; the second command then splits everything."""
     words = ["run", models["alibi"], f"other={models['rope']}", "--text", library, "--length", "8,16,40",
-             "--protocol", "full-context", "--documents", "6", "--out", str(tmp_path / "r")]  # fmt: skip
+             "--protocol", "full-context", "--documents", "6", "--out", str(tmp_path / "my run")]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["kerple-eval", *words])
     assert invoke(*words).exit_code == 0
-    done = invoke("explain", str(tmp_path / "r"))
+    done = invoke("explain", str(tmp_path / "my run"))
     assert done.exit_code == 0
     assert "no sliding-window at 8" in done.stdout
     first, second = [line.strip() for line in done.stdout.splitlines() if line.startswith("  kerple-eval ")]

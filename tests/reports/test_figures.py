@@ -26,21 +26,6 @@ PPL = {
 }
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures as they reach ``save``, which still writes them."""
-    seen: list[Figure] = []
-    for module in (curve, position):
-        real = module.save
-
-        def save(figure: Figure, out: Path, real=real) -> None:  # type: ignore[no-untyped-def]
-            seen.append(figure)
-            real(figure, out)
-
-        monkeypatch.setattr(module, "save", save)
-    return seen
-
-
 def curves(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
     """Label -> x and y; what marks trained lengths has no label."""
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from kerple_eval.reports import effective_length, kernels, matrix
 from kerple_eval.scheme_view import SchemeView, view
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry, UserError
+from tests.reports.test_figures import curves
 from tests.run.conftest import make_model
 
 Formula = Callable[[int, int], float]  # of head and distance
@@ -67,28 +67,6 @@ FORMULAS = {
 
 def zoo(name: str, hooks: tuple[str, ...] = ("kernel", "bias")) -> SchemeView:
     return view(open_model(parse_model(f"zoo:{name}")), name, hooks)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    seen: list[Figure] = []
-    for module in (kernels, effective_length, matrix):
-        real = module.save
-
-        def save(figure: Figure, out: Path, real=real) -> None:  # type: ignore[no-untyped-def]
-            seen.append(figure)
-            real(figure, out)
-
-        monkeypatch.setattr(module, "save", save)
-    return seen
-
-
-def curves(axes: Axes) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    return {
-        str(line.get_label()): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
-        for line in axes.get_lines()
-        if not str(line.get_label()).startswith("_")
-    }
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -257,9 +235,9 @@ def test_effective_length_counts_heads(tmp_path: Path, drawn: list[Figure]) -> N
     found = curves(axes)
     assert list(found) == ["alibi: 3 of 4 heads", "t5: 4 of 4 heads", "alibi, window=100: 4 of 4 heads"]
     x, y = found["alibi: 3 of 4 heads"]
-    assert x.tolist() == [1, 9, 33, 129, 300]  # the first D with D 2^(-2h) > 2; 513 is out
-    assert y.tolist() == [0, 1, 2, 3, 3]
-    assert found["alibi, window=100: 4 of 4 heads"][0].tolist() == [1, 9, 33, 100, 100, 300]
+    assert x == [1, 9, 33, 129, 300]  # the first D with D 2^(-2h) > 2; 513 is out
+    assert y == [0, 1, 2, 3, 3]
+    assert found["alibi, window=100: 4 of 4 heads"][0] == [1, 9, 33, 100, 100, 300]
     for at in range(1, 301):  # the steps say how many heads are within each distance
         drawn_count = y[np.searchsorted(x, at, side="right") - 1] if at < 300 else y[-1]
         assert drawn_count == sum(e <= at for e in (9, 33, 129, 513))

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from kerple_eval.reports import page
+from kerple_eval.reports.gathered import gather
 from kerple_eval.reports.sections import warnings
 from kerple_eval.types import UserError
 from tests.reports.handmade import row, write_run
-from tests.stats.made import cell, drawn, shifted, write_cells
+from tests.stats.made import cell, drawn, shifted, write_finished
 
 HOSTILE = '<script>alert("1")</script>&amp;<img src=x onerror=alert(2)>'
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -93,14 +94,7 @@ def real(tmp_path: Path) -> Path:
         for model, by in (("kerple-log", 0.0), ("rope", 0.05))
         for length in (64, 128)
     ]
-    return with_summary(write_cells(tmp_path / "real", cells), cells)
-
-
-def with_summary(folder: Path, cells: list) -> Path:  # type: ignore[type-arg]
-    from kerple_eval.records import write_summary  # noqa: PLC0415
-
-    write_summary(folder, [one.summary() for one in cells])
-    return folder
+    return write_finished(tmp_path / "real", cells)
 
 
 def test_the_page_asks_for_nothing(real: Path) -> None:
@@ -226,8 +220,6 @@ def test_colours_can_be_read() -> None:
 
 
 def said(folder: Path) -> str:
-    from kerple_eval.reports.gathered import gather  # noqa: PLC0415
-
     return "\n".join(str(getattr(block, "text", "")) for block in warnings(gather([folder], None)).blocks)
 
 
@@ -284,7 +276,7 @@ def test_seeds_have_a_table_of_their_own(tmp_path: Path) -> None:
         for m, by in (("log", 0.0), ("rope", 0.5))
         for seed in (1, 2, 3)
     ]
-    _, tree = made(with_summary(write_cells(tmp_path / "seeds", cells), cells))
+    _, tree = made(write_finished(tmp_path / "seeds", cells))
     ids = {e.attributes["id"]: e for e in tree.every if "id" in e.attributes}
     tables = [t for t in ids["results"].all("table") if t.all("thead")[0].all("th")[0].whole() == "scheme"]
     assert len(tables) == 1
@@ -323,11 +315,19 @@ def test_provenance_down_to_weights_and_command(real: Path) -> None:
         assert {"#models-1", "#run-1"} <= {a.attributes["href"] for a in tr.all("a")}
 
 
+def test_a_file_that_is_gone_is_marked(real: Path) -> None:
+    gone = sorted((real / "cells").glob("rope*"))[0]
+    gone.unlink()
+    _, tree = made(real)
+    cells = [e for e in tree.every if e.tag == "tr" and e.attributes.get("id", "").startswith("cell-")]
+    files = [tr.all("td")[-1].whole() for tr in cells]
+    assert [gone.name in file for file in files] == ["(not here)" in file for file in files]
+    assert sum("(not here)" in file for file in files) == 1
+    assert len(files) == 4
+
+
 def test_two_runs_in_one_page(real: Path, tmp_path: Path) -> None:
-    other = with_summary(
-        write_cells(tmp_path / "again", [cell("rope", drawn(9, [30] * 6), length=64)]),
-        [cell("rope", drawn(9, [30] * 6), length=64)],
-    )
+    other = write_finished(tmp_path / "again", [cell("rope", drawn(9, [30] * 6), length=64)])
     _, tree = made(real, other, out=tmp_path / "both.html")
     ids = {e.attributes["id"]: e for e in tree.every if "id" in e.attributes}
     names = [th.whole() for th in ids["results"].all("tbody")[0].all("th")]

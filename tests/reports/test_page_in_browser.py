@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from kerple_eval.records import write_summary
 from kerple_eval.reports import page
-from tests.stats.made import cell, drawn, shifted, write_cells
+from tests.stats.made import cell, drawn, shifted, write_finished
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +42,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for model, by in MODELS.items()
         for length in (64, 128, 256)
     ]
-    folder = write_cells(tmp_path_factory.mktemp("browser") / "run", cells)
-    write_summary(folder, [one.summary() for one in cells])
+    folder = write_finished(tmp_path_factory.mktemp("browser") / "run", cells)
     (path,) = page.write([folder], against="m1")
     return path
 

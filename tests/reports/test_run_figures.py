@@ -15,26 +15,18 @@ from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from kerple_eval.cells import Cell
 from kerple_eval.cli import cli
-from kerple_eval.records import write_summary
 from kerple_eval.reports import curve, position, ratio, scatter, sums
 from kerple_eval.reports.style import COLORS, Picture, compose
 from kerple_eval.reports.words import trend
 from kerple_eval.types import UserError
 from tests.reports.handmade import row, write_run
 from tests.reports.test_figures import curves, legend
-from tests.stats.made import cell, drawn, shifted, write_cells
+from tests.stats.made import cell, drawn, shifted, write_finished
 
 SIZE = 40  # targets of each document: with one size the intervals are the textbook's
 BY = (0.02, 0.05, -0.01, 0.08, 0.03, 0.04)
 BASE = drawn(5, [SIZE] * 6)
-
-
-def with_summary(folder: Path, cells: list[Cell]) -> Path:
-    write_cells(folder, cells)
-    write_summary(folder, [one.summary() for one in cells])
-    return folder
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def run(tmp_path: Path) -> Path:
         cell("rope", shifted(BASE, [times * by for by in BY]), length=n, scheme="rope")
         for n, times in ((64, 1), (128, 4))
     ]
-    return with_summary(tmp_path / "run", cells)
+    return write_finished(tmp_path / "run", cells)
 
 
 def painted(picture: Picture) -> Axes:
@@ -153,25 +145,12 @@ def test_position_bands_are_the_bins_intervals(run: Path) -> None:
 
 def test_no_band_below_five_documents(tmp_path: Path) -> None:
     four = dict(list(BASE.items())[:4])
-    folder = with_summary(tmp_path / "r", [cell(m, four) for m in ("kerple-log", "rope")])
+    folder = write_finished(tmp_path / "r", [cell(m, four) for m in ("kerple-log", "rope")])
     known = sums.read([folder])
     made = [*curve.pictures([folder], known), *ratio.pictures([folder], known, against="rope")]
     for picture in [*made, *position.pictures([folder])]:
         assert bands(painted(picture)) == {}
         assert "bands" not in picture.note
-
-
-def test_no_band_where_the_number_is_not_the_mean_over_targets(run: Path) -> None:
-    """Another tool may weigh windows otherwise: an interval of the mean is not one of its number."""
-    text = (run / "summary.csv").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("rope,") and ",128," in line)
-    nll = line.split(",")[11]
-    (run / "summary.csv").write_text(text.replace(nll, str(float(nll) + 0.01)))
-    known = sums.read([run])
-    found = bands(painted(curve.pictures([run], known)[0]))
-    assert [len(found[colour]) for colour in COLORS[:2]] == [2, 1]
-    (paired,) = bands(painted(ratio.pictures([run], known, against="kerple-log")[0])).values()
-    assert [x for x, *_ in paired] == [64]
 
 
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
@@ -197,7 +176,7 @@ def test_refusals(call: Callable[[Path], object], expected: str, run: Path) -> N
 
 def test_scatter_refuses_other_targets(tmp_path: Path) -> None:
     cells = [cell("kerple-log", BASE), cell("rope", drawn(5, [SIZE + 1] * 6))]
-    folder = with_summary(tmp_path / "r", cells)
+    folder = write_finished(tmp_path / "r", cells)
     with pytest.raises(UserError, match="not scored on the same targets"):
         scatter.pictures([folder], sums.read([folder]), against="rope")
     with pytest.raises(UserError, match="nothing to set against rope"):

@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kerple_eval.reports.table import number, render
+from kerple_eval.reports.rows import number
+from kerple_eval.reports.table import render
 from kerple_eval.types import UserError
 from tests.reports.handmade import row, write_run
 
@@ -226,9 +228,7 @@ def test_latex_escapes_and_is_balanced(tmp_path: Path) -> None:
     begun = re.findall(r"\\begin{(\w+)}", code)
     assert begun == ["table", "tabular"]
     assert re.findall(r"\\end{(\w+)}", code) == begun[::-1]
-    columns = re.search(r"\\begin{tabular}{(\w+)}", code)
-    assert columns is not None
-    assert columns[1] == "lrr"
+    assert r"\begin{tabular}{@{}lrr@{}}" in code
     assert [code.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     table_rows = [line for line in bare.splitlines() if line.endswith(r"\\")]
     assert len(table_rows) == 1 + 3
@@ -240,13 +240,34 @@ def test_latex_escapes_and_is_balanced(tmp_path: Path) -> None:
     assert r"c & failed & -" in code
 
 
+SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal")
+COMPILED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "odd": ([row(NASTY, 512, 24.0), row("b", 512, 25.0)], {}),
+    **{
+        f"table {table}": (
+            [
+                row(f"{scheme}-s{seed}", 512 * 2**i, 20.0 + seed + 40.0 * i * k, scheme=scheme, seed=seed)
+                for k, scheme in enumerate(SCHEMES)
+                for i in range(6)
+                for seed in (1, 2, 3)
+            ],
+            {"over_seeds": True, "against": f"paper:table={table}"},
+        )
+        for table in (3, 5, 6, 9, 10)
+    },
+}
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
-def test_latex_compiles(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", [row(NASTY, 512, 24.0), row("b", 512, 25.0)])
+@pytest.mark.parametrize("name", COMPILED)
+def test_latex_compiles_within_the_width_of_the_text(name: str, tmp_path: Path) -> None:
+    lines, options = COMPILED[name]
+    folder = write_run(tmp_path / "run", lines)
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
-    (tmp_path / "t.tex").write_text(head + render([folder], "latex") + "\\end{document}\n")
+    (tmp_path / "t.tex").write_text(head + render([folder], "latex", **options) + "\\end{document}\n")
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
 
 
 def test_refusals(tmp_path: Path) -> None:

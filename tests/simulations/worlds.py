@@ -2,7 +2,7 @@
 
 A document has c targets and the mean loss m = 2.5 + 0.3 e nats; its summed loss is c m. Sizes are one
 size, or log-normal with sigma 0.5 (coefficient of variation 0.53) or 1 (1.31: at n = 50 the largest is
-some nine times the mean). e has mean 0, variance 1, and correlation rho with the log-size; its own part is
+some six times the mean). e has mean 0, variance 1, and correlation rho with the log-size; its own part is
 normal, or a gamma with shape 4 (skewness 1). The truth is E[c m] / E[c] = 2.5 + 0.3 rho sigma.
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kerple_eval.cells import Cell, write_cell
+from kerple_eval.records import write_summary
 from kerple_eval.stats.documents import Scored, scored
 from kerple_eval.types import CellKey, Window
 
@@ -60,6 +61,13 @@ def shifted(documents: Mapping[str, Sequence[float]], by: Sequence[float]) -> di
 
 def reduced(model: str, documents: Mapping[str, Sequence[float]], **options: object) -> Scored:
     return scored(cell(model, documents, **options))  # type: ignore[arg-type]
+
+
+def write_finished(folder: Path, cells: Sequence[Cell]) -> Path:
+    """``write_cells`` with their summary."""
+    write_cells(folder, cells)
+    write_summary(folder, [one.summary() for one in cells])
+    return folder
 
 
 def write_cells(folder: Path, cells: Sequence[Cell], **specification: object) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,26 @@ def test_sums_by_document_are_the_cells_own() -> None:
             assert (count, spelled) == (len(documents[name]), 2 * len(documents[name]))
     made = cell("m", documents)
     assert stats.documents.document_sums(made).mean == pytest.approx(made.summary()["nll"], rel=1e-12)
+
+
+def test_where_a_tool_weighs_windows_it_is_the_tools_number() -> None:
+    """YaRN: all windows alike. Last windows of 1 or 2 targets of 3 set it apart from the mean."""
+    plain = cell("m", drawn(8, SIZES))
+    key = replace(plain.key, protocol="yarn:stride=3")
+    header = plain.header | {"reduction": "mean over windows of their means, unweighted"}
+    made = replace(plain, key=key, header=header)
+    means = {name: [row.astype(float).mean() for row in rows] for name, rows in made.by_document().items()}
+    every = [mean for of_document in means.values() for mean in of_document]
+    found = document_interval(made)
+    assert found.mean == pytest.approx(np.mean(every), rel=1e-12)
+    assert found.mean == pytest.approx(made.summary()["nll"], rel=1e-12)
+    assert abs(found.mean - document_interval(plain).mean) > 1e-4
+    expected = ratio_interval(
+        np.array([sum(means[n]) for n in sorted(means)]), np.array([len(means[n]) for n in sorted(means)])
+    )
+    assert found.nll is not None
+    assert (found.nll.low, found.nll.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert found.bits_per_byte is None
 
 
 def test_documents_of_one_size_give_students_interval() -> None:
