@@ -267,6 +267,7 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
 @click.option("--against", metavar="MODEL", help="Of ratio and scatter: the one that others are set against.")
 @click.option("--task", help="Of run directories: this task only.")
 @click.option("--protocol", help="Of run directories: this protocol only, as the table spells it.")
+@click.option("--over-seeds", is_flag=True, help="Of curve: one curve a scheme, mean ± std over its seeds.")
 @click.option("--value", help="Of position: nll or ppl.")
 @click.option(
     "--length", type=int,

@@ -21,7 +21,7 @@ def kinds() -> dict[str, Entry]:
 
 def run(
     sources: Sequence[str], kind: str, out: Path, *,
-    head: int | None = None, layer: int | None = None, **options: int | str | None,
+    head: int | None = None, layer: int | None = None, over_seeds: bool = False, **options: int | str | None,
 ) -> None:  # fmt: skip
     """Write the figure ``kind`` of ``sources`` to ``out``; each kind has options of its own."""
     if kind not in kinds():
@@ -29,13 +29,13 @@ def run(
     entry = kinds()[kind]
     _fitting(sources, entry)
     draw = load(entry.target)
-    asked = {"head": head, "layer": layer} | options
+    asked = {"head": head, "layer": layer, "over_seeds": over_seeds or None} | options
     given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
     known = inspect.signature(draw).parameters
     accepted = set(known) | ({"layer"} if entry.takes == "models" else set())
     for option in given:
         if option not in accepted:
-            raise UserError(f"--kind {kind} has no --{option}; leave it out")
+            raise UserError(f"--kind {kind} has no --{option.replace('_', '-')}; leave it out")
     if "against" in known and "against" not in given:
         raise UserError(f"--kind {kind} needs --against MODEL, the one that others are set against")
     given.pop("layer", None)

@@ -135,8 +135,9 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
 def results(found: Gathered) -> Section:
     """The tables, each number linked to its cell, with the curve beside."""
     blocks: list[Block] = []
-    pictures = curve.pictures(found.folders, found.known)
-    for grid, picture in zip(found.grids, pictures, strict=True):
+    pictures = curve.pictures(found.grids, found.known)
+    for grid, of_models in zip(found.grids, pictures, strict=True):
+        picture = of_models
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
         links = [[found.anchor(grid, model, length) for length in grid.lengths] for model in grid.models]
         sheets = [table.sheet(grid, value) for value in grid.values()]
@@ -144,7 +145,9 @@ def results(found: Gathered) -> Section:
         blocks += [of_sheet(sheet, links) for sheet in sheets]
         try:
             seeds = table.over_seeds(grid, found.reference)
-            blocks += [] if seeds is None else [of_sheet(seeds)]
+            if seeds is not None:
+                blocks.append(of_sheet(seeds))
+                (picture,) = curve.seed_pictures([grid])
         except UserError as error:
             blocks.append(Text(f"No table over seeds: {error}."))
         blocks.append(Figures("curve", (picture,)))

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kerple_eval.cells import Cell, write_cell
+from kerple_eval.commands.plot import run as plot
 from kerple_eval.records import write_summary
 from kerple_eval.reports import curve, position
 from kerple_eval.types import CellKey, UserError, Window
@@ -99,6 +100,49 @@ def test_curve_leaves_out_a_perplexity_beyond_floats(tmp_path: Path, drawn: list
     lines = [row("log", 512, 24.0), row("log", 1024, "", nll=900.0), row("rope", 512, "", nll=900.0)]
     curve.draw([write_run(tmp_path / "r", lines)], tmp_path / "c.png")
     assert curves(drawn[0].axes[0]) == {"log": ([512], [24.0])}
+
+
+SEEDS = {"log": {1: 20.0, 2: 22.0, 3: 21.0}, "alibi": {1: 24.0, 2: 25.0, 3: 29.0}, "rope": {1: 40.0}}
+
+
+def seeded(folder: Path, schemes: tuple[str, ...]) -> Path:
+    """Perplexity 100 higher at 1024; one seed of rope, whose second is not finished."""
+    lines = [
+        row(f"{scheme}-s{seed}", n, ppl + extra, scheme=scheme, seed=seed)
+        for scheme in schemes
+        for seed, ppl in SEEDS[scheme].items()
+        for n, extra in ((512, 0.0), (1024, 100.0))
+    ]
+    return write_run(folder, lines)
+
+
+def test_curves_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Mean and one sample standard deviation to either side; no band of one seed."""
+    curve.draw([seeded(tmp_path / "r", ("log", "alibi", "rope"))], tmp_path / "c.png", over_seeds=True)
+    (axes,) = drawn[0].axes
+    assert curves(axes) == {
+        "log": ([512, 1024], [21.0, 121.0]),
+        "alibi": ([512, 1024], [26.0, 126.0]),
+        "rope": ([512, 1024], [40.0, 140.0]),
+    }
+    assert legend(axes) == ["rope", "alibi", "log"]
+    ends = [
+        sorted({round(float(y), 6) for x, y in band.get_paths()[0].vertices if x == 512})
+        for band in axes.collections
+    ]
+    assert ends == [[round(26 - 7**0.5, 6), round(26 + 7**0.5, 6)], [20.0, 22.0]]
+
+
+def test_curves_over_seeds_need_seeds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one seed of each scheme"):
+        curve.draw([seeded(tmp_path / "r", ("rope",))], tmp_path / "c.png", over_seeds=True)
+
+
+def test_only_curves_are_drawn_over_seeds(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--kind position has no --over-seeds; leave it out"):
+        plot([str(run)], "position", tmp_path / "p.png", over_seeds=True)
+    with pytest.raises(UserError, match="one seed of each scheme"):
+        plot([str(run)], "curve", tmp_path / "c.png", over_seeds=True)
 
 
 def test_two_runs_in_one_figure(run: Path, tmp_path: Path, drawn: list[Figure]) -> None:
