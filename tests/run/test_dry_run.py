@@ -15,7 +15,7 @@ from kerple_eval.commands.dry_run import verdict
 from kerple_eval.forecast import Pass, _predicted, work_of
 from kerple_eval.records import open_run
 from kerple_eval.scoring import score
-from kerple_eval.types import Window
+from kerple_eval.types import UserError, Window
 from tests.run.conftest import Cli, make_model
 
 
@@ -79,6 +79,10 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     again = invoke(*words, "--dry-run")  # nothing left
     assert "0" in again.stdout
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["cells"] == []
+    for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}'):
+        (tmp_path / "run" / "estimate.json").write_text(raw)
+        with pytest.raises(UserError, match=r"estimate\.json: damaged: .*; delete it"):
+            verdict(tmp_path / "run")
 
 
 def test_another_specification_is_refused(words: list[str], invoke: Cli) -> None:
