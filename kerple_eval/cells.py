@@ -15,7 +15,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -36,6 +37,8 @@ COLUMNS = (
     "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte", "dtype", "device",
     "status", "error",
 )  # fmt: skip
+#: What every cell says of itself beside its key; ``summary.csv`` repeats it.
+FACTS = ("scheme", "seed", "train_length", "dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -191,63 +194,85 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
     """The cell as it stands on disk; None where it has not been run."""
     path = folder / "cells" / f"{file_name(key)}.parquet"
     if path.exists():
-        return _read_parquet(path)
+        return _read_parquet(path, key)
     failure = path.with_suffix(".json")
     if failure.exists():
-        header = up_to_date(read_json(failure), CELL_STEPS, failure)
-        try:
-            header.pop("schema_version")
-            return FailedCell(CellKey(**header.pop("cell")), header, header.pop("error"))
-        except (KeyError, TypeError):
-            raise UserError(f"{failure}: not a readable cell; delete it to have it computed again") from None
+        header = read_json(failure)
+        with _readable(failure):
+            header = _checked(header, failure, key, FACTS)
+            return FailedCell(key, header, str(header.pop("error")))
     return None
 
 
 def read_header(folder: Path, key: CellKey) -> dict[str, Any] | None:
     """What a finished cell says of itself, without its losses; None where there is no such file."""
-    import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     path = folder / "cells" / f"{file_name(key)}.parquet"
     if not path.exists():
         return None
-    try:
-        header = json.loads(pq.read_schema(path).metadata[b"kerple_eval"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: not a readable cell; delete it to have it computed again") from None
-    return dict(header)
+    with _readable(path):
+        return _header(pq.read_schema(path), path, key)
 
 
-def _read_parquet(path: Path) -> Cell:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What a damaged file raises becomes one line that names it."""
     import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        table = pq.read_table(path)
-        header = dict(json.loads(table.schema.metadata[b"kerple_eval"]))
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+        yield
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
+        reason = kind + " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: not a readable cell ({reason}); delete it to have it computed again"
         ) from None
+
+
+def _header(schema: Any, path: Path, key: CellKey) -> dict[str, Any]:
+    header = _checked(dict(json.loads(schema.metadata[b"kerple_eval"])), path, key, (*FACTS, "first_token"))
+    for entry in header["documents"]:
+        _ = entry["name"], entry["sha256"], entry["tokens"]
+    return header
+
+
+def _checked(header: dict[str, Any], path: Path, key: CellKey, facts: Sequence[str]) -> dict[str, Any]:
+    """The header as this release writes it, without what the file's own name and version say."""
     header = up_to_date(header, CELL_STEPS, path)
-    columns = table.drop_columns(["losses"]).to_pydict()
-    losses = table.column("losses").combine_chunks()
-    edges = losses.offsets.to_numpy()
-    flat = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    index = {entry["name"]: i for i, entry in enumerate(header["documents"])}
-    known = None not in columns["bytes"]
-    return Cell(
-        key=CellKey(**header["cell"]),
-        header={k: v for k, v in header.items() if k not in ("cell", "schema_version")},
-        document=np.array([index[name] for name in columns["document"]], dtype=np.int64),
-        windows=[
+    for fact in facts:
+        _ = header[fact]
+    if CellKey(**header["cell"]) != key:
+        raise ValueError(f"it holds the cell {header['cell']}")
+    return {k: v for k, v in header.items() if k not in ("cell", "schema_version")}
+
+
+def _read_parquet(path: Path, key: CellKey) -> Cell:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with _readable(path):
+        table = pq.read_table(path)
+        header = _header(table.schema, path, key)
+        columns = table.drop_columns(["losses"]).to_pydict()
+        losses = table.column("losses").combine_chunks()
+        edges = losses.offsets.to_numpy()
+        flat = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        index = {entry["name"]: i for i, entry in enumerate(header["documents"])}
+        windows = [
             Window(start, stop, first, after_marker=first == start)
             for start, stop, first in zip(
                 columns["start"], columns["stop"], columns["first_target"], strict=True
             )
-        ],
-        losses=[flat[a:b] for a, b in pairwise(edges)],
-        byte_counts=columns["bytes"] if known else None,
-        hits=[np.array(row, dtype=bool) for row in columns["hits"]] if "hits" in columns else None,
-    )
+        ]
+        if not windows or [w.targets for w in windows] != np.diff(edges).tolist():
+            raise ValueError("it does not hold a loss for every target")
+        known = None not in columns["bytes"]
+        return Cell(
+            key=key,
+            header=header,
+            document=np.array([index[name] for name in columns["document"]], dtype=np.int64),
+            windows=windows,
+            losses=[flat[a:b] for a, b in pairwise(edges)],
+            byte_counts=columns["bytes"] if known else None,
+            hits=[np.array(row, dtype=bool) for row in columns["hits"]] if "hits" in columns else None,
+        )

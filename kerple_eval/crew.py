@@ -12,9 +12,10 @@ the card of its local rank.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,44 @@ from numpy.typing import NDArray
 
 from kerple_eval.checkpoints.base import Checkpoint, LanguageModel
 from kerple_eval.checkpoints.resolve import open_model, parse_model
+from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.scoring import Batch, Budget, NotFiniteError, score
 from kerple_eval.types import UserError, Window
 
 PATIENCE = timedelta(days=2)  # a rank may wait that long for the others' share of a cell
 _KINDS: dict[str, type[Exception]] = {
-    e.__name__: e for e in (UserError, NotFiniteError, ArithmeticError, MemoryError, RuntimeError)
+    e.__name__: e
+    for e in (
+        UserError,
+        NotFiniteError,
+        ArithmeticError,
+        MemoryError,
+        torch.OutOfMemoryError,
+        RuntimeError,
+    )
 }
 
 
 class CrewLostError(Exception):
     """Another rank is gone: the run stops, and the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be scored, as ``scoring.score`` takes it."""
+
+    documents: Sequence[NDArray[np.int64]]
+    windows: Sequence[tuple[int, Window]]
+    bos: int | None
+    hits: bool
+
+    def scored(
+        self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        return score(
+            model, self.documents, self.windows,
+            bos=self.bos, hits=self.hits, share=share, budget=budget,
+        )  # fmt: skip
 
 
 class Alone:
@@ -47,16 +75,8 @@ class Alone:
     ) -> LanguageModel:
         return checkpoint.load(device, dtype)
 
-    def score(
-        self,
-        model: LanguageModel,
-        documents: Sequence[NDArray[np.int64]],
-        windows: Sequence[tuple[int, Window]],
-        bos: int | None,
-        hits: bool,
-        budget: Budget,
-    ) -> Iterator[Batch]:
-        return score(model, documents, windows, bos=bos, hits=hits, budget=budget)
+    def score(self, model: LanguageModel, asked: Asked, budget: Budget) -> Iterator[Batch]:
+        return asked.scored(model, budget)
 
     def dismiss(self) -> None:
         """Nobody to dismiss."""
@@ -80,25 +100,16 @@ class Crew(Alone):
         self, checkpoint: Checkpoint, text: str, device: torch.device, dtype: torch.dtype
     ) -> LanguageModel:
         self._tell(("load", text))
-        model, error = _tried(lambda: checkpoint.load(device, dtype))
+        model, error = _tried(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
         return model
 
-    def score(
-        self,
-        model: LanguageModel,
-        documents: Sequence[NDArray[np.int64]],
-        windows: Sequence[tuple[int, Window]],
-        bos: int | None,
-        hits: bool,
-        budget: Budget,
-    ) -> Iterator[Batch]:
-        self._tell(("score", (list(documents), list(windows), bos, hits, budget.tokens)))
+    def score(self, model: LanguageModel, asked: Asked, budget: Budget) -> Iterator[Batch]:
+        self._tell(("score", (asked, budget.tokens)))
         error = None
-        share = (self.rank, self.size)
         try:
-            yield from score(model, documents, windows, bos=bos, share=share, hits=hits, budget=budget)
+            yield from asked.scored(model, budget, (self.rank, self.size))
         except tuple(_KINDS.values()) as problem:
             error = _named(problem)
         for part, tokens in self._gather(error)[1:]:
@@ -110,8 +121,8 @@ class Crew(Alone):
         self._tell(("stop", None))
         dist.destroy_process_group()
 
-    def serve(self, device: torch.device, dtype: torch.dtype, way: str = "auto") -> None:
-        """What every rank but 0 does until it is dismissed."""
+    def serve(self, device: str, dtype: str, way: str) -> None:
+        """What every rank but 0 does until it is dismissed; what is asked for is checked by rank 0."""
         model: LanguageModel | None = None
         while True:
             order, what = self._tell(None)
@@ -121,25 +132,16 @@ class Crew(Alone):
                 return
             if order == "load":
                 model = None  # the last one's memory goes first
-                model, error = _tried(lambda text=what: _loaded(text, device, dtype, way))
+                model, error = _tried(partial(_loaded, what, device, dtype, way))
             else:
                 assert model is not None
-                result, error = _tried(lambda model=model, what=what: self._share(model, *what))
+                result, error = _tried(partial(self._share, model, *what))
             self._gather(error, result)
 
-    def _share(
-        self,
-        model: LanguageModel,
-        documents: Sequence[NDArray[np.int64]],
-        windows: Sequence[tuple[int, Window]],
-        bos: int | None,
-        hits: bool,
-        tokens: int,
-    ) -> tuple[list[Batch], int]:
+    def _share(self, model: LanguageModel, asked: Asked, tokens: int) -> tuple[list[Batch], int]:
         """This rank's passes, and the tokens of one that fitted."""
-        budget, share = Budget(tokens), (self.rank, self.size)
-        found = score(model, documents, windows, bos=bos, share=share, hits=hits, budget=budget)
-        return list(found), budget.tokens
+        budget = Budget(tokens)
+        return list(asked.scored(model, budget, (self.rank, self.size))), budget.tokens
 
     def _tell(self, order: tuple[str, Any] | None) -> Any:
         box = [order]
@@ -164,13 +166,13 @@ class Crew(Alone):
         return [part for _, part in boxes]
 
 
-def _loaded(text: str, device: torch.device, dtype: torch.dtype, way: str) -> LanguageModel:
-    checkpoint = open_model(parse_model(text))
-    checkpoint.choose(way, device, dtype)
-    return checkpoint.load(device, dtype)
+def _loaded(text: str, device: str, dtype: str, way: str) -> LanguageModel:
+    checkpoint, place = open_model(parse_model(text)), resolve_device(device)
+    checkpoint.choose(way, place, DTYPES[dtype])
+    return checkpoint.load(place, DTYPES[dtype])
 
 
-def _tried(work: Any) -> tuple[Any, tuple[str, str] | None]:
+def _tried(work: Callable[[], Any]) -> tuple[Any, tuple[str, str] | None]:
     try:
         return work(), None
     except tuple(_KINDS.values()) as problem:

@@ -18,20 +18,19 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from kerple_eval.cells import Cell
 from kerple_eval.checkpoints.base import Description, LanguageModel
 from kerple_eval.footprint import window_bytes
 from kerple_eval.plan import PlannedModel, RunPlan
 from kerple_eval.reuse import find
 from kerple_eval.scoring import TOKENS_PER_PASS, Budget, batches, score
 from kerple_eval.types import CellKey, Window
-from kerple_eval.worklist import Work, worklist
+from kerple_eval.worklist import Work, before, worklist
 
 SHAPES = 5  # passes on the clock for each model
 DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapolated
@@ -118,19 +117,20 @@ def _planned(
 
 def _served(task: Work, every: Sequence[Work]) -> set[int]:
     """Windows of a cell whose losses cells before it will hold."""
-    before = takewhile(lambda other: other.key != task.key, every)
-    same = [o for o in before if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
-    plans = {other.key: other for other in same}
-    return set(find(task, same, lambda key: _as_if(plans[key])).losses)
+    earlier = before(task, every)
+    works = {other.key: other for other in earlier}
+    return set(find(task, earlier, lambda key: _as_if(works[key])).losses)
 
 
-def _as_if(task: Work) -> Any:
+def _as_if(task: Work) -> Cell:
     """A cell as it will be, without losses: for asking what it will serve."""
-    return SimpleNamespace(
+    return Cell(
+        key=task.key,
         header={"documents": [{"sha256": h} for h in task.cell.hashes]},
         document=np.array([d for d, _ in task.windows], dtype=np.int64),
         windows=[w for _, w in task.windows],
         losses=[np.empty(0, dtype=np.float32)] * len(task.windows),
+        byte_counts=None,
     )
 
 

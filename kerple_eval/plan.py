@@ -107,6 +107,13 @@ class PlannedModel:
     texts: dict[str, Readings]  # by text name
     cells: dict[tuple[str, str, int], CellPlan]  # by text name, protocol and length
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says of it."""
+        said = ("format", "scheme", "seed", "train_length", "parameters", "weights_sha256")
+        facts = {name: getattr(self.description, name) for name in said}
+        return {"label": self.label, **facts, **self.description.details}
+
 
 @dataclass
 class RunPlan:
@@ -225,7 +232,8 @@ def make_plan(
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
     seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
-    looks = settle(precision, against, _base(prepared), seeds, labels)
+    base = {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
+    looks = settle(precision, against, base, seeds, labels)
     _plan_cells(planned, plans, {t.name: t.record for t in texts})
     specification = {  # what was asked comes first, so that a refusal names it before what follows from it
         "keep_short": keep_short,
@@ -234,28 +242,8 @@ def make_plan(
         "dtype": dtype,
         **({} if attention == "auto" else {"attention": attention}),
         **({} if looks is None else {"precision": looks.record}),
-        "protocols": [
-            {
-                "protocol": plan.name,
-                "lengths": list(plan.lengths),
-                "longest": plan.longest if plan.protocol.depends_on_longest else None,
-                **_own_rules(plan, planned),
-            }
-            for plan in plans
-        ],
-        "models": [
-            {
-                "label": model.label,
-                "format": model.description.format,
-                "scheme": model.description.scheme,
-                "seed": model.description.seed,
-                "train_length": model.description.train_length,
-                "parameters": model.description.parameters,
-                "weights_sha256": model.description.weights_sha256,
-                **model.description.details,
-            }
-            for model in planned
-        ],
+        "protocols": [_protocol_record(plan, planned) for plan in plans],
+        "models": [model.record for model in planned],
         "tasks": [t.record for t in texts],
     }
     provenance = {
@@ -266,9 +254,10 @@ def make_plan(
     return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance, looks)
 
 
-def _own_rules(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, Any]:
-    """What the record says of a protocol with a reduction or a first-token rule of its own."""
-    record: dict[str, Any] = {}
+def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, Any]:
+    """What ``run.json`` says of a protocol, with a reduction or a first-token rule of its own."""
+    longest = plan.longest if plan.protocol.depends_on_longest else None
+    record: dict[str, Any] = {"protocol": plan.name, "lengths": list(plan.lengths), "longest": longest}
     if plan.protocol.reduction != Protocol.reduction:
         record["reduction"] = plan.protocol.reduction
     if rule := plan.protocol.first_token:
@@ -324,10 +313,6 @@ def _plan_cells(
                         if reading.given:
                             drawn = records[text].setdefault("drawn_sha256", {}).setdefault(plan.name, {})
                             drawn[str(length)] = tokens_hash(cell.documents)
-
-
-def _base(prepared: dict[str, dict[str, Readings]]) -> dict[str, dict[str, Reading]]:
-    return {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

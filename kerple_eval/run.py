@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from kerple_eval import __version__
 from kerple_eval.budget import RunBudget
 from kerple_eval.cells import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.checkpoints.base import LanguageModel
-from kerple_eval.crew import Alone, Crew, crew
+from kerple_eval.crew import Alone, Asked, Crew, crew
 from kerple_eval.data.documents import TokenDocument
-from kerple_eval.devices import DTYPES, resolve_device
 from kerple_eval.files import locked
 from kerple_eval.growing import Growth
 from kerple_eval.model.flex import programs
@@ -32,7 +30,7 @@ from kerple_eval.records import Run, differences, open_run, write_summary
 from kerple_eval.reuse import find
 from kerple_eval.scoring import batches
 from kerple_eval.types import BosRule, CellKey, UserError, Window
-from kerple_eval.worklist import Work, cost, worklist
+from kerple_eval.worklist import Work, before, cost, worklist
 
 Losses = list[NDArray[np.float32]]
 
@@ -95,7 +93,7 @@ def evaluate(
     """
     team = crew()
     if isinstance(team, Crew) and team.rank:
-        team.serve(resolve_device(device), DTYPES[dtype], attention)
+        team.serve(device, dtype, attention)
         if not (Path(out) / "run.json").is_file():
             sys.exit(0)  # refused before it began: rank 0 says why
         return open_run(out)
@@ -213,7 +211,7 @@ class _Worker:
     def _do(self, task: Work) -> None:
         self._tell(task)
         began = time.monotonic()
-        before = self.work_done
+        behind = self.work_done
         try:
             if self.loaded is not task.model:
                 self.model = None  # the last model's memory goes before the next is loaded
@@ -246,31 +244,29 @@ class _Worker:
             self.rows[task.key] = cell.summary()
             if self.growth is not None:
                 self.growth.took(cell)
-        self.work_done = before + task.cost
+        self.work_done = behind + task.cost
         self._write_summary()
         self._tell(task)
 
     def _earlier(self, task: Work) -> Cell | None:
         """The same cell with the documents of an earlier look, where cells grow."""
-        found = None if self.growth is None else read_cell(self.run.folder, task.key)
-        return found if isinstance(found, Cell) else None
+        return None if self.growth is None else self._finished(task.key)
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
         """Losses in plan order and where they come from: cells before this one, and forward passes.
 
         Where the protocol scores answers, losses and hits, ``[2, targets]`` a window.
         """
-        found = find(task, self._before(task), self._finished)
+        found = find(task, before(task, self.every), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
         losses = [next(known[name]) if name in known else found.losses.get(i) for i, name in enumerate(names)]
         fresh = [place for place, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[place] for place in fresh]
-        hits = task.plan.protocol.scores_answers
-        bos, budget = task.reading.window_bos, self.budget.pass_
+        asked = Asked(ids, windows, task.reading.window_bos, task.plan.protocol.scores_answers)
         self._tell(task, compiling=self._compiles(task, model, windows))
-        for members, scored in self.team.score(model, ids, windows, bos, hits, budget):
+        for members, scored in self.team.score(model, asked, self.budget.pass_):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
@@ -292,11 +288,6 @@ class _Worker:
         fresh = not shapes <= self.compiled
         self.compiled |= shapes
         return fresh
-
-    def _before(self, task: Work) -> list[Work]:
-        """Cells of the same model and text that come before this one in the run's order."""
-        before = takewhile(lambda other: other.key != task.key, self.every)
-        return [o for o in before if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
 
     def _finished(self, key: CellKey) -> Cell | None:
         cell = read_cell(self.run.folder, key)

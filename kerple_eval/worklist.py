@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from kerple_eval.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.types import CellKey, Window
@@ -42,6 +43,12 @@ def worklist(plan: RunPlan, wanted: Mapping[str, frozenset[str]] | None = None) 
                     cell = model.cells[text, protocol.name, length]
                     key = protocol.key(model.label, text, length)
                     yield Work(key, model, protocol, cell, wanted[text] if wanted else None)
+
+
+def before(task: Work, every: Iterable[Work]) -> list[Work]:
+    """Cells of the same model and text that come before this one in the run's order."""
+    earlier = takewhile(lambda other: other.key != task.key, every)
+    return [o for o in earlier if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
 
 
 def cost(window: Window) -> float:

@@ -15,6 +15,7 @@ from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.hf_guide import HfGuide
 from kerple_eval.protocols.kerple_release import KerpleRelease
 from kerple_eval.protocols.last import Last
+from kerple_eval.protocols.lm_eval_rolling import LmEvalRolling
 from kerple_eval.protocols.prefix import Prefix
 from kerple_eval.protocols.sliding_window import SlidingWindow
 from kerple_eval.protocols.yarn import Yarn
@@ -202,6 +203,10 @@ def one_option(cls: type[Protocol]) -> dict[str, str]:
         (lambda: Aligned(k=0), "k=0 must be at least 1"),
         (lambda: Aligned(k=4, every=3), "every=3 is below k=4"),
         (lambda: Aligned(k=1, every=0), "every=0"),
+        (lambda: Yarn(stride=0), "stride=0 must be at least 1"),
+        (lambda: HfGuide(stride=0), "stride=0 must be at least 1"),
+        (lambda: HfGuide(stride=1).check([1, 4]), "a window of length 1 has no target"),
+        (lambda: LmEvalRolling(prefix_token_id=-1), "prefix_token_id=-1 must be at least 0"),
         (lambda: SlidingWindow(stride=5).check([8, 4, 16]), "stride=5 exceeds length 4.*stride <= 4"),
         (lambda: Last(k=5).check([8, 4]), "k=5 exceeds length 4"),
         (lambda: Aligned(k=5).check([8, 4]), "k=5 exceeds the shortest length 4"),

@@ -89,11 +89,15 @@ def verdict(folder: Path) -> str | None:
     if not (folder / FILE).is_file():
         return None
     record = read_json(folder / FILE)
+    try:
+        keys = [CellKey(**key) for key in record["cells"]]
+        guess = sum(entry["seconds"] for entry in record["models"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
     took = 0.0
-    for key in record["cells"]:
-        cell = read_cell(folder, CellKey(**key))
+    for key in keys:
+        cell = read_cell(folder, key)
         if cell is None or "seconds" not in cell.header:
             return None
         took += cell.header["seconds"]
-    guess = sum(entry["seconds"] for entry in record["models"])
     return f"estimated {_time(guess)}, took {_time(took)}"

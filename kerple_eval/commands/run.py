@@ -40,9 +40,12 @@ def parse_lengths(text: str) -> list[int]:
 def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, **options: Any) -> int:
     """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
     lengths = parse_lengths(length)
+    other = bool(
+        launched()
+    )  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
     if dry_run:
-        return dry.run(models, out, lengths, **options)
-    if launched():  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
+        return 0 if other else dry.run(models, out, lengths, **options)
+    if other:
         evaluate(models, out=out, lengths=lengths, **options)
         return 0
     console = Console(stderr=True)

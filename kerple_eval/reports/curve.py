@@ -37,14 +37,21 @@ def draw(
 
     ``over_seeds``: one curve a scheme, the mean over its seeds.
     """
-    grids = chosen(read_grids(folders), task, protocol)
-    save(compose(seed_pictures(grids) if over_seeds else pictures(grids, sums.for_bands(folders))), out)
+    if over_seeds:
+        save(compose(seed_pictures(chosen(read_grids(folders), task, protocol))), out)
+    else:
+        save(compose(pictures(folders, sums.for_bands(folders), task=task, protocol=protocol)), out)
 
 
-def pictures(grids: Sequence[Grid], known: sums.Sums) -> list[Picture]:
+def pictures(
+    folders: Sequence[str | Path], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
+) -> list[Picture]:
     """One a grid, one curve a model."""
+    grids = read_grids(folders)
     names = model_names(grids)
-    return [_picture(grid, _models(grid, names, known), sums.BANDS) for grid in grids]
+    return [
+        _picture(grid, _models(grid, names, known), sums.BANDS) for grid in chosen(grids, task, protocol)
+    ]
 
 
 def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:

@@ -135,9 +135,8 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
 def results(found: Gathered) -> Section:
     """The tables, each number linked to its cell, with the curve beside."""
     blocks: list[Block] = []
-    pictures = curve.pictures(found.grids, found.known)
-    for grid, of_models in zip(found.grids, pictures, strict=True):
-        picture = of_models
+    pictures = curve.pictures(found.folders, found.known)
+    for place, grid in enumerate(found.grids):
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
         links = [[found.anchor(grid, model, length) for length in grid.lengths] for model in grid.models]
         sheets = [table.sheet(grid, value) for value in grid.values()]
@@ -147,10 +146,10 @@ def results(found: Gathered) -> Section:
             seeds = table.over_seeds(grid, found.reference)
             if seeds is not None:
                 blocks.append(of_sheet(seeds))
-                (picture,) = curve.seed_pictures([grid])
+                pictures[place : place + 1] = curve.seed_pictures([grid])
         except UserError as error:
             blocks.append(Text(f"No table over seeds: {error}."))
-        blocks.append(Figures("curve", (picture,)))
+        blocks.append(Figures("curve", (pictures[place],)))
     return Section("Results", "results", tuple(blocks))
 
 

@@ -237,6 +237,33 @@ def test_what_another_model_or_text_measured_is_not_used(
     assert set(unsplit(mine)) == {"no sliding-window at 8"}
 
 
+def test_a_finer_stride_over_other_text_is_passed_by(
+    models: dict[str, str], library: str, text: str, tmp_path: Path
+) -> None:
+    kerple_eval.evaluate(
+        models["alibi"], text=library, lengths=[8, 16], out=tmp_path / "own",
+        protocols=["full-context", "sliding-window:stride=4@8"],
+    )  # fmt: skip
+    kerple_eval.evaluate(
+        models["alibi"], text=text, lengths=[8], protocols="sliding-window:stride=1", out=tmp_path / "other"
+    )
+    splits = explain([tmp_path / "own", tmp_path / "other"])
+    (split,) = [s for s in splits if s.key.protocol == "full-context"]
+    assert split.stride == 4
+
+
+def test_documents_alike_count_each(models: dict[str, str], library: str, tmp_path: Path) -> None:
+    first, second = documents(library)[:2]
+    lines = [json.dumps({"text": raw.decode()}) for raw in (first, first, second)]
+    (tmp_path / "alike.jsonl").write_text("\n".join(lines))
+    kerple_eval.evaluate(
+        models["alibi"], text=str(tmp_path / "alike.jsonl"), lengths=[8, 16], out=tmp_path / "r"
+    )
+    (split,) = explain([tmp_path / "r"])
+    assert split.documents == 3
+    assert split.targets == 2 * (len(first) - 1) + len(second) - 1
+
+
 def test_no_common_target(models: dict[str, str], tmp_path: Path) -> None:
     ids = tmp_path / "ids.jsonl"
     ids.write_text(json.dumps({"tokens": list(range(97, 117)) * 20}))

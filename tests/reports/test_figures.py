@@ -177,6 +177,7 @@ def with_cells(folder: Path, models: tuple[str, ...] = tuple(LOSS), shift: float
             per_window = np.array([LOSS[model](c) + shift for c in range(1, length + 1)], dtype=np.float32)
             header = {
                 "scheme": "nope", "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
+                "first_token": {"rule": "never", "id": None},
                 "documents": [{"name": "d", "tokens": 257, "sha256": "0"}],
             }  # fmt: skip
             key = CellKey(model, "text", "full-context", length)

@@ -44,6 +44,7 @@ def made(
             windows = [Window(e - length, e, e - 7) for _ in range(documents) for e in (64, 128)]
             header = {
                 "scheme": model, "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
+                "first_token": {"rule": "never", "id": None},
                 "documents": [
                     {"name": f"d{i}", "tokens": 129 + i, "sha256": f"{readers[model]}{i}"}
                     for i in range(documents)

@@ -7,7 +7,10 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -271,3 +274,66 @@ def test_full_disk(
     again = command(good, out=["--out", str(tmp_path / "whole")])
     assert invoke(*again).exit_code == 0
     assert (tmp_path / "out/summary.csv").read_bytes() == (tmp_path / "whole/summary.csv").read_bytes()
+
+
+def _header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        table = pq.read_table(path)
+        header = json.loads(table.schema.metadata[b"kerple_eval"])
+        changed = change(header) or header
+        pq.write_table(table.replace_schema_metadata({"kerple_eval": json.dumps(changed)}), path)
+
+    return damage
+
+
+def _table(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(change(pq.read_table(path)), path)
+
+
+def _column(name: str, change: Callable[[list[Any]], list[Any]]) -> Callable[[Path], None]:
+    def changed(table: Any) -> Any:
+        place = table.schema.get_field_index(name)
+        column = pa.array(change(table.column(name).to_pylist()), table.schema.field(name).type)
+        return table.set_column(place, name, column)
+
+    return _table(changed)
+
+
+INCONSISTENT = {
+    "no first token": _header(lambda h: h.pop("first_token") and None),
+    "no documents": _header(lambda h: h.pop("documents") and None),
+    "no dtype": _header(lambda h: h.pop("dtype") and None),
+    "no key": _header(lambda h: h.pop("cell") and None),
+    "another key": _header(lambda h: h["cell"].update(model="other")),
+    "no object": _header(lambda h: [1]),
+    "no sha256": _header(lambda h: h["documents"][0].pop("sha256") and None),
+    "other documents": _header(lambda h: h["documents"][0].update(name="other")),
+    "no column": _table(lambda table: table.drop_columns(["bytes"])),
+    "no losses": _table(lambda table: table.drop_columns(["losses"])),
+    "no rows": _table(lambda table: table.slice(0, 0)),
+    "no window": _column("start", lambda starts: [500, *starts[1:]]),
+    "too few losses": _column("losses", lambda rows: [rows[0][1:], *rows[1:]]),
+}
+
+
+@pytest.mark.parametrize("damage", INCONSISTENT.values(), ids=INCONSISTENT)
+def test_a_cell_that_is_parquet_and_no_cell(
+    damage: Callable[[Path], None], invoke: Cli, good: dict[str, list[str]], tmp_path: Path
+) -> None:
+    assert invoke(*command(good)).exit_code == 0
+    cell = sorted((tmp_path / "out" / "cells").glob("*.parquet"))[0]
+    damage(cell)
+    before = contents(tmp_path / "out")
+    for words in (command(good), ["explain", str(tmp_path / "out")], ["report", str(tmp_path / "out")]):
+        line = refusal(invoke(*words))
+        assert f"{cell}: not a readable cell" in line
+        assert "delete it" in line
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_failed_cell_that_is_no_cell(invoke: Cli, good: dict[str, list[str]], tmp_path: Path) -> None:
+    assert invoke(*command(good)).exit_code == 0
+    cell = sorted((tmp_path / "out" / "cells").glob("*.parquet"))[0]
+    cell.unlink()
+    cell.with_suffix(".json").write_text('{"schema_version": 1, "error": "MemoryError: no room"}')
+    assert "not a readable cell (KeyError 'scheme'); delete it" in refusal(invoke(*command(good)))

@@ -7,12 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from kerple_eval.cells import Cell
+from kerple_eval.crew import Asked, Crew
 from kerple_eval.records import open_run
+from kerple_eval.scoring import Batch, Budget
 from tests.run.conftest import make_model
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -73,13 +80,43 @@ def test_a_cluster_s_own_rank_means_nothing(folder: Path) -> None:
     assert "8 cells in" in done.stdout
 
 
-def test_a_wrong_command_is_one_line_of_rank_0(folder: Path) -> None:
-    done = run(folder, 2, "out", "--dtype", "float32", "--protocol", "fullcontext")
+WRONG = [
+    (["--protocol", "fullcontext"], "did you mean 'full-context'"),
+    pytest.param(
+        ["--device", "cuda"], "no CUDA device is visible",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_a_wrong_command_is_one_line_of_rank_0(folder: Path, words: list[str], said: str) -> None:
+    done = run(folder, 2, "out", *words)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert "did you mean 'full-context'" in lines[0]
-    assert done.returncode != 0
+    assert said in lines[0]
+    assert "is gone" not in done.stderr
+    assert "exitcode  : 2 " in done.stderr  # torchrun's own status is 1 whatever went wrong
     assert not (folder / "out").exists()
+
+
+def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 of three: another rank found less memory, and its losses come after rank 0's own."""
+    scored: list[tuple[int, tuple[int, int]]] = []
+
+    class Fixed(Asked):
+        def scored(self, model: Any, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+            scored.append((budget.tokens, share))
+            yield [0], [np.zeros(1, dtype=np.float32)]
+
+    others: list[Any] = [None, ([([1], [])], 16), ([([2], [])], 48)]
+    monkeypatch.setattr(Crew, "_tell", lambda self, order: order)
+    monkeypatch.setattr(Crew, "_gather", lambda self, error: others)
+    budget = Budget(64)
+    found = Crew(0, 3).score(SimpleNamespace(), Fixed([], [], None, False), budget)  # type: ignore[arg-type]
+    assert [members for members, _ in found] == [[0], [1], [2]]
+    assert scored == [(64, (0, 3))]
+    assert budget.tokens == 16
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from kerple_eval.forecast import Pass, _predicted, forecast, work_of
 from kerple_eval.plan import make_plan
 from kerple_eval.records import open_run
 from kerple_eval.scoring import score
-from kerple_eval.types import Window
+from kerple_eval.types import UserError, Window
 from tests.run.conftest import Cli, make_model
 
 
@@ -80,6 +80,10 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     again = invoke(*words, "--dry-run")  # nothing left
     assert "0" in again.stdout
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["cells"] == []
+    for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}'):
+        (tmp_path / "run" / "estimate.json").write_text(raw)
+        with pytest.raises(UserError, match=r"estimate\.json: damaged: .*; delete it"):
+            verdict(tmp_path / "run")
 
 
 @pytest.mark.parametrize("tokens", [16, 64, 2048])

@@ -32,6 +32,7 @@ def cell(windows: list[list[Window]], *, known: bool = True, key: CellKey = KEY)
         "train_length": 16,
         "dtype": "float32",
         "device": "cpu",
+        "first_token": {"rule": "never", "id": None},
         "seconds": 0.5,
         "documents": [
             {"name": f"dokument é {i}", "tokens": 99, "sha256": hashlib.sha256(b"%d" % i).hexdigest()}

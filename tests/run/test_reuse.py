@@ -127,8 +127,9 @@ def test_a_cell_computed_again_takes_from_those_before_it_alone(
             if name.replace("_k_", "_k=").replace("_stride_", "_stride=") in path.name:
                 path.unlink()
     fed.clear()
-    run(models, text, tmp_path)
+    again = run(models, text, tmp_path)
     assert fed  # full-context at 16 is scored, though hf-guide and last hold most of it
+    assert sources(again)["full-context", 16] == "forward pass"
     assert (tmp_path / "summary.csv").read_bytes() == before
 
 
