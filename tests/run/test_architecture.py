@@ -57,7 +57,7 @@ LEVELS = (
         "training",
     ),
     ("commands",),
-    ("cli",),
+    ("cli", "mistakes"),
     ("__main__",),
 )
 
