@@ -17,6 +17,7 @@ LEVELS = (
     (
         "__init__",
         "types",
+        "catalogue_lines",
         "kernels",
         "files",
         "devices",
