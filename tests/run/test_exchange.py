@@ -175,7 +175,7 @@ def test_refusals(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
     odd = {"results": {"a": {"x": 1.0}}, "configs": {"a": {"metadata": [1]}}}
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     assert kerple_eval.read_lm_eval(tmp_path / "odd.json")["task"].tolist() == ["a"]
-    odd["configs"]["a"] = {"metadata": {"length": "long"}}
+    odd |= {"configs": {"a": {"metadata": {"length": "long"}}}}
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     for place, message in (
         (tmp_path / "odd.json", "not in the layout of lm-evaluation-harness"),
