@@ -1,7 +1,7 @@
 """The ``kerple-eval`` command: thin click commands over the package.
 
 Heavy imports (torch, pandas, matplotlib) happen inside commands, so that listing and reporting stay
-quick. UserError becomes one line and exit status 2.
+quick. What the user has wrong becomes one line, see ``mistakes.py``.
 """
 
 from __future__ import annotations
@@ -12,45 +12,11 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from click.exceptions import NoArgsIsHelpError
 
 from kerple_eval import __version__
 from kerple_eval.catalogue import unknown
-from kerple_eval.interrupts import STOPPED, leaving_at_once
-from kerple_eval.types import UserError
-
-
-class Group(click.Group):
-    """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
-
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        status: Any = 0
-        try:
-            status = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
-        except NoArgsIsHelpError as error:
-            error.show()
-            status = 2
-        except click.ClickException as error:
-            context = getattr(error, "ctx", None)
-            where = f" (see {context.command_path} --help)" if context else ""
-            click.echo(f"error: {' '.join(error.format_message().split())}{where}", err=True)
-            status = 2
-        except UserError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            status = 2
-        except (KeyboardInterrupt, click.Abort):
-            click.echo(STOPPED, err=True)
-            status = 130
-        if standalone_mode:
-            sys.exit(status)
-        return status
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.commands)
-        return super().resolve_command(ctx, args)
+from kerple_eval.interrupts import leaving_at_once
+from kerple_eval.mistakes import Group, Number
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,10 +39,10 @@ def cli() -> None:
 @click.option("--heads", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--tie-embeddings", is_flag=True, help="One matrix for embedding and head.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=2e-3, show_default=True)
+@click.option("--lr", type=Number(min=0, min_open=True), default=2e-3, show_default=True)
 @click.option("--warmup", type=click.IntRange(min=0), default=100, show_default=True)
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.1, show_default=True)
-@click.option("--clip", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--weight-decay", type=Number(min=0), default=0.1, show_default=True)
+@click.option("--clip", type=Number(min=0, min_open=True), default=1.0, show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
 @click.option(
     "--store", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
@@ -174,7 +140,7 @@ STATISTICS = (
     click.option("--protocol", help="This protocol only, as the table spells it."),
     click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv."),
     click.option(
-        "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95,
+        "--level", type=Number(0, 1, min_open=True, max_open=True), default=0.95,
         show_default=True, help="Level of the intervals.",
     ),
     click.option(
@@ -217,8 +183,10 @@ def answers(folders: tuple[str, ...], style: str) -> None:
 @cli.command("longppl")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--reference", required=True, metavar="MODEL", help="Its losses choose the key tokens.")
-@click.option("--alpha", type=float, default=2.0, show_default=True, help="Least gain of a key token, nats.")
-@click.option("--beta", type=float, default=-2.0, show_default=True, help="Its loss is below minus this.")
+@click.option(
+    "--alpha", type=Number(), default=2.0, show_default=True, help="Least gain of a key token, nats."
+)
+@click.option("--beta", type=Number(), default=-2.0, show_default=True, help="Its loss is below minus this.")
 @click.option("--short", type=click.IntRange(min=1), help="The short length; the reference's shortest.")
 @click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
 def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
@@ -288,7 +256,7 @@ def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", required=True, help="New run directory.")
 @click.option(
-    "--within", type=click.FloatRange(min=0), default=0.0, show_default=True,
+    "--within", type=Number(min=0), default=0.0, show_default=True,
     help="Cells that two of DIR hold may differ by so much a loss (nats); the first one's stays.",
 )  # fmt: skip
 def merge(folders: tuple[str, ...], out: str, within: float) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -158,7 +159,7 @@ def _metrics(cell: Cell) -> dict[str, tuple[float, float | None]]:
         metrics["token_perplexity"] = (row["ppl"], None if nll is None else row["ppl"] * nll)
     if row["bits_per_byte"] is not None:
         metrics["bits_per_byte"] = (row["bits_per_byte"], bits)
-        if row["bits_per_byte"] < math.log2(float.fromhex("0x1.fffffffffffffp+1023")):
+        if row["bits_per_byte"] < sys.float_info.max_exp:
             power = 2.0 ** row["bits_per_byte"]
             metrics["byte_perplexity"] = (power, None if bits is None else math.log(2) * power * bits)
     if cell.hits is not None:
@@ -222,7 +223,10 @@ def read_lm_eval(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{place}: holds no results*.json, as lm-eval writes them")
     rows = [row for file in files for row in _rows(file)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.astype({"length": "Int64", "samples": "Int64", "value": "float64", "stderr": "float64"})
+    try:
+        return frame.astype({"length": "Int64", "samples": "Int64", "value": "float64", "stderr": "float64"})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{place}: not in the layout of lm-evaluation-harness: {error}") from None
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -232,8 +236,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f'{file}: no "results" of tasks; expected the layout of lm-evaluation-harness')
     model = data.get("model_name") or _get(data, "config", "model_args") or _get(data, "config", "model")
     for name, found in results.items():
-        metadata = _get(data, "configs", name, "metadata") or {}
-        ours = {key: metadata.get(key) for key in ("task", "protocol", "length")}
+        ours = {key: _get(data, "configs", name, "metadata", key) for key in ("task", "protocol", "length")}
         for key, value in found.items():
             metric, _, chosen = key.partition(",")
             if key in NO_METRIC or metric.endswith("_stderr") or not _number(value):

@@ -153,8 +153,11 @@ def open_run(folder: str | Path) -> Run:
     try:
         run = Run(path, data["specification"], data["provenance"])
         run.keys()
-        if not isinstance(run.provenance["sessions"], list):
-            raise TypeError("sessions is not a list")
+        sessions, models = run.provenance["sessions"], run.provenance.get("models", {})
+        if not (isinstance(sessions, list) and all(isinstance(session, dict) for session in sessions)):
+            raise TypeError("sessions is not a list of objects")
+        if not isinstance(models, dict):
+            raise TypeError("provenance.models is not an object")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'run.json'}: damaged: {type(error).__name__} {error}") from None
     return run

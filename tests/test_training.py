@@ -251,6 +251,18 @@ def test_each_step_uses_the_schedules_rate(monkeypatch: pytest.MonkeyPatch) -> N
         assert next(iter(rates)) == pytest.approx(0.01 * share)
 
 
+def test_each_step_draws_from_a_generator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a scheme draws in training: the same again for a seed and step, other numbers for others."""
+    drawn: list[int] = []
+    monkeypatch.setattr(Scheme, "begin_step", lambda _, rng: drawn.append(rng.initial_seed()))
+    for seed in (1, 2, 1):
+        going = training._Run(recipe("rope", seed=seed), corpus())
+        for _ in range(4):
+            going.advance()
+    assert drawn[8:] == drawn[:4]
+    assert len(set(drawn[:8])) == 8
+
+
 @pytest.mark.parametrize("scheme", ["kerple-log", "t5"])
 def test_one_step_is_adamw_by_hand(scheme: str) -> None:
     """First step: p - lr (wd p + g / (|g| + eps)), decay for matrices outside the scheme only."""

@@ -61,24 +61,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kerple_eval.catalogue import parse_spec, unknown
-from kerple_eval.data.source_kinds import SOURCES as _SOURCES
-from kerple_eval.data.source_kinds import (
-    FilesSource,
-    HubSource,
-    MegatronSource,
-    PackageSource,
-    Source,
-    StdlibSource,
-    SyntheticSource,
-)
+from kerple_eval.data.source_kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
 from kerple_eval.data.yaml_file import read_yaml
 from kerple_eval.shares import parse_shares
 from kerple_eval.types import BosRule, Spec, UserError
-
-__all__ = [  # the kinds of source stand apart; they belong to what a task file says
-    "FilesSource", "HubSource", "MegatronSource", "PackageSource", "Selection", "Source", "Split",
-    "StdlibSource", "SyntheticSource", "Task", "open_task", "read_task", "task_files", "tasks_folder",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +242,7 @@ def _required(item: Field[Any]) -> bool:
 def _right(hint: Any) -> str:
     """What a value of this type looks like, for messages."""
     if hint == Source:
-        return f"keys and values, with kind one of {', '.join(_SOURCES)}"
+        return f"keys and values, with kind one of {', '.join(SOURCES)}"
     if is_dataclass(hint):
         return f"keys and values: {', '.join(f.name for f in fields(hint))}"
     if get_origin(hint) is Literal:
@@ -270,9 +256,9 @@ def _check(hint: Any, value: Any, path: str, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"{path}: {where}: must be {_right(hint)}, got {type(value).__name__} {value!r}")
         kind = value.get("kind")
-        if not isinstance(kind, str) or kind not in _SOURCES:
-            raise UserError(f"{path}: {where}.kind: must be one of {', '.join(_SOURCES)}, got {kind!r}")
-        return _build(_SOURCES[kind], value, path, f"{where}.")
+        if not isinstance(kind, str) or kind not in SOURCES:
+            raise UserError(f"{path}: {where}.kind: must be one of {', '.join(SOURCES)}, got {kind!r}")
+        return _build(SOURCES[kind], value, path, f"{where}.")
     if is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, path, f"{where}.")
     origin, arguments = get_origin(hint), get_args(hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from kerple_eval.reports.rows import Listing, between, check_format, csv_text, draw, number
 from kerple_eval.stats.longppl import ALPHA, BETA, Score, Table, longppl
 from kerple_eval.stats.reductions import perplexity
-from kerple_eval.types import UserError
 
 HEAD = ("model", "length", "LongPPL", "95 % interval", "ppl of all", "")
 COLUMNS = (
@@ -25,9 +23,6 @@ def render(
 ) -> str:  # fmt: skip
     """Tables of one or several runs; intervals (95 %) are over documents with key tokens."""
     check_format(style)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not math.isfinite(value):
-            raise UserError(f"--{name} {value} is not a number of nats")
     tables = longppl(folders, reference, alpha=alpha, beta=beta, short=short)
     if style == "csv":
         return csv_text(COLUMNS, [_row(t, s, alpha, beta) for t in tables for s in t.scores])

@@ -85,6 +85,7 @@ LAID: list[tuple[str, dict[str, Any], str]] = [
         "rope-yarn,window=16",
     ),
     ("rope,window=5", laid_on(window={"width": 5}), "rope,window=5"),
+    ("rope,window=", laid_on(window={}), "rope,window"),
     (
         "rope,extend=self-extend,window=4,group=2",
         laid_on(self_extend={"window": 4, "group": 2}),

@@ -21,8 +21,9 @@ import pytest
 from kerple_eval.catalogue import parse_spec
 from kerple_eval.data.documents import Document
 from kerple_eval.data.hub import hub_documents
+from kerple_eval.data.source_kinds import HubSource
 from kerple_eval.data.sources import documents_of
-from kerple_eval.data.task import HubSource, open_task
+from kerple_eval.data.task import open_task
 from kerple_eval.types import UserError
 
 SURROGATE = "row 0: half a surrogate pair at character 0, which UTF-8 cannot spell; remove it"

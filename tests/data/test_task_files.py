@@ -13,7 +13,9 @@ import yaml
 
 from kerple_eval.catalogue import parse_spec
 from kerple_eval.data import task as schema
-from kerple_eval.data.task import HubSource, open_task, read_task, task_files
+from kerple_eval.data.source_kinds import SOURCES as SOURCE_KINDS
+from kerple_eval.data.source_kinds import HubSource
+from kerple_eval.data.task import open_task, read_task, task_files
 from kerple_eval.types import UserError
 
 SOURCES: dict[str, dict[str, Any]] = {
@@ -168,7 +170,7 @@ def test_a_wrong_value_is_refused(tmp_path: Path, kind: str, key: str, value: An
 def test_every_key_of_the_schema_has_a_wrong_value_above() -> None:
     classes = {"": schema.Task, "split.": schema.Split, "documents.": schema.Selection}
     keys = {("files", p + f.name) for p, cls in classes.items() for f in dataclasses.fields(cls)}
-    for kind, cls in schema._SOURCES.items():
+    for kind, cls in SOURCE_KINDS.items():
         keys |= {(kind, f"source.{f.name}") for f in dataclasses.fields(cls) if f.name != "kind"}
     assert keys <= {(kind, key) for kind, key, _, _ in WRONG}
 

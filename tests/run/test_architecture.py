@@ -17,6 +17,7 @@ LEVELS = (
     (
         "__init__",
         "types",
+        "catalogue_lines",
         "kernels",
         "files",
         "devices",
@@ -57,7 +58,7 @@ LEVELS = (
         "training",
     ),
     ("commands",),
-    ("cli",),
+    ("cli", "mistakes"),
     ("__main__",),
 )
 

@@ -133,6 +133,15 @@ def test_cuda_where_there_is_none(invoke: Cli, good: dict[str, list[str]]) -> No
             ["did you mean 'alibi'"],
         ),
         (["train", "--scheme", "alibi", "--length", "8", "--out", "o"], ["needs text"]),
+        *(
+            (
+                ["train", "--scheme", "alibi", "--text", "x", "--length", "8", "--out", "o", option, "nan"],
+                [f"'{option}': nan is not a finite number"],
+            )
+            for option in ("--lr", "--weight-decay", "--clip")
+        ),
+        (["merge", "x", "y", "--out", "o", "--within", "nan"], ["'--within': nan is not a finite number"]),
+        (["intervals", "x", "--level", "nan"], ["'--level': nan is not a finite number"]),
         (["table"], ["DIR"]),
     ],
 )

@@ -203,11 +203,15 @@ def test_changed_text_or_weights_are_another_specification(
     assert invoke(*words).exit_code == 0
 
 
+EMPTY = '{"schema_version": 1, "specification": {"models": [], "tasks": [], "protocols": []}, "provenance": '
+
+
 @pytest.mark.parametrize(
     "raw",
     ["", "{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}',
      '{"schema_version": 1, "specification": [], "provenance": {}}',
-     '{"schema_version": 1, "specification": {"models": 3}, "provenance": {"sessions": []}}'],
+     '{"schema_version": 1, "specification": {"models": 3}, "provenance": {"sessions": []}}',
+     EMPTY + '{"sessions": [3]}}', EMPTY + '{"sessions": [], "models": [1]}}'],
 )  # fmt: skip
 def test_corrupt_run_json(raw: str, invoke: Cli, good: dict[str, list[str]], tmp_path: Path) -> None:
     assert invoke(*command(good)).exit_code == 0

@@ -15,6 +15,7 @@ import kerple_eval
 from kerple_eval.budget import MOST, START, Trial, largest_useful
 from kerple_eval.cells import Cell
 from kerple_eval.checkpoints.decoder_model import DecoderModel
+from kerple_eval.crew import Crew
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.scoring import Budget, score
 from tests import tiny
@@ -69,6 +70,20 @@ def test_halves_give_the_same_losses(room: int, ranks: int) -> None:
 def test_one_window_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         list(score(cramped(5), [tiny.tokens(20)], [(0, w) for w in FullContext().plan(20, 6, 6)]))
+
+
+@pytest.mark.parametrize(("told", "kept"), [(7, 7), (90, 60)])
+def test_the_smallest_budget_of_any_rank_is_kept(
+    told: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 hears from the other what fitted there; a roomier one does not raise its own."""
+    monkeypatch.setattr(Crew, "_tell", lambda *_: None)
+    monkeypatch.setattr(Crew, "_gather", lambda *_: [None, ([], told)])
+    windows = [(0, w) for w in FullContext().plan(50, 6, 6)]
+    budget = Budget(60)
+    mine = list(Crew(0, 2).score(cramped(9999), [tiny.tokens(50)], windows, None, False, budget))
+    assert len(mine) == 1
+    assert budget.tokens == kept
 
 
 def test_the_record_says_where_memory_ran_out(

@@ -172,7 +172,13 @@ def test_refusals(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
         invoke("export", str(tmp_path / "clash"), "--out", str(tmp_path / "folder"))
     )
     (tmp_path / "results.json").write_text('{"results": [1]}')
+    odd = {"results": {"a": {"x": 1.0}}, "configs": {"a": {"metadata": [1]}}}
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
+    assert kerple_eval.read_lm_eval(tmp_path / "odd.json")["task"].tolist() == ["a"]
+    odd |= {"configs": {"a": {"metadata": {"length": "long"}}}}
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
     for place, message in (
+        (tmp_path / "odd.json", "not in the layout of lm-evaluation-harness"),
         (tmp_path / "results.json", 'no "results" of tasks'),
         (tmp_path / "none", "cannot be read"),
         (run.folder / "cells", "holds no results"),

@@ -20,6 +20,8 @@ from kerple_eval.model import attention_training as training
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import attention, eager_attention, make_table
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.composite import Combined
+from kerple_eval.schemes.window import Window
 from kerple_eval.types import SchemeSpec, UserError
 from tests import oracles, tiny
 
@@ -155,6 +157,14 @@ def test_every_pair_is_seen_where_the_paper_says(
 def test_every_modifier_without_parameters_has_cases() -> None:
     laid = {name for name, entry in schemes().items() if entry.stands_on and entry.parameters == "0"}
     assert laid == {case[0] for case in CASES}
+
+
+def test_of_two_windows_the_narrower_counts() -> None:
+    """A scheme of another package may have a window of its own."""
+    for own in (3, 7):
+        base = made_of("alibi")
+        base.window = own
+        assert Combined(base, {"window": Window(base.geometry, width=5)}).window == min(own, 5)
 
 
 @pytest.mark.parametrize("width", [1, 7, 1000, 1024, 1500, 2048])

@@ -9,7 +9,7 @@ from kerple_eval.catalogue import GENERATORS, entry, load, parse_spec, typed_opt
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.data.source_kinds import SyntheticSource
 from kerple_eval.data.synthetic.base import Generator, Reader, depth_grid, document, draw
-from kerple_eval.data.task import Task, open_task
+from kerple_eval.data.task import open_task
 from kerple_eval.data.texts import Choice, Reading, Text, check_marker, check_vocabulary, tokens_hash
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.types import BosRule, Spec, UserError
@@ -47,7 +47,7 @@ def made_text(spec: Spec, bos: BosRule | None, lengths: Sequence[int], seed: int
     }
     if generator.of_ids and rule == "tokenizer":
         rule = "never"  # random ids are no text that a tokeniser would begin
-    return MadeText(task.name, record, [], bos=rule, generator=generator, task=task, source=source,
+    return MadeText(task.name, record, [], bos=rule, generator=generator, source=source,
                     lengths=tuple(sorted(lengths)), drawn=drawn)  # fmt: skip
 
 
@@ -65,7 +65,6 @@ class MadeText(Text):
     """Documents of L + 1 tokens for each of ``lengths``; a cell scores those of its own length."""
 
     generator: Generator
-    task: Task
     source: SyntheticSource
     lengths: tuple[int, ...]
     drawn: int  # the seed
