@@ -49,9 +49,7 @@ def pictures(
     """One a grid, one curve a model."""
     grids = read_grids(folders)
     names = model_names(grids)
-    return [
-        _picture(grid, _models(grid, names, known), sums.BANDS) for grid in chosen(grids, task, protocol)
-    ]
+    return [_picture(grid, _models(grid, names, known), sums.BANDS) for grid in chosen(grids, task, protocol)]
 
 
 def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
