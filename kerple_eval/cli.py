@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from kerple_eval import __version__
 from kerple_eval.catalogue import unknown
 from kerple_eval.interrupts import leaving_at_once
-from kerple_eval.mistakes import Group, Number
+from kerple_eval.mistakes import Group, Number, filled
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,7 +32,7 @@ def cli() -> None:
 @click.option("--length", type=click.IntRange(min=2), required=True, help="Tokens a sequence.")
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--out", required=True, help="Folder of the new checkpoint.")
+@click.option("--out", required=True, callback=filled, help="Folder of the new checkpoint.")
 @click.option("--tokenizer", help="A tokenizer.json; bytes unless given.")
 @click.option("--layers", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--width", type=click.IntRange(min=1), default=128, show_default=True)
@@ -73,7 +73,7 @@ def train(**options: Any) -> None:
     help="NAME:key=value, with @N after it for lengths up to N only (repeat for more).",
 )  # fmt: skip
 @click.option("--length", default="512,1024,2048,4096,8192,16384", show_default=True)
-@click.option("--out", required=True, help="Run directory; the same command goes on in it.")
+@click.option("--out", required=True, callback=filled, help="Run directory; the same command goes on in it.")
 @click.option("--documents", type=click.IntRange(min=1), help="How many documents.")
 @click.option("--keep-short", is_flag=True, help="Also documents shorter than the longest length.")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Cut each document after so many.")
@@ -231,7 +231,7 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
     help="curve, position, ratio, scatter or depth, of run directories; kernels, effective-length or matrix, "
     "of MODELs.",
 )  # fmt: skip
-@click.option("--out", required=True, help="Figure to write: .png, .pdf or .svg.")
+@click.option("--out", required=True, callback=filled, help="Figure to write: .png, .pdf or .svg.")
 @click.option("--against", metavar="MODEL", help="Of ratio and scatter: the one that others are set against.")
 @click.option("--task", help="Of run directories: this task only.")
 @click.option("--protocol", help="Of run directories: this protocol only, as the table spells it.")
@@ -254,7 +254,7 @@ def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--out", required=True, help="New run directory.")
+@click.option("--out", required=True, callback=filled, help="New run directory.")
 @click.option(
     "--within", type=Number(min=0), default=0.0, show_default=True,
     help="Cells that two of DIR hold may differ by so much a loss (nats); the first one's stays.",
@@ -272,7 +272,9 @@ def merge(folders: tuple[str, ...], out: str, within: float) -> None:
 @cli.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--format", "style", default="lm-eval", show_default=True, help="lm-eval.")
-@click.option("--out", required=True, help="FILE.json of one model, or a folder with one for each.")
+@click.option(
+    "--out", required=True, callback=filled, help="FILE.json of one model, or a folder with one for each."
+)
 @click.option("--model", help="This model only.")
 def export(folder: str, style: str, out: str, model: str | None) -> None:
     """Write results in lm-evaluation-harness' JSON layout; kerple_eval.read_lm_eval reads it into pandas."""
@@ -284,7 +286,11 @@ def export(folder: str, style: str, out: str, model: str | None) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--out", help="Page to write, .html or .md; report.html in the first directory unless given.")
+@click.option(
+    "--out",
+    callback=filled,
+    help="Page to write, .html or .md; report.html in the first directory unless given.",
+)
 @click.option("--format", "style", help="html (the default) or markdown, with its figures beside it.")
 @click.option("--against", metavar="MODEL", help="Set others against this one; kerple-log where it is there.")
 def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
@@ -337,7 +343,9 @@ def list_(what: str, style: str) -> None:
 
 
 @cli.command()
-@click.option("--out", default="out/demo", show_default=True, help="Run directory of the demo.")
+@click.option(
+    "--out", default="out/demo", show_default=True, callback=filled, help="Run directory of the demo."
+)
 def demo(out: str) -> None:
     """The main job on what the package ships: seven schemes, 512 to 16,384, table and figures."""
     with leaving_at_once():

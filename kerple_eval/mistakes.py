@@ -24,6 +24,13 @@ class Number(click.FloatRange):
         return number
 
 
+def filled(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A place that is named: an empty word (a shell variable unset) would be the folder at hand."""
+    if value == "":
+        raise click.BadParameter("is empty.", context, option)
+    return value
+
+
 class Group(click.Group):
     """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
 

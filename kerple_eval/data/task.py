@@ -53,6 +53,7 @@ target 1 is the first real token; ``window`` puts it before the inputs of every 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
@@ -210,9 +211,11 @@ def _check_made(task: Task, source: SyntheticSource, path: str) -> None:
 
 
 def _check_synthetic(source: SyntheticSource, where: str) -> None:
-    for key, least in (("depths", 1), ("samples", 1), ("seed", 0)):
-        if getattr(source, key) < least:
-            raise UserError(f"{where}{key}: must be at least {least}, got {getattr(source, key)}")
+    for key, least, most in (("depths", 1, 1001), ("samples", 1, 100_000), ("seed", 0, math.inf)):
+        got = getattr(source, key)
+        if not least <= got <= most:
+            bound = f"at least {least}" if got < least else f"at most {most:,}"
+            raise UserError(f"{where}{key}: must be {bound}, got {got}")
 
 
 def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:
