@@ -4,7 +4,8 @@ AdamW, linear warm-up then cosine to zero, gradient clipping, bfloat16 autocast 
 the instructions. Training text is packed: documents in an order drawn from the seed, each followed by
 the end-of-document token, cut into sequences of L inputs and L targets that share one token with the
 next; each epoch draws a new offset and order. Batch s is a function of (seed, s) alone, so a run
-killed at any moment and started again gives the same weights.
+killed at any moment and started again gives the same weights (on the CPU to the bit; CUDA adds up a
+kernel's gradient in no fixed order).
 """
 
 from __future__ import annotations
