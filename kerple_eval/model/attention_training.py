@@ -9,14 +9,14 @@ from torch import Tensor
 
 from kerple_eval.model.toeplitz import antidiagonals, hankel
 
-BACKWARD_ROWS = 64  # query rows a block of the backward pass holds, for the cache
+BACKWARD_ROWS = 32  # query rows a block of the backward pass holds, for the cache
 
 
 class KernelAttention(torch.autograd.Function):
     """Fused forward, and a backward that also reaches the kernel's table.
 
     torch's fused CPU attention gives no gradient to a bias, and its fallback materialises
-    [B, H, L, L] several times over. Here the backward pass forms one [H, rows, K] block at a time,
+    [B, H, L, L] several times over. Here the backward pass forms one [B, H, rows, K] block at a time,
     small enough for the cache, and adds the blocks' anti-diagonals into the table's gradient.
     """
 
@@ -49,26 +49,30 @@ class KernelAttention(torch.autograd.Function):
         reach: int = ctx.reach
         batch, heads, length, dim = q.shape
         scale = dim**-0.5
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         rows = min(BACKWARD_ROWS, values.shape[1] - reach + 1)
+        # [B H, L, .]; what belongs to a query from the last to the first, as the bias has them.
+        keys, vals = k.flatten(0, 1), v.flatten(0, 1)
+        queries, up = ((q * scale).flip(2).flatten(0, 1), grad.flip(2).flatten(0, 1))
+        minus_lse = lse.flip(2).flatten(0, 1).neg_()[..., None]
+        minus_delta = -(grad * out).sum(-1, keepdim=True).flip(2).flatten(0, 1)
+        dq, dk, dv = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(vals)
         dtable = values.new_zeros(values.shape)
-        minus_delta = -(grad * out).sum(-1, keepdim=True)
         for start in range(0, length, rows):
             stop = min(start + rows, length)
-            bias = hankel(values, reach, start, stop - 1)[0]
-            dbias = values.new_zeros(heads, stop - start, stop)
-            for b in range(batch):
-                queries = (q[b, :, start:stop] * scale).flip(1)
-                keys, vals = k[b, :, :stop], v[b, :, :stop]
-                up = grad[b, :, start:stop].flip(1)
-                p = torch.baddbmm(bias, queries, keys.transpose(1, 2))
-                p = p.sub_(lse[b, :, start:stop, None].flip(1)).exp_()
-                dv[b, :, :stop].baddbmm_(p.transpose(1, 2), up)
-                delta = minus_delta[b, :, start:stop].flip(1).expand(-1, -1, stop)
-                ds = torch.baddbmm(delta, up, vals.transpose(1, 2)).mul_(p)
-                dbias.add_(ds)
-                dq[b, :, start:stop] = torch.bmm(ds, keys).mul_(scale).flip(1)
-                dk[b, :, :stop].baddbmm_(ds.transpose(1, 2), queries)
+            block = slice(length - stop, length - start)
+            by_batch = (batch, heads, stop - start, stop)
+            bias = hankel(values, reach, start, stop - 1)
+            lowered = minus_lse[:, block].expand(-1, -1, stop)
+            p = torch.baddbmm(lowered, queries[:, block], keys[:, :stop].transpose(1, 2))
+            p.view(by_batch).add_(bias)
+            p.exp_()
+            dv[:, :stop] += torch.bmm(p.transpose(1, 2), up[:, block])
+            delta = minus_delta[:, block].expand(-1, -1, stop)
+            ds = torch.baddbmm(delta, up[:, block], vals[:, :stop].transpose(1, 2)).mul_(p)
+            dq[:, block] = torch.bmm(ds, keys[:, :stop])
+            dk[:, :stop] += torch.bmm(ds.transpose(1, 2), queries[:, block])
             offset = reach - stop
-            dtable[:, offset : offset + (stop - start) + stop - 1] += antidiagonals(dbias)
-        return dq, dk, dv, dtable, None
+            diagonals = antidiagonals(ds.view(by_batch).sum(0))
+            dtable[:, offset : offset + diagonals.shape[1]] += diagonals
+        dq = dq.view(q.shape).flip(2).mul_(scale)
+        return dq, dk.view(k.shape), dv.view(v.shape), dtable, None
