@@ -12,7 +12,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
     Raises:
         UserError: runs that do not join, cells that do not agree, or an ``out`` that is not empty.
     """
-    if math.isnan(within):
-        raise UserError("--within nan: expected nats")
     runs = [open_run(folder) for folder in folders]
     if len(runs) < 2:
         raise UserError("merge needs two run directories or more")

@@ -100,6 +100,7 @@ COMPOSED = {
     "checkpoints.hf_model": {"hf_rope"},
     "checkpoints.hf_tokenizer": {"hf_files"},
     "checkpoints.hf_weights": {"hf_config", "hf_files", "pickles"},
+    "reports.curve": {"seeds"},
     "reports.table": {"paper", "seeds"},
     "reports.sections": {
         "answers",

@@ -15,7 +15,7 @@ import kerple_eval
 from kerple_eval.budget import MOST, START, Trial, largest_useful
 from kerple_eval.cells import Cell
 from kerple_eval.checkpoints.decoder_model import DecoderModel
-from kerple_eval.crew import Crew
+from kerple_eval.crew import Asked, Crew
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.scoring import Budget, score
 from tests import tiny
@@ -81,7 +81,7 @@ def test_the_smallest_budget_of_any_rank_is_kept(
     monkeypatch.setattr(Crew, "_gather", lambda *_: [None, ([], told)])
     windows = [(0, w) for w in FullContext().plan(50, 6, 6)]
     budget = Budget(60)
-    mine = list(Crew(0, 2).score(cramped(9999), [tiny.tokens(50)], windows, None, False, budget))
+    mine = list(Crew(0, 2).score(cramped(9999), Asked([tiny.tokens(50)], windows, None, False), budget))
     assert len(mine) == 1
     assert budget.tokens == kept
 
