@@ -122,7 +122,8 @@ def _notes(table: Table, found: Sequence[Comparison], level: float) -> list[str]
     if tests:
         lines.append(
             "p documents: sign flips of the documents' differences; p Holm: of the verdict's p, corrected "
-            f"for {tests} comparisons; verdict at {ALPHA:g}; effect: mean over deviation of documents"
+            f"for {tests} comparison{'s' * (tests != 1)}; verdict at {ALPHA:g}; effect: mean over deviation "
+            "of documents"
         )
     if any(c.difference and not c.pooled for c in found):
         lines.append(
