@@ -1,6 +1,6 @@
 #!/bin/sh
 # Three seeds each of four schemes, trained at 512 bytes, to 16,384. From the top of the clone; nothing is
-# trained. Stop it and start it again: finished cells stay (in $OUT/cells, 40 MB, not committed).
+# trained. Stop it and start it again: finished cells stay (in $OUT/cells, 63 MB, not committed).
 set -e
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-results/zoo}
