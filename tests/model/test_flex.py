@@ -82,7 +82,7 @@ def test_the_inline_formula_is_the_kernel(name: str) -> None:
     for head in range(3):
         for d in range(40):
             found = float(inline(distance[d], torch.tensor(head)))
-            assert found == pytest.approx(float(kernel[head, d]), rel=1e-12, abs=1e-15)
+            assert found == pytest.approx(kernel[head, d].item(), rel=1e-12, abs=1e-15)
 
 
 def test_some_schemes_have_a_formula() -> None:
