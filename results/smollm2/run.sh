@@ -16,3 +16,7 @@ $PYTHON -m kerple_eval run \
 $PYTHON -m kerple_eval table "$OUT" --format markdown > "$OUT/table.md"
 $PYTHON -m kerple_eval plot "$OUT" --kind curve --out "$OUT/curve.png"
 $PYTHON results/smollm2/blocks.py "$OUT"
+$PYTHON -m kerple_eval run "smollm2=hf:$MODEL,gguf=$GGUF" --task passkey:depths=5,samples=2 \
+  --task needle:depths=5,samples=2 --length 256,512,1024,2048 --out "$OUT/told"
+$PYTHON -m kerple_eval answers "$OUT/told" --format markdown > "$OUT/told.md"
+$PYTHON -m kerple_eval plot "$OUT/told" --kind depth --out "$OUT/told.png"
