@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The zoo, by the command a user would type: only the scheme differs, and in NAME-sN the seed. 8 hours of one
+# The zoo, by the command a user would type: only the scheme differs, and in NAME-sN the seed. 9 hours of one
 # core in all, on a machine that was busy otherwise too (the cards say how long each took).
 ZOO := kerple-log kerple-power alibi t5 rope sinusoidal nope
 SEEDED := kerple-log alibi rope t5

@@ -179,7 +179,7 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             logits = self.decoder.head(self.decoder(tokens[:, :-1]))
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ All logits, those of vocabulary padding among them, stay in the softmax, as in t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -107,7 +108,7 @@ class NeoxCheckpoint(Checkpoint):
         )
 
     def _report_clamps(
-        self, moved: dict[str, int], intervals: dict[str, tuple[float | None, float | None]]
+        self, moved: dict[str, int], intervals: Mapping[str, tuple[float | None, float | None]]
     ) -> None:
         names = {new: old for old, new in self.position.shared.items()}
         for name, count in moved.items():

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kerple_eval.model.attention_training import KernelAttention
+from kerple_eval.model.attention_training import kernel_attention
 from kerple_eval.model.flex import Flex
 from kerple_eval.model.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
@@ -115,12 +115,7 @@ def attention(
     training = torch.is_grad_enabled() and q.device.type == "cpu"
     if training or q.device.type != "cpu":
         q, k, v = (x.to(table.values.dtype) for x in (q, k, v))
-    if training:
-        out: Tensor = KernelAttention.apply(  # type: ignore[no-untyped-call]
-            q, k, v, table.values, table.reach
-        )
-    else:
-        out = _kernel(q, k, v, table)
+    out = kernel_attention(q, k, v, table.values, table.reach) if training else _kernel(q, k, v, table)
     return out.to(dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from kerple_eval.model.toeplitz import antidiagonals, hankel
 BACKWARD_ROWS = 32  # query rows a block of the backward pass holds, for the cache
 
 
-class KernelAttention(torch.autograd.Function):
+def kernel_attention(q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int) -> Tensor:
+    """Causal attention ``[B, H, L, d]`` with the kernel's table ``values`` (:class:`attention.Table`)."""
+    apply: Callable[..., Tensor] = _KernelAttention.apply
+    return apply(q, k, v, values, reach)
+
+
+class _KernelAttention(torch.autograd.Function):
     """Fused forward, and a backward that also reaches the kernel's table.
 
     torch's fused CPU attention gives no gradient to a bias, and its fallback materialises

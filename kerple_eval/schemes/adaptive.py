@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ class Adaptive(Scheme):
     """``logit = x + b + f(x, b)``: x the scaled score, b a bias of distance, f a network per layer."""
 
     per_layer: ClassVar[bool] = True
-    constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {
+    constraints: Mapping[str, tuple[float | None, float | None]] = {
         "r1": (0.01, None),
         "r2": (0.01, None),
     }
@@ -39,7 +40,7 @@ class Adaptive(Scheme):
             self.r1 = nn.Parameter(torch.ones(geometry.heads))
             self.r2 = nn.Parameter(torch.ones(geometry.heads))
         else:
-            self.constraints = {}  # type: ignore[misc] # no parameter of the bias
+            self.constraints = {}  # no parameter of the bias
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         if self.static == "kerple-log":

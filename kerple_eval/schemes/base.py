@@ -29,7 +29,7 @@ distances above 256 collide there); kernels answer in the same dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -43,7 +43,7 @@ class Scheme(nn.Module):
 
     #: Closed intervals kept by projection (``project_``) at load and after each optimiser step;
     #: parameter name -> (lowest, highest), None for open. Stated here once; forward never clamps.
-    constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {}
+    constraints: Mapping[str, tuple[float | None, float | None]] = {}
 
     #: Longest position the scheme has values for; None where it is defined for every position.
     max_positions: int | None = None

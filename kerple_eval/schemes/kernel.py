@@ -32,9 +32,7 @@ class FormulaKernel(Scheme):
         except ClosureError as error:
             raise UserError(f"kernel: {error}") from None
         self.ranges = self.expression.parameters
-        self.constraints = {  # type: ignore[misc] # each formula has its own
-            name: (r.lowest, r.highest) for name, r in self.ranges.items()
-        }
+        self.constraints = {name: (r.lowest, r.highest) for name, r in self.ranges.items()}
         for name in self.ranges:
             self.register_parameter(name, nn.Parameter(torch.ones(geometry.heads)))
 

@@ -11,7 +11,7 @@ The bias joins *after* the 1/sqrt(d) scaling, as in the release.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from kerple_eval.types import Geometry
 
 
 class KerpleBiasWeight(Scheme):
-    constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {
+    constraints: Mapping[str, tuple[float | None, float | None]] = {
         "r1": (0.01, None),
         "r2": (0.01, 2.0),
         "r3": (0.01, None),

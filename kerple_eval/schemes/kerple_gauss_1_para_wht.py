@@ -10,7 +10,7 @@ score *after* the 1/sqrt(d) scaling (which commutes).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from kerple_eval.types import Geometry
 
 
 class KerpleGauss1ParaWeight(Scheme):
-    constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {"r1": (0.01, None)}
+    constraints: Mapping[str, tuple[float | None, float | None]] = {"r1": (0.01, None)}
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)

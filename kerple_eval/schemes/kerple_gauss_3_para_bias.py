@@ -11,7 +11,7 @@ the release's for the same roles (``kerple_power``): r1, r2 ~ U(0, 1), r3 ~ U(0,
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from kerple_eval.types import Geometry
 
 
 class KerpleGauss3ParaBias(Scheme):
-    constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {
+    constraints: Mapping[str, tuple[float | None, float | None]] = {
         "r1": (0.01, None),
         "r2": (0.01, None),
         "r3": (0.01, 2.0),

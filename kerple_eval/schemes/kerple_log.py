@@ -11,8 +11,7 @@ The bias joins *after* the 1/sqrt(d) scaling, as in the release (the paper's Eq.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from kerple_eval.types import Geometry
 
 
 class KerpleLog(Scheme):
-    constraints: ClassVar[dict[str, tuple[float | None, float | None]]] = {
+    constraints: Mapping[str, tuple[float | None, float | None]] = {
         "r1": (0.01, None),
         "r2": (0.01, None),
     }

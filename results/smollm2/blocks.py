@@ -14,7 +14,7 @@ import numpy as np
 
 from kerple_eval.cells import Cell
 from kerple_eval.records import open_run
-from kerple_eval.reports.style import line_style, mark_trained, panels, save
+from kerple_eval.reports.style import Curve, curves, mark_trained, panels, save
 
 BLOCK = 1024
 
@@ -33,13 +33,13 @@ def main(folder: Path) -> None:
         lines.append(f"| {at + 1}..{at + BLOCK} | {a:.3f} | {b:.3f} | {a - b:+.3f} |")
     (folder / "blocks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     figure, (axes,) = panels(1)
-    for index, (model, mean) in enumerate(means.items()):
-        axes.plot(first + BLOCK / 2, mean, label=model, linewidth=1.4, **line_style(index))  # type: ignore[arg-type]
+    middle = (first + BLOCK / 2).tolist()
+    curves(axes, [Curve(model, i, middle, mean.tolist()) for i, (model, mean) in enumerate(means.items())])
     mark_trained(axes, {int(cells[0].header["train_length"])})
     axes.set_xlabel(f"context (tokens seen), blocks of {BLOCK}")
     axes.set_ylabel("mean loss (nats per target)")
     axes.set_title(f"{cells[0].key.task}, {cells[0].key.protocol}, L = {longest}", fontsize=9, loc="left")
-    axes.legend(fontsize=7.5, frameon=False)
+    axes.legend(fontsize=7.5, frameon=False, loc="lower left")
     save(figure, folder / "blocks.png")
 
 

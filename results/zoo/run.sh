@@ -20,3 +20,4 @@ $PYTHON -m kerple_eval plot "$OUT" --kind curve --over-seeds --protocol full-con
 $PYTHON -m kerple_eval plot "$OUT" --kind ratio --protocol full-context --against kerple-log-s1 --out "$OUT/ratio.png"
 $PYTHON -m kerple_eval plot "$OUT" --kind position --length 2048 --protocol full-context --out "$OUT/position.png"
 $PYTHON -m kerple_eval report "$OUT"
+$PYTHON results/zoo/pairs.py "$OUT"

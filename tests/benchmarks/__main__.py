@@ -14,7 +14,7 @@ import torch
 
 from tests.benchmarks import cuda_rows
 from tests.benchmarks.attention_rows import layer_rows, training_rows
-from tests.benchmarks.harness import machine, shared_machine, table
+from tests.benchmarks.harness import Row, machine, shared_machine, table
 from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
 
 
@@ -50,7 +50,7 @@ def main(out: str, cuda: bool, large: bool, shared: bool) -> None:
     sys.exit(1 if any(row.met is False for row in rows) else 0)
 
 
-def _told(rows: list) -> list:  # type: ignore[type-arg]
+def _told(rows: list[Row]) -> list[Row]:
     for row in rows:
         print(" ".join(row.cells()), file=sys.stderr)
     return rows

@@ -17,7 +17,7 @@ from kerple_eval.data.corpus import training_corpus
 from kerple_eval.data.megatron import MegatronDocuments, is_megatron, open_megatron
 from kerple_eval.data.texts import Choice, own_tokens, task_text
 from kerple_eval.data.tokenizer import ByteTokenizer
-from kerple_eval.types import UserError
+from kerple_eval.types import BosRule, UserError
 from tests.megatron_writer import CODES, write
 
 LIMITS = {
@@ -221,13 +221,11 @@ def test_ids_beyond_the_vocabulary(tmp_path: Path, dtype: str, bad: int) -> None
 
 
 def task(folder: Path, **changes: Any) -> str:
+    source = {"kind": "megatron", "path": "sets/d"} | changes.pop("source", {})
     data = {
         "name": "neox", "version": 1, "description": "d", "licence": "l", "split": {"test": 1.0},
-        "source": {"kind": "megatron", "path": "sets/d"},
-    }  # fmt: skip
-    source = changes.pop("source", {})
-    data |= changes
-    data["source"] |= source  # type: ignore[operator]
+        "source": source,
+    } | changes  # fmt: skip
     (folder / "neox.yaml").write_text(yaml.safe_dump(data))
     return str(folder / "neox.yaml")
 
@@ -265,9 +263,10 @@ def test_a_packed_task_is_one_document_of_all_ids(tmp_path: Path) -> None:
 
 def test_a_first_token_marker_has_no_place_in_given_ids(tmp_path: Path) -> None:
     write(tmp_path / "d", DOCUMENTS)
-    for rule in ("document", "window"):
+    rules: tuple[BosRule, ...] = ("document", "window")
+    for rule in rules:
         with pytest.raises(
             UserError, match=rf"--bos {rule}: --tokens holds token ids, which are used as given"
         ):
-            own_tokens([str(tmp_path / "d.idx")], rule)  # type: ignore[arg-type]
+            own_tokens([str(tmp_path / "d.idx")], rule)
     own_tokens([str(tmp_path / "d.idx")], "tokenizer")

@@ -10,6 +10,7 @@ from kerple_eval.catalogue import schemes
 from kerple_eval.model import flex as module
 from kerple_eval.model.assembly import build_scheme
 from kerple_eval.model.attention import Whole, attention, eager_attention, make_table
+from kerple_eval.model.decoder import Decoder
 from kerple_eval.model.flex import BLOCK, GROUP, Flex, _blocks, flex_serves, groups, programs, rung
 from kerple_eval.schemes.base import Scheme
 from tests import tiny
@@ -182,6 +183,14 @@ def test_the_whole_way_is_the_oracle_itself() -> None:
     assert torch.equal(attention(*tensors, scheme, table), eager_attention(*tensors, scheme))
 
 
+def gradients(decoder: Decoder, tokens: Tensor, way: str) -> dict[str, Tensor]:
+    """Of a number that every output has a part in, by parameter."""
+    decoder.way = way
+    decoder.zero_grad()
+    decoder.head(decoder(tokens)).square().mean().backward()
+    return {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize(
     "name",
     [n if n in ("kerple-log", "t5", "rope") else pytest.param(n, marks=pytest.mark.slow) for n in SERVED],
@@ -197,16 +206,10 @@ def test_gradients_are_the_oracles(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_uncompiled", lambda: program)
     decoder = tiny.decoder(tiny.config(name, train_length=150))
     tokens = torch.from_numpy(tiny.tokens(2 * 150)).view(2, 150)
-    found = {}
-    for way in ("flex", "eager"):
-        decoder.way = way
-        decoder.zero_grad()
-        decoder.head(decoder(tokens)).square().mean().backward()
-        found[way] = {n: p.grad for n, p in decoder.named_parameters() if p.grad is not None}
-    assert found["flex"].keys() == found["eager"].keys()
-    for key, grad in found["flex"].items():
-        exact = found["eager"][key]
-        assert exact is not None
+    found, oracle = (gradients(decoder, tokens, way) for way in ("flex", "eager"))
+    assert found.keys() == oracle.keys()
+    for key, grad in found.items():
+        exact = oracle[key]
         torch.testing.assert_close(grad, exact, rtol=1e-9, atol=1e-9 * float(exact.abs().max()))
 
 
@@ -278,15 +281,8 @@ def test_cuda_is_the_oracle(name: str, dtype: torch.dtype, tolerance: float) -> 
 def test_cuda_gradients_are_the_oracles(name: str) -> None:
     decoder = tiny.decoder(tiny.config(name, width=48, train_length=300)).float().cuda()
     tokens = torch.from_numpy(tiny.tokens(2 * 300)).view(2, 300).cuda()
-    found = {}
-    for way in ("flex", "eager"):
-        decoder.way = way
-        decoder.zero_grad()
-        decoder.head(decoder(tokens)).square().mean().backward()
-        found[way] = {n: p.grad for n, p in decoder.named_parameters() if p.grad is not None}
-        decoder.double()
-    assert found["flex"].keys() == found["eager"].keys()
-    for key, grad in found["flex"].items():
-        exact = found["eager"][key]
-        assert exact is not None
-        assert float((grad - exact).norm()) <= 0.01 * float(exact.norm()) + 1e-6
+    found = gradients(decoder, tokens, "flex")
+    oracle = gradients(decoder.double(), tokens, "eager")
+    assert found.keys() == oracle.keys()
+    for key, grad in found.items():
+        assert float((grad - oracle[key]).norm()) <= 0.01 * float(oracle[key].norm()) + 1e-6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,20 +86,25 @@ def test_the_smallest_budget_of_any_rank_is_kept(
     assert budget.tokens == kept
 
 
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, too_much: Callable[[Tensor], bool]) -> None:
+    """From here on every model has no memory for such inputs ``[B, N]``."""
+    real = DecoderModel.logits
+
+    def logits(self: DecoderModel, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        if too_much(inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, inputs, rows)
+
+    monkeypatch.setattr(DecoderModel, "logits", logits)
+
+
 def test_the_record_says_where_memory_ran_out(
     models: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = {"text": text, "lengths": [16], "device": "cpu"}
     before = kerple_eval.evaluate(models["rope"], out=tmp_path / "roomy", **words)
     assert "tokens_per_pass" not in before.provenance
-    real = DecoderModel.logits
-
-    def cramped_logits(self: DecoderModel, inputs: Tensor, rows: int) -> Iterator[Tensor]:
-        if inputs.shape[0] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(self, inputs, rows)
-
-    monkeypatch.setattr(DecoderModel, "logits", cramped_logits)
+    short_of_memory(monkeypatch, lambda inputs: inputs.shape[0] > 2)
     run = kerple_eval.evaluate(models["rope"], out=tmp_path / "cramped", **words)
     (cell,) = run.cells()
     assert isinstance(cell, Cell)
@@ -113,14 +118,7 @@ def test_the_record_says_where_memory_ran_out(
 def test_a_failed_cell_leaves_the_others(
     models: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = DecoderModel.logits
-
-    def none_long(self: DecoderModel, inputs: Tensor, rows: int) -> Iterator[Tensor]:
-        if inputs.shape[1] > 16:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(self, inputs, rows)
-
-    monkeypatch.setattr(DecoderModel, "logits", none_long)
+    short_of_memory(monkeypatch, lambda inputs: inputs.shape[1] > 16)
     run = kerple_eval.evaluate(
         models["rope"], text=text, lengths=[16, 48], device="cpu", out=tmp_path / "out"
     )
