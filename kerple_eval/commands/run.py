@@ -17,9 +17,9 @@ from kerple_eval.growing import read_lines
 from kerple_eval.records import Run
 from kerple_eval.reports.answers import render as answers
 from kerple_eval.reports.table import render
-from kerple_eval.run import Progress as Report
 from kerple_eval.run import evaluate
 from kerple_eval.types import UserError
+from kerple_eval.worker import Progress as Report
 
 
 def parse_lengths(text: str) -> list[int]:

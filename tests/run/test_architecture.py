@@ -53,6 +53,7 @@ LEVELS = (
         "growing",
         "reuse",
         "run",
+        "worker",
         "worklist",
         "reports",
         "training",

@@ -18,8 +18,8 @@ import kerple_eval
 from kerple_eval.checkpoints.decoder_model import DecoderModel
 from kerple_eval.checkpoints.native import NativeCheckpoint
 from kerple_eval.files import locked
-from kerple_eval.run import Progress
 from kerple_eval.types import UserError
+from kerple_eval.worker import Progress
 from tests.run.conftest import Cli, contents, prose, refusal
 from tests.run.victim import killed_at
 
