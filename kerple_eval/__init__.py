@@ -1,32 +1,31 @@
-"""kerple-eval: how well language models extrapolate to lengths they were not trained on."""
+"""kerple-eval: how well language models extrapolate to lengths they were not trained on.
+
+The names are those of :mod:`kerple_eval.api`, imported at their first use.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Run", "UserError", "Window", "__version__", "evaluate", "open_run", "read_lm_eval"]
-
 if TYPE_CHECKING:
-    from kerple_eval.exchange import read_lm_eval
-    from kerple_eval.records import Run, open_run
-    from kerple_eval.run import evaluate
-    from kerple_eval.types import UserError, Window
+    from kerple_eval.api import Run as Run
+    from kerple_eval.api import UserError as UserError
+    from kerple_eval.api import Window as Window
+    from kerple_eval.api import __version__ as __version__
+    from kerple_eval.api import evaluate as evaluate
+    from kerple_eval.api import open_run as open_run
+    from kerple_eval.api import read_lm_eval as read_lm_eval
 
-_LAZY = {
-    "evaluate": "kerple_eval.run",
-    "open_run": "kerple_eval.records",
-    "read_lm_eval": "kerple_eval.exchange",
-    "Run": "kerple_eval.records",
-    "UserError": "kerple_eval.types",
-    "Window": "kerple_eval.types",
-}
+__all__ = ["Run", "UserError", "Window", "__version__", "evaluate", "open_run", "read_lm_eval"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that listing and reporting stay free of torch and pandas.
-    if name in _LAZY:
-        from importlib import import_module  # noqa: PLC0415
+    if name in __all__:
+        from kerple_eval import api  # noqa: PLC0415 - so that the command line starts quickly
 
-        return getattr(import_module(_LAZY[name]), name)
+        return getattr(api, name)
     raise AttributeError(f"module 'kerple_eval' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

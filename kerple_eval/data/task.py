@@ -61,10 +61,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from kerple_eval.catalogue import parse_spec, unknown
-from kerple_eval.data.source_kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
+from kerple_eval.data.sources.kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
 from kerple_eval.data.yaml_file import read_yaml
-from kerple_eval.shares import parse_shares
+from kerple_eval.protocols.neox_split import parse_shares
+from kerple_eval.support.registry import unknown
+from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, Spec, UserError
 
 

@@ -25,17 +25,17 @@ from kerple_eval.data.documents import (
     text_hash,
     tokenize,
 )
-from kerple_eval.data.megatron import MegatronDocuments, is_megatron, open_megatron
-from kerple_eval.data.source_kinds import MegatronSource
-from kerple_eval.data.sources import documents_of, text_files, token_files
+from kerple_eval.data.sources.kinds import MegatronSource
+from kerple_eval.data.sources.megatron import MegatronDocuments, is_megatron, open_megatron
+from kerple_eval.data.sources.read import documents_of, text_files, token_files
 from kerple_eval.data.task import Selection, Task, open_task
 from kerple_eval.data.tokenizer import Tokenizer
-from kerple_eval.shares import parse_shares, part_range
+from kerple_eval.protocols.neox_split import parse_shares, part_range
 from kerple_eval.types import BosRule, Spec, UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DocumentSelection:
     """Which documents of a text a run wants; lengths in tokens.
 
     ``whole``: every document, uncut, each with its end-of-document token, for protocols that draw.
@@ -50,7 +50,7 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Reading:
+class TokenizedText:
     """A text as the models of one tokeniser read it: what a run scores of it.
 
     ``bos`` is the first-token rule as applied (never, document, window, prefix), ``bos_id`` its token.
@@ -86,7 +86,7 @@ class Reading:
 
 
 @dataclass
-class Text:
+class TextSource:
     """One text of a run: untokenised documents, or token ids as given."""
 
     name: str
@@ -98,8 +98,8 @@ class Text:
     selection: Selection = field(default_factory=Selection)
 
     def prepare(
-        self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: Choice
-    ) -> dict[str, Reading]:
+        self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: DocumentSelection
+    ) -> dict[str, TokenizedText]:
         """Tokenised, selected documents for every model.
 
         ``readers``: model label -> (label, its tokeniser, its vocabulary size).
@@ -108,14 +108,14 @@ class Text:
             UserError: no document is long enough; a model has no tokeniser; ids beyond a vocabulary.
         """
         keys: dict[str, tuple[str, str]] = {}
-        readings: dict[tuple[str, str], Reading] = {}
+        readings: dict[tuple[str, str], TokenizedText] = {}
         for label, tokenizer, vocabulary in readers.values():
             rule, number = self._bos(label, tokenizer)
             check_marker(number, label, vocabulary)
             keys[label] = key = (self.identity(tokenizer), f"{rule} {number}")
             if key not in readings:
                 found = self.tokenised(tokenizer, rule, choice.whole)
-                readings[key] = Reading(found, rule, number, self.tokens is not None)
+                readings[key] = TokenizedText(found, rule, number, self.tokens is not None)
         if choice.whole:
             self._refuse_selection()
             sizes = {len(reading.documents) for reading in readings.values()}
@@ -170,7 +170,7 @@ class Text:
                     f"task {self.name}: documents.{key} is set, but the protocol draws from every document"
                 )
 
-    def _chosen(self, readings: Sequence[Reading], choice: Choice) -> list[int]:
+    def _chosen(self, readings: Sequence[TokenizedText], choice: DocumentSelection) -> list[int]:
         """Positions of the documents to score; the readings hold the same ones in the same order."""
         beyond = 0 if self.bos == "window" else 1  # a whole window and its target, the marker one of them
         least = max(self.selection.minimum_length, 2 if choice.keep_short else choice.longest + beyond)
@@ -224,7 +224,7 @@ def check_vocabulary(documents: Sequence[TokenDocument], label: str, vocabulary:
                 )
 
 
-def task_text(spec: Spec, bos: BosRule | None = None) -> Text:
+def task_text(spec: Spec, bos: BosRule | None = None) -> TextSource:
     """The held-out documents of a task, with its own first-token rule unless ``bos`` is another."""
     task, path = open_task(spec)
     if isinstance(task.source, MegatronSource):
@@ -236,7 +236,7 @@ def task_text(spec: Spec, bos: BosRule | None = None) -> Text:
         raise UserError(f"task {task.name}: split.test={task.split.test:g} holds out no document")
     rule = bos or task.bos
     record = _task_record(task, origin) | {"bos": rule, "text_sha256": text_hash(held_out)}
-    return Text(
+    return TextSource(
         name=task.name,
         record=record,
         documents=held_out,
@@ -246,7 +246,7 @@ def task_text(spec: Spec, bos: BosRule | None = None) -> Text:
     )
 
 
-def _given(task: Task, source: MegatronSource, task_file: Path) -> Text:
+def _given(task: Task, source: MegatronSource, task_file: Path) -> TextSource:
     """The token ids of a task's memory-mapped data set, or of one part of it."""
     documents = open_megatron(task_file.parent / source.path)
     shares = parse_shares(source.shares, "source.shares")
@@ -258,7 +258,7 @@ def _given(task: Task, source: MegatronSource, task_file: Path) -> Text:
     origin = documents.record | {"part": source.part, "shares": source.shares}
     record = _task_record(task, origin) | {"bos": "never"}
     packed = task.packing == "concatenate"
-    return Text(task.name, record, [], part, "never", packed, task.documents)
+    return TextSource(task.name, record, [], part, "never", packed, task.documents)
 
 
 def _task_record(task: Task, origin: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _task_record(task: Task, origin: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def own_text(paths: Sequence[str], bos: BosRule | None = None) -> Text:
+def own_text(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
     """All ``--text`` files as one text named ``text``."""
     documents = text_files(tuple(paths))
     record = {
@@ -280,10 +280,10 @@ def own_text(paths: Sequence[str], bos: BosRule | None = None) -> Text:
         "packing": "document",
         "text_sha256": text_hash(documents),
     }
-    return Text("text", record, documents, bos=bos or "tokenizer")
+    return TextSource("text", record, documents, bos=bos or "tokenizer")
 
 
-def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> Text:
+def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
     """All ``--tokens`` files as one text named ``tokens``; ids are used as given."""
     _refuse_bos(bos, "--tokens")
     sets = [path for path in paths if is_megatron(path)]
@@ -293,10 +293,10 @@ def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> Text:
         mapped = open_megatron(sets[0])
         if not len(mapped):
             raise UserError(f"--tokens {sets[0]}: holds no document")
-        return Text("tokens", {"name": "tokens", "source": mapped.record}, [], mapped, "never")
+        return TextSource("tokens", {"name": "tokens", "source": mapped.record}, [], mapped, "never")
     documents = token_files(tuple(paths))
     digest = tokens_hash(documents)
-    return Text("tokens", {"name": "tokens", "tokens_sha256": digest}, [], documents, "never")
+    return TextSource("tokens", {"name": "tokens", "tokens_sha256": digest}, [], documents, "never")
 
 
 def _refuse_bos(bos: BosRule | None, what: str) -> None:

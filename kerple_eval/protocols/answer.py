@@ -15,7 +15,7 @@ from kerple_eval.protocols.base import Protocol
 from kerple_eval.types import Window
 
 
-class Answer(Protocol):
+class AnswerProtocol(Protocol):
     scores_answers = True
 
     def plan(self, n: int, length: int, longest: int) -> list[Window]:

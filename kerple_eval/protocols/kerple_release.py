@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.protocols.base import Protocol
-from kerple_eval.shares import PARTS, SHARES, parse_shares, part_range
+from kerple_eval.protocols.neox_split import PARTS, SHARES, parse_shares, part_range
 from kerple_eval.types import Sample, Span, UserError, Window
 
 

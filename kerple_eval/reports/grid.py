@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.catalogue import unknown
-from kerple_eval.cells import COLUMNS
-from kerple_eval.records import open_run, own_label
+from kerple_eval.records.cell import COLUMNS
+from kerple_eval.records.run import open_run, own_label
 from kerple_eval.stats.groups import identities
+from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
 
 VALUES = {

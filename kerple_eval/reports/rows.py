@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from kerple_eval.catalogue import unknown
+from kerple_eval.support.registry import unknown
 
-FORMATS = ("text", "markdown", "csv")
+LISTING_FORMATS = ("text", "markdown", "csv")
 
 
 def check_format(style: str) -> None:
-    if style not in FORMATS:
-        raise unknown("format", style, FORMATS)
+    if style not in LISTING_FORMATS:
+        raise unknown("format", style, LISTING_FORMATS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerple_eval.cells import Cell, read_cell, read_header
-from kerple_eval.records import open_run
+from kerple_eval.records.cell import Cell, read_cell, read_header
+from kerple_eval.records.reductions import perplexity
+from kerple_eval.records.run import open_run
 from kerple_eval.reports.grid import Entry
 from kerple_eval.stats.documents import Scored, different_targets, paired_sums, scored
 from kerple_eval.stats.intervals import (
@@ -17,7 +18,6 @@ from kerple_eval.stats.intervals import (
     shortage,
     sums_interval,
 )
-from kerple_eval.stats.reductions import perplexity
 from kerple_eval.types import CellKey
 
 #: What the bands of a figure are, for its caption.

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.catalogue import unknown
-from kerple_eval.kernels import log_kernel
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.kernels import log_kernel
 from kerple_eval.schemes.slopes import slopes
+from kerple_eval.support.registry import unknown
 from kerple_eval.types import Geometry, UserError
 
 STATIC = ("kerple-log", "alibi", "none")

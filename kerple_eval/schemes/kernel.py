@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.kernels import ClosureError, parse_kernel
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.kernels import ClosureError, parse_kernel
 from kerple_eval.types import Geometry, UserError
 
 

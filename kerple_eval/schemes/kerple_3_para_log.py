@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.kernels import power_kernel
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.kernels import power_kernel
 from kerple_eval.types import Geometry
 
 

@@ -13,7 +13,7 @@ from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import Geometry, UserError
 
 
-class Window(Scheme):
+class SlidingWindowMask(Scheme):
     def __init__(self, geometry: Geometry, *, width: int = 0) -> None:
         super().__init__(geometry)
         if width < 0:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kerple_eval.cells import Cell
-from kerple_eval.records import open_run, own_label
-from kerple_eval.stats.answers import Answer, answers
+from kerple_eval.records.answers import Answer, answers
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.run import open_run, own_label
 from kerple_eval.types import UserError
 
 

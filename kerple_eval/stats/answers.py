@@ -9,22 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from kerple_eval.cells import Cell
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One document: its targets, how many were the argmax, whether all were, mean nats per target."""
-
-    depth: float
-    document: str
-    targets: int
-    hits: int
-    exact: bool
-    loss: float
+from kerple_eval.records.answers import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +33,6 @@ class Share:
 
         found = binomtest(self.exact, self.documents).proportion_ci(level, method="wilson")
         return float(found.low), float(found.high)
-
-
-def answers(cell: Cell) -> list[Answer]:
-    """The documents of a finished cell that scored answers, one window each, in plan order."""
-    assert cell.hits is not None
-    found = []
-    for number, row, hits in zip(cell.document.tolist(), cell.losses, cell.hits, strict=True):
-        entry = cell.header["documents"][number]
-        mean = math.fsum(row.tolist()) / len(row)
-        right = int(hits.sum())
-        found.append(
-            Answer(float(entry["depth"]), str(entry["name"]), len(row), right, right == len(row), mean)
-        )
-    return found
 
 
 def share(group: Sequence[Answer]) -> Share:

@@ -17,18 +17,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kerple_eval.catalogue import unknown
+from kerple_eval.records.reductions import perplexity
 from kerple_eval.stats.documents import Scored, different_targets, effective_documents, paired_sums
-from kerple_eval.stats.groups import Group, Table
+from kerple_eval.stats.groups import Group, SchemeTable
 from kerple_eval.stats.intervals import (
     Interval,
     coverage_note,
     ratio_interval,
     shortage,
 )
-from kerple_eval.stats.reductions import perplexity
 from kerple_eval.stats.seeds import Crossed, Spread, crossed, spread
-from kerple_eval.stats.tests import ALPHA, SeedTest, dagger, effect_size, holm, seed_test, sign_flip_p
+from kerple_eval.stats.significance import ALPHA, SeedTest, dagger, effect_size, holm, seed_test, sign_flip_p
+from kerple_eval.support.registry import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _percent(nats: float) -> str:
     return f"{change:+.{2 if abs(change) < 1 else 1}f} %"
 
 
-def find_group(tables: Sequence[Table], name: str) -> tuple[list[Table], Group]:
+def find_group(tables: Sequence[SchemeTable], name: str) -> tuple[list[SchemeTable], Group]:
     """The tables that have a group of that name, or a model of that label, and the first such group.
 
     Raises:
@@ -132,7 +132,7 @@ def _is(group: Group, name: str) -> bool:
     return name == group.name or name in [m.label for m in group.members]
 
 
-def compare(table: Table, against: str, *, level: float = 0.95, seed: int = 0) -> list[Comparison]:
+def compare(table: SchemeTable, against: str, *, level: float = 0.95, seed: int = 0) -> list[Comparison]:
     """Every group of a table against one, by length; ``seed`` is the bootstrap's and the permutation's."""
     _, reference = find_group([table], against)
     found = [

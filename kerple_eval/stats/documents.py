@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
-    from kerple_eval.cells import Cell
+    from kerple_eval.records.cell import Cell
 
 Sums = NDArray[np.float64]
 Counts = NDArray[np.int64]

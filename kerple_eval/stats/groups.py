@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.cells import Cell
-from kerple_eval.records import Run, open_run, own_label
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.run import Run, open_run, own_label
 from kerple_eval.stats.documents import Scored, scored
 from kerple_eval.types import UserError
 
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"(?P<stem>.+?)[-_.]?(?:seed|s)?[-_.]?[0-9]+")
 
 
 @dataclass
-class Member:
+class SeedCells:
     """One model of a table: its cells by length."""
 
     label: str
@@ -38,7 +38,7 @@ class Group:
     """Models that differ in the training seed alone, in order of seed; mostly one model."""
 
     name: str
-    members: list[Member]
+    members: list[SeedCells]
 
     @property
     def seeds(self) -> list[int]:
@@ -51,7 +51,7 @@ class Group:
 
 
 @dataclass
-class Table:
+class SchemeTable:
     """Groups of one (task, protocol)."""
 
     task: str
@@ -67,11 +67,11 @@ class Table:
 
 def read_tables(
     folders: Sequence[str | Path], *, task: str | None = None, protocol: str | None = None
-) -> list[Table]:
+) -> list[SchemeTable]:
     """Tables of several runs together, of one task or protocol where given; no losses are kept."""
     if not folders:
         raise UserError("no run directory given")
-    members: dict[tuple[str, str], dict[str, tuple[str, Member]]] = {}
+    members: dict[tuple[str, str], dict[str, tuple[str, SeedCells]]] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     failed: dict[tuple[str, str], list[str]] = {}
     notes: list[str] = []
@@ -92,7 +92,7 @@ def read_tables(
                 failed.setdefault(place, []).append(f"{label} at {cell.key.length}")
                 continue
             found = members.setdefault(place, {})
-            entry = (kinds[cell.key.model], Member(label, cell.header["seed"]))
+            entry = (kinds[cell.key.model], SeedCells(label, cell.header["seed"]))
             found.setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)
     if not members:
         wanted = ", ".join(word for word in (task, protocol) if word)
@@ -100,7 +100,7 @@ def read_tables(
             f"{', '.join(map(str, folders))}: no finished cell" + (f" of {wanted}" if wanted else "")
         )
     return [
-        Table(*place, _groups(list(found.values())), failed.get(place, []), notes)
+        SchemeTable(*place, _groups(list(found.values())), failed.get(place, []), notes)
         for place, found in members.items()
     ]
 
@@ -114,8 +114,8 @@ def identities(run: Run) -> dict[str, str]:
     }
 
 
-def _groups(found: Sequence[tuple[str, Member]]) -> list[Group]:
-    together: dict[tuple[str, str], list[Member]] = {}
+def _groups(found: Sequence[tuple[str, SeedCells]]) -> list[Group]:
+    together: dict[tuple[str, str], list[SeedCells]] = {}
     for identity, member in found:
         together.setdefault((identity, stem(member.label)), []).append(member)
     groups = []

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kerple_eval.records.reductions import perplexity
 from kerple_eval.stats.documents import Counts, DocumentSums, Sums, document_sums, effective_documents
-from kerple_eval.stats.reductions import perplexity
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
-    from kerple_eval.cells import Cell
+    from kerple_eval.records.cell import Cell
 
 #: Below this there is no interval and no test.
 MINIMUM_DOCUMENTS = 5

@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerple_eval.catalogue import unknown
-from kerple_eval.cells import Cell
-from kerple_eval.records import open_run, own_label
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.run import open_run, own_label
 from kerple_eval.stats.documents import DocumentSums
 from kerple_eval.stats.intervals import CellInterval, sums_interval
+from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 ALPHA, BETA = 2.0, -2.0
@@ -54,7 +54,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Table:
+class LongPplTable:
     """One (task, protocol): the key tokens and every model's scores on them."""
 
     task: str
@@ -82,7 +82,7 @@ def longppl(
     beta: float = BETA,
     short: int | None = None,
     level: float = 0.95,
-) -> list[Table]:
+) -> list[LongPplTable]:
     """Tables of every (task, protocol) at which ``reference`` has two lengths.
 
     ``short`` is its shortest length unless given; the long one is its longest.
@@ -132,7 +132,7 @@ def _gather(folders: Sequence[str | Path]) -> dict[tuple[str, str], _Group]:
 def _table(
     place: tuple[str, str], group: _Group, reference: str, lengths: tuple[int, int], *,
     alpha: float, beta: float, level: float,
-) -> Table:  # fmt: skip
+) -> LongPplTable:  # fmt: skip
     (task, protocol), (short, long) = place, lengths
     chosen, common = key_tokens(group.cells[reference, short], group.cells[reference, long], alpha, beta)
     known = set(_by_document(group.cells[reference, long]))
@@ -145,7 +145,7 @@ def _table(
             )
         scores.append(_score(label, cell, chosen, level))
     count = sum(map(len, chosen.values()))
-    return Table(task, protocol, reference, short, long, common, count, len(chosen), scores)
+    return LongPplTable(task, protocol, reference, short, long, common, count, len(chosen), scores)
 
 
 def key_tokens(short: Cell, long: Cell, alpha: float, beta: float) -> tuple[Places, int]:

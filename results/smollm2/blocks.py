@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kerple_eval.cells import Cell
-from kerple_eval.records import open_run
-from kerple_eval.reports.style import Curve, curves, mark_trained, panels, save
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.run import open_run
+from kerple_eval.reports.figures.style import Curve, curves, mark_trained, panels, save
 
 BLOCK = 1024
 

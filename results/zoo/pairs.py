@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kerple_eval.cells import Cell
-from kerple_eval.records import open_run
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.run import open_run
 from kerple_eval.stats.documents import paired_sums, scored
 from kerple_eval.stats.intervals import ratio_interval
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kerple_eval.model.attention import attention, make_table
-from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder
+from kerple_eval.models.decoder.attention import attention, make_table
+from kerple_eval.models.decoder.config import DecoderConfig
+from kerple_eval.models.decoder.network import Decoder
 from kerple_eval.schemes.kerple_log import KerpleLog
 from kerple_eval.types import Geometry
 from tests.benchmarks.harness import Row, interleaved

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kerple_eval.budget import measured as found_budget
-from kerple_eval.checkpoints.base import Description, Shape
-from kerple_eval.checkpoints.decoder_model import DecoderModel
-from kerple_eval.forecast import Pass, work_of
-from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder
-from kerple_eval.scoring import Budget, score
+from kerple_eval.evaluation.budget import measured as found_budget
+from kerple_eval.evaluation.forecast import Pass, work_of
+from kerple_eval.models.base import Description, Shape
+from kerple_eval.models.decoder.config import DecoderConfig
+from kerple_eval.models.decoder.network import Decoder
+from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.scoring import Budget, score
 from kerple_eval.types import Window
 from tests.benchmarks.harness import Row, interleaved
 

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kerple_eval.checkpoints.decoder_model import DecoderModel
-from kerple_eval.checkpoints.hf_model import HfModel
-from kerple_eval.checkpoints.resolve import open_model, parse_model
-from kerple_eval.model.config import DecoderConfig
-from kerple_eval.model.decoder import Decoder
+from kerple_eval.models.decoder.config import DecoderConfig
+from kerple_eval.models.decoder.network import Decoder
+from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.hf.model import HfModel
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.models.scoring import score
 from kerple_eval.protocols.sliding_window import SlidingWindow
-from kerple_eval.scoring import score
 from kerple_eval.types import Window
 from tests.benchmarks.harness import Row, interleaved
 

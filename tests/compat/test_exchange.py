@@ -16,8 +16,8 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 
 import kerple_eval
-from kerple_eval.exchange import to_lm_eval
-from tests.compat.folders import save_llama, texts, write_texts
+from kerple_eval.reports.lm_eval import to_lm_eval
+from tests.helpers.lm_eval_folders import save_llama, texts, write_texts
 
 
 def test_its_table_prints_our_results(models: dict[str, str], text: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 from lm_eval.models.huggingface import HFLM
 
 import kerple_eval
-from tests.compat.folders import loaded, save_llama, texts, write_texts
+from tests.helpers.lm_eval_folders import loaded, save_llama, texts, write_texts
 
 MARKERS = ("adds", "has", "none")
 

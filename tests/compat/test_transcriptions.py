@@ -17,8 +17,8 @@ import torch
 
 import kerple_eval
 from kerple_eval.types import UserError
-from tests.compat.folders import loaded, save_llama, texts, write_texts
-from tests.run.conftest import Cli, refusal
+from tests.helpers.command import Cli, refusal
+from tests.helpers.lm_eval_folders import loaded, save_llama, texts, write_texts
 
 
 def model_loss(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

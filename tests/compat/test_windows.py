@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import kerple_eval
-from kerple_eval.cells import Cell
+from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.protocols.dape import Dape
 from kerple_eval.protocols.hf_guide import HfGuide
 from kerple_eval.protocols.lm_eval_rolling import LmEvalRolling
 from kerple_eval.protocols.sliding_window import SlidingWindow
 from kerple_eval.protocols.yarn import Yarn
-from kerple_eval.reductions import make_protocol, weighted_mean
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.reductions import weighted_mean
 from kerple_eval.stats.documents import scored as scored_cell
 from kerple_eval.types import FirstToken, UserError, Window
 

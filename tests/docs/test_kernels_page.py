@@ -14,10 +14,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from kerple_eval.cli import cli
-from kerple_eval.kernel_view import effective_lengths
-from kerple_eval.kernels import PD, ClosureError, is_cpd, is_pd, kernel_matrix, parse_kernel
-from kerple_eval.kernels.parameters import draw
+from kerple_eval.cli.main import cli
+from kerple_eval.schemes.kernel_view import effective_lengths
+from kerple_eval.schemes.kernels import PD, ClosureError, is_cpd, is_pd, kernel_matrix, parse_kernel
+from kerple_eval.schemes.kernels.parameters import draw
 from tests.reports.test_kernel_figures import FORMULAS, zoo
 
 ROOT = Path(__file__).parents[2]

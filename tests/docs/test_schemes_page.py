@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kerple_eval.catalogue import parse_scheme
-from kerple_eval.checkpoints.resolve import open_model, parse_model
-from kerple_eval.commands.listing import lines
+from kerple_eval.cli.listing import lines
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.schemes.spelling import parse_scheme
 
 PAGE = (Path(__file__).parents[2] / "docs" / "schemes.md").read_text()
 

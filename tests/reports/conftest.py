@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from kerple_eval.reports import style
+from kerple_eval.reports.figures import style
 
 
 @pytest.fixture

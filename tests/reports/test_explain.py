@@ -17,13 +17,11 @@ import torch
 from scipy import stats as scipy_stats
 
 import kerple_eval
-from kerple_eval.checkpoints.resolve import open_model, parse_model
-from kerple_eval.explanation import Split, explain
-from kerple_eval.reports.explain import COLUMNS, render
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.reports.tables.explain import COLUMNS, render
+from kerple_eval.stats.context_gain import Split, explain
 from kerple_eval.types import UserError
-from tests.run.conftest import Cli, invoke, library, models, refusal, text
-
-__all__ = ["invoke", "library", "models", "text"]
+from tests.helpers.command import Cli, refusal
 
 LENGTHS = [8, 16, 40]
 

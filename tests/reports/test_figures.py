@@ -13,12 +13,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kerple_eval.cells import Cell, write_cell
-from kerple_eval.commands.plot import run as plot
-from kerple_eval.records import write_summary
-from kerple_eval.reports import curve, position
+from kerple_eval.cli.plot import run as plot
+from kerple_eval.records.cell import Cell, write_cell
+from kerple_eval.records.run import write_summary
+from kerple_eval.reports.figures import curve, position
 from kerple_eval.types import CellKey, UserError, Window
-from tests.reports.handmade import row, write_run
+from tests.helpers.handmade import row, write_run
 
 PPL = {
     "log": {512: 24.0, 1024: 23.0, 2048: 22.5},

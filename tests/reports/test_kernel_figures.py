@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from kerple_eval.checkpoints.resolve import open_model, parse_model
-from kerple_eval.checkpoints.shipped import ZOO
-from kerple_eval.kernel_view import KernelView, effective_lengths, title
-from kerple_eval.reports import effective_length, kernels, matrix
-from kerple_eval.scheme_view import SchemeView, view
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.models.scheme_view import SchemeView, view
+from kerple_eval.models.zoo import ZOO
+from kerple_eval.reports.figures import effective_length, kernels, matrix
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.kernel_view import KernelView, effective_lengths, title
 from kerple_eval.types import Geometry, UserError
+from tests.helpers.command import make_model
 from tests.reports.test_figures import curves
-from tests.run.conftest import make_model
 
 Formula = Callable[[int, int], float]  # of head and distance
 

@@ -12,15 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kerple_eval.cells import Cell, file_name, write_cell
-from kerple_eval.records import open_run, write_summary
-from kerple_eval.reports.longppl import render
+from kerple_eval.records.cell import Cell, file_name, write_cell
+from kerple_eval.records.run import open_run, write_summary
+from kerple_eval.reports.tables.longppl import render
 from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.types import CellKey, UserError, Window
-from tests.reports.handmade import write_run
-from tests.run.conftest import Cli, invoke, refusal
-
-__all__ = ["invoke"]
+from tests.helpers.command import Cli, refusal
+from tests.helpers.handmade import write_run
 
 PROTOCOL = "aligned:k=8"
 

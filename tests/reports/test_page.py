@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerple_eval.reports import page
-from kerple_eval.reports.gathered import gather
-from kerple_eval.reports.sections import warnings
+from kerple_eval.reports.page import page
+from kerple_eval.reports.page.gathered import gather
+from kerple_eval.reports.page.sections import warnings
 from kerple_eval.types import UserError
-from tests.reports.handmade import row, write_run
-from tests.stats.made import cell, drawn, shifted, write_finished
+from tests.helpers.handmade import row, write_run
+from tests.helpers.made_cells import cell, drawn, shifted, write_finished
 
 HOSTILE = '<script>alert("1")</script>&amp;<img src=x onerror=alert(2)>'
 VOID = {"meta", "input", "br", "img", "link", "hr"}

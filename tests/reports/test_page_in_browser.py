@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kerple_eval.reports import page
-from tests.stats.made import cell, drawn, shifted, write_finished
+from kerple_eval.reports.page import page
+from tests.helpers.made_cells import cell, drawn, shifted, write_finished
 
 pytestmark = pytest.mark.slow
 

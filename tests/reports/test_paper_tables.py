@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kerple_eval.catalogue import schemes
-from kerple_eval.reports import paper
-from kerple_eval.reports.table import render, uncertain
+from kerple_eval.reports.tables import paper
+from kerple_eval.reports.tables.table import render, uncertain
+from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.types import UserError
-from tests.reports.handmade import row, write_run
+from tests.helpers.handmade import row, write_run
 from tests.reports.test_tables import body, header
 
 LOG = {1: 20.0, 2: 20.6, 3: 19.7}
@@ -148,7 +148,7 @@ def test_the_paper_s_table_3_as_printed() -> None:
     assert {r.scheme for r in paper.rows("paper", "github")} == {name for _, name in rows}
     assert {r.dataset for r in paper.rows("paper", "github")} == {"GitHub"}
     with paper.SOURCE.open(newline="") as file:
-        assert {line["scheme"] for line in csv.DictReader(file)} <= set(schemes())
+        assert {line["scheme"] for line in csv.DictReader(file)} <= set(SCHEMES)
 
 
 def test_the_paper_stands_beside_without_being_compared(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from kerple_eval.cli import cli
-from kerple_eval.reports import curve, position, ratio, scatter, sums
-from kerple_eval.reports.style import COLORS, Picture, compose
+from kerple_eval.cli.main import cli
+from kerple_eval.reports import sums
+from kerple_eval.reports.figures import curve, position, ratio, scatter
+from kerple_eval.reports.figures.style import COLORS, Picture, compose
 from kerple_eval.reports.words import trend
 from kerple_eval.types import UserError
-from tests.reports.handmade import row, write_run
+from tests.helpers.handmade import row, write_run
+from tests.helpers.made_cells import cell, drawn, shifted, write_finished
 from tests.reports.test_figures import curves, legend
-from tests.stats.made import cell, drawn, shifted, write_finished
 
 SIZE = 40  # targets of each document: with one size the intervals are the textbook's
 BY = (0.02, 0.05, -0.01, 0.08, 0.03, 0.04)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from kerple_eval.reports.rows import number
-from kerple_eval.reports.table import render
+from kerple_eval.reports.tables.table import render
 from kerple_eval.types import UserError
-from tests.reports.handmade import row, write_run
+from tests.helpers.handmade import row, write_run
 
 
 def body(markdown: str) -> dict[str, list[str]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.alibi import Alibi, slopes
 from kerple_eval.types import Geometry, UserError
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
 # Press et al., Section 3 (8 heads: 1/2, 1/4, ... 1/256; 16 heads: sqrt of these between) and the
 # authors' get_slopes for the others: the slopes of the largest power of two below, then every
@@ -67,4 +67,4 @@ def test_slopes_are_fixed() -> None:
 
 def test_options_are_refused() -> None:
     with pytest.raises(UserError, match="unknown option of alibi 'slope'"):
-        build_scheme(tiny.config("alibi", scheme_options={"slope": 1}))
+        scheme_of(tiny.config("alibi", scheme_options={"slope": 1}))

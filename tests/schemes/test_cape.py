@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.cape import Cape
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
 
 def cape(**options: float | bool) -> Cape:
-    made = build_scheme(tiny.config("cape", scheme_options=options))
+    made = scheme_of(tiny.config("cape", scheme_options=options))
     assert isinstance(made, Cape)
     return made
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kerple_eval.model import attention as module
-from kerple_eval.model.assembly import build_scheme
-from kerple_eval.model.attention import attention, eager_attention
+from kerple_eval.models.decoder import attention as module
+from kerple_eval.models.decoder.attention import attention, eager_attention
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes import adaptive, fire, path
 from kerple_eval.types import UserError
-from tests import oracles, tiny
-from tests.schemes.one_layer import DIM, HEADS, KEYS, drawn, made, weights
+from tests.helpers import oracles, tiny
+from tests.helpers.one_layer import DIM, HEADS, KEYS, drawn, made, weights
 
 Array = oracles.Array
 
@@ -250,7 +250,7 @@ def test_training_keeps_no_scores(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Above the bound a layer leaves less than one score matrix behind, below it more."""
     length = 96
     config = tiny.config(name, layers=1)
-    scheme = build_scheme(config).at(0).float()
+    scheme = scheme_of(config).at(0).float()
     rng = torch.Generator().manual_seed(0)
     scheme.reset_parameters(rng)
     q, k, v = (torch.randn(1, HEADS, length, DIM, generator=rng).requires_grad_() for _ in range(3))
@@ -274,18 +274,18 @@ def test_training_keeps_no_scores(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_fox_starts_where_its_time_constants_say() -> None:
-    scheme = build_scheme(tiny.config("fox", heads=3, scheme_options={"slowest": 100.0}))
+    scheme = scheme_of(tiny.config("fox", heads=3, scheme_options={"slowest": 100.0}))
     scheme.reset_parameters(torch.Generator().manual_seed(0))
     bias = scheme.at(0).get_parameter("gate.bias").detach().double()
     for b, tau in zip(bias.tolist(), (1.0, 10.0, 100.0), strict=True):
         assert sigmoid(b) == pytest.approx(math.exp(-1 / tau), rel=1e-6)
-    plain_one = build_scheme(tiny.config("fox"))
+    plain_one = scheme_of(tiny.config("fox"))
     plain_one.reset_parameters(torch.Generator().manual_seed(0))
     assert float(plain_one.at(1).get_parameter("gate.bias").detach().abs().max()) == 0
 
 
 def test_layers_have_their_own_values() -> None:
-    scheme = build_scheme(tiny.config("dape"))
+    scheme = scheme_of(tiny.config("dape"))
     scheme.reset_parameters(torch.Generator().manual_seed(0))
     first, second = (dict(scheme.at(n).named_parameters()) for n in (0, 1))
     assert all(not torch.equal(first[key], second[key]) for key in first)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.model.attention import attention
-from tests.schemes.one_layer import DIM, HEADS, KEYS, drawn, made
+from kerple_eval.models.decoder.attention import attention
+from tests.helpers.one_layer import DIM, HEADS, KEYS, drawn, made
 
 
 def fla_naive(kind: str) -> Any:

@@ -13,19 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kerple_eval import catalogue
-from kerple_eval.catalogue import SchemeEntry, load, schemes
-from kerple_eval.checkpoints.native import NativeCheckpoint, write_checkpoint
-from kerple_eval.model import attention as module
-from kerple_eval.model import decoder as decoder_module
-from kerple_eval.model.assembly import build_scheme
-from kerple_eval.model.attention import attention, eager_attention, make_table
-from kerple_eval.model.decoder import Decoder
+from kerple_eval.models.decoder import attention as module
+from kerple_eval.models.decoder import network as decoder_module
+from kerple_eval.models.decoder.attention import attention, eager_attention, make_table
+from kerple_eval.models.decoder.network import Decoder, scheme_of
+from kerple_eval.models.native import NativeCheckpoint, write_checkpoint
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.catalogue import SCHEMES, SchemeEntry
+from kerple_eval.support.registry import Registry, load
 from kerple_eval.types import Geometry, UserError
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
-NAMES = list(schemes())
+NAMES = list(SCHEMES)
 every_scheme = pytest.mark.parametrize("name", NAMES)
 
 
@@ -42,7 +41,7 @@ def test_the_seven_schemes_are_there() -> None:
 
 @every_scheme
 def test_the_line_names_a_scheme_with_a_source(name: str) -> None:
-    entry = schemes()[name]
+    entry = SCHEMES[name]
     cls = load(entry.target)
     assert issubclass(cls, Scheme)
     source = inspect.getmodule(cls).__doc__ or ""
@@ -69,7 +68,7 @@ def test_parameter_formula(name: str, heads: int) -> None:
             "C": getattr(part, "columns", None),
             "K": len(getattr(part, "ranges", ())),
         }
-        formula, _, apart = schemes()[name].parameters.partition(" a ")
+        formula, _, apart = SCHEMES[name].parameters.partition(" a ")
         assert apart in {"", "layer"}
         each = sum(
             math.prod(
@@ -91,7 +90,7 @@ def test_prefix_invariance_is_as_the_line_says(name: str) -> None:
     tokens = tiny.tokens(48)
     whole = logits(made, tokens)
     apart = [float((logits(made, tokens[:n]) - whole[:n]).abs().max()) for n in (1, 2, 7, 8, 9, 16, 31, 47)]
-    if schemes()[name].prefix_invariant:
+    if SCHEMES[name].prefix_invariant:
         assert max(apart) < 1e-11
     else:
         assert max(apart) > 1e-6
@@ -199,7 +198,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
     assert checkpoint.description.warnings == ()
     description = checkpoint.description
     assert (description.scheme, description.seed, description.train_length) == (name, 3, 8)
-    assert description.prefix_invariant is schemes()[name].prefix_invariant
+    assert description.prefix_invariant is SCHEMES[name].prefix_invariant
     assert description.parameters == sum(p.numel() for p in made.parameters())
 
 
@@ -240,7 +239,7 @@ TOY = '''
 Source: this test.
 """
 
-from kerple_eval.catalogue import SchemeEntry
+from kerple_eval.schemes.catalogue import SchemeEntry
 from kerple_eval.schemes.base import Scheme
 
 
@@ -264,9 +263,10 @@ def toy_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the import path that holds the one file."""
     (tmp_path / "toy_scheme.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
-    catalogue.schemes.cache_clear()
+    fresh = Registry("scheme", SCHEMES.group, SchemeEntry, list(SCHEMES.values()))
+    for name in ("_entries", "_objects", "_read_entry_points"):
+        monkeypatch.setattr(SCHEMES, name, getattr(fresh, name))
     yield tmp_path
-    catalogue.schemes.cache_clear()
 
 
 def check_toy(name: str) -> None:
@@ -280,10 +280,10 @@ def check_toy(name: str) -> None:
     by_hand = oracles.attend(q, k, v, lambda h, i, j, score: score - 0.5 * (i - j) / (h + 1))
     np.testing.assert_allclose(out[0].detach().numpy(), by_hand, rtol=0, atol=1e-12)
     with pytest.raises(UserError, match="did you mean 'steepness'"):
-        build_scheme(tiny.config(name, scheme_options={"stepness": 2}))
+        scheme_of(tiny.config(name, scheme_options={"stepness": 2}))
 
 
-def table(made: Decoder, length: int) -> module.Table | None:
+def table(made: Decoder, length: int) -> module.KernelTable | None:
     return make_table(made.scheme, length, torch.float64, torch.device("cpu"))
 
 
@@ -291,9 +291,8 @@ def test_a_toy_scheme_is_one_file_and_one_line(
     toy_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="unknown scheme 'toy'"):
-        build_scheme(tiny.config("toy"))
-    monkeypatch.setattr(catalogue, "SCHEMES", (*catalogue.SCHEMES, LINE))
-    catalogue.schemes.cache_clear()
+        scheme_of(tiny.config("toy"))
+    SCHEMES.register(LINE)
     check_toy("toy")
     made = tiny.decoder(tiny.config("toy", vocab_size=256), dtype=torch.float32)
     write_checkpoint(tmp_path / "out", made, seed=None)
@@ -313,19 +312,19 @@ def install(folder: Path, line: str) -> None:
 
 def test_another_package_adds_a_scheme(toy_file: Path) -> None:
     install(toy_file, "toy-outside = toy_scheme:ENTRY")
-    assert "toy-outside" in catalogue.schemes()
+    assert "toy-outside" in SCHEMES
     check_toy("toy-outside")
 
 
 def test_an_entry_point_that_is_no_line_is_refused(toy_file: Path) -> None:
     install(toy_file, "toy-outside = toy_scheme:Toy")
     with pytest.raises(UserError, match=r"entry point 'toy-outside' .* must be a .*SchemeEntry"):
-        catalogue.schemes()
+        list(SCHEMES)
 
 
 def test_a_name_close_by_is_suggested() -> None:
     with pytest.raises(UserError, match="unknown scheme 'alibbi': did you mean 'alibi'"):
-        build_scheme(tiny.config("alibbi"))
+        scheme_of(tiny.config("alibbi"))
 
 
 # --- The general hooks -----------------------------------------------------------------------

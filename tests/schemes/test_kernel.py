@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.catalogue import SchemeEntry, parse_scheme, parse_spec
-from kerple_eval.checkpoints.native import NativeCheckpoint
-from kerple_eval.model.assembly import build_scheme
-from kerple_eval.model.decoder import Decoder
+from kerple_eval.models.decoder.network import Decoder, scheme_of
+from kerple_eval.models.native import NativeCheckpoint
+from kerple_eval.schemes.catalogue import SchemeEntry
 from kerple_eval.schemes.kernel import FormulaKernel
+from kerple_eval.schemes.spelling import parse_scheme
+from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import Geometry, SchemeSpec, UserError
-from tests import oracles, tiny
-from tests.run.conftest import Cli, invoke, text
-
-__all__ = ["invoke", "text"]  # fixtures
+from tests.helpers import oracles, tiny
+from tests.helpers.command import Cli
 
 GEOMETRY = Geometry(heads=4, head_dim=4, width=16, layers=2, train_length=8)
 FORMULAS = (
@@ -131,8 +130,8 @@ def test_logits_are_the_formula(formula: str, training: bool) -> None:
 )
 def test_the_papers_kernels_written_out_are_the_schemes_to_the_bit(formula: str, name: str) -> None:
     """Same initial values, intervals, kernel and gradients, so the same training."""
-    written = build_scheme(tiny.config("kernel", scheme_options={"formula": formula}))
-    named = build_scheme(tiny.config(name))
+    written = scheme_of(tiny.config("kernel", scheme_options={"formula": formula}))
+    named = scheme_of(tiny.config(name))
     assert dict(written.constraints) == dict(named.constraints)
     for made in (written, named):
         made.reset_parameters(torch.Generator().manual_seed(3))

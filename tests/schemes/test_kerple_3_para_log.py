@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kerple_eval.kernels import is_cpd
+from kerple_eval.schemes.kernels import is_cpd
 from kerple_eval.schemes.kerple_3_para_log import Kerple3ParaLog
 from kerple_eval.schemes.kerple_log import KerpleLog
 from kerple_eval.types import Geometry

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kerple_eval.kernels import is_pd
+from kerple_eval.schemes.kernels import is_pd
 from kerple_eval.schemes.kerple_gauss_2_para_bias import KerpleGauss2ParaBias
 from kerple_eval.schemes.kerple_gauss_3_para_bias import KerpleGauss3ParaBias
 from kerple_eval.types import Geometry

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.catalogue import parse_scheme, schemes
-from kerple_eval.model import attention as module
-from kerple_eval.model import attention_training as training
-from kerple_eval.model.assembly import build_scheme
-from kerple_eval.model.attention import attention, eager_attention, make_table
+from kerple_eval.models.decoder import attention as module
+from kerple_eval.models.decoder import attention_backward as training
+from kerple_eval.models.decoder.attention import attention, eager_attention, make_table
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.schemes.composite import Combined
-from kerple_eval.schemes.window import Window
+from kerple_eval.schemes.spelling import parse_scheme
+from kerple_eval.schemes.window import SlidingWindowMask
 from kerple_eval.types import SchemeSpec, UserError
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
 HEADS, DIM, TRAINED = 3, 4, 8
 Pair = tuple[bool, float, float]  # seen, distance, scaling of the row
@@ -83,7 +84,7 @@ BASES = ("rope", "alibi", "kerple-log", "nope")
 
 def made_of(text: str) -> Scheme:
     spec = parse_scheme(text)
-    return build_scheme(
+    return scheme_of(
         tiny.config(
             spec.name,
             heads=HEADS,
@@ -155,7 +156,7 @@ def test_every_pair_is_seen_where_the_paper_says(
 
 
 def test_every_modifier_without_parameters_has_cases() -> None:
-    laid = {name for name, entry in schemes().items() if entry.stands_on and entry.parameters == "0"}
+    laid = {name for name, entry in SCHEMES.items() if entry.stands_on and entry.parameters == "0"}
     assert laid == {case[0] for case in CASES}
 
 
@@ -164,7 +165,7 @@ def test_of_two_windows_the_narrower_counts() -> None:
     for own in (3, 7):
         base = made_of("alibi")
         base.window = own
-        assert Combined(base, {"window": Window(base.geometry, width=5)}).window == min(own, 5)
+        assert Combined(base, {"window": SlidingWindowMask(base.geometry, width=5)}).window == min(own, 5)
 
 
 @pytest.mark.parametrize("width", [1, 7, 1000, 1024, 1500, 2048])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.nope import Nope
 from kerple_eval.types import Geometry, UserError
-from tests import tiny
+from tests.helpers import tiny
 
 
 def test_every_hook_is_idle() -> None:
@@ -39,4 +39,4 @@ def test_the_last_row_does_not_see_the_order_of_a_one_layer_model() -> None:
 
 def test_options_are_refused() -> None:
     with pytest.raises(UserError, match="unknown option of nope 'x'"):
-        build_scheme(tiny.config("nope", scheme_options={"x": 1}))
+        scheme_of(tiny.config("nope", scheme_options={"x": 1}))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kerple_eval.model import attention as module
-from kerple_eval.model.attention import attention
+from kerple_eval.models.decoder import attention as module
+from kerple_eval.models.decoder.attention import attention
 from kerple_eval.schemes import path
 from kerple_eval.schemes.path import Steps
-from tests.schemes.one_layer import DIM, HEADS, made
+from tests.helpers.one_layer import DIM, HEADS, made
 
 LENGTH = 200  # three blocks of 64 and a part of one
 

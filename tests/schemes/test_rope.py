@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.rope import Rope
 from kerple_eval.types import Geometry, UserError
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
 
 def rope(dim: int, **options: Any) -> Rope:
@@ -103,4 +103,4 @@ def test_half_precision_vectors_keep_their_dtype() -> None:
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_scheme(tiny.config("rope", **changes))
+        scheme_of(tiny.config("rope", **changes))

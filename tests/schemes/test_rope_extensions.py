@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.rotary import Rotary
 from kerple_eval.types import UserError
-from tests import tiny
+from tests.helpers import tiny
 
 DIM, TRAINED = 16, 512
 
 
 def made(name: str, dim: int = DIM, trained: int = TRAINED, **options: Any) -> Rotary:
     config = tiny.config(name, heads=2, width=2 * dim, train_length=trained, scheme_options=options)
-    scheme = build_scheme(config)
+    scheme = scheme_of(config)
     assert isinstance(scheme, Rotary)
     return scheme
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.sinusoidal import Sinusoidal
 from kerple_eval.types import Geometry, UserError
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
 
 def sinusoidal(width: int) -> Sinusoidal:
@@ -46,6 +46,6 @@ def test_float32_angles_hold_at_16k() -> None:
 
 def test_an_odd_width_and_options_are_refused() -> None:
     with pytest.raises(UserError, match="hidden size 9 is odd"):
-        build_scheme(tiny.config("sinusoidal", width=9, heads=3))
+        scheme_of(tiny.config("sinusoidal", width=9, heads=3))
     with pytest.raises(UserError, match="unknown option of sinusoidal 'base'"):
-        build_scheme(tiny.config("sinusoidal", scheme_options={"base": 100}))
+        scheme_of(tiny.config("sinusoidal", scheme_options={"base": 100}))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from kerple_eval.model.assembly import build_scheme
+from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.t5 import T5, bucket_index
 from kerple_eval.types import Geometry, UserError
-from tests import oracles, tiny
+from tests.helpers import oracles, tiny
 
 GEOMETRY = Geometry(heads=3, head_dim=4, width=12, layers=2, train_length=8)
 
@@ -148,11 +148,11 @@ def test_projection_leaves_the_table_alone() -> None:
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_scheme(tiny.config("t5", scheme_options=options))
+        scheme_of(tiny.config("t5", scheme_options=options))
 
 
 def test_options_from_a_command_line_are_converted() -> None:
-    made = build_scheme(tiny.config("t5", scheme_options={"buckets": "8", "max_distance": "40"}))
+    made = scheme_of(tiny.config("t5", scheme_options={"buckets": "8", "max_distance": "40"}))
     assert isinstance(made, T5)
     assert (made.buckets, made.max_distance) == (8, 40)
     assert made.relative_bias.shape == (8, 3)

@@ -19,7 +19,7 @@ from kerple_eval.stats.compare import _two_sided
 from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.stats.looks import half_width, look_level, schedule
 from kerple_eval.stats.seeds import crossed
-from kerple_eval.stats.tests import holm, seed_test, sign_flip_p
+from kerple_eval.stats.significance import holm, seed_test, sign_flip_p
 from tests.simulations.worlds import DEVIATION, MEAN, WORLDS, Array, World
 
 SIZES = (5, 10, 20, 30, 50, 100, 200)

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerple_eval.reports.compare import render
-from kerple_eval.reports.intervals import render as render_intervals
+from kerple_eval.reports.tables.compare import render
+from kerple_eval.reports.tables.intervals import render as render_intervals
 from kerple_eval.stats.compare import compare
 from kerple_eval.stats.groups import read_tables, stem
 from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.stats.seeds import crossed
-from kerple_eval.stats.tests import holm, seed_test, sign_flip_p
-from tests.run.conftest import Cli, refusal
-from tests.stats.made import cell, drawn, shifted, write_cells
+from kerple_eval.stats.significance import holm, seed_test, sign_flip_p
+from tests.helpers.command import Cli, refusal
+from tests.helpers.made_cells import cell, drawn, shifted, write_cells
 
 SIZES = [30, 12, 50, 24, 41, 18, 33, 27]
 TEXT = drawn(0, SIZES)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kerple_eval import stats
+from kerple_eval.stats import intervals
+from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import COVERAGE, coverage_note, document_interval, ratio_interval
 from kerple_eval.types import UserError
+from tests.helpers.made_cells import cell, drawn
 from tests.simulations.worlds import EVEN
-from tests.stats.made import cell, drawn
 
 SIZES = [3, 40, 7, 90, 12, 33, 5]
 
@@ -24,7 +25,7 @@ def test_sums_by_document_are_the_cells_own() -> None:
     documents = drawn(0, SIZES)
     backwards = dict(reversed(documents.items()))
     for given in (documents, backwards):
-        found = stats.documents.document_sums(cell("m", given))
+        found = document_sums(cell("m", given))
         assert found.names == tuple(sorted(documents))
         for name, total, count, spelled in zip(
             found.names, found.sums, found.counts, found.bytes if found.bytes is not None else [], strict=True
@@ -32,7 +33,7 @@ def test_sums_by_document_are_the_cells_own() -> None:
             assert total == pytest.approx(math.fsum(np.float32(x) for x in documents[name]), rel=1e-6)
             assert (count, spelled) == (len(documents[name]), 2 * len(documents[name]))
     made = cell("m", documents)
-    assert stats.documents.document_sums(made).mean == pytest.approx(made.summary()["nll"], rel=1e-12)
+    assert document_sums(made).mean == pytest.approx(made.summary()["nll"], rel=1e-12)
 
 
 def test_where_a_tool_weighs_windows_it_is_the_tools_number() -> None:
@@ -57,7 +58,7 @@ def test_where_a_tool_weighs_windows_it_is_the_tools_number() -> None:
 
 def test_documents_of_one_size_give_students_interval() -> None:
     """n/(n-1) sum r^2 / C^2 with t_(n-1) is the interval of the documents' means."""
-    found = stats.documents.document_sums(cell("m", drawn(1, [20] * 9)))
+    found = document_sums(cell("m", drawn(1, [20] * 9)))
     means = found.sums / found.counts
     expected = scipy_stats.ttest_1samp(means, 0).confidence_interval(0.9)
     for method in ("delta", "delta-plain"):
@@ -67,7 +68,7 @@ def test_documents_of_one_size_give_students_interval() -> None:
 
 
 def test_plain_is_the_textbook_form() -> None:
-    found = stats.documents.document_sums(cell("m", drawn(2, SIZES)))
+    found = document_sums(cell("m", drawn(2, SIZES)))
     s, c, n = found.sums, found.counts, len(SIZES)
     ratio = s.sum() / c.sum()
     error = math.sqrt(n / (n - 1) * ((s - ratio * c) ** 2).sum()) / c.sum()
@@ -78,7 +79,7 @@ def test_plain_is_the_textbook_form() -> None:
 
 def test_the_default_is_the_jackknife_about_the_ratio() -> None:
     """(n-1)/n sum over i of (R without i, linearised back)^2: R_(i) - R = -r_i / (C - c_i)."""
-    found = stats.documents.document_sums(cell("m", drawn(3, SIZES)))
+    found = document_sums(cell("m", drawn(3, SIZES)))
     s, c, n = found.sums, found.counts, len(SIZES)
     ratio = s.sum() / c.sum()
     without = np.array([(s.sum() - s[i]) / (c.sum() - c[i]) for i in range(n)])
@@ -91,7 +92,7 @@ def test_the_default_is_the_jackknife_about_the_ratio() -> None:
 
 
 def test_the_bootstrap_is_scipys_and_repeats() -> None:
-    found = stats.documents.document_sums(cell("m", drawn(4, SIZES)))
+    found = document_sums(cell("m", drawn(4, SIZES)))
     first = ratio_interval(found.sums, found.counts, method="bootstrap", seed=5)
     assert first == ratio_interval(found.sums, found.counts, method="bootstrap", seed=5)
     assert first != ratio_interval(found.sums, found.counts, method="bootstrap", seed=6)
@@ -130,7 +131,7 @@ def test_one_document_that_holds_nearly_all_targets_is_no_sample() -> None:
 
 def test_documents_without_spread() -> None:
     sums, counts = np.full(6, 20.0), np.full(6, 10)
-    for method in stats.intervals.METHODS:
+    for method in intervals.METHODS:
         interval = ratio_interval(sums, counts, method=method)
         assert (interval.low, interval.estimate, interval.high) == (2.0, 2.0, 2.0)
 

@@ -17,7 +17,7 @@ from math import comb
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, Made, Reader, parse_ids, too_short
+from kerple_eval.data.synthetic.base import Generator, MadeDocument, ModelTokens, parse_ids, too_short
 from kerple_eval.types import UserError
 
 
@@ -29,7 +29,7 @@ class AssociativeRecall(Generator):
             raise UserError(f"associative-recall: pairs={pairs} must be at least 1")
         self.pairs, self.ids = pairs, ids
 
-    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
         first, count = parse_ids(self.ids, reader.vocabulary, "associative-recall")
         keys = count // 2
         if self.pairs > keys:
@@ -44,7 +44,7 @@ class AssociativeRecall(Generator):
         for key, value, place in zip(asked, values, self._places(n, depth, rng), strict=True):
             x[place : place + 2] = key, value
         parts = [[] if reader.bos is None else [reader.bos], x, [asked[0], values[0]]]
-        return Made(np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), 1)
+        return MadeDocument(np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), 1)
 
     def _places(self, n: int, depth: float, rng: np.random.Generator) -> list[int]:
         """Where pairs begin: the asked one by depth, then the others, none over another.

@@ -23,7 +23,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Reader:
+class ModelTokens:
     """Who reads: a model's tokeniser, its vocabulary size, and the marker its documents begin with."""
 
     label: str
@@ -33,7 +33,7 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class MadeDocument:
     """Token ids ``[L + 1]``, the last ``answer`` of them the answer; UTF-8 bytes a token where known."""
 
     ids: Ids
@@ -48,7 +48,7 @@ class Generator(ABC):
     of_ids = False
 
     @abstractmethod
-    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
         """A document for windows of ``length`` inputs, its source at ``depth`` (0..1).
 
         Raises:
@@ -67,7 +67,7 @@ def draw(task: str, seed: int, length: int, depth: int, sample: int) -> np.rando
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
-def document(name: str, made: Made, depth: float, length: int) -> TokenDocument:
+def document(name: str, made: MadeDocument, depth: float, length: int) -> TokenDocument:
     assert len(made.ids) == length + 1
     return TokenDocument(name, made.ids, made.byte_counts, answer=made.answer, depth=depth)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, Ids, Made, Reader, parse_ids, too_short
+from kerple_eval.data.synthetic.base import Generator, Ids, MadeDocument, ModelTokens, parse_ids, too_short
 from kerple_eval.types import UserError
 
 TRIES = 100
@@ -29,7 +29,7 @@ class Copy(Generator):
                 raise UserError(f"copy: {name}={value} must be at least 1")
         self.cue, self.answer, self.ids = cue, answer, ids
 
-    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
         first, count = parse_ids(self.ids, reader.vocabulary, "copy")
         lead = 0 if reader.bos is None else 1
         size = self.cue + self.answer
@@ -43,7 +43,9 @@ class Copy(Generator):
             whole = np.concatenate([x, cue])  # the cue's second time is meant, and nothing across the seam
             if _occurrences(whole, cue) == 2:
                 parts = [[] if reader.bos is None else [reader.bos], x, x[at : at + size]]
-                return Made(np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), self.answer)
+                return MadeDocument(
+                    np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), self.answer
+                )
         raise UserError(
             f"copy: cue={self.cue} of {count} ids is not once in {n} tokens at length {length} "
             f"({TRIES} draws); use a longer cue"

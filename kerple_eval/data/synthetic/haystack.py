@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Ids, Made, Reader, too_short
+from kerple_eval.data.synthetic.base import Ids, MadeDocument, ModelTokens, too_short
 from kerple_eval.data.tokenizer import Encoding
 from kerple_eval.types import UserError
 
@@ -53,7 +53,9 @@ class _Parts:
         return len(self.encoding.ids) - sum(stop - start for start, stop in (self.before, self.after))
 
 
-def build(hay: Haystack, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+def build(
+    hay: Haystack, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator
+) -> MadeDocument:
     """``hay`` in exactly ``length + 1`` tokens, the first-token marker among them."""
     lead = 0 if reader.bos is None else 1
     seed = int(rng.integers(2**32))
@@ -75,7 +77,7 @@ def build(hay: Haystack, reader: Reader, length: int, depth: float, rng: np.rand
     ids, counts = parts.encoding.ids[kept], parts.counts[kept]
     if reader.bos is not None:
         ids, counts = np.concatenate([[reader.bos], ids]), np.concatenate([[0], counts])
-    return Made(ids, len(parts.encoding.ids) - parts.answer, counts)
+    return MadeDocument(ids, len(parts.encoding.ids) - parts.answer, counts)
 
 
 def _sentences(hay: Haystack, seed: list[int], characters: int) -> str:
@@ -90,7 +92,7 @@ def _sentences(hay: Haystack, seed: list[int], characters: int) -> str:
     return " ".join(found)
 
 
-def _split(hay: Haystack, reader: Reader, filler: list[str]) -> _Parts:
+def _split(hay: Haystack, reader: ModelTokens, filler: list[str]) -> _Parts:
     """Tokenise the whole and find its parts."""
     assert reader.tokenizer is not None
     pieces = [hay.intro, filler[0], hay.needle, filler[1], hay.question, hay.answer]
@@ -130,7 +132,7 @@ def _before(ends: Ids, byte: int) -> int:
     return int(np.searchsorted(ends, byte - 1, side="right"))
 
 
-def _ambiguous(hay: Haystack, reader: Reader, why: str) -> UserError:
+def _ambiguous(hay: Haystack, reader: ModelTokens, why: str) -> UserError:
     identity = "none" if reader.tokenizer is None else reader.tokenizer.identity
     return UserError(
         f"{hay.task}: the tokeniser of model {reader.label} ({identity}) {why}, so the answer's tokens "

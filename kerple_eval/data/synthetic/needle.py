@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, Made, Reader
+from kerple_eval.data.synthetic.base import Generator, MadeDocument, ModelTokens
 from kerple_eval.data.synthetic.haystack import Haystack, build
 
 INTRO = "These are notes from a long journey."
@@ -48,7 +48,7 @@ THINGS = (
 
 
 class Needle(Generator):
-    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
         town, thing = TOWNS[rng.integers(len(TOWNS))], THINGS[rng.integers(len(THINGS))]
         tells = f"What one should bring from {town} is a"
         hay = Haystack("needle", INTRO, f"{tells} {thing}.", tells, thing, FILLER, True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, Made, Reader
+from kerple_eval.data.synthetic.base import Generator, MadeDocument, ModelTokens
 from kerple_eval.data.synthetic.haystack import Haystack, build
 from kerple_eval.types import UserError
 
@@ -30,7 +30,7 @@ class Passkey(Generator):
             raise UserError(f"passkey: digits={digits} must be within 1..18")
         self.digits = digits
 
-    def make(self, reader: Reader, length: int, depth: float, rng: np.random.Generator) -> Made:
+    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
         number = str(rng.integers(10 ** (self.digits - 1), 10**self.digits))
         hay = Haystack(
             "passkey", INTRO, f"{TELLS} {number}. Keep {number} in mind.", TELLS, number, FILLER, False

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kerple_eval.catalogue import GENERATORS, entry, load, parse_spec, typed_options
 from kerple_eval.data.documents import TokenDocument
-from kerple_eval.data.source_kinds import SyntheticSource
-from kerple_eval.data.synthetic.base import Generator, Reader, depth_grid, document, draw
+from kerple_eval.data.sources.kinds import SyntheticSource
+from kerple_eval.data.synthetic.base import Generator, ModelTokens, depth_grid, document, draw
+from kerple_eval.data.synthetic.catalogue import make_generator
 from kerple_eval.data.task import open_task
-from kerple_eval.data.texts import Choice, Reading, Text, check_marker, check_vocabulary, tokens_hash
+from kerple_eval.data.texts import (
+    DocumentSelection,
+    TextSource,
+    TokenizedText,
+    check_marker,
+    check_vocabulary,
+    tokens_hash,
+)
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.types import BosRule, Spec, UserError
 
@@ -51,17 +58,8 @@ def made_text(spec: Spec, bos: BosRule | None, lengths: Sequence[int], seed: int
                     lengths=tuple(sorted(lengths)), drawn=drawn)  # fmt: skip
 
 
-def make_generator(text: str) -> tuple[Generator, str]:
-    """``NAME:key=value`` -> the generator and its canonical string."""
-    spec = parse_spec(text)
-    cls = load(entry("generator", spec.name, GENERATORS).target)
-    options = typed_options(cls.__init__, dict(spec.options), spec.name)
-    made: Generator = cls(**options)
-    return made, str(Spec(spec.name, tuple((k, str(v)) for k, v in options.items())))
-
-
 @dataclass(kw_only=True)
-class MadeText(Text):
+class MadeText(TextSource):
     """Documents of L + 1 tokens for each of ``lengths``; a cell scores those of its own length."""
 
     generator: Generator
@@ -70,18 +68,18 @@ class MadeText(Text):
     drawn: int  # the seed
 
     def prepare(
-        self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: Choice
-    ) -> dict[str, Reading]:
+        self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: DocumentSelection
+    ) -> dict[str, TokenizedText]:
         """Made anew for every tokeniser (or vocabulary, where documents are ids) and marker."""
         keys: dict[str, tuple[str, str]] = {}
-        readings: dict[tuple[str, str], Reading] = {}
+        readings: dict[tuple[str, str], TokenizedText] = {}
         for label, tokenizer, vocabulary in readers.values():
             rule, number = self._rule(label, tokenizer)
             check_marker(number, label, vocabulary)
             keys[label] = key = (self._identity(tokenizer, vocabulary), f"{rule} {number}")
             if key not in readings:
-                made = self._documents(Reader(label, tokenizer, vocabulary, number))
-                readings[key] = Reading(made, rule, number, self.generator.of_ids)
+                made = self._documents(ModelTokens(label, tokenizer, vocabulary, number))
+                readings[key] = TokenizedText(made, rule, number, self.generator.of_ids)
             check_vocabulary(readings[key].documents, label, vocabulary)
         self.record["selection"] = {
             "documents": self.source.depths * self.source.samples,  # at each length
@@ -113,7 +111,7 @@ class MadeText(Text):
             return f"ids 0..{vocabulary - 1}"
         return tokenizer.identity
 
-    def _documents(self, reader: Reader) -> list[TokenDocument]:
+    def _documents(self, reader: ModelTokens) -> list[TokenDocument]:
         found = []
         for length in self.lengths:
             for number, depth in enumerate(depth_grid(self.source.depths)):

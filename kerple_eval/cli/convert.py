@@ -1,0 +1,58 @@
+"""``kerple-eval convert SRC DST``: any checkpoint that has a native form, written as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kerple_eval.models.decoder.network import Decoder
+from kerple_eval.models.devices import DTYPES
+from kerple_eval.models.native import NativeCheckpoint, write_checkpoint
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.support.files import locked
+from kerple_eval.support.version import VERSION
+from kerple_eval.types import UserError
+
+
+def run(source: str, destination: str, dtype: str | None) -> list[str]:
+    """Write SRC into the new folder DST; lines that say what was written."""
+    checkpoint = open_model(parse_model(source))
+    description = checkpoint.description
+    folder = Path(destination)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists; a converted checkpoint needs a new folder")
+    tokenizer = checkpoint.tokenizer
+    decoder = checkpoint.decoder()
+    with locked(folder):
+        write_checkpoint(
+            folder,
+            decoder,
+            seed=description.seed,
+            dtype=DTYPES[dtype] if dtype else _narrowest(decoder),
+            tokenizer=tokenizer,
+            training={
+                "converted_from": {
+                    "format": description.format,
+                    "architecture": description.architecture,
+                    "weights_sha256": description.weights_sha256,
+                    "warnings": list(description.warnings),
+                    "kerple_eval": VERSION,
+                }
+            },
+        )
+    (folder / ".lock").unlink(missing_ok=True)
+    written = NativeCheckpoint(folder).description  # reads back what is on the disk
+    return [
+        f"{folder}: {written.scheme}, {written.parameters:,} parameters, {', '.join(written.stored_dtypes)}",
+        *(f"warning: {warning}" for warning in description.warnings),
+    ]
+
+
+def _narrowest(decoder: Decoder) -> torch.dtype:
+    """The narrowest dtype that holds every weight exactly (the scheme's stay in float32 anyway)."""
+    weights = [p for name, p in decoder.named_parameters() if not name.startswith("scheme.")]
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(p.to(dtype).to(p.dtype), p) for p in weights):
+            return dtype
+    return torch.float32

@@ -1,0 +1,105 @@
+"""``kerple-eval run --dry-run``: what the run will take; nothing is scored.
+
+``DIR/estimate.json`` keeps it, so that the run can say afterwards how far from the truth it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.evaluation.budget import measured
+from kerple_eval.evaluation.forecast import Forecast, forecast
+from kerple_eval.evaluation.plan import RunPlan
+from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.records.cell import read_cell
+from kerple_eval.records.run import Run, open_run
+from kerple_eval.reports.rows import Listing, draw
+from kerple_eval.support.differences import differences
+from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.types import CellKey, UserError
+
+FILE = "estimate.json"
+
+
+def run(models: Sequence[str], out: str, lengths: Sequence[int], **options: Any) -> int:
+    """Print the forecast; 0."""
+    plan = make_plan(models, lengths=lengths, **options)
+    folder = Path(out)
+    finished: set[CellKey] = set()
+    kept: int | None = None  # the budget of the run begun
+    if (folder / "run.json").exists():
+        begun = open_run(folder)
+        different = differences(begun.specification, plan.specification)
+        if different:
+            raise UserError(f"{folder}: holds a run with another specification: {different[0]}")
+        kept = begun.provenance.get("tokens_per_pass")
+        finished = {cell.key for cell in begun.cells() if cell.summary()["status"] == "ok"}
+    entries = forecast(plan, finished, kept or _tokens(plan))
+    print(draw(_table(entries), "text"))
+    if plan.precision is not None:
+        print("with --precision this is the most it can take; it stops when it is sure")
+    keys = [key for key in Run(folder, plan.specification).keys() if key not in finished]  # noqa: SIM118
+    record = {
+        "device": plan.device.type,
+        "models": [{k: v for k, v in asdict(entry).items() if k != "passes"} for entry in entries],
+        "cells": [asdict(key) for key in keys],
+    }
+    write_atomically(folder / FILE, json.dumps(record, indent=2).encode() + b"\n")
+    print(f"nothing was scored; the same command without --dry-run begins, and {folder / FILE} keeps this")
+    return 0
+
+
+def _tokens(plan: RunPlan) -> int | None:
+    """Tokens of a forward pass as the run would find them on CUDA; None where they are fixed."""
+    if plan.device.type != "cuda":
+        return None
+    return measured(plan.models[0].checkpoint.load(plan.device, plan.dtype), plan.longest)
+
+
+HEAD = ("model", "cells", "windows", "targets", "held already", "TFLOP", "GB", "time")
+
+
+def _table(entries: Sequence[Forecast]) -> Listing:
+    rows = [_row(entry.model, [entry]) for entry in entries]
+    if len(entries) > 1:
+        rows.append(_row("all", entries))
+    note = "held already: windows whose losses come from other cells of the run"
+    notes = [note] if any(entry.served for entry in entries) else []
+    return Listing("What the run will take", HEAD, rows, notes)
+
+
+def _row(label: str, entries: Sequence[Forecast]) -> tuple[str, ...]:
+    counts = [sum(getattr(e, k) for e in entries) for k in ("cells", "windows", "targets", "served")]
+    work = sum(entry.work for entry in entries) / 1e12
+    memory = max(entry.memory for entry in entries) / 1e9
+    seconds = sum(entry.seconds for entry in entries)
+    return (label, *(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", _time(seconds))
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def verdict(folder: Path) -> str | None:
+    """``estimated 12.0 s, took 13.1 s``, of the cells that an estimate in ``folder`` was made for."""
+    if not (folder / FILE).is_file():
+        return None
+    record = read_json(folder / FILE)
+    try:
+        keys = [CellKey(**key) for key in record["cells"]]
+        guess = sum(entry["seconds"] for entry in record["models"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
+    took = 0.0
+    for key in keys:
+        cell = read_cell(folder, key)
+        if cell is None or "seconds" not in cell.header:
+            return None
+        took += cell.header["seconds"]
+    return f"estimated {_time(guess)}, took {_time(took)}"

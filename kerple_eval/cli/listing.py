@@ -1,0 +1,97 @@
+"""``kerple-eval list``: what can be named on the command line. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kerple_eval.data.task import read_task, task_files
+from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
+from kerple_eval.models.zoo import read_config, shipped
+from kerple_eval.protocols.catalogue import PROTOCOLS
+from kerple_eval.reports.catalogue import REPORTS
+from kerple_eval.schemes.catalogue import SCHEMES
+from kerple_eval.support.registry import unknown
+from kerple_eval.types import UserError
+
+Rows = list[tuple[str, ...]]
+
+
+STYLES = ("text", "markdown")
+SCHEME_HEADS = ("scheme", "year", "parameters", "prefix-invariant", "use", "how position enters", "source")
+
+
+def lines(what: str, style: str = "text") -> list[str]:
+    """Aligned lines, the name first; ``markdown`` is for schemes, a table with a head."""
+    if style not in STYLES:
+        raise unknown("list format", style, STYLES)
+    if style == "markdown":
+        if what != "schemes":
+            raise UserError(f"list {what} is text alone; --format markdown is for schemes")
+        return _markdown_schemes()
+    makers: dict[str, Callable[[], Rows]] = {
+        "models": _models,
+        "tasks": _tasks,
+        "schemes": _schemes,
+        "protocols": lambda: [(e.name, e.summary) for e in PROTOCOLS.values()],
+        "formats": lambda: [(e.name, e.summary) for e in CHECKPOINT_FORMATS.values()],
+        "reports": lambda: [(e.name, f"of {e.takes}", e.summary) for e in REPORTS.values()],
+    }
+    rows = makers[what]()
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+
+
+def _models() -> Rows:
+    rows: Rows = []
+    for name, folder in shipped().items():
+        config = read_config(folder)
+        model, training = config["model"], config["training"]
+        bits = training["held_out"]["bits_per_byte"]
+        rows.append(
+            (
+                f"zoo:{name}",
+                model["scheme"],
+                f"trained at {model['train_length']}, seed {config['seed']}",
+                f"{training['parameters']:,} parameters",
+                f"{bits:.4f} bits per byte held out on {training['data']['task']}",
+            )
+        )
+    return rows
+
+
+def _tasks() -> Rows:
+    rows: Rows = []
+    for name, path in task_files().items():
+        task = read_task(path)
+        rows.append((name, f"v{task.version}", task.source.kind, task.description))
+    return rows
+
+
+def _markdown_schemes() -> list[str]:
+    rows = [
+        (
+            f"`{e.name}`", str(e.year), e.parameters, "yes" if e.prefix_invariant else "**no**",
+            e.use, e.kind, e.paper,
+        )
+        for e in SCHEMES.values()
+    ]  # fmt: skip
+    rule = ("---",) * len(SCHEME_HEADS)
+    return ["| " + " | ".join(row) + " |" for row in (SCHEME_HEADS, rule, *rows)]
+
+
+def _schemes() -> Rows:
+    return [
+        (
+            e.name,
+            str(e.year),
+            f"parameters {e.parameters}",
+            "prefix-invariant" if e.prefix_invariant else "depends on total length",
+            e.use,
+            e.kind,
+            e.paper,
+        )
+        for e in SCHEMES.values()
+    ]

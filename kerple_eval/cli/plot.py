@@ -1,0 +1,87 @@
+"""``kerple-eval plot``: figures of run directories (no torch), or of the kernels of models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
+from kerple_eval.reports.catalogue import REPORTS, ReportEntry
+from kerple_eval.schemes.kernel_view import KernelView
+from kerple_eval.support.registry import load, unknown
+from kerple_eval.types import UserError
+
+MODEL = "MODEL (zoo:NAME, native:DIR, neox:DIR, ...)"
+
+
+def kinds() -> dict[str, ReportEntry]:
+    """The reports that are figures."""
+    return {name: e for name, e in REPORTS.items() if e.target.endswith(":draw")}
+
+
+def run(
+    sources: Sequence[str], kind: str, out: Path, *,
+    head: int | None = None, layer: int | None = None, over_seeds: bool = False, **options: int | str | None,
+) -> None:  # fmt: skip
+    """Write the figure ``kind`` of ``sources`` to ``out``; each kind has options of its own."""
+    if kind not in kinds():
+        raise unknown("kind of figure", kind, kinds())
+    entry = kinds()[kind]
+    _fitting(sources, entry)
+    draw = REPORTS.load(entry.name)
+    asked = {"head": head, "layer": layer, "over_seeds": over_seeds or None} | options
+    given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+    known = inspect.signature(draw).parameters
+    accepted = set(known) | ({"layer"} if entry.takes == "models" else set())
+    for option in given:
+        if option not in accepted:
+            raise UserError(f"--kind {kind} has no --{option.replace('_', '-')}; leave it out")
+    if "against" in known and "against" not in given:
+        raise UserError(f"--kind {kind} needs --against MODEL, the one that others are set against")
+    given.pop("layer", None)
+    if entry.takes == "runs":
+        draw(sources, out, **given)
+    else:
+        draw(_views(sources, draw, head, layer), out, **given)
+
+
+def _fitting(sources: Sequence[str], entry: ReportEntry) -> None:
+    """Run directories where they are wanted, models where those are."""
+    for source in sources:
+        is_run = (Path(source) / "run.json").is_file()
+        if entry.takes == "models" and is_run:
+            others = ", ".join(name for name, e in kinds().items() if e.takes == "runs")
+            raise UserError(
+                f"{source} is a run directory, --kind {entry.name} takes a {MODEL}; of runs: {others}"
+            )
+        if entry.takes == "runs" and not is_run and _names_a_model(source):
+            others = ", ".join(name for name, e in kinds().items() if e.takes == "models")
+            raise UserError(
+                f"{source} is a model, --kind {entry.name} takes run directories; of models: {others}"
+            )
+
+
+def _names_a_model(source: str) -> bool:
+    """``[LABEL=]FORMAT:...``, or a folder with a checkpoint's own file."""
+    prefix = source.partition("=")[2] or source
+    written = any(word.startswith(f"{name}:") for name in CHECKPOINT_FORMATS for word in (source, prefix))
+    return written or any((Path(source) / name).is_file() for name in ("config.json", "latest"))
+
+
+def _views(
+    sources: Sequence[str], draw: Callable[..., None], head: int | None, layer: int | None
+) -> list[KernelView]:
+    from kerple_eval.models.open import label_models, open_model, parse_model  # noqa: PLC0415
+    from kerple_eval.models.scheme_view import view  # noqa: PLC0415
+
+    hooks = load(f"{draw.__module__}:HOOKS")
+    specs = [parse_model(source) for source in sources]
+    views: list[KernelView] = []
+    for spec, label in zip(specs, label_models(specs), strict=True):
+        made = view(open_model(spec), label, hooks, layer)
+        if head is not None and head >= made.heads:
+            raise UserError(f"--head {head}: {label} has heads 0 to {made.heads - 1}")
+        views.append(made)
+    return views

@@ -1,0 +1,98 @@
+"""``kerple-eval train``: options to a recipe and a corpus, progress, the closing lines."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
+from kerple_eval.models.decoder.config import DecoderConfig
+from kerple_eval.models.decoder.network import scheme_of
+from kerple_eval.models.devices import DTYPES, precision_for, resolve_device
+from kerple_eval.models.training.corpus import Corpus, training_corpus
+from kerple_eval.models.training.ngram import bits_per_byte
+from kerple_eval.models.training.train import Recipe, TrainingStep, train
+from kerple_eval.schemes.spelling import parse_scheme
+from kerple_eval.support.specs import parse_spec
+from kerple_eval.types import UserError
+
+
+def run(
+    *,
+    scheme: str, task: str | None, text: tuple[str, ...], length: int, seed: int, steps: int,
+    out: str, tokenizer: str | None, layers: int, width: int, heads: int, batch: int, lr: float,
+    warmup: int, weight_decay: float, clip: float, precision: str, store: str, ngram: int | None,
+    device: str, threads: int | None, tie_embeddings: bool,
+) -> None:  # fmt: skip
+    if (task is None) == (not text):
+        raise UserError("train needs text: either --task NAME or --text FILE")
+    place = resolve_device(device)
+    spec = parse_scheme(scheme)
+    reader: Tokenizer = JsonTokenizer(Path(tokenizer)) if tokenizer else ByteTokenizer()
+    model = DecoderConfig(
+        vocab_size=reader.vocab_size, layers=layers, width=width, heads=heads,
+        mlp_width=4 * width, train_length=length, scheme=spec.name,
+        scheme_options=dict(spec.options), tie_embeddings=tie_embeddings,
+        modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
+    )  # fmt: skip
+    scheme_of(model)  # refuses a wrong name or option before any text is read
+    if ngram is not None and tokenizer:
+        raise UserError("--ngram counts bytes; it cannot be used with --tokenizer")
+    recipe = Recipe(
+        model=model, seed=seed, steps=steps, batch=batch, learning_rate=lr, warmup=warmup,
+        weight_decay=weight_decay, beta1=0.9, beta2=0.95, clip=clip,
+        precision=precision_for(precision, place), device=place.type,
+        threads=threads or torch.get_num_threads(),
+    )  # fmt: skip
+    corpus = training_corpus(parse_spec(task) if task else None, text, reader)
+    console = Console(stderr=True)
+    record: dict[str, Any] = {"command": ["kerple-eval", *sys.argv[1:]]}
+    if ngram is not None:
+        record["ngram"] = {"order": ngram, "bits_per_byte": _ngram(corpus, ngram)}
+    with Progress(
+        TextColumn(f"train {spec}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("train", total=steps, note="")
+
+        def on_step(step: int, loss: float) -> None:
+            progress.update(bar, completed=step, note=f"loss {loss:.3f}")
+
+        def on_report(report: TrainingStep) -> None:
+            progress.console.print(
+                f"step {report.step}: training {report.train_loss:.4f}, "
+                f"held out {report.held_out_loss:.4f} nats per token "
+                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s"
+            )
+
+        try:
+            result = train(
+                recipe, corpus, Path(out), weights_dtype=DTYPES[store],
+                tokenizer=reader, record=record, on_report=on_report, on_step=on_step,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(f"stopped; the same command goes on from {out}")
+            sys.exit(130)
+    held_out = result["held_out"]
+    bits = held_out["bits_per_byte"]
+    figure = f"{bits:.4f} bits per byte" if bits is not None else f"{held_out['nll']:.4f} nats"
+    print(f"{out}: held-out {figure} at {length} over {held_out['targets']} targets")
+    print(f"next: kerple-eval run native:{out} --task {task or '...'} --out runs/first")
+
+
+def _ngram(corpus: Corpus, order: int) -> float:
+    return bits_per_byte([d.ids for d in corpus.train], [d.ids for d in corpus.held_out], order)

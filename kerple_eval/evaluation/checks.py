@@ -1,0 +1,115 @@
+"""What protocols refuse of the rest of a command; UserError says what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from kerple_eval.data.synthetic.texts import is_made
+from kerple_eval.models.decoder.backends import ATTENTION
+from kerple_eval.protocols.base import Protocol
+from kerple_eval.support.registry import unknown
+from kerple_eval.support.specs import parse_spec
+from kerple_eval.types import BosRule, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from kerple_eval.evaluation.plan import ProtocolPlan
+    from kerple_eval.models.base import Checkpoint
+
+
+def choose_attention(
+    checkpoints: Sequence[Checkpoint],
+    labels: Sequence[str],
+    way: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Settle how every model attends; what was asked for by name is had or refused."""
+    if way not in ATTENTION:
+        raise unknown("attention", way, ATTENTION)
+    for label, checkpoint in zip(labels, checkpoints, strict=True):
+        try:
+            checkpoint.set_attention(way, device, dtype)
+        except UserError as error:
+            raise UserError(f"model {label}: {error}") from None
+
+
+def check_shorter(text: str, plan: ProtocolPlan) -> None:
+    """Whether the protocol can serve windows that give one of their L tokens to a marker."""
+    why = f"{text}: bos: window takes one of the L tokens of each window"
+    if plan.protocol.draws_samples:
+        raise UserError(f"{why}, and {plan.name} draws its windows as they stand; use another bos")
+    if min(plan.lengths) < 2:
+        raise UserError(f"{why}, which leaves none at length 1; use longer lengths")
+    try:
+        plan.protocol.check([length - 1 for length in plan.lengths])
+    except UserError as error:
+        raise UserError(f"{why}: {error}") from None
+
+
+def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any]) -> None:
+    """What has no meaning beside a protocol that draws its samples from every document."""
+    names = [plan.name for plan in plans if plan.protocol.draws_samples]
+    for plan in plans:
+        if not plan.protocol.draws_samples:
+            raise UserError(
+                f"protocol {names[0]} draws its own samples and cannot share a run with {plan.name}: "
+                "give each an --out of its own"
+            )
+    for option, value in options.items():
+        if value is not None and value is not False:  # a seed of 0 was given
+            raise UserError(
+                f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
+                + (" by its own seed=" if option == "seed" else "")
+            )
+
+
+def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
+    """What a run that names no protocol takes: the one for made tasks, where all are, else full-context."""
+    made = [is_made(parse_spec(task)) for task in tasks]
+    return ("answer",) if made and all(made) else ("full-context",)
+
+
+def refuse_beside_answers(
+    plans: Sequence[ProtocolPlan], tasks: Sequence[str], own: bool, options: dict[str, Any]
+) -> None:
+    """Made tasks and the protocol that scores their answers go together, and with nothing else.
+
+    ``own``: whether the run has text or token ids of the user's own.
+    """
+    answers = [plan.name for plan in plans if plan.protocol.scores_answers]
+    others = [plan.name for plan in plans if not plan.protocol.scores_answers]
+    made = [task for task in tasks if is_made(parse_spec(task))]
+    texts = [task for task in tasks if task not in made] + ["text of your own"] * own
+    if made and texts:
+        raise UserError(f"task {made[0]} cannot share a run with {texts[0]}: give each an --out of its own")
+    if made and others:
+        raise UserError(f"task {made[0]} is scored by protocol answer alone, not {others[0]}; leave it out")
+    if answers and not made and texts:
+        raise UserError(f"protocol {answers[0]}: {texts[0]} has no answer; it is for passkey, needle, ...")
+    for option, value in options.items():
+        if made and value is not None and value is not False:
+            right = f"say {made[0].partition(':')[0]}:samples=N" if option == "documents" else "leave it out"
+            raise UserError(f"--{option} has no meaning for task {made[0]}, which is made by length; {right}")
+
+
+def check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
+    """Whether ``--bos`` is a rule, and some protocol leaves it to the run."""
+    if bos is None:
+        return
+    if bos not in get_args(BosRule):
+        raise UserError(f"unknown --bos {bos!r}: available: {', '.join(get_args(BosRule))}")
+    if all(plan.protocol.first_token for plan in plans):
+        raise UserError(f"--bos {bos} has no meaning for protocol {plans[0].name}, whose rule is its own")
+
+
+def check_precision(precision: str | None, plans: Sequence[ProtocolPlan]) -> None:
+    """Precision is of means over targets."""
+    for plan in plans:
+        if precision is not None and plan.protocol.reduction != Protocol.reduction:
+            raise UserError(
+                f"--precision has no meaning for protocol {plan.name}, whose loss is another mean "
+                f"({plan.protocol.reduction}); use a sound protocol"
+            )

@@ -1,0 +1,187 @@
+"""What a run will take, before it is spent: cells, windows, work, memory and, from a few passes, time.
+
+Work counts the multiplications and additions of matrix products: of a pass over B windows of N tokens of
+which R rows are scored,
+
+    linear     2 B (p (N (l - 1) + R) + kv N)      p, kv: a layer's weights that all rows, or keys alone, need
+    attention  2 B h (N^2 (l - 1) + 2 N R - R^2)    h = heads x head dim; causal, so half of N x N
+    head       2 B W V R
+
+Time is measured on the device: a few shapes of pass are run once to warm up and once on the clock, and the
+others follow from a non-negative least-squares fit of a constant, linear and attention work (SciPy's
+``nnls``). Windows whose losses another cell of the run holds cost nothing, as in the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kerple_eval.evaluation.plan import PlannedModel, RunPlan
+from kerple_eval.evaluation.reuse import find
+from kerple_eval.evaluation.worklist import Work, before, worklist
+from kerple_eval.models.base import Description, LanguageModel
+from kerple_eval.models.footprint import window_bytes
+from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget, batches, score
+from kerple_eval.records.cell import Cell
+from kerple_eval.types import CellKey, Window
+
+SHAPES = 5  # passes on the clock for each model
+DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapolated
+
+
+class Pass(NamedTuple):
+    """The shape of a forward pass: windows, tokens and scored rows of each."""
+
+    batch: int
+    inputs: int
+    rows: int
+
+
+@dataclass
+class Forecast:
+    """One model's part of a run. Work in FLOPs, memory in bytes (0: no window is computed)."""
+
+    model: str
+    cells: int = 0
+    windows: int = 0
+    targets: int = 0
+    served: int = 0  # windows whose losses another cell holds
+    work: float = 0.0
+    memory: int = 0
+    seconds: float = 0.0
+    passes: Counter[Pass] = field(default_factory=Counter)
+
+
+def work_of(shape: Pass, description: Description) -> tuple[float, float]:
+    """(linear and head, attention) FLOPs of a pass."""
+    s, v = description.shape, description.vocab_size
+    batch, n, rows = shape
+    hidden = s.heads * s.head_dim
+    keys = 2 * s.width * s.kv_heads * s.head_dim
+    plain = 2 * s.width * hidden + keys + 2 * s.width * s.mlp_width
+    body = description.parameters - s.width * v
+    if body - s.width * v >= 0.95 * s.layers * plain:  # a head apart from the embedding
+        body -= s.width * v
+    rest = max(plain, body / s.layers) - keys  # more where the MLP is gated
+    linear = 2.0 * batch * ((rest + keys) * n * (s.layers - 1) + rest * rows + keys * n)
+    head = 2.0 * batch * s.width * v * rows
+    attention = 2.0 * batch * hidden * (n**2 * (s.layers - 1) + 2 * n * rows - rows**2)
+    return linear + head, attention
+
+
+def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | None = None) -> list[Forecast]:
+    """One entry a model, in the plan's order, of the cells not in ``finished``.
+
+    ``tokens`` of a forward pass, where it is no fixed number (:mod:`kerple_eval.evaluation.budget`).
+    """
+    every = list(worklist(plan))
+    budget = Budget(tokens or TOKENS_PER_PASS[plan.device.type])
+    found = [_planned(plan, model, every, finished, budget) for model in plan.models]
+    for entry, model in zip(found, plan.models, strict=True):
+        if entry.passes:
+            entry.seconds = _measured(plan, model, entry.passes, budget)
+    return found
+
+
+def _planned(
+    plan: RunPlan, model: PlannedModel, every: Sequence[Work], finished: Collection[CellKey], budget: Budget
+) -> Forecast:
+    entry = Forecast(model.label)
+    longest = 0
+    for task in every:
+        if task.model is not model or task.key in finished:
+            continue
+        served = _served(task, every)
+        windows = [pair for i, pair in enumerate(task.windows) if i not in served]
+        lead = 0 if task.reading.window_bos is None else 1
+        entry.cells += 1
+        entry.windows += len(task.windows)
+        entry.targets += sum(window.targets for _, window in task.windows)
+        entry.served += len(served)
+        for members in batches(windows, budget.tokens, lead):
+            window = windows[members[0]][1]
+            entry.passes[Pass(len(members), window.inputs + lead, window.targets)] += 1
+            longest = max(longest, window.inputs + lead)
+    entry.work = sum(sum(work_of(p, model.description)) * n for p, n in entry.passes.items())
+    if longest:
+        entry.memory = window_bytes(model.description, longest, plan.dtype.itemsize, plan.device.type)
+    return entry
+
+
+def _served(task: Work, every: Sequence[Work]) -> set[int]:
+    """Windows of a cell whose losses cells before it will hold."""
+    earlier = before(task, every)
+    works = {other.key: other for other in earlier}
+    return set(find(task, earlier, lambda key: _as_if(works[key])).losses)
+
+
+def _as_if(task: Work) -> Cell:
+    """A cell as it will be, without losses: for asking what it will serve."""
+    return Cell(
+        key=task.key,
+        header={"documents": [{"sha256": h} for h in task.cell.hashes]},
+        document=np.array([d for d, _ in task.windows], dtype=np.int64),
+        windows=[w for _, w in task.windows],
+        losses=[np.empty(0, dtype=np.float32)] * len(task.windows),
+        byte_counts=None,
+    )
+
+
+def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass], budget: Budget) -> float:
+    """Seconds of all passes, loading the model included."""
+    began = time.monotonic()
+    loaded = model.checkpoint.load(plan.device, plan.dtype)
+    loading = time.monotonic() - began
+    work = {shape: work_of(shape, model.description) for shape in passes}
+    timed: dict[Pass, float] = {}
+    for shape in _chosen(passes, work):
+        if timed and _predicted(shape, work, timed) > DEAREST:
+            break
+        pass_seconds(loaded, shape, budget)  # warms up
+        timed[shape] = pass_seconds(loaded, shape, budget)
+    return loading + sum(
+        n * (timed[shape] if shape in timed else _predicted(shape, work, timed))
+        for shape, n in passes.items()
+    )
+
+
+def _chosen(passes: Counter[Pass], work: dict[Pass, tuple[float, float]]) -> list[Pass]:
+    """Some shapes from the cheapest to the dearest, the costliest in total among them."""
+    order = sorted(passes, key=lambda shape: sum(work[shape]))
+    dominant = max(order, key=lambda shape: passes[shape] * sum(work[shape]))
+    steps = np.linspace(0, len(order) - 1, min(SHAPES, len(order)))
+    picked = {order[round(step)] for step in steps} | {dominant}
+    return [shape for shape in order if shape in picked]
+
+
+def _predicted(
+    shape: Pass, work: dict[Pass, tuple[float, float]], timed: dict[Pass, float]
+) -> float:  # fmt: skip
+    """Seconds by the fit of constant, linear and attention work, each weighed by its own time."""
+    from scipy.optimize import nnls  # noqa: PLC0415
+
+    unit = [max(1.0, *(work[s][i] for s in timed)) for i in (0, 1)]
+    rows = np.array([[1.0, work[s][0] / unit[0], work[s][1] / unit[1]] for s in timed])
+    seconds = np.array(list(timed.values()))
+    solved, _ = nnls(rows / seconds[:, None], np.ones(len(seconds)))
+    wanted = [1.0, work[shape][0] / unit[0], work[shape][1] / unit[1]]
+    return float(np.dot(solved, wanted))
+
+
+def pass_seconds(model: LanguageModel, shape: Pass, budget: Budget | None = None) -> float:
+    """Seconds of one pass over made-up tokens, losses brought back."""
+    ids = np.zeros(shape.inputs + 1, dtype=np.int64)
+    window = Window(0, shape.inputs, shape.inputs - shape.rows + 1)
+    began = time.monotonic()
+    for _ in score(model, [ids], [(0, window)] * shape.batch, budget=budget):
+        pass
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - began

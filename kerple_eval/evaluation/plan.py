@@ -1,0 +1,104 @@
+"""What a run will do: models, texts, windows and cells, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from kerple_eval.data.documents import TokenDocument, assemble
+from kerple_eval.data.first_tokens import TokenizedTexts
+from kerple_eval.data.texts import TokenizedText
+from kerple_eval.evaluation.stopping_plan import StoppingPlan
+from kerple_eval.models.base import Checkpoint, Description
+from kerple_eval.protocols.base import Protocol
+from kerple_eval.types import CellKey, Window
+
+
+@dataclass(frozen=True)
+class ProtocolPlan:
+    """One protocol with the lengths it runs at; ``name`` is its canonical string."""
+
+    name: str
+    protocol: Protocol
+    lengths: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """M."""
+        return max(self.lengths)
+
+    def key(self, model: str, task: str, length: int) -> CellKey:
+        longest = self.longest if self.protocol.depends_on_longest else None
+        return CellKey(model, task, self.name, length, longest)
+
+    def cell(self, reading: TokenizedText, length: int) -> CellPlan:
+        """What a cell scores: its documents, drawn where the protocol draws, and windows over them."""
+        documents = reading.documents
+        if self.protocol.draws_samples:
+            documents = assemble(documents, self.protocol.samples(reading.sizes, length))
+        if self.protocol.scores_answers:
+            answers = [
+                (index, window)
+                for index, document in enumerate(documents)
+                for window in self.protocol.plan_answer(len(document), document.answer or 0, length)
+            ]
+            return CellPlan(documents, answers, reading)
+        marked = reading.window_bos is not None
+        taken = 1 if marked else 0  # of each window's L, by the marker before it
+        plan = self.protocol.plan_after_marker if marked else self.protocol.plan
+        windows = [
+            (index, window)
+            for index, document in enumerate(documents)
+            for window in plan(len(document), length - taken, self.longest - taken)
+        ]
+        return CellPlan(documents, windows, reading)
+
+
+@dataclass(frozen=True, eq=False)
+class CellPlan:
+    """Documents and (document index, window) pairs of a cell, in plan order."""
+
+    documents: Sequence[TokenDocument]
+    windows: Sequence[tuple[int, Window]]
+    reading: TokenizedText
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """sha256 of each document's ids."""
+        return [document.sha256 for document in self.documents]
+
+
+@dataclass
+class PlannedModel:
+    label: str
+    checkpoint: Checkpoint
+    description: Description
+    texts: dict[str, TokenizedTexts]  # by text name
+    cells: dict[tuple[str, str, int], CellPlan]  # by text name, protocol and length
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says of it."""
+        said = ("format", "scheme", "seed", "train_length", "parameters", "weights_sha256")
+        facts = {name: getattr(self.description, name) for name in said}
+        return {"label": self.label, **facts, **self.description.details}
+
+
+@dataclass
+class RunPlan:
+    models: list[PlannedModel]
+    protocols: list[ProtocolPlan]
+    device: torch.device
+    dtype: torch.dtype
+    specification: dict[str, Any]
+    provenance: dict[str, Any]
+    precision: StoppingPlan | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window that any cell asks for."""
+        return max(plan.longest for plan in self.protocols)

@@ -1,0 +1,231 @@
+"""From a request to a plan: everything is resolved and checked before the first cell. Loads no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from kerple_eval.data.first_tokens import tokenize_by_rules
+from kerple_eval.data.synthetic.texts import is_made, made_text
+from kerple_eval.data.texts import (
+    DocumentSelection,
+    TextSource,
+    TokenizedText,
+    check_vocabulary,
+    own_text,
+    own_tokens,
+    task_text,
+    tokens_hash,
+)
+from kerple_eval.evaluation.checks import (
+    check_bos,
+    check_precision,
+    check_shorter,
+    choose_attention,
+    default_protocols,
+    refuse_beside_a_draw,
+    refuse_beside_answers,
+)
+from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
+from kerple_eval.evaluation.stopping_plan import plan_looks
+from kerple_eval.models.devices import DTYPES, resolve_device
+from kerple_eval.models.open import label_models, open_model, parse_model
+from kerple_eval.protocols.base import Protocol
+from kerple_eval.protocols.catalogue import make_protocol
+from kerple_eval.support.specs import parse_spec
+from kerple_eval.types import BosRule, UserError
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+
+_CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
+
+
+def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
+    """``NAME:key=value``, optionally ``@N`` after it: only the run's lengths up to N."""
+    wanted = sorted(set(lengths))
+    spec_text = text
+    if match := _CAPPED.fullmatch(text):
+        spec_text = match["spec"]
+        wanted = [length for length in wanted if length <= int(match["longest"])]
+        if not wanted:
+            raise UserError(f"protocol {text}: the run has no length up to {match['longest']}")
+    protocol, name = make_protocol(spec_text)
+    protocol.check(wanted)
+    return ProtocolPlan(name, protocol, tuple(wanted))
+
+
+def make_plan(
+    models: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    protocols: Sequence[str] | None,
+    lengths: Sequence[int],
+    text: Sequence[str],
+    tokens: Sequence[str],
+    documents: int | None,
+    keep_short: bool,
+    max_tokens: int | None,
+    seed: int | None,
+    bos: BosRule | None,
+    device: str,
+    dtype: str,
+    attention: str = "auto",
+    precision: str | None = None,
+    against: str | None = None,
+) -> RunPlan:
+    """Resolve and check everything; UserError names what is wrong. Loads no weights."""
+    if not models:
+        raise UserError("run needs a model, for example zoo:kerple-log")
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise UserError(f"length {length!r} must be a whole number of tokens, at least 1")
+    if not lengths:
+        raise UserError("run needs a length, for example --length 512,1024")
+    _refuse_repeats([str(length) for length in lengths], "length")
+    if protocols is None:
+        protocols = default_protocols(tasks)
+    if not protocols:
+        raise UserError("run needs a protocol, for example --protocol full-context")
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: available: {', '.join(DTYPES)}")
+    for name, value in (("documents", documents), ("max-tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    place = resolve_device(device)
+    plans = [parse_protocol(text_, lengths) for text_ in protocols]
+    _refuse_repeats([plan.name for plan in plans], "protocol")
+    check_bos(bos, plans)
+    check_precision(precision, plans)
+    draws = any(plan.protocol.draws_samples for plan in plans)
+    if draws:
+        refuse_beside_a_draw(
+            plans,
+            {
+                "documents": documents,
+                "keep-short": keep_short,
+                "max-tokens": max_tokens,
+                "seed": seed,
+                "precision": precision,
+            },
+        )
+    refuse_beside_answers(
+        plans, tasks, bool(text or tokens),
+        {
+            "documents": documents, "keep-short": keep_short,
+            "max-tokens": max_tokens, "precision": precision,
+        },
+    )  # fmt: skip
+    specs = [parse_model(model) for model in models]
+    labels = label_models(specs)
+    texts = _texts(tasks, text, tokens, bos, lengths=lengths, seed=seed)
+    checkpoints = [open_model(spec) for spec in specs]
+    choose_attention(checkpoints, labels, attention, place, DTYPES[dtype])
+    descriptions = [checkpoint.description for checkpoint in checkpoints]
+    longest = max(plan.longest for plan in plans)
+    for label, description in zip(labels, descriptions, strict=True):
+        limit = description.max_length
+        if limit is not None and limit < longest:
+            raise UserError(
+                f"model {label}: its positions ({description.scheme}) end at {limit}, "
+                f"length {longest} was asked for; use --length up to {limit}"
+            )
+    choice = DocumentSelection(longest, documents, keep_short, max_tokens, seed, draws)
+    readers = {
+        label: (label, checkpoint.tokenizer, description.vocab_size)
+        for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
+    }
+    rules = [plan.protocol.first_token for plan in plans if plan.protocol.first_token]
+    prepared = {t.name: tokenize_by_rules(t, readers, choice, rules) for t in texts}
+    planned = [
+        PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()}, {})
+        for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
+    ]
+    seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
+    base = {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
+    looks = plan_looks(precision, against, base, seeds, labels)
+    _plan_cells(planned, plans, {t.name: t.record for t in texts})
+    specification = {  # what was asked comes first, so that a refusal names it before what follows from it
+        "keep_short": keep_short,
+        "max_tokens": max_tokens,
+        "device": place.type,
+        "dtype": dtype,
+        **({} if attention == "auto" else {"attention": attention}),
+        **({} if looks is None else {"precision": looks.record}),
+        "protocols": [_protocol_record(plan, planned) for plan in plans],
+        "models": [model.record for model in planned],
+        "tasks": [t.record for t in texts],
+    }
+    provenance = {
+        "models": {m: s.text for m, s in zip(labels, specs, strict=True)},
+        "text_files": list(text),
+        "tokens_files": list(tokens),
+    }
+    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance, looks)
+
+
+def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, Any]:
+    """What ``run.json`` says of a protocol, with a reduction or a first-token rule of its own."""
+    longest = plan.longest if plan.protocol.depends_on_longest else None
+    record: dict[str, Any] = {"protocol": plan.name, "lengths": list(plan.lengths), "longest": longest}
+    if plan.protocol.reduction != Protocol.reduction:
+        record["reduction"] = plan.protocol.reduction
+    if rule := plan.protocol.first_token:
+        record["first_token"] = {
+            text: {m.label: m.texts[text].of(rule).marker for m in models} for text in models[0].texts
+        }
+    return record
+
+
+def _texts(
+    tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str], bos: BosRule | None, *,
+    lengths: Sequence[int], seed: int | None,
+) -> list[TextSource]:  # fmt: skip
+    specs = [parse_spec(task) for task in tasks]
+    texts = [made_text(s, bos, lengths, seed) if is_made(s) else task_text(s, bos) for s in specs]
+    texts += [own_text(text, bos)] if text else []
+    texts += [own_tokens(tokens, bos)] if tokens else []
+    if not texts:
+        raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
+    _refuse_repeats([t.name for t in texts], "task")
+    return texts
+
+
+def _plan_cells(
+    models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan], records: dict[str, dict[str, Any]]
+) -> None:
+    """Every cell of every model; models that read a text alike share its cells. Refuses empty ones."""
+    made: dict[tuple[TokenizedText, str, int], CellPlan] = {}
+    for model in models:
+        for text, readings in model.texts.items():
+            for plan in plans:
+                reading = readings.of(plan.protocol.first_token)
+                if plan.protocol.feeds_last_target and not model.description.prefix_invariant:
+                    raise UserError(
+                        f"protocol {plan.name}: the tool feeds one token more than it scores, which changes "
+                        f"the positions of model {model.label} ({model.description.scheme}); use a "
+                        "model whose positions do not depend on the window's length"
+                    )
+                if reading.window_bos is not None:
+                    check_shorter(text, plan)
+                for length in plan.lengths:
+                    key = (reading, plan.name, length)
+                    if key not in made:
+                        made[key] = plan.cell(reading, length)
+                    cell = model.cells[text, plan.name, length] = made[key]
+                    if not cell.windows:
+                        raise UserError(
+                            f"{text}: no document gives {plan.name} a window at length {length} "
+                            f"(model {model.label})"
+                        )
+                    if plan.protocol.draws_samples:
+                        check_vocabulary(cell.documents, model.label, model.description.vocab_size)
+                        if reading.given:
+                            drawn = records[text].setdefault("drawn_sha256", {}).setdefault(plan.name, {})
+                            drawn[str(length)] = tokens_hash(cell.documents)
+
+
+def _refuse_repeats(names: Sequence[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{what} {name} is given twice")

@@ -1,0 +1,119 @@
+"""What every checkpoint format offers: a description without weights, then a model to score with.
+
+Opening a checkpoint validates it whole (configuration, tensor names, shapes, sizes on disk) without
+putting weights on a device, so that a run refuses a broken one before its first cell.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kerple_eval.models.decoder.network import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes that decide how much memory and work a window takes."""
+
+    layers: int
+    width: int  # hidden size
+    heads: int
+    kv_heads: int  # fewer than heads where queries share keys and values
+    head_dim: int
+    mlp_width: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is. ``seed`` and ``train_length`` are None where unknown.
+
+    ``details`` belong to the run's specification: whatever else decides the losses, and nothing that
+    names a place on a disk. ``warnings`` are for people: what was changed or left out in reading.
+    """
+
+    format: str
+    scheme: str
+    vocab_size: int
+    parameters: int
+    train_length: int | None
+    seed: int | None
+    prefix_invariant: bool
+    max_length: int | None  # longest window its positions are defined for; None: no limit
+    weights_sha256: str
+    architecture: str
+    shape: Shape
+    stored_dtypes: tuple[str, ...]  # as safetensors spells them: F32, BF16, F16, ...
+    details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class LanguageModel(ABC):
+    """A model on its device, ready to score."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str = "own"  # how it is computed; cells record it
+
+    @abstractmethod
+    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        """Logits of the last ``rows`` positions of ``inputs [B, N]`` (int64, on ``device``).
+
+        Yields consecutive chunks ``[B, r, V]`` whose r add up to ``rows``, so that [rows, V] need
+        never exist at once. The logits at position p predict token p + 1.
+        """
+
+
+class Checkpoint(ABC):
+    """A validated checkpoint on disk."""
+
+    way: str = "auto"  # how the loaded model attends
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether ``folder`` looks like this format, from its contents alone."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        """Validate what MODEL names; UserError says what is wrong with which file."""
+
+    @property
+    @abstractmethod
+    def description(self) -> Description: ...
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """None where the checkpoint has none; then only token ids can be scored."""
+
+    def scheme_parameters(self) -> dict[str, list[float]]:
+        """The scheme's learned parameters by name, flat (KERPLE: r1, r2, one a head); few, or none."""
+        return {}
+
+    def decoder(self) -> Decoder:
+        """The native decoder on CPU that computes what this checkpoint does; UserError where none can."""
+        raise UserError(
+            f"{self.description.format}: {self.description.architecture} has no native form, "
+            "so it cannot be converted"
+        )
+
+    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Settle how ``load`` has attention computed (``model.ways``); UserError where ``way`` is not to be
+        had by name. Before ``description`` is read, which may say it."""
+        self.way = way
+
+    @abstractmethod
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """Weights to ``device`` in ``dtype``."""

@@ -1,0 +1,268 @@
+"""Causal attention with a positional scheme, without an [L, L] tensor.
+
+Shapes: q ``[B, H, Q, d]``, k and v ``[B, H, K, d]``; the queries are the last Q of the K positions,
+so query row r stands at position ``K - Q + r``. Scores are ``q k / sqrt(d)`` of the rotated vectors;
+the scheme's row scale and weight multiply them and its kernel or bias is added after that.
+
+A kernel of distance enters as one vector a head, ``table[h, t] = kernel(reach - 1 - t)`` with
+-inf where the distance is negative. With a chunk's query rows reversed, row r and key j are at
+distance ``last - r - j``, which makes the bias a Hankel matrix: a strided *view* of the table with
+strides (1, 1), no copy, O(H L) memory. CPU attention takes the view as it is; CUDA's
+memory-efficient attention wants aligned rows, so there the chunk's strip [H, rows, K] is copied out,
+and a half-precision model attends in float32 there, since that attention would round the bias to
+the model's dtype. A window is part of the table (-inf from there on), and a chunk's keys begin where
+its first query's window does, so that the work is O(L window).
+
+Schemes of weights, absolute positions or content take the general path, one chunk of scores at a time. In
+training such a chunk would leave up to 15 tensors of its size for the backward pass; where a layer has many
+scores, the backward pass forms them anew instead and a chunk leaves nothing but its queries and keys.
+
+Those are the backends ``sdpa`` and ``chunks``; :mod:`kerple_eval.models.decoder.flex` is a third and
+``eager`` the oracle. :func:`make_table` is told which, and :mod:`kerple_eval.models.decoder.backends`
+decides it for a checkpoint and device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kerple_eval.models.decoder.attention_backward import kernel_attention
+from kerple_eval.models.decoder.flex import FlexScores
+from kerple_eval.models.decoder.toeplitz import hankel
+from kerple_eval.schemes.base import Scheme
+
+QUERY_CHUNK = 1024  # query rows that attend at once, at most
+SHORT_CHUNK = 256  # and at least, on the CPU: a sixteenth of the window, so that little lies in the future
+GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
+RECOMPUTE_ELEMENTS = (
+    1 << 22
+)  # of a layer's scores: more are formed anew in the backward pass, so many at once
+
+
+class KernelTable:
+    """The scheme's kernel at every distance below ``reach``, shared by all layers of a pass."""
+
+    def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device):
+        self.reach = reach
+        self.chunk = min(QUERY_CHUNK, reach)
+        if device.type == "cpu":
+            self.chunk = min(self.chunk, max(SHORT_CHUNK, reach // 16))
+        self.window = scheme.window or reach
+        distance = torch.arange(reach - 1, -1, -1, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        kernel = scheme.kernel(distance.to(wide))
+        if kernel is None:
+            kernel = torch.zeros(scheme.geometry.heads, reach, dtype=wide, device=device)
+        if self.window < reach:
+            kernel = kernel.masked_fill(distance >= self.window, -math.inf)
+        future = kernel.new_full((kernel.shape[0], self.chunk - 1), -math.inf)
+        self.values = torch.cat([kernel, future], dim=1).contiguous()  # [H, reach + chunk - 1]
+
+    def view(self, first: int, last: int) -> tuple[Tensor, int]:
+        """Bias ``[1, H, last - first + 1, last + 1 - lowest]`` of query positions last, last-1, ...,
+        first and the keys from ``lowest``, the first that one of them sees; and ``lowest``."""
+        lowest = max(0, first + 1 - self.window)
+        return hankel(self.values, self.reach, first, last, lowest), lowest
+
+
+def uses_general_path(scheme: Scheme) -> bool:
+    """Whether the scheme needs score chunks in memory (weights, absolute biases, content)."""
+    return any(scheme.implements(hook) for hook in ("weight", "bias", "score", "visible", "remap"))
+
+
+class EagerScores:
+    """In a table's place: every score at once."""
+
+
+SharedScores = KernelTable | FlexScores | EagerScores
+
+
+def make_table(
+    scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, way: str = "sdpa"
+) -> SharedScores | None:
+    """What all layers of a pass share. ``way``: sdpa and chunks (whichever the scheme takes), flex, eager."""
+    if way == "eager":
+        return EagerScores()
+    if way == "flex":
+        return FlexScores(scheme, reach, dtype, device)
+    if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
+        return None
+    return KernelTable(scheme, reach, dtype, device)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: SharedScores | None, observed: Any = None
+) -> Tensor:
+    """Attention output ``[B, H, Q, d]`` in q's dtype, of vectors not yet rotated.
+
+    ``table`` from :func:`make_table`; ``observed`` what the scheme took from the hidden states.
+    """
+    if isinstance(table, EagerScores):
+        return eager_attention(q, k, v, scheme, observed)
+    if isinstance(table, FlexScores):
+        return table(*_placed(q, k, scheme), v)
+    if uses_general_path(scheme):
+        return _general(q, k, v, scheme, observed)
+    q, k = _placed(q, k, scheme)
+    if table is None:
+        return _plain(q, k, v)
+    dtype = q.dtype
+    training = torch.is_grad_enabled() and q.device.type == "cpu"
+    if training or q.device.type != "cpu":
+        q, k, v = (x.to(table.values.dtype) for x in (q, k, v))
+    out = kernel_attention(q, k, v, table.values, table.reach) if training else _kernel(q, k, v, table)
+    return out.to(dtype)
+
+
+def _placed(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Queries scaled and both rotated by their positions."""
+    positions = torch.arange(k.shape[2], device=q.device)
+    first = k.shape[2] - q.shape[2]
+    q = _scaled(q, scheme, positions[first:])
+    return scheme.rotate(q, k, positions[first:], positions)
+
+
+def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
+    scale = scheme.row_scale(positions)
+    return q if scale is None else q * scale[..., None].to(q.dtype)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    queries, keys = q.shape[2], k.shape[2]
+    if queries == keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    rows = torch.arange(keys - queries, keys, device=q.device)
+    out = []
+    for start in range(0, queries, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, queries)
+        seen = keys - queries + stop
+        mask = torch.arange(seen, device=q.device) <= rows[start:stop, None]
+        out.append(
+            F.scaled_dot_product_attention(
+                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], attn_mask=mask
+            )
+        )
+    return torch.cat(out, dim=2)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, table: KernelTable) -> Tensor:
+    queries, keys = q.shape[2], k.shape[2]
+    offset = keys - queries
+    outs = []
+    for start in range(0, queries, table.chunk):
+        stop = min(start + table.chunk, queries)
+        seen = offset + stop
+        bias, lowest = table.view(offset + start, seen - 1)
+        if q.device.type != "cpu":
+            bias = _aligned(bias)
+        rows = F.scaled_dot_product_attention(
+            q[:, :, start:stop].flip(2),
+            k[:, :, lowest:seen],
+            v[:, :, lowest:seen],
+            attn_mask=bias.expand(q.shape[0], -1, -1, -1),
+        )
+        outs.append(rows.flip(2))
+    return torch.cat(outs, dim=2)
+
+
+def _aligned(bias: Tensor) -> Tensor:
+    """A copy whose rows start at multiples of 8 elements, as CUDA's fused attention asks."""
+    padded = F.pad(bias, (0, -bias.shape[-1] % 8))
+    return padded[..., : bias.shape[-1]]
+
+
+def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    turned_q, turned_k = _placed(q, k, scheme)
+    anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
+    most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
+    rows = max(1, min(queries, most // (batch * heads * keys)))
+    out = []
+    for start in range(0, queries, rows):
+        block = _Block(q, k, turned_q, turned_k, start, min(start + rows, queries))
+        args = (block, v, scheme, observed)
+        out.append(
+            checkpoint(_score_block, *args, use_reentrant=False, preserve_rng_state=False)
+            if anew
+            else _score_block(*args)
+        )
+    return torch.cat(out, dim=2)
+
+
+class _Block:
+    """Rows ``start:stop`` of the queries and every key one of them may see, plain and rotated."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, start: int, stop: int
+    ) -> None:  # fmt: skip
+        offset = k.shape[2] - q.shape[2]
+        seen = offset + stop
+        self.q, self.k = q[:, :, start:stop], k[:, :, :seen]
+        self.turned_q, self.turned_k = turned_q[:, :, start:stop], turned_k[:, :, :seen]
+        self.positions_q = torch.arange(offset + start, seen, device=q.device)
+        self.positions_k = torch.arange(seen, device=q.device)
+
+
+def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
+    """Outside autocast: what a scheme computes stays in float32 at least."""
+    with torch.autocast(v.device.type, enabled=False):
+        return _scored(block, v, scheme, observed)
+
+
+def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
+    positions_q, positions_k = block.positions_q, block.positions_k
+    q, k = block.turned_q, block.turned_k
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    distance = positions_q[:, None] - positions_k
+    seen = distance >= 0
+    if scheme.window:
+        seen = seen & (distance < scheme.window)
+    visible = scheme.visible(positions_q, positions_k)
+    if visible is not None:
+        seen = seen & visible
+    scores = (q @ k.transpose(-1, -2)).to(dtype)
+    moved = scheme.remap(positions_q, positions_k)
+    if moved is not None:
+        far, moved_q, moved_k = moved
+        far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
+        scores = torch.where(far, (far_q @ far_k.transpose(-1, -2)).to(dtype), scores)
+        distance = torch.where(far, moved_q[:, None] - moved_k, distance)
+    scores = scores * q.shape[-1] ** -0.5
+    every, index = _distances(distance.clamp(min=0), dtype)
+    weight = scheme.weight(every)
+    if weight is not None:
+        scores = scores * weight[:, index]
+    kernel = scheme.kernel(every)
+    if kernel is not None:
+        scores = scores + kernel[:, index]
+    bias = scheme.bias(positions_q, positions_k)
+    if bias is not None:
+        scores = scores + bias.to(dtype)
+    if scheme.implements("score"):
+        extra = (observed,) if scheme.implements("observe") else ()
+        scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
+    scores = scores.masked_fill(~seen, -math.inf)
+    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v[:, :, : len(positions_k)]
+    return out
+
+
+def _distances(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Every distance that occurs ``[n]``, and where each of ``distance`` is among them."""
+    if distance.is_floating_point():  # positions moved by fractions
+        every, index = torch.unique(distance, return_inverse=True)
+        return every.to(dtype), index
+    return torch.arange(int(distance.max()) + 1, device=distance.device, dtype=dtype), distance
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
+) -> Tensor:  # fmt: skip
+    """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
+    return _score_block(_Block(q, k, *_placed(q, k, scheme), 0, q.shape[2]), v, scheme, observed)

@@ -1,0 +1,85 @@
+"""Training on CPU: fused attention with a kernel of distance, and gradients to the kernel's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kerple_eval.models.decoder.toeplitz import antidiagonals, hankel
+
+BACKWARD_ROWS = 32  # query rows a block of the backward pass holds, for the cache
+
+
+def kernel_attention(q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int) -> Tensor:
+    """Causal attention ``[B, H, L, d]`` with the kernel's table ``values`` (:class:`attention.Table`)."""
+    apply: Callable[..., Tensor] = _KernelAttention.apply
+    return apply(q, k, v, values, reach)
+
+
+class _KernelAttention(torch.autograd.Function):
+    """Fused forward, and a backward that also reaches the kernel's table.
+
+    torch's fused CPU attention gives no gradient to a bias, and its fallback materialises
+    [B, H, L, L] several times over. Here the backward pass forms one [B, H, rows, K] block at a time,
+    small enough for the cache, and adds the blocks' anti-diagonals into the table's gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int,
+    ) -> Tensor:  # fmt: skip
+        length = q.shape[2]
+        assert k.shape[2] == length <= reach, "training attends over whole sequences"
+        out = torch.empty_like(q)
+        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        chunk = values.shape[1] - reach + 1
+        for start in range(0, length, chunk):
+            stop = min(start + chunk, length)
+            bias = hankel(values, reach, start, stop - 1)
+            rows, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[:, :, start:stop].flip(2), k[:, :, :stop], v[:, :, :stop], 0.0, False,
+                attn_mask=bias.expand(q.shape[0], -1, -1, -1),
+            )  # fmt: skip
+            out[:, :, start:stop] = rows.flip(2)
+            lse[:, :, start:stop] = sums.flip(2)
+        ctx.save_for_backward(q, k, v, values, out, lse)
+        ctx.reach = reach
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        q, k, v, values, out, lse = ctx.saved_tensors
+        reach: int = ctx.reach
+        batch, heads, length, dim = q.shape
+        scale = dim**-0.5
+        rows = min(BACKWARD_ROWS, values.shape[1] - reach + 1)
+        # [B H, L, .]; what belongs to a query from the last to the first, as the bias has them.
+        keys, vals = k.flatten(0, 1), v.flatten(0, 1)
+        queries, up = ((q * scale).flip(2).flatten(0, 1), grad.flip(2).flatten(0, 1))
+        minus_lse = lse.flip(2).flatten(0, 1).neg_()[..., None]
+        minus_delta = -(grad * out).sum(-1, keepdim=True).flip(2).flatten(0, 1)
+        dq, dk, dv = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(vals)
+        dtable = values.new_zeros(values.shape)
+        for start in range(0, length, rows):
+            stop = min(start + rows, length)
+            block = slice(length - stop, length - start)
+            by_batch = (batch, heads, stop - start, stop)
+            bias = hankel(values, reach, start, stop - 1)
+            lowered = minus_lse[:, block].expand(-1, -1, stop)
+            p = torch.baddbmm(lowered, queries[:, block], keys[:, :stop].transpose(1, 2))
+            p.view(by_batch).add_(bias)
+            p.exp_()
+            dv[:, :stop] += torch.bmm(p.transpose(1, 2), up[:, block])
+            delta = minus_delta[:, block].expand(-1, -1, stop)
+            ds = torch.baddbmm(delta, up[:, block], vals[:, :stop].transpose(1, 2)).mul_(p)
+            dq[:, block] = torch.bmm(ds, keys[:, :stop])
+            dk[:, :stop] += torch.bmm(ds.transpose(1, 2), queries[:, block])
+            offset = reach - stop
+            diagonals = antidiagonals(ds.view(by_batch).sum(0))
+            dtable[:, offset : offset + diagonals.shape[1]] += diagonals
+        dq = dq.view(q.shape).flip(2).mul_(scale)
+        return dq, dk.view(k.shape), dv.view(v.shape), dtable, None

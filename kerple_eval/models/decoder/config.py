@@ -1,0 +1,105 @@
+"""The native decoder's configuration: what ``config.json`` of a native checkpoint says.
+
+A key that has a default here may be absent there; any other must be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from kerple_eval.schemes.spelling import spell
+from kerple_eval.support.registry import unknown
+from kerple_eval.types import Geometry, UserError
+
+#: Names alone, so that reading a configuration needs no torch; ``model.pointwise`` defines them.
+ACTIVATIONS = ("gelu", "gelu-tanh", "geglu", "relu", "softsign", "swish", "mish")
+NORMS = ("layernorm", "rmsnorm")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Shape of the decoder and its positional scheme. Widths in units, ``train_length`` in tokens."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    train_length: int
+    scheme: str
+    scheme_options: dict[str, Any] = field(default_factory=dict)
+    modifiers: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> options, laid on in order
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = False
+    activation: str = "gelu"
+    norm: str = "layernorm"
+    parallel_residual: bool = False  # x + attention(norm1(x)) + mlp(norm2(x)), GPT-J's
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "layers", "width", "heads", "mlp_width", "train_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(
+            heads=self.heads,
+            head_dim=self.width // self.heads,
+            width=self.width,
+            layers=self.layers,
+            train_length=self.train_length,
+        )
+
+    @property
+    def scheme_name(self) -> str:
+        """The scheme with its modifiers, as one writes them: ``kerple-log,window=512``."""
+        return spell(self.scheme, {}, self.modifiers)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        if not self.modifiers:
+            del data["modifiers"]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> DecoderConfig:
+        """Strict: a missing, unknown or wrongly typed key is refused, named with the file."""
+        if not isinstance(data, Mapping):
+            raise UserError(f"{where}: 'model' must be an object, got {type(data).__name__}")
+        types = {f.name: str(f.type) for f in fields(cls)}
+        optional = {f.name for f in fields(cls) if (f.default, f.default_factory) != (MISSING, MISSING)}
+        for key in data:
+            if key not in types:
+                raise UserError(f"{where}: {unknown('key of model', str(key), types)}")
+        values: dict[str, Any] = {}
+        for key, kind in types.items():
+            if key not in data and key in optional:
+                continue
+            if key not in data:
+                raise UserError(f"{where}: model.{key} is missing")
+            value = data[key]
+            good = {
+                "int": isinstance(value, int) and not isinstance(value, bool),
+                "float": isinstance(value, int | float) and not isinstance(value, bool),
+                "bool": isinstance(value, bool),
+                "str": isinstance(value, str),
+                "dict[str, Any]": isinstance(value, dict),
+                "dict[str, dict[str, Any]]": isinstance(value, dict)
+                and all(isinstance(inner, dict) for inner in value.values()),
+            }[kind]
+            if not good:
+                raise UserError(
+                    f"{where}: model.{key} must be {kind.split('[')[0]}, got {type(value).__name__} {value!r}"
+                )
+            values[key] = value
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None

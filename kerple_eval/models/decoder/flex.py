@@ -1,0 +1,160 @@
+"""Attention through torch's FlexAttention: the kernel's formula inside the fused loop, windows as blocks.
+
+For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
+bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula of its own
+(``Scheme.inline``), or where its parameters are being trained: the backward pass then adds each score's
+gradient at its distance, not at one of H places, and autograd goes on from there. Blocks of 128 x 128
+that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the
+model's dtype.
+
+Compiled on CUDA, once for each shape, so shapes are rounded up to few: rows and keys to quarter octaves
+(512, 640, 768, 896, 1024, 1280, ...), the added ones being zeros that no real query sees; windows go in
+groups of about ``GROUP`` tokens, enough to fill a card, the last group rounded up to a power of two.
+Where torch refuses to compile a further shape that is an error, never its slow form. On the CPU it runs
+as plain operations and holds every score: for tests.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kerple_eval.schemes.base import Scheme
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+GROUP = 16384  # tokens of a call
+SHAPES = 256  # programs that may be compiled in one process
+
+
+def rung(count: int) -> int:
+    """``count`` rounded up to a quarter of its octave, and to whole blocks."""
+    step = max(BLOCK, (1 << (count.bit_length() - 1)) // 4)
+    return -(-count // step) * step
+
+
+def groups(batch: int, keys: int) -> list[tuple[int, int]]:
+    """How many windows each call takes, and for how many it is compiled: a power of two."""
+    full = 1 << (max(1, GROUP // keys).bit_length() - 1)
+    rest = batch % full
+    return [(full, full)] * (batch // full) + ([(rest, 1 << (rest - 1).bit_length())] if rest else [])
+
+
+def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
+    """(windows, rows, keys) of what a pass calls: layers of all rows, and the last one of the scored."""
+    keys = rung(inputs)
+    shapes = {min(keys, rung(n + keys - inputs)) for n in (inputs, rows)}
+    return {(compiled, n, keys) for _, compiled in groups(batch, keys) for n in shapes}
+
+
+def flex_serves(scheme: Scheme) -> bool:
+    """Whether position enters through functions of distance (and rotations) alone."""
+    return not any(scheme.implements(hook) for hook in ("bias", "score", "visible", "remap"))
+
+
+class FlexScores:
+    """A scheme's kernel and weight for windows of at most ``reach`` tokens, shared by all layers."""
+
+    def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device) -> None:
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in scheme.parameters())
+        self.window = scheme.window
+        wide = torch.promote_types(dtype, torch.float32)
+        distance = torch.arange(rung(reach), device=device).to(wide)
+        self.inline = None if learns else scheme.inline(device)
+        kernel = scheme.kernel(distance) if self.inline is None else None
+        weight = scheme.weight(distance)
+        self.kernel = None if kernel is None else kernel.contiguous()
+        self.weight = None if weight is None else weight.contiguous()
+        self.wide = wide
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Output ``[B, H, Q, d]`` of scaled and rotated vectors; the queries are the last of the keys."""
+        rows, keys = q.shape[2], k.shape[2]
+        all_keys = rung(keys)  # :func:`programs` counts by the same arithmetic
+        behind = all_keys - keys  # zeros after the last position: in every real query's future
+        all_rows = min(all_keys, rung(rows + behind))
+        before = all_rows - rows - behind
+        mask = _blocks(all_rows, all_keys, self.window, q.device)
+        score_mod = self._score_mod(all_keys - all_rows)
+        run = _compiled() if q.device.type == "cuda" else _uncompiled()
+        outs, start = [], 0
+        for count, compiled in groups(len(q), all_keys):
+            part, extra = slice(start, start + count), compiled - count
+            out = run(
+                F.pad(q[part], (0, 0, before, behind, 0, 0, 0, extra)),
+                *(F.pad(x[part], (0, 0, 0, behind, 0, 0, 0, extra)) for x in (k, v)),
+                score_mod=score_mod,
+                block_mask=mask,
+            )
+            outs.append(out[:count, :, before : before + rows])
+            start += count
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _score_mod(self, offset: int) -> Any:
+        """What happens to the score of query row i, at position ``offset + i``, and key j in head h."""
+        inline, kernel, weight, wide = self.inline, self.kernel, self.weight, self.wide
+        if inline is None and kernel is None and weight is None:
+            return None
+
+        def change(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            distance = (i + offset - j).clamp(min=0)  # the future is masked afterwards
+            if weight is not None:
+                score = score * weight[h, distance]
+            if inline is not None:
+                return score + inline(distance.to(wide), h)
+            return score if kernel is None else score + kernel[h, distance]
+
+        return change
+
+
+@lru_cache(maxsize=64)
+def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> BlockMask:
+    """Which blocks are seen in part and which in whole, by arithmetic: no [rows, keys] mask is formed."""
+    from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
+
+    offset, limit = keys - rows, keys + 1 if window is None else window
+    first = torch.arange(0, rows, BLOCK, device=device)[:, None] + offset
+    key = torch.arange(0, keys, BLOCK, device=device)
+    nearest, farthest = first - (key + BLOCK - 1), first + BLOCK - 1 - key
+    seen = (farthest >= 0) & (nearest < limit)
+    whole = (nearest >= 0) & (farthest < limit)
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        distance = i + offset - j
+        return (distance >= 0) & (distance < limit)
+
+    return BlockMask.from_kv_blocks(
+        *_ordered(seen & ~whole),
+        *_ordered(whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(rows, keys),
+    )
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of each row ``[1, 1, R]``, and their numbers first ``[1, 1, R, C]``."""
+    indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1).int()[None, None], indices.int()[None, None]
+
+
+@cache
+def _compiled() -> Any:
+    from torch._dynamo import config  # noqa: PLC0415
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
+
+    config.recompile_limit = max(config.recompile_limit, SHAPES)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, SHAPES)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _uncompiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
+
+    return flex_attention

@@ -1,0 +1,29 @@
+"""The native decoder, ready to score: what every format that maps onto it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.decoder.backends import resolve_backend
+from kerple_eval.models.decoder.network import Decoder
+
+HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
+
+
+class DecoderModel(LanguageModel):
+    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype, way: str = "auto") -> None:
+        name = decoder.config.scheme_name
+        decoder.way = self.attention = resolve_backend(way, decoder.scheme, name, device, dtype)
+        self.decoder = decoder.cast(dtype).to(device).eval()
+        self.device = device
+        self.dtype = dtype
+
+    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        features = self.decoder(inputs, rows)
+        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.decoder.config.vocab_size))
+        for chunk in features.split(step, dim=1):
+            yield self.decoder.head(chunk)

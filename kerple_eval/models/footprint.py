@@ -1,0 +1,30 @@
+"""How much memory a window takes, estimated before anything is loaded. Units: bytes.
+
+One forward pass holds the weights and, for the T tokens that share it (``scoring.TOKENS_PER_PASS``),
+the widest moment of a layer: the residual stream before and after attention and what attention added,
+and then either queries, keys, values and their output twice, or the MLP's inner activations before
+and after the non-linearity, with WORKSPACE for what libraries and the allocator take beside them; the
+kernel of distance ([H, L], and on CUDA a strip [H, chunk, L] of it); and a chunk of logits in float32.
+The process itself (interpreter, libraries: about 0.4 GB) comes on top.
+"""
+
+from __future__ import annotations
+
+from kerple_eval.models.base import Description
+from kerple_eval.models.decoder.attention import QUERY_CHUNK
+from kerple_eval.models.scoring import TOKENS_PER_PASS
+
+WORKSPACE = 1.4  # measured on the CPU: tests/run/test_footprint.py
+LOGIT_CHUNK = 2 * (1 << 23) * 4  # a chunk of logits and its log-softmax, float32
+
+
+def window_bytes(description: Description, length: int, width: int, device: str = "cpu") -> int:
+    """Peak of one forward pass at ``length`` tokens a window, ``width`` bytes a number."""
+    shape = description.shape
+    tokens = max(length, TOKENS_PER_PASS[device] // length * length)
+    heads = shape.heads * shape.head_dim
+    attention = 3 * heads + 2 * shape.kv_heads * shape.head_dim
+    layer = tokens * (3 * shape.width + max(attention, 2 * shape.mlp_width)) * width
+    rows = QUERY_CHUNK if device == "cuda" else 1
+    kernel = shape.heads * (length + QUERY_CHUNK) * 4 * rows
+    return description.parameters * width + int(WORKSPACE * layer) + kernel + LOGIT_CHUNK

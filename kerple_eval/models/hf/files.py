@@ -1,0 +1,233 @@
+"""Where a Hugging Face checkpoint's files are, which of them hold weights, and that none lies outside.
+
+A place is a local folder, a ``.gguf`` file, or a hub id with an optional ``@revision``. Nothing here
+executes or unpickles anything. A folder of the hub's cache keeps its files as links into the
+``blobs`` folder beside it (``models--*/snapshots/<commit>/f -> ../../blobs/<hash>``); no other link
+out of the folder is followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from kerple_eval.support.files import inside as inside_folder
+from kerple_eval.types import UserError
+
+CONFIG = "config.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_SECONDS = 10.0  # the hub answers within these or counts as out of reach
+#: What a checkpoint's folder may hold besides weights; only these are fetched from the hub.
+_SMALL = (
+    CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder on this machine, and what it is a copy of."""
+
+    root: Path
+    gguf: str | None = None  # a file name in ``root``
+    hub: str | None = None
+    revision: str | None = None  # the commit, where it came from the hub
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weight files of a checkpoint in order of name; ``kind`` is safetensors, gguf or pickle."""
+
+    kind: str
+    files: tuple[Path, ...]
+    index: dict[str, str] | None = None  # tensor name -> file name, where an index file says so
+
+    def sha256(self) -> str:
+        """Over the bytes of all files in order of name, as ``cat FILES | sha256sum``."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            try:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 22):
+                        digest.update(block)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return digest.hexdigest()
+
+
+def locate(text: str, gguf: str | None, *, code: bool = False) -> Place:
+    """The folder that ``PATH_OR_ID[@revision]`` names; a hub id is fetched, or found in the hub's cache.
+
+    Python files are fetched only with ``code``.
+    """
+    local = Path(text).expanduser()
+    if local.is_dir():
+        return Place(local, gguf)
+    if local.is_file():
+        if local.suffix == ".gguf" and gguf is None:
+            return Place(local.parent, local.name)
+        raise UserError(f"{text}: is a file; hf: takes a folder, a .gguf file or a hub id")
+    name, _, revision = text.partition("@")
+    if _HUB_ID.fullmatch(name) is None or text.startswith((".", "~")):
+        raise UserError(f"{text}: no such folder; hf: takes a local folder or a hub id, as in hf:org/name")
+    if revision and Path(name).is_dir():
+        raise UserError(f"{text}: {name} is a local folder, which has no revisions")
+    if revision == "" and "@" in text:
+        raise UserError(f"{text}: no revision after '@'; as in hf:{name}@main")
+    return _from_hub(name, revision or None, gguf, code=code)
+
+
+def inside(root: Path, name: str, said_by: str) -> Path:
+    """``root / name``, refused where it leads out of ``root``, by its spelling or through a link."""
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    if (
+        not name
+        or ".." in parts
+        or "\0" in name
+        or PurePosixPath(name).is_absolute()
+        or PureWindowsPath(name).drive
+        or name.startswith("\\")
+    ):
+        raise UserError(f"{said_by}: names {name!r}, which leads out of the checkpoint's folder")
+    home = root.resolve()
+    blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []  # the hub's cache
+    return inside_folder(root / name, root, *blobs)
+
+
+def check_links(root: Path) -> None:
+    """No file at the top of the folder is a link out of it."""
+    try:
+        for path in sorted(root.iterdir()):
+            if path.is_symlink():
+                inside(root, path.name, str(root))
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or one line that says what the file is instead."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def find_weights(place: Place) -> Weights:
+    """safetensors before pickles, as transformers prefers them; a GGUF file where one was named."""
+    root = place.root
+    if place.gguf is not None:
+        path = inside(root, place.gguf, f"gguf={place.gguf}")
+        if not path.is_file():
+            there = ", ".join(sorted(p.name for p in root.glob("*.gguf"))) or "none"
+            raise UserError(f"{path}: no such file; .gguf files there: {there}")
+        return Weights("gguf", (path,))
+    for kind, stem, suffix in (("safetensors", "model", "safetensors"), ("pickle", "pytorch_model", "bin")):
+        single = root / f"{stem}.{suffix}"
+        if single.is_file() or single.is_symlink():
+            return Weights(kind, (inside(root, single.name, str(root)),))
+        index = root / f"{stem}.{suffix}.index.json"
+        if index.is_file() or index.is_symlink():
+            return _sharded(root, index, kind, suffix)
+    raise UserError(
+        f"{root}: no weights; expected model.safetensors, its shards with model.safetensors.index.json, "
+        "pytorch_model.bin, or a .gguf file by gguf=FILE"
+    )
+
+
+def _sharded(root: Path, index: Path, kind: str, suffix: str) -> Weights:
+    inside(root, index.name, str(root))
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UserError(f"{index}: weight_map must map tensor names to files")
+    files: dict[str, Path] = {}
+    for tensor, name in where.items():
+        if not isinstance(name, str):
+            raise UserError(f"{index}: weight_map[{tensor!r}] must be a file name, got {type(name).__name__}")
+        if name not in files:
+            path = inside(root, name, str(index))
+            if path.suffix != f".{suffix}":
+                raise UserError(f"{index}: names {name!r}, expected a .{suffix} file")
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, but {index.name} names it: a shard is missing")
+            files[name] = path
+    return Weights(kind, tuple(files[name] for name in sorted(files)), dict(where))
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change: what a file's reading may be kept under."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def only_gguf(folder: Path) -> str | None:
+    """The name of the one ``.gguf`` file of a folder without config.json; None where there is no such one."""
+    found = sorted(p.name for p in folder.glob("*.gguf"))
+    return found[0] if len(found) == 1 and not (folder / CONFIG).exists() else None
+
+
+# --- The hub -------------------------------------------------------------------------------------
+
+
+def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) -> Place:
+    import huggingface_hub as hub  # noqa: PLC0415 - comes with transformers
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    what = f"hf:{name}" + (f"@{revision}" if revision else "")
+    if not hub.is_offline_mode():
+        try:
+            about = hub.HfApi().model_info(name, revision=revision, timeout=_SECONDS)
+            wanted = _wanted([file.rfilename for file in about.siblings or ()], what, gguf)
+            wanted += ["*.py"] if code else []
+            folder = hub.snapshot_download(name, revision=about.sha, allow_patterns=wanted)
+            return Place(Path(folder), gguf, name, str(about.sha))
+        except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{what}: the hub refuses it ({type(error).__name__}: {reason})") from None
+        except UserError:
+            raise
+        except Exception as error:  # network, proxy and cache errors share no base class
+            reason = type(error).__name__
+    else:
+        reason = "offline mode"
+    try:
+        folder = hub.snapshot_download(name, revision=revision, local_files_only=True)
+    except Exception:  # whatever is wrong with the cache, it does not hold this model
+        raise UserError(
+            f"{what}: the hub cannot be reached ({reason}) and its cache does not hold this model; "
+            "give a local folder, as in hf:./DIR"
+        ) from None
+    note = f"the hub was not asked ({reason}); this is the copy in its cache"
+    return Place(Path(folder), gguf, name, Path(folder).name, note)
+
+
+def _wanted(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
+    """The files of a hub repository that are needed: one kind of weights, and no code."""
+    small = [name for name in names if name in _SMALL]
+    if gguf is not None:
+        if gguf not in names:
+            there = ", ".join(n for n in names if n.endswith(".gguf")) or "none"
+            raise UserError(f"{what}: has no file {gguf}; .gguf files there: {there}")
+        return [gguf]
+    for pattern in (
+        r"model\.safetensors", r"model(-\d+-of-\d+)\.safetensors|model\.safetensors\.index\.json",
+        r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)\.bin|pytorch_model\.bin\.index\.json",
+    ):  # fmt: skip
+        weights = [name for name in names if re.fullmatch(pattern, name)]
+        if weights:
+            return small + weights
+    raise UserError(f"{what}: holds no model.safetensors, pytorch_model.bin or shards of them")

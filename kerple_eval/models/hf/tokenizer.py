@@ -1,0 +1,123 @@
+"""The tokeniser of a Hugging Face checkpoint: its ``tokenizer.json``, or what its files convert to.
+
+A ``tokenizer.json`` is read by the ``tokenizers`` library as it stands. Vocabularies in other files
+(``vocab.json`` with ``merges.txt``, SentencePiece models, those inside a GGUF file) are converted by
+transformers, without running code of the checkpoint, and then go the same way. Which token begins
+and ends a document is what ``tokenizer_config.json``, ``special_tokens_map.json`` or ``config.json``
+declare; names are guessed only where none of them says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.data.tokenizer import JsonTokenizer
+from kerple_eval.models.hf.files import Place, inside, read_json, stamp
+from kerple_eval.types import UserError
+
+_CONVERTIBLE = (
+    "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.model",
+)  # fmt: skip
+
+
+class HfTokenizer(JsonTokenizer):
+    """A ``tokenizer.json`` with the markers that the checkpoint declares.
+
+    ``declared`` holds ``bos_token``, ``eos_token`` (texts), ``bos_token_id``, ``eos_token_id`` (numbers)
+    and ``add_bos_token`` as far as the checkpoint's files give them.
+    """
+
+    def __init__(self, path: Path, declared: dict[str, Any]) -> None:
+        super().__init__(path)
+        guessed = (self.bos, self.end_of_document, self.adds_bos)
+        self.bos = self._marker("bos", declared, self.bos)
+        self.end_of_document = self._marker("eos", declared, self.end_of_document)
+        flag = declared.get("add_bos_token")
+        self.adds_bos = self._begins_with_bos() if flag is None else bool(flag) and self.bos is not None
+        if guessed != (
+            self.bos,
+            self.end_of_document,
+            self.adds_bos,
+        ):  # another tokeniser than the file alone
+            self.identity += f"+bos={self.bos},eos={self.end_of_document},adds_bos={self.adds_bos}".lower()
+
+    def _marker(self, name: str, declared: dict[str, Any], guessed: int | None) -> int | None:
+        token = declared.get(f"{name}_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if isinstance(token, str):
+            number = self._fast.token_to_id(token)
+            return None if number is None else int(number)
+        if f"{name}_token" in declared:
+            return None  # the tokeniser's file says that there is none
+        number = declared.get(f"{name}_token_id")
+        if isinstance(number, list):
+            number = number[0] if number else None
+        if isinstance(number, int) and 0 <= number < self.vocab_size:
+            return number
+        return guessed
+
+    def _begins_with_bos(self) -> bool:
+        """Whether the tokeniser's own template puts its BOS before a text."""
+        if self.bos is None:
+            return False
+        ids = self._fast.encode("a", add_special_tokens=True).ids
+        return bool(ids) and int(ids[0]) == self.bos
+
+
+def read_tokenizer(place: Place, config: dict[str, Any]) -> HfTokenizer | None:
+    """The tokeniser in the folder (or in the GGUF file), or None where there is none."""
+    root = place.root
+    declared = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    if place.gguf is not None:
+        return _of_gguf(place, stamp(root / place.gguf))
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (root / name).exists():
+            data = read_json(inside(root, name, str(root)))
+            declared |= {k: data[k] for k in ("bos_token", "eos_token", "add_bos_token") if k in data}
+            if "auto_map" in data and not (root / "tokenizer.json").exists():
+                raise UserError(
+                    f"{root / name}: auto_map asks for the checkpoint's own Python code, not run for "
+                    "tokenisers; convert it to a tokenizer.json, or give token ids with --tokens"
+                )
+    if (root / "tokenizer.json").exists():
+        return HfTokenizer(inside(root, "tokenizer.json", str(root)), declared)
+    if any((root / name).exists() for name in _CONVERTIBLE):
+        return _converted(place, declared)
+    return None
+
+
+@lru_cache(maxsize=4)
+def _of_gguf(place: Place, stamp: tuple[int, int]) -> HfTokenizer | None:
+    """Takes seconds, and a run often opens one file several times."""
+    return _converted(place, {})
+
+
+def _converted(place: Place, declared: dict[str, Any]) -> HfTokenizer | None:
+    """What transformers makes of the vocabulary files, written out as a tokenizer.json and read back."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - only where it is needed
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if place.gguf is not None:
+        options["gguf_file"] = place.gguf
+    try:
+        made = AutoTokenizer.from_pretrained(str(place.root), **options)
+        text = made.backend_tokenizer.to_str()
+    except Exception as error:  # conversions fail in many ways, none of them with a common class
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{place.root / (place.gguf or '')}: its tokeniser cannot be read ({reason}); "
+            "a tokenizer.json beside it would do"
+        ) from None
+    declared = dict(declared)
+    declared |= {"bos_token": made.bos_token, "eos_token": made.eos_token}
+    declared["add_bos_token"] = made.bos_token_id is not None and made("a").input_ids[:1] == [
+        made.bos_token_id
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(text, encoding="utf-8")
+        return HfTokenizer(path, declared)

@@ -1,0 +1,278 @@
+"""The native format: a folder with ``config.json``, ``model.safetensors`` and a tokeniser.
+
+    config.json        {"format": "kerple-eval", "version": 1, "model": {...},
+                        "tokenizer": "bytes" | "tokenizer.json" | null, "seed": int | null,
+                        "weights_sha256": "...", "training": {...}}
+    model.safetensors  the decoder's tensors by name, any floating dtype
+    tokenizer.json     where config.json names it
+
+Loading is strict: a missing, unclaimed or wrongly shaped tensor is named and refused, and so are
+weights whose sha256 is not the one in ``config.json`` (safetensors has no checksum of its own). Weights
+may be stored in half precision; the scheme's parameters are stored in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, FastTokenizer, JsonTokenizer, Tokenizer
+from kerple_eval.models.base import Checkpoint, Description, Shape
+from kerple_eval.models.decoder.backends import resolve_backend
+from kerple_eval.models.decoder.config import DecoderConfig
+from kerple_eval.models.decoder.extend import extended
+from kerple_eval.models.decoder.network import Decoder, scheme_of
+from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.zoo import shipped_as
+from kerple_eval.schemes.base import Scheme
+from kerple_eval.support.files import inside, write_atomically
+from kerple_eval.types import UserError
+
+FORMAT = "kerple-eval"
+VERSION = 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+BYTES = "bytes"
+
+
+class NativeCheckpoint(Checkpoint):
+    def __init__(self, folder: Path, options: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        for path in (folder / name for name in (CONFIG, WEIGHTS, TOKENIZER)):
+            if path.is_symlink() or path.exists():
+                inside(path, folder)
+        data = _read_config(folder / CONFIG)
+        where = str(folder / CONFIG)
+        self.stored_config = DecoderConfig.from_json(data.get("model"), where)
+        self.data = data
+        try:
+            with torch.device("meta"):
+                empty = Decoder(self.stored_config)
+        except UserError as error:  # a scheme or an option of it that is not known
+            raise UserError(f"{where}: {error}") from None
+        self.config = extended(self.stored_config, options) if options else self.stored_config
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+        if self.config.tie_embeddings:
+            del self._shapes["head.weight"]
+        self.stored = _check_weights(folder / WEIGHTS, self._shapes)
+        self._sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        if self._sha256 != data["weights_sha256"]:
+            raise UserError(
+                f"{folder / WEIGHTS}: its sha256 is {self._sha256}, {CONFIG} says {data['weights_sha256']}: "
+                "the weights are damaged or another model's"
+            )
+        self._tokenizer: Tokenizer | None = None
+        if data["tokenizer"] == TOKENIZER:
+            self._tokenizer = JsonTokenizer(folder / TOKENIZER)
+        elif data["tokenizer"] == BYTES:
+            self._tokenizer = BYTE_TOKENIZER
+        if self._tokenizer is not None and self._tokenizer.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"{where}: the tokeniser has {self._tokenizer.vocab_size} ids, "
+                f"the model's vocabulary {self.config.vocab_size}"
+            )
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        if not (folder / CONFIG).is_file():  # a pipe would never end
+            return False
+        try:
+            data = json.loads((folder / CONFIG).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(data, dict) and data.get("format") == FORMAT
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        folder = Path(place)
+        if not folder.is_dir():
+            raise UserError(f"{place}: no such folder; a native checkpoint is one with {CONFIG}")
+        return cls(folder, options)
+
+    @cached_property
+    def description(self) -> Description:
+        return Description(
+            format="native",
+            scheme=self.config.scheme_name,
+            vocab_size=self.config.vocab_size,
+            parameters=sum(torch.Size(shape).numel() for shape in self._shapes.values()),
+            train_length=self.config.train_length,
+            seed=self.data.get("seed"),
+            prefix_invariant=self._evaluated.prefix_invariant,
+            max_length=self._evaluated.max_positions,
+            weights_sha256=self._sha256,
+            architecture="decoder",
+            shape=Shape(
+                layers=self.config.layers,
+                width=self.config.width,
+                heads=self.config.heads,
+                kv_heads=self.config.heads,
+                head_dim=self.config.geometry.head_dim,
+                mlp_width=self.config.mlp_width,
+            ),
+            stored_dtypes=tuple(sorted(set(self.stored.values()))),
+            details={
+                "model": self.config.to_json(),
+                "tokenizer": self._tokenizer.identity if self._tokenizer else None,
+            },
+            warnings=tuple(
+                f"{count} values of scheme.{name} are outside their interval and are put back on loading"
+                for name, count in self._scheme()[1].items()
+            ),
+        )
+
+    @cached_property
+    def _evaluated(self) -> Scheme:
+        return scheme_of(self.config)
+
+    def _scheme(self) -> tuple[Scheme, dict[str, int]]:
+        """The trained scheme with its parameters, projected, and how many values moved, by name."""
+        scheme = scheme_of(self.stored_config)
+        names = [name for name, _ in scheme.named_parameters()]
+        tensors = self._read([f"scheme.{name}" for name in names], torch.float32)
+        scheme.load_state_dict({name: tensors[f"scheme.{name}"] for name in names})
+        return scheme, scheme.project_()
+
+    def scheme_parameters(self) -> dict[str, list[float]]:
+        return {name: p.flatten().tolist() for name, p in self._scheme()[0].named_parameters()}
+
+    def _read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        path = self.folder / WEIGHTS
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name).to(dtype) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: {error}") from None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.way = resolve_backend(way, self._evaluated, self.config.scheme_name, device, dtype)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> DecoderModel:
+        return DecoderModel(self.decoder(), device, dtype, self.way)
+
+    def decoder(self) -> Decoder:
+        """The decoder on CPU in float32, or in float64 where the weights are stored so."""
+        wide = torch.float64 if "F64" in self.stored.values() else torch.float32
+        decoder = Decoder(self.stored_config).to(wide)
+        state = self._read(self._shapes, wide)
+        if self.config.tie_embeddings:
+            state["head.weight"] = state["embedding.weight"]
+        decoder.load_state_dict(state, strict=True)
+        decoder.scheme.project_()
+        if self.config is not self.stored_config:
+            decoder.set_scheme(self.config)
+        return decoder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {CONFIG}; a native checkpoint has one") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f'{path}: not a native checkpoint: "format" must be "{FORMAT}"')
+    if data.get("version") != VERSION:
+        raise UserError(f"{path}: version {data.get('version')!r}; this release reads {VERSION}")
+    if data.get("tokenizer", "") not in (BYTES, TOKENIZER, None):
+        raise UserError(
+            f'{path}: tokenizer must be "{BYTES}", "{TOKENIZER}" or null, got {data.get("tokenizer")!r}'
+        )
+    if not isinstance(data.get("weights_sha256"), str):
+        raise UserError(
+            f"{path}: weights_sha256 must be the sha256 of {WEIGHTS}, got {data.get('weights_sha256')!r}"
+        )
+    seed = data.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise UserError(f"{path}: seed must be an integer or null, got {seed!r}")
+    return data
+
+
+def _check_weights(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Stored dtype by tensor; names, shapes and file size are checked from the header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
+            stored = {name: str(part.get_dtype()) for name, part in found.items()}
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: truncated or damaged: {error}") from None
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        raise UserError(f"{path}: missing tensor {_some(missing)}")
+    extra = [name for name in shapes if name not in wanted]
+    if extra:
+        raise UserError(f"{path}: tensor not claimed by the model: {_some(extra)}")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise UserError(f"{path}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
+        if not stored[name].startswith(("F", "BF")):
+            raise UserError(f"{path}: tensor {name} is {stored[name]}, expected floating point")
+    return stored
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def write_checkpoint(
+    folder: Path,
+    decoder: Decoder,
+    *,
+    seed: int | None,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = BYTE_TOKENIZER,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write the native format; ``config.json`` comes last, so that it marks a whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to("cpu", torch.float32 if name.startswith("scheme.") else dtype)
+        for name, tensor in decoder.state_dict().items()
+        if not (decoder.config.tie_embeddings and name == "head.weight")
+    }
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    weights = to_safetensors(state, metadata={"format": "pt"})
+    write_atomically(folder / WEIGHTS, weights)
+    if isinstance(tokenizer, FastTokenizer):
+        write_atomically(folder / TOKENIZER, tokenizer.to_json())
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": decoder.config.to_json(),
+        "tokenizer": TOKENIZER if isinstance(tokenizer, FastTokenizer) else tokenizer and BYTES,
+        "seed": seed,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training": training or {},
+    }
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
+
+
+class ZooCheckpoint(NativeCheckpoint):
+    """``zoo:NAME``: a native checkpoint that the package ships."""
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return False  # reached by name only; its folders are native ones
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        return NativeCheckpoint.open(str(shipped_as(place)), options)

@@ -1,0 +1,170 @@
+"""The weight files of a GPT-NeoX checkpoint: claimed, checked against the configuration, merged.
+
+Layout in :mod:`neox_files`, axes in :mod:`neox_tensors`. Nothing is copied before a whole tensor is
+asked for: files are memory-mapped, one layer's shards at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kerple_eval.models.neox.config import NeoxConfig
+from kerple_eval.models.neox.files import NeoxFiles
+from kerple_eval.models.neox.position import NeoxScheme, check_buffers
+from kerple_eval.models.neox.tensors import (
+    COLUMNS,
+    ROWS,
+    Notes,
+    Rule,
+    check,
+    flat,
+    layer_rules,
+    merge,
+    native_layer,
+    norm_rules,
+)
+from kerple_eval.models.pickles import load_tensors
+from kerple_eval.types import UserError
+
+EMBEDDING, FINAL = "word_embeddings.weight", "final_linear.weight"
+_SCHEMES = ("attention.rpe.", "position_embeddings.")
+_SPARE = "post_attention_layernorm"  # there, but not used, where gpt_j_tied shares one norm
+
+
+class NeoxWeights:
+    def __init__(self, files: NeoxFiles, config: NeoxConfig, notes: Notes) -> None:
+        self.files = files
+        self.neox = config
+        self.notes = notes
+        self.dtypes: set[torch.dtype] = set()
+        self.shards = max(files.shards, config.shards or 1)
+        if config.heads % self.shards:
+            raise UserError(f"{files.step}: {config.heads} heads do not divide into {self.shards} shards")
+        self.last = config.layers + 1  # the last layer's place; the first is 2
+        self.untied = self._is_untied()
+        self.paths = self._claim()
+        self._rules: dict[int, dict[str, Rule]] = {}
+        first, second = self._read(0)[0], self._read(2)[0]
+        self.names = {*first, *second}
+        table, inner = first.get(EMBEDDING), second.get("mlp.dense_4h_to_h.weight")
+        if table is None or table.dim() != 2:
+            raise UserError(f"{self.paths[0][0]}: missing tensor {EMBEDDING} [vocabulary, hidden size]")
+        self.vocabulary = table.shape[0] * self.shards
+        self.mlp_width = config.mlp_width or 4 * config.width
+        self._gated = config.activation == "geglu"
+        if self._gated and config.mlp_width is None and inner is not None and inner.dim() == 2:
+            self.mlp_width = inner.shape[1] * self.shards  # int(8/3 W) or 2 W, as the version had it
+        if self.mlp_width % self.shards or config.width % self.shards:
+            raise UserError(f"{files.step}: the MLP's width does not divide into {self.shards} shards")
+        self._tied_norms = config.parallel_residual and config.tied_norms
+
+    def _is_untied(self) -> bool:
+        """By ``no-weight-tying`` (absent: false); a head's file must agree."""
+        heads = [path for (place, _), path in self.files.layers.items() if place == self.last + 3]
+        said = self.neox.untied
+        if said is None and heads:
+            self.notes.add(
+                "the configuration has no no-weight-tying; there is an untied head, and it is used"
+            )
+            return True
+        if heads and not said:
+            raise UserError(f"{heads[0]}: an untied head, but no-weight-tying is false")
+        return bool(said)
+
+    def _claim(self) -> dict[int, list[Path]]:
+        """Place -> the shards' files; a missing or an unclaimed one is named."""
+        last = self.last
+        places = [0, *range(2, last + 1), last + 2, *([last + 3] if self.untied else [])]
+        for (place, _), path in self.files.layers.items():
+            if place not in places:
+                raise UserError(
+                    f"{path}: no part of the model: with num-layers {self.neox.layers} its layers are "
+                    f"files 2 to {last}"
+                )
+        return {place: self.files.of(place, self.shards) for place in places}
+
+    def _read(self, place: int) -> list[dict[str, Tensor]]:
+        """One layer's tensors, memory-mapped, a dictionary a shard."""
+        return [flat(load_tensors(path), path) for path in self.paths[place]]
+
+    def _rules_of(self, place: int, shards: list[dict[str, Tensor]], position: NeoxScheme) -> dict[str, Rule]:
+        c, rows = self.neox, self.vocabulary // self.shards
+        if place == 0:
+            return {EMBEDDING: Rule((rows, c.width), ROWS), **position.embedding_rules(c)}
+        if place <= self.last:
+            spare = norm_rules(_SPARE, c.width, c.norm) if self._tied_norms else {}
+            return {
+                **layer_rules(
+                    width=c.width,
+                    mlp_width=self.mlp_width,
+                    shards=self.shards,
+                    norm=c.norm,
+                    gated=self._gated,
+                    summed=c.parallel_residual,
+                    tied_norms=self._tied_norms,
+                ),
+                **position.layer_rules(c, self.shards),
+                **{name: rule for name, rule in spare.items() if name in shards[0]},
+            }
+        if place == self.last + 2:
+            return norm_rules("norm", c.width, c.norm)
+        by_columns = Rule((self.vocabulary, c.width // self.shards), COLUMNS)
+        found = tuple(shards[0][FINAL].shape) if FINAL in shards[0] else ()
+        return {FINAL: by_columns if found == by_columns.shape else Rule((rows, c.width), ROWS)}
+
+    def check(self, position: NeoxScheme) -> dict[str, Tensor]:
+        """Every file against the configuration; the scheme's parameters, the same in every layer."""
+        state: dict[str, Tensor] = {}
+        for place, paths in self.paths.items():
+            shards = self._read(place)
+            rules = self._rules[place] = self._rules_of(place, shards, position)
+            check(shards, rules, paths, self.notes)
+            check_buffers(position, self.neox, shards, paths)
+            self.dtypes |= {tensors[name].dtype for tensors in shards for name in rules}
+            for name, rule in rules.items():
+                if name.startswith(_SCHEMES):
+                    tensor = merge(name, shards, rule, torch.float64)
+                    if not torch.equal(state.setdefault(name, tensor), tensor):
+                        raise UserError(
+                            f"{paths[0]}: {name} differs from the layers before; one serves all layers"
+                        )
+        return position.native(state, self.neox)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype to read in: float32, or float64 where any tensor is stored so."""
+        return torch.float64 if torch.float64 in self.dtypes else torch.float32
+
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """Native name and tensor of all but the scheme, one layer's files open at a time."""
+        ends = {EMBEDDING: "embedding.weight", FINAL: "head.weight", "norm.scale": "norm.weight"}
+        passed_over = (*_SCHEMES, _SPARE + ".") if self._tied_norms else _SCHEMES
+        for place, paths in self.paths.items():
+            shards, rules = self._read(place), self._rules[place]
+            check(shards, rules, paths, Notes())
+            tensors = {
+                name: merge(name, shards, rule, self.wide)
+                for name, rule in rules.items()
+                if not name.startswith(passed_over)
+            }
+            if 2 <= place <= self.last:
+                yield from native_layer(place - 2, tensors, self.neox.heads, self._tied_norms).items()
+            else:
+                yield from ((ends.get(name, name), tensor) for name, tensor in tensors.items())
+
+    def sha256(self) -> str:
+        """Over all weight files, one after the other in the order of their names."""
+        digest = hashlib.sha256()
+        for path in sorted(path for paths in self.paths.values() for path in paths):
+            try:
+                with path.open("rb") as file:
+                    while chunk := file.read(1 << 22):
+                        digest.update(chunk)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return digest.hexdigest()

@@ -1,0 +1,194 @@
+"""Windows to losses: the one place where inputs and targets are shifted against each other.
+
+A window's inputs are ``tokens[start:stop]``, after a first-token marker (BOS) where the task's rule
+puts one before every window; the logits at its last ``targets`` positions predict
+``tokens[first_target : stop + 1]``. Losses are in nats, float32 a target; sums are float64
+(:mod:`kerple_eval.stats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kerple_eval.models.base import LanguageModel
+from kerple_eval.types import Window
+
+#: Input tokens of one forward pass. The CUDA figure is a guess until one is measured.
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 32768}
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss came out as NaN or infinity."""
+
+
+def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, lead: int = 0) -> list[list[int]]:
+    """Indices of (document, window) pairs that share a forward pass.
+
+    Windows of one shape (inputs, targets) go together, in order, at most ``tokens_per_pass`` input
+    tokens at a time: a function of the plan alone, so a resumed run repeats the same passes. ``lead``
+    tokens stand before every window's own.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (_, window) in enumerate(windows):
+        groups.setdefault((window.inputs, window.targets), []).append(index)
+    passes = []
+    for (inputs, _), members in groups.items():
+        size = max(1, tokens_per_pass // (inputs + lead))
+        passes += [members[i : i + size] for i in range(0, len(members), size)]
+    return passes
+
+
+class Budget:
+    """Input tokens of a forward pass. On CUDA halves where memory runs out, and stays there."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def halve(self, tokens: int) -> None:
+        """A pass of ``tokens`` did not fit."""
+        self.tokens = min(self.tokens, tokens // 2)
+
+
+Batch = tuple[list[int], list[NDArray[np.float32]]]
+
+
+def score(
+    model: LanguageModel,
+    documents: Sequence[NDArray[np.int64]],
+    windows: Sequence[tuple[int, Window]],
+    *,
+    bos: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    hits: bool = False,
+    budget: Budget | None = None,
+) -> Iterator[Batch]:
+    """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
+
+    ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1. Of the
+    forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on. ``budget``: the tokens of
+    a pass, the device's own unless given; a pass that CUDA has no memory for is made in halves.
+    Yields the indices of the windows scored and, for each, its losses ``[targets]``; with ``hits``
+    ``[2, targets]``, the second row 1 where the target was the argmax and 0 elsewhere.
+
+    Raises:
+        NotFiniteError: a loss is NaN or infinite; names the document position.
+    """
+    lead = np.array([] if bos is None else [bos], dtype=np.int64)
+    budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
+    passes = batches(windows, budget.tokens, len(lead))
+    maker = _Passes(model, documents, windows, lead, hits=hits)
+    waiting: list[tuple[list[int], Tensor]] = []  # on CUDA one pass computes while another's losses are read
+    for members in passes[share[0] :: share[1]]:
+        for part, found in maker.fitting(members, budget):
+            waiting.append((part, found))
+            if len(waiting) > (model.device.type == "cuda"):
+                yield maker.read(*waiting.pop(0))
+    for part, found in waiting:
+        yield maker.read(part, found)
+
+
+class _Passes:
+    """Forward passes over windows of ``documents``, each after ``lead``."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        documents: Sequence[NDArray[np.int64]],
+        windows: Sequence[tuple[int, Window]],
+        lead: NDArray[np.int64],
+        *,
+        hits: bool,
+    ) -> None:
+        self.model = model
+        self.documents = documents
+        self.windows = windows
+        self.lead = lead
+        self.hits = hits
+
+    def fitting(self, members: list[int], budget: Budget) -> Iterator[tuple[list[int], Tensor]]:
+        """The passes that windows of one shape take: one, or as many as memory makes of it."""
+        inputs = self.windows[members[0]][1].inputs + len(self.lead)
+        todo = [members]
+        while todo:
+            part = todo.pop(0)
+            most = max(1, budget.tokens // inputs)
+            if len(part) > most:
+                todo = [part[i : i + most] for i in range(0, len(part), most)] + todo
+                continue
+            found = None
+            try:
+                found = self._losses(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+            if found is not None:
+                yield part, found
+                continue
+            # Outside the handler, whose traceback would hold the tensors that did not fit.
+            budget.halve(len(part) * inputs)
+            todo.insert(0, part)
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _losses(self, members: list[int]) -> Tensor:
+        """Losses ``[B, targets]``, or with hits losses and hits ``[B, 2, targets]``, on the device."""
+        inputs, targets = [], []
+        for index in members:
+            document, window = self.windows[index]
+            tokens = self.documents[document]
+            inputs.append(np.concatenate([self.lead, tokens[window.start : window.stop]]))
+            targets.append(tokens[window.first_target : window.stop + 1])
+        rows = len(targets[0])
+        wanted = _moved(np.stack(targets), self.model.device)
+        done, parts = 0, []
+        for logits in self.model.logits(_moved(np.stack(inputs), self.model.device), rows):
+            chunk = wanted[:, done : done + logits.shape[1]]
+            done += logits.shape[1]
+            losses = _cross_entropy(logits, chunk)
+            if self.hits:
+                losses = torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1)
+            parts.append(losses)
+        assert done == rows
+        return torch.cat(parts, dim=-1).to(torch.float32)
+
+    def read(self, members: list[int], on_device: Tensor) -> Batch:
+        """To the CPU; refuses what is not finite."""
+        found = on_device.cpu().numpy()
+        losses = found[:, 0] if self.hits else found
+        if not np.isfinite(losses).all():
+            at, target = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
+            document, window = self.windows[members[at]]
+            raise NotFiniteError(
+                f"loss of target {window.first_target + target} of document {document} "
+                f"is {losses[at, target]}"
+            )
+        return members, list(found)
+
+
+def _moved(ids: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(ids)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """``-log softmax(logits)[target]`` in float32 or better: ``[B, r, V]``, ``[B, r]`` -> ``[B, r]``."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)
+
+
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the target has the largest logit, as the lowest id where several do (numpy's argmax, on
+    any device): ``[B, r, V]``, ``[B, r]`` -> bool ``[B, r]``.
+    """
+    largest = logits == logits.amax(dim=-1, keepdim=True)
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    first = torch.where(largest, ids, logits.shape[-1]).amin(dim=-1)
+    return first == targets

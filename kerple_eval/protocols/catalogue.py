@@ -1,0 +1,68 @@
+"""The protocols, one entry each, and how one is made from its name."""
+
+from __future__ import annotations
+
+from kerple_eval.protocols.base import Protocol
+from kerple_eval.support.registry import Entry, Registry
+from kerple_eval.support.specs import parse_spec, typed_options
+
+PROTOCOLS = Registry("protocol", "kerple_eval.protocols", Entry, (
+    Entry(
+        "full-context", "kerple_eval.protocols.full_context:FullContext",
+        "non-overlapping windows; every target once, contexts 1..L (KERPLE)",
+    ),
+    Entry(
+        "sliding-window", "kerple_eval.protocols.sliding_window:SlidingWindow",
+        "stride=S: every target once, contexts L-S+1..L after the first window (ALiBi, YaRN)",
+    ),
+    Entry(
+        "last", "kerple_eval.protocols.last:Last",
+        "k=K: the last K targets of each whole non-overlapping window (DAPE, FIRE)",
+    ),
+    Entry(
+        "aligned", "kerple_eval.protocols.aligned:Aligned",
+        "k=K[,every=E]: the same targets at every length, contexts L-K+1..L",
+    ),
+    Entry(
+        "prefix", "kerple_eval.protocols.prefix:Prefix",
+        "the first L tokens from the same starts; one pass serves every length where possible",
+    ),
+    Entry(
+        "kerple-release", "kerple_eval.protocols.kerple_release:KerpleRelease",
+        "[split=test,seed=1234,samples=320]: the KERPLE release's own draw, faults and all; sound: aligned",
+    ),
+    Entry(
+        "lm-eval-rolling", "kerple_eval.protocols.lm_eval_rolling:LmEvalRolling",
+        "[prefix_token_id=ID]: lm-evaluation-harness, disjoint windows after a prefix token; "
+        "sound: sliding-window",
+    ),
+    Entry(
+        "yarn", "kerple_eval.protocols.yarn:Yarn",
+        "[stride=256,truncate=false]: YaRN's script, BOS in every window, unweighted mean over windows; "
+        "sound: sliding-window",
+    ),
+    Entry(
+        "hf-guide", "kerple_eval.protocols.hf_guide:HfGuide",
+        "[stride=512]: the Hugging Face perplexity guide, one target a window miscounted; "
+        "sound: sliding-window",
+    ),
+    Entry(
+        "dape", "kerple_eval.protocols.dape:Dape",
+        "[k=256,batch=1]: DAPE, the last min(k, L) targets of whole windows, mean over batches; "
+        "sound: aligned",
+    ),
+    Entry(
+        "answer", "kerple_eval.protocols.answer:AnswerProtocol",
+        "of made tasks (passkey, ...): the answer at the end of each window, loss and exact match",
+    ),
+))  # fmt: skip
+
+
+def make_protocol(text: str) -> tuple[Protocol, str]:
+    """``NAME:key=value`` -> the protocol and its canonical string, options in the order of its own."""
+    spec = parse_spec(text)
+    cls = PROTOCOLS.load(spec.name)
+    options = typed_options(cls.__init__, dict(spec.options), spec.name)
+    written = ",".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
+    protocol: Protocol = cls(**options)
+    return protocol, spec.name + (f":{written}" if written else "")

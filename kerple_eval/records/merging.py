@@ -1,0 +1,194 @@
+"""Runs of several machines as one run directory: ``kerple-eval merge DIR... --out DIR``.
+
+Runs join where their specifications are disjoint or equal: models by label, tasks by name, protocols by
+their canonical string (their lengths are put together), each the same wherever it stands in two of them;
+everything else (device, dtype, choice of documents) the same in all. What a record says by model, by
+tokeniser or by length is put together too. A conflict is named and nothing is written.
+
+A cell that several runs have finished must hold the same windows, over the same documents, with losses no
+further apart than ``within`` (nats; 0: to the bit), and is taken from the first. Finished goes before failed.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerple_eval.records.cell import Cell, FailedCell, read_cell, write_cell, write_failure
+from kerple_eval.records.run import Run, open_run, write_summary
+from kerple_eval.support.differences import differences
+from kerple_eval.support.files import locked
+from kerple_eval.types import CellKey, UserError
+
+PARTS = {"models": "label", "tasks": "name", "protocols": "protocol"}
+#: Of a task or protocol, what is said a model, a tokeniser or a length at a time.
+BY_PART = ("first_token", "tokens_sha256", "drawn_sha256")
+
+
+def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> str:
+    """Write the joined run to ``out``, a new folder; returns a line that says what it holds.
+
+    Raises:
+        UserError: runs that do not join, cells that do not agree, or an ``out`` that is not empty.
+    """
+    runs = [open_run(folder) for folder in folders]
+    if len(runs) < 2:
+        raise UserError("merge needs two run directories or more")
+    places = [run.folder.resolve() for run in runs]
+    for place in places:
+        if places.count(place) > 1:
+            raise UserError(f"{place.name} is given twice")
+    specification = runs[0].specification
+    for run in runs:
+        if "precision" in run.specification:
+            raise UserError(
+                f"{run.folder}: holds cells that grew until they were sure (--precision), by its own looks; "
+                "such runs cannot be joined"
+            )
+        specification = _join(specification, run.specification, runs[0].folder, run.folder)
+    joined = Run(out, specification, _provenance(runs))
+    keys = joined.keys()
+    # Agreement is settled before anything is written, cell by cell, so that one at a time is in memory.
+    held = [(run, set(run.keys())) for run in runs]
+    owners = {key: owner for key in keys if (owner := _owner(key, held, within)) is not None}
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; --out must be a new folder")
+    with locked(out):
+        if any(path.name != ".lock" for path in out.iterdir()):
+            raise UserError(f"{out}: not empty; merge writes into a new folder: choose another --out")
+        rows = []
+        for key, owner in owners.items():
+            cell = read_cell(owner.folder, key)
+            assert cell is not None
+            if isinstance(cell, Cell):
+                write_cell(out, cell)
+            else:
+                write_failure(out, cell)
+            rows.append(cell.summary())
+        joined.write_specification()
+        write_summary(out, rows)
+    failed = sum(row["status"] == "failed" for row in rows)
+    missing = len(keys) - len(rows)
+    return (
+        f"{len(rows)} cells of {len(runs)} runs in {out}/summary.csv"
+        + (f", {failed} failed" if failed else "")
+        + (f"; {missing} more of the joined specification are in none of them" if missing else "")
+    )
+
+
+def _join(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -> dict[str, Any]:
+    """One specification of two, in the order of the first."""
+    rest = [{k: v for k, v in s.items() if k not in PARTS} for s in (one, two)]
+    _same(rest[0], rest[1], "", first, second)
+    joined = dict(one)
+    for part, name in PARTS.items():
+        mine = {entry[name]: entry for entry in one[part]}
+        for entry in two[part]:
+            label = entry[name]
+            where = f"{part.removesuffix('s')} {label}"
+            known = mine.get(label)
+            mine[label] = entry if known is None else _entry(known, entry, where, first, second)
+        joined[part] = list(mine.values())
+    return joined
+
+
+def _entry(one: dict[str, Any], two: dict[str, Any], where: str, first: Path, second: Path) -> dict[str, Any]:
+    """A model, task or protocol that two runs hold."""
+    put_together = {key: (one.get(key), two.get(key)) for key in BY_PART if isinstance(one.get(key), dict)}
+    apart = (*put_together, "lengths")
+    rest = [{k: v for k, v in entry.items() if k not in apart} for entry in (one, two)]
+    _same(rest[0], rest[1], where, first, second)
+    joined = dict(one)
+    for key, (a, b) in put_together.items():
+        joined[key] = _union(a, b, f"{where}: {key}", first, second)
+    if "lengths" in one:
+        joined["lengths"] = sorted({*one["lengths"], *two["lengths"]})
+    return joined
+
+
+def _union(one: Any, two: Any, where: str, first: Path, second: Path) -> Any:
+    """Mappings put together at every depth but the last (a marker is whole); what both say is the same."""
+    maps = isinstance(one, dict) and isinstance(two, dict) and not {"rule", "id"} <= {*one, *two}
+    if not maps:
+        _same(one, two, where, first, second)
+        return one
+    return one | {
+        key: _union(one[key], value, f"{where}: {key}", first, second) if key in one else value
+        for key, value in two.items()
+    }
+
+
+def _same(one: Any, two: Any, where: str, first: Path, second: Path) -> None:
+    different = differences(one, two)
+    if different:
+        said = different[0].replace(" there and is ", f" in {first} and is ").removesuffix(" now")
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise UserError(
+            f"{second} cannot join {first}: {where}{': ' if where else ''}{said.strip()} in {second}{more}"
+        )
+
+
+def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float) -> Run | None:
+    """The run whose cell is taken; None where none has run it."""
+    found: tuple[Run, Cell] | None = None
+    failed: Run | None = None
+    for run, keys in held:
+        cell = read_cell(run.folder, key) if key in keys else None
+        if isinstance(cell, FailedCell):
+            failed = failed or run
+        elif cell is not None and found is None:
+            found = (run, cell)
+        elif cell is not None and found is not None and (why := _disagreement(found[1], cell, within)):
+            raise UserError(
+                f"{run.folder} cannot join {found[0].folder}: {key.model}, {key.task}, {key.protocol} at "
+                f"{key.length}: {why}"
+            )
+    return found[0] if found is not None else failed
+
+
+def _disagreement(one: Cell, two: Cell, within: float) -> str:
+    """How two finished cells of one key differ; nothing where they agree."""
+    documents = [[d["sha256"] for d in cell.header["documents"]] for cell in (one, two)]
+    if documents[0] != documents[1]:
+        return "they scored other documents"
+    if list(one.windows) != list(two.windows) or one.document.tolist() != two.document.tolist():
+        return "they scored other windows"
+    for name in ("dtype", "first_token", "reduction"):
+        if one.header.get(name) != two.header.get(name):
+            return f"{name} is {one.header.get(name)} in one and {two.header.get(name)} in the other"
+    apart = max(float(np.abs(a - b).max()) for a, b in zip(one.losses, two.losses, strict=True))
+    if apart > within:
+        return f"their losses differ by up to {apart:.3g} nats; --within NATS allows as much"
+    if within == 0 and not _alike(one.hits, two.hits):
+        return "other targets were the argmax"
+    return ""
+
+
+def _alike(one: Sequence[Any] | None, two: Sequence[Any] | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    return all((a == b).all() for a, b in zip(one, two, strict=True))
+
+
+def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
+    """Where each part came from; sessions of all runs, in their order, each with its run's name."""
+    models: dict[str, str] = {}
+    for run in runs:
+        models = run.provenance.get("models", {}) | models
+    return {
+        "models": models,
+        **{
+            key: list(dict.fromkeys(path for run in runs for path in run.provenance.get(key, [])))
+            for key in ("text_files", "tokens_files")
+        },
+        "merged": [run.folder.resolve().name for run in runs],
+        "sessions": [
+            {"run": run.folder.resolve().name, **session}
+            for run in runs
+            for session in run.provenance["sessions"]
+        ],
+    }

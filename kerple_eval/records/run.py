@@ -1,0 +1,173 @@
+"""The on-disk record of a run: what was asked, every loss, and the summary reduced from them.
+
+    DIR/run.json      specification (what decides the numbers) and provenance
+    DIR/cells/        one file a cell, see :mod:`kerple_eval.records.cell`
+    DIR/summary.csv   one row a cell, in the order of the specification; a pure function of the
+                      scored losses
+
+Every file is written beside and renamed, so a reader never sees a part. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerple_eval.records import reductions
+from kerple_eval.records.answers import Answer, answers
+from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
+from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
+from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.types import CellKey, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Run:
+    """A run directory. ``summary()`` and ``losses()`` are pandas frames."""
+
+    folder: Path
+    specification: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def keys(self) -> list[CellKey]:
+        """Every cell the specification asks for, in the summary's order."""
+        return [
+            CellKey(model["label"], task["name"], plan["protocol"], length, plan["longest"])
+            for model in self.specification["models"]
+            for task in self.specification["tasks"]
+            for plan in self.specification["protocols"]
+            for length in plan["lengths"]
+        ]
+
+    def cells(self) -> Iterable[Cell | FailedCell]:
+        """Cells that have been run, one at a time, in the summary's order."""
+        for key in self.keys():
+            cell = read_cell(self.folder, key)
+            if cell is not None:
+                yield cell
+
+    def write_specification(self) -> None:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "specification": self.specification,
+            "provenance": self.provenance,
+        }
+        write_atomically(self.folder / "run.json", json.dumps(content, indent=2).encode() + b"\n")
+
+    def summary(self) -> pd.DataFrame:
+        """One row a cell that has been run, columns as in ``summary.csv``."""
+        import pandas as pd  # noqa: PLC0415
+
+        frame = pd.DataFrame([cell.summary() for cell in self.cells()], columns=list(COLUMNS))
+        whole = ("seed", "train_length", "length", "documents", "windows", "targets")
+        real = ("nll", "ppl", "bits_per_byte")
+        return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64"))
+
+    def answers(self) -> pd.DataFrame:
+        """One row a document of the finished cells that score answers (passkey, needle, ...).
+
+        Columns: model, task, length, depth (0..1), document, targets, hits (targets that were the
+        argmax), exact (whether all were), loss (mean nats per target).
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        rows = []
+        for cell in self.cells():
+            if isinstance(cell, Cell) and cell.hits is not None:
+                key = {name: getattr(cell.key, name) for name in ("model", "task", "length")}
+                rows += [{**key, **asdict(answer)} for answer in answers(cell)]
+        columns = ["model", "task", "length", *(f.name for f in fields(Answer))]
+        return pd.DataFrame(rows, columns=columns)
+
+    def losses(
+        self,
+        *,
+        model: str | None = None,
+        task: str | None = None,
+        protocol: str | None = None,
+        length: int | None = None,
+    ) -> pd.DataFrame:
+        """One row a scored target of the finished cells (or of those asked for).
+
+        Columns: model, task, protocol, length, document, target (index in the document), context
+        (tokens the model saw), loss (nats).
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        wanted = {"model": model, "task": task, "protocol": protocol, "length": length}
+        columns = ["model", "task", "protocol", "length", "document", "target", "context", "loss"]
+        frames = []
+        for key in self.keys():
+            if any(v is not None and getattr(key, k) != v for k, v in wanted.items()):
+                continue
+            cell = read_cell(self.folder, key)
+            if not isinstance(cell, Cell):
+                continue
+            names = [entry["name"] for entry in cell.header["documents"]]
+            counts = [w.targets for w in cell.windows]
+            frame = pd.DataFrame(
+                {
+                    "document": np.repeat([names[i] for i in cell.document], counts),
+                    "target": np.concatenate([np.arange(w.first_target, w.stop + 1) for w in cell.windows]),
+                    "context": reductions.contexts(cell.windows),
+                    "loss": np.concatenate(cell.losses),
+                }
+            )
+            for column in columns[:4]:
+                frame[column] = getattr(key, column)
+            frames.append(frame[columns])
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def write_summary(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """``summary.csv`` with full precision; None is an empty field."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow(["" if row[c] is None else _text(row[c]) for c in COLUMNS])
+    write_atomically(folder / "summary.csv", buffer.getvalue().encode())
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run directory written by ``kerple-eval run``."""
+    path = Path(folder)
+    if not (path / "run.json").is_file():
+        raise UserError(f"{path}: not a run directory (no run.json)")
+    data = up_to_date(read_json(path / "run.json"), RUN_STEPS, path / "run.json")
+    try:
+        run = Run(path, data["specification"], data["provenance"])
+        run.keys()
+        sessions, models = run.provenance["sessions"], run.provenance.get("models", {})
+        if not (isinstance(sessions, list) and all(isinstance(session, dict) for session in sessions)):
+            raise TypeError("sessions is not a list of objects")
+        if not isinstance(models, dict):
+            raise TypeError("provenance.models is not an object")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / 'run.json'}: damaged: {type(error).__name__} {error}") from None
+    return run
+
+
+def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:
+    """The model's label; where another run holds it the run's name joins it, or else its whole path.
+
+    ``owners`` maps a label given so far to its run.
+    """
+    for label in (model, f"{model} ({Path(folder).resolve().name})"):
+        if owners.setdefault(label, str(folder)) == str(folder):
+            return label
+    return f"{model} ({folder})"

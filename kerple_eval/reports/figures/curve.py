@@ -1,0 +1,112 @@
+"""Extrapolation curves: perplexity against length, both logarithmic, the trained length marked.
+
+Bands are 95 % intervals over documents, where the cells are at hand and documents suffice; over seeds they
+are one standard deviation to either side of the mean, as the paper's tables have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from kerple_eval.reports import sums
+from kerple_eval.reports.figures.style import (
+    Curve,
+    Picture,
+    compose,
+    curves,
+    length_axis,
+    mark_trained,
+    save,
+    value_axis,
+)
+from kerple_eval.reports.grid import VALUES, Grid, chosen, model_names, read_grids
+from kerple_eval.reports.tables.seeds import Family, families
+from kerple_eval.reports.words import listing, trend
+
+SEED_BANDS = "bands: mean ± standard deviation over seeds"
+
+
+def draw(
+    folders: Sequence[str | Path], out: Path, *, task: str | None = None, protocol: str | None = None,
+    over_seeds: bool = False,
+) -> None:  # fmt: skip
+    """One panel a (task, protocol); legend in the order of the curves at the longest length.
+
+    ``over_seeds``: one curve a scheme, the mean over its seeds.
+    """
+    if over_seeds:
+        save(compose(seed_pictures(chosen(read_grids(folders), task, protocol))), out)
+    else:
+        save(compose(pictures(folders, sums.for_bands(folders), task=task, protocol=protocol)), out)
+
+
+def pictures(
+    folders: Sequence[str | Path], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
+) -> list[Picture]:
+    """One a grid, one curve a model."""
+    grids = read_grids(folders)
+    names = model_names(grids)
+    return [_picture(grid, _models(grid, names, known), sums.BANDS) for grid in chosen(grids, task, protocol)]
+
+
+def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
+    """One a grid, one curve a scheme; UserError where a grid holds one seed of each."""
+    members = [families(grid) for grid in grids]
+    names = list(dict.fromkeys(family.label for found in members for family in found))
+    return [
+        _picture(grid, _schemes(grid, found, names), SEED_BANDS)
+        for grid, found in zip(grids, members, strict=True)
+    ]
+
+
+def _models(grid: Grid, names: list[str], known: sums.Sums) -> list[Curve]:
+    value = grid.values()[0]
+    found = []
+    for model in grid.models:
+        cells = [
+            entry
+            for length in grid.lengths
+            if (entry := grid.entries.get((model, length))) and entry.row[value] is not None
+        ]
+        if cells:
+            x, y = [e.row["length"] for e in cells], [e.row[value] for e in cells]
+            band = sums.columns([sums.band(e, value, known) for e in cells])
+            found.append(Curve(model, names.index(model), x, y, *band))
+    return found
+
+
+def _schemes(grid: Grid, members: Sequence[Family], names: list[str]) -> list[Curve]:
+    value = grid.values()[0]
+    found = []
+    for family in members:
+        spreads = {n: s for n in grid.lengths if (s := family.spread(n, value)) is not None}
+        if spreads:
+            ends = [None if s.std is None else (s.mean - s.std, s.mean + s.std) for s in spreads.values()]
+            y = [s.mean for s in spreads.values()]
+            found.append(
+                Curve(family.label, names.index(family.label), list(spreads), y, *sums.columns(ends))
+            )
+    return found
+
+
+def _picture(grid: Grid, found: Sequence[Curve], bands: str) -> Picture:
+    value, trained = grid.values()[0], grid.trained_lengths
+    found = sorted(found, key=lambda one: one.y[-1], reverse=True)  # as the curves end
+
+    def paint(panel: Axes) -> None:
+        curves(panel, found)
+        value_axis(panel)
+        panel.set_ylabel(VALUES[value])
+        length_axis(panel, grid.lengths, "length L (tokens)")
+        mark_trained(panel, trained)
+
+    said = [f"{one.label} {trend(one.x, one.y)}" for one in found]
+    words = f"{VALUES[value]} against length in tokens".capitalize()
+    if trained:
+        words += f", trained length {listing([str(t) for t in sorted(trained)])} marked"
+    words += f". From the highest curve to the lowest: {'; '.join(said)}." if said else ": no finished cell."
+    banded = any(one.lower for one in found)
+    return Picture(f"{grid.task}, {grid.protocol}", paint, words, bands if banded else "")

@@ -1,0 +1,173 @@
+"""Loss against context: how each model's loss changes as it sees more (KERPLE figures 5 and 7).
+
+Losses of one length, binned by context (tokens the model saw). A windowed model (``NAME,window=512``)
+is the figures' baseline: where a curve runs along it, the model makes nothing of what is further away.
+Bands are 95 % intervals over documents, bin by bin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.reductions import contexts
+from kerple_eval.records.run import open_run, own_label
+from kerple_eval.reports import sums
+from kerple_eval.reports.figures.style import (
+    Curve,
+    Picture,
+    compose,
+    curves,
+    length_axis,
+    mark_trained,
+    save,
+    value_axis,
+)
+from kerple_eval.reports.grid import VALUES
+from kerple_eval.reports.words import trend
+from kerple_eval.stats.intervals import ratio_interval, shortage
+from kerple_eval.support.registry import unknown
+from kerple_eval.types import UserError
+
+BINS_PER_DOUBLING = 2
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A cell's losses by document and bin of context: ``losses [n, bins]`` nats, ``counts [n, bins]``."""
+
+    label: str
+    length: int
+    trained: int | None
+    edges: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def curve(self) -> tuple[list[float], list[float], list[sums.Band | None]]:
+        """Middle of each bin that holds targets, mean loss there, and its interval over documents."""
+        kept = [i for i in range(len(self.edges) - 1) if self.counts[:, i].sum()]
+        x = [math.sqrt(self.edges[i] * (self.edges[i + 1] - 1.0)) for i in kept]
+        y = [float(self.losses[:, i].sum() / self.counts[:, i].sum()) for i in kept]
+        return x, y, [self._band(i) for i in kept]
+
+    def _band(self, i: int) -> sums.Band | None:
+        some = self.counts[:, i] > 0
+        loss, count = self.losses[some, i], self.counts[some, i]
+        if shortage(count):
+            return None
+        found = ratio_interval(loss, count)
+        return found.low, found.high
+
+
+def bin_edges(longest: int) -> NDArray[np.int64]:
+    """Edges of context bins: single tokens first, then two a doubling, up to ``longest``."""
+    powers = np.arange(0, np.log2(longest + 1) + 1, 1 / BINS_PER_DOUBLING)
+    edges = np.unique(np.round(2.0**powers).astype(np.int64))
+    return np.append(edges[edges <= longest / 2 ** (0.5 / BINS_PER_DOUBLING)], longest + 1)
+
+
+def draw(
+    folders: Sequence[str | Path], out: Path, *, length: int | None = None, value: str = "nll",
+    task: str | None = None, protocol: str | None = None,
+) -> None:  # fmt: skip
+    """One panel a (task, protocol), at ``length`` or its longest; ``value`` is nll or ppl."""
+    made = pictures(folders, length=length, value=value, task=task, protocol=protocol)
+    if not made:
+        at = "" if length is None else f" at length {length}"
+        raise UserError(
+            f"no finished cell{at} whose contexts vary; run --protocol full-context, sliding-window or prefix"
+        )
+    save(compose(made), out)
+
+
+def pictures(
+    folders: Sequence[str | Path], *, length: int | None = None, value: str = "nll",
+    task: str | None = None, protocol: str | None = None,
+) -> list[Picture]:  # fmt: skip
+    """Empty where no finished cell's contexts vary."""
+    if value not in ("nll", "ppl"):
+        raise unknown("value", value, ("nll", "ppl"))
+    groups = _read(folders, length, task, protocol)
+    names = list(dict.fromkeys(binned.label for members in groups.values() for binned in members))
+    return [_picture(place, members, names, value) for place, members in groups.items()]
+
+
+def _read(
+    folders: Sequence[str | Path], length: int | None, task: str | None, protocol: str | None
+) -> dict[tuple[str, str], list[Binned]]:
+    """Finished cells of one length a (task, protocol).
+
+    Only where contexts vary: a protocol that scores nothing below half its length has no curve.
+    """
+    groups: dict[tuple[str, str], list[Binned]] = {}
+    owners: dict[tuple[str, str], dict[str, str]] = {}
+    seen: dict[str, dict[str, None]] = {"task": {}, "protocol": {}}
+    for folder in folders:
+        for cell in open_run(folder).cells():
+            place = (cell.key.task, cell.key.protocol)
+            for what, name in zip(seen, place, strict=True):
+                seen[what][name] = None
+            label = own_label(cell.key.model, folder, owners.setdefault(place, {}))
+            if length not in (None, cell.key.length) or not isinstance(cell, Cell):
+                continue
+            if task not in (None, place[0]) or protocol not in (None, place[1]):
+                continue
+            members = groups.setdefault(place, [])
+            if members and length is None and cell.key.length < members[0].length:
+                continue
+            if contexts(cell.windows).min() > cell.key.length // 2:
+                continue
+            members[:] = [m for m in members if m.length == cell.key.length] + [_binned(cell, label)]
+    for what, wanted in (("task", task), ("protocol", protocol)):
+        if wanted is not None and wanted not in seen[what]:
+            raise unknown(what, wanted, seen[what])
+    return {place: members for place, members in groups.items() if members}
+
+
+def _binned(cell: Cell, label: str) -> Binned:
+    edges = bin_edges(cell.key.length)
+    bins, documents = len(edges) - 1, len(cell.header["documents"])
+    owner = np.repeat(cell.document, [window.targets for window in cell.windows])
+    place = owner * bins + np.searchsorted(edges, contexts(cell.windows), side="right") - 1
+    losses = np.concatenate(cell.losses).astype(np.float64)
+    shape, size = (documents, bins), documents * bins
+    return Binned(
+        label, cell.key.length, cell.header["train_length"], edges,
+        np.bincount(place, weights=losses, minlength=size).astype(np.float64).reshape(shape),
+        np.bincount(place, minlength=size).reshape(shape),
+    )  # fmt: skip
+
+
+def _picture(place: tuple[str, str], members: Sequence[Binned], names: list[str], value: str) -> Picture:
+    found = []
+    for binned in members:
+        x, y, bands = binned.curve()
+        if value == "ppl":
+            y = [math.exp(loss) for loss in y]
+            bands = [b and (math.exp(b[0]), math.exp(b[1])) for b in bands]
+        found.append(Curve(binned.label, names.index(binned.label), x, y, *sums.columns(bands)))
+    found.sort(key=lambda one: -one.y[-1])
+    longest = members[0].length
+    label = "mean loss (nats per target)" if value == "nll" else VALUES[value]
+
+    def paint(panel: Axes) -> None:
+        curves(panel, found)
+        step = 1 if longest <= 64 else 2 if longest <= 1024 else 3
+        length_axis(panel, [2**i for i in range(0, longest.bit_length(), step)], "context (tokens seen)")
+        if value == "ppl":
+            value_axis(panel)
+        mark_trained(panel, {m.trained for m in members if m.trained is not None and m.trained <= longest})
+        panel.set_ylabel(label)
+
+    said = "; ".join(f"{one.label} {trend(one.x, one.y, 'at context')}" for one in found)
+    words = f"{label} against context, windows of {longest} tokens".capitalize()
+    words += f". From the highest curve at its end to the lowest: {said}."
+    note = sums.BANDS if any(one.lower for one in found) else ""
+    return Picture(f"{place[0]}, {place[1]}, L = {longest}", paint, words, note)

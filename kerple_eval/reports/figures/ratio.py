@@ -1,0 +1,96 @@
+"""Perplexity as a ratio to one scheme's, by length: 1 is as good, above 1 is worse.
+
+ratio(L) = exp(nll(L) - nll_reference(L)), on the same targets or not at all. Bands are 95 % intervals of
+the paired difference over documents: much narrower than those of two curves, since both schemes find the
+same documents hard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from kerple_eval.records.reductions import perplexity
+from kerple_eval.reports import sums
+from kerple_eval.reports.figures.style import (
+    Curve,
+    Picture,
+    compose,
+    curves,
+    length_axis,
+    mark_trained,
+    save,
+    value_axis,
+)
+from kerple_eval.reports.grid import Entry, Grid, chosen, model_names, read_grids
+from kerple_eval.reports.words import trend
+from kerple_eval.types import UserError
+
+
+def draw(
+    folders: Sequence[str | Path], out: Path, *, against: str, task: str | None = None,
+    protocol: str | None = None,
+) -> None:  # fmt: skip
+    """One panel a (task, protocol) that has the model ``against``; legend in the order of the curves."""
+    made = pictures(folders, sums.for_bands(folders), against=against, task=task, protocol=protocol)
+    save(compose(made), out)
+
+
+def pictures(
+    folders: Sequence[str | Path], known: sums.Sums, *, against: str, task: str | None = None,
+    protocol: str | None = None,
+) -> list[Picture]:  # fmt: skip
+    """Refused where ``against`` is unknown, or no other model has a cell on the same targets."""
+    grids = read_grids(folders)
+    names = model_names(grids, against)
+    found = [_picture(g, names, against, known) for g in chosen(grids, task, protocol) if against in g.models]
+    kept = [picture for picture in found if picture is not None]
+    if not kept:
+        raise UserError(f"nothing to set against {against}: no other model's cell is of the same targets")
+    return kept
+
+
+def _picture(grid: Grid, names: list[str], against: str, known: sums.Sums) -> Picture | None:
+    found, left_out = [], []
+    for model in (m for m in grid.models if m != against):
+        x, y, bands = [], [], []
+        for length in grid.lengths:
+            entry, reference = grid.entries.get((model, length)), grid.entries.get((against, length))
+            if not (entry and reference and entry.ok and reference.ok):
+                continue
+            ratio = _ratio(entry, reference)
+            if ratio is None:
+                left_out.append(f"{model} at {length}")
+                continue
+            x.append(length)
+            y.append(ratio)
+            bands.append(sums.ratio_band(entry, reference, known))
+        if x:
+            found.append(Curve(model, names.index(model), x, y, *sums.columns(bands)))
+    if not found:
+        return None
+    found.sort(key=lambda one: -one.y[-1])
+
+    def paint(panel: Axes) -> None:
+        panel.axhline(1, color="0.3", linewidth=0.8, zorder=0)
+        curves(panel, found)
+        value_axis(panel, named=1)
+        panel.set_ylabel("perplexity, ratio")
+        length_axis(panel, grid.lengths, "length L (tokens)")
+        mark_trained(panel, grid.trained_lengths)
+
+    said = "; ".join(f"{one.label} {trend(one.x, one.y)}" for one in found)
+    words = f"Perplexity as a ratio to that of {against}, against length in tokens. {said}."
+    notes = [sums.BANDS + ", paired"] if any(one.lower for one in found) else []
+    if left_out:
+        notes.append(f"left out, other targets or too large: {', '.join(left_out)}")
+    return Picture(f"{grid.task}, {grid.protocol}: against {against}", paint, words, "; ".join(notes))
+
+
+def _ratio(entry: Entry, reference: Entry) -> float | None:
+    """None on other targets, or where it exceeds the largest float."""
+    if entry.row["targets_hash"] != reference.row["targets_hash"]:
+        return None
+    return perplexity(entry.row["nll"] - reference.row["nll"])

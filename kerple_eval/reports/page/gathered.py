@@ -1,0 +1,83 @@
+"""What the sections of a page are made from, read once: runs, grids, sums by document, anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kerple_eval.records.run import Run, open_run
+from kerple_eval.reports import sums
+from kerple_eval.reports.grid import Entry, Grid, model_names, read_grids
+
+#: What others are set against where nobody says otherwise.
+REFERENCE = "kerple-log"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A cell of the page: its grid, its label there and its anchor."""
+
+    grid: Grid
+    label: str
+    length: int
+    entry: Entry
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Gathered:
+    folders: Sequence[Path]
+    runs: Sequence[Run]
+    grids: Sequence[Grid]
+    known: sums.Sums
+    reference: str | None  # a model of some grid
+    anchors: dict[tuple[str, str, str, int], str] = field(default_factory=dict)
+
+    def cells(self) -> Iterator[Placed]:
+        """In the order of the tables: by grid, model, length."""
+        for grid in self.grids:
+            for model in grid.models:
+                for length in grid.lengths:
+                    if entry := grid.entries.get((model, length)):
+                        yield Placed(grid, model, length, entry, self.anchor(grid, model, length))
+
+    def anchor(self, grid: Grid, model: str, length: int) -> str:
+        """Of the cell's row in the provenance; "" where it has not been run."""
+        return self.anchors.get((grid.task, grid.protocol, model, length), "")
+
+    def links(self, task: str, protocol: str) -> dict[tuple[str, int], str]:
+        """(model, length) -> anchor, for tables that name models by the runs' own labels.
+
+        Only labels that one run alone has: of two, the table's and the grid's need not be the same.
+        """
+        grid = next(g for g in self.grids if (g.task, g.protocol) == (task, protocol))
+        own = [
+            next(e for (name, _), e in grid.entries.items() if name == m).row["model"] for m in grid.models
+        ]
+        return {
+            (model, length): self.anchor(grid, model, length)
+            for model, length in grid.entries
+            if own.count(model) == 1
+        }
+
+    def run_of(self, entry: Entry) -> int:
+        """The number of an entry's run, from 1."""
+        return 1 + [run.folder for run in self.runs].index(entry.folder)
+
+
+def gather(folders: Sequence[str | Path], against: str | None) -> Gathered:
+    """Read everything; ``against`` must be a model of the runs, kerple-log where it is there if None."""
+    paths = [Path(folder) for folder in dict.fromkeys(map(str, folders))]
+    grids = read_grids(paths)
+    names = model_names(grids, against)
+    reference = against or (REFERENCE if REFERENCE in names and len(names) > 1 else None)
+    found = Gathered(paths, [open_run(path) for path in paths], grids, sums.read(paths), reference)
+    number = 0
+    for grid in grids:
+        for model in grid.models:
+            for length in grid.lengths:
+                if (model, length) in grid.entries:
+                    number += 1
+                    found.anchors[grid.task, grid.protocol, model, length] = f"cell-{number}"
+    return found

@@ -1,0 +1,175 @@
+"""Blocks as one self-contained HTML page: styles, script and figures inline, nothing fetched.
+
+The page's own policy (Content-Security-Policy) forbids every request and every script but this one, by
+its hash, so that a label can never become code. Without JavaScript its tables are plain tables; with it
+they sort by a click on a heading and filter by words.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from kerple_eval.reports.figures.style import COLORS, Picture, compose, rendered
+from kerple_eval.reports.page.blocks import (
+    Block,
+    Code,
+    Facts,
+    Figures,
+    Heading,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    Value,
+    Warn,
+)
+
+_STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("page.js")
+#: Greys of text and lines in figures, which take the page's own colour of text: light or dark.
+_INK = re.compile(r"(?P<what>fill|stroke): #(?:000000|4d4d4d|666666)\b")
+_FEWEST_TO_FILTER = 6  # rows
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The whole page."""
+    style, script = (path.read_text(encoding="utf-8") for path in (_STYLE, _SCRIPT))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    links = "".join(f'<li><a href="#{escape(s.anchor)}">{escape(s.title)}</a></li>' for s in sections)
+    figures = _Figures()
+    body = "".join(_section(section, figures) for section in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#page">Skip to the page</a>\n<header><h1>{escape(title)}</h1>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n'
+        f'<main id="page" tabindex="-1">\n{body}</main>\n<script>{script}</script>\n</body>\n</html>\n'
+    )
+
+
+class _Figures:
+    """Numbers the figures, so that their ids are the page's own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def set(self, picture: Picture) -> str:
+        self.count += 1
+        name = f"figure-{self.count}"
+        title, words, note = escape(picture.title), escape(picture.words), escape(picture.note)
+        noted = f" <span class=note>{note}</span>" if note else ""
+        return (
+            f'<figure id="{name}">{inline(picture, name)}'
+            f'<figcaption><strong id="{name}-title">{title}</strong>{noted}'
+            f'<details><summary>The figure in words</summary><p id="{name}-words">{words}</p></details>'
+            "</figcaption></figure>\n"
+        )
+
+
+def inline(picture: Picture, name: str) -> str:
+    """The picture as an <svg> of the page: ids of its own, the page's colour of text, any width."""
+    text = rendered(compose([picture]), "svg", transparent=True).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = _INK.sub(r"\g<what>: currentColor", text).replace("xlink:href", "href")
+    text = text.replace(COLORS[0].lower(), "var(--blue)")  # too dark on a dark page
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', lambda m: _svg(m[1], name), text, count=1)
+    return re.sub(r"\s*\n\s*", "\n", text).strip()
+
+
+def _svg(box: str, name: str) -> str:
+    return f'<svg viewBox="{box}" role="img" aria-labelledby="{name}-title" aria-describedby="{name}-words">'
+
+
+def _section(section: Section, figures: _Figures) -> str:
+    anchor = escape(section.anchor)
+    blocks = "".join(_block(block, figures) for block in section.blocks)
+    return (
+        f'<section id="{anchor}" aria-labelledby="{anchor}-title">\n'
+        f'<h2 id="{anchor}-title">{escape(section.title)}</h2>\n{blocks}</section>\n'
+    )
+
+
+def _block(block: Block, figures: _Figures) -> str:
+    match block:
+        case Table():
+            text = _table(block)
+        case Paragraph(said):
+            text = f"<p>{escape(said)}</p>"
+        case Warn(said, link):
+            more = f' <a href="#{escape(link)}">see there</a>' if link else ""
+            text = f'<p class="warn" role="note"><strong>Warning:</strong> {escape(said)}{more}</p>'
+        case Code(said):
+            text = f'<pre tabindex="0"><code>{escape(said)}</code></pre>'
+        case Heading(said, anchor):
+            own = f' id="{escape(anchor)}"' if anchor else ""
+            text = f"<h3{own}>{escape(said)}</h3>"
+        case Facts(pairs):
+            items = "".join(f"<dt>{escape(name)}</dt><dd>{_value(value)}</dd>" for name, value in pairs)
+            text = f"<dl>{items}</dl>"
+        case Figures(_, pictures):
+            text = f'<div class="figures">{"".join(map(figures.set, pictures))}</div>'
+    return text + "\n"
+
+
+def _table(table: Table) -> str:
+    head = "".join(
+        f'<th scope="col"{_kind(i in table.words)}>{escape(text)}</th>' for i, text in enumerate(table.head)
+    )
+    bodies = []
+    for group, rows in groupby(table.rows, key=lambda row: row.group):
+        named = ""
+        if group:
+            span = f'<th scope="rowgroup" colspan="{len(table.head)}">{escape(group)}</th>'
+            named = f'<tr class="group">{span}</tr>'
+        bodies.append(f"<tbody>{named}{''.join(_row(row, table.words) for row in rows)}</tbody>")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    noted = f'<ul class="notes">{notes}</ul>' if notes else ""
+    filtered = " data-filter" if len(table.rows) >= _FEWEST_TO_FILTER else ""
+    title = escape(table.title)
+    return (
+        f'<div class="table"{filtered}><div class="scroll" role="region" tabindex="0" aria-label="{title}">'
+        f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div>"
+        f"{noted}</div>\n"
+    )
+
+
+def _row(row: Row, words: frozenset[int]) -> str:
+    first, *rest = row.values
+    own = f' id="{escape(row.anchor)}" tabindex="-1"' if row.anchor else ""
+    cells = "".join(
+        f"<td{_kind(i in words)}{' data-missing' if value.missing else ''}>{_value(value)}</td>"
+        for i, value in enumerate(rest, 1)
+    )
+    return f'<tr{own}><th scope="row">{_value(first)}</th>{cells}</tr>'
+
+
+def _kind(words: bool) -> str:
+    return "" if words else ' class="number"'
+
+
+def _value(value: Value) -> str:
+    text = escape(value.text)
+    if value.code:
+        text = f"<code>{text}</code>"
+    if value.best:
+        text = f"<strong>{text}</strong>"
+    if value.link:
+        text = f'<a href="#{escape(value.link)}">{text}</a>'
+    return text + escape(value.mark)

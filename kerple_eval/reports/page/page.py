@@ -1,0 +1,80 @@
+"""One page a reader can keep: what was asked, tables, figures, how sure, where every number came from.
+
+A section is one function and one line of ``SECTIONS``; it returns blocks (:mod:`blocks`), which are set
+as one HTML file that needs nothing else, or as Markdown with its figures beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kerple_eval.reports.page import html, markdown
+from kerple_eval.reports.page.blocks import Section
+from kerple_eval.reports.page.gathered import Gathered, gather
+from kerple_eval.reports.page.provenance import provenance
+from kerple_eval.reports.page.sections import (
+    asked,
+    by_context,
+    compared,
+    explained,
+    results,
+    sure,
+    told,
+    warnings,
+)
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.registry import unknown
+from kerple_eval.types import UserError
+
+#: In the order of the page.
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
+    asked,
+    warnings,
+    results,
+    told,
+    explained,
+    compared,
+    sure,
+    by_context,
+    provenance,
+)
+
+PAGE_FORMATS = {"html": (".html", ".htm"), "markdown": (".md", ".markdown")}
+
+
+def write(
+    folders: Sequence[str | Path], out: Path | None = None, style: str | None = None,
+    *, against: str | None = None,
+) -> list[Path]:  # fmt: skip
+    """Write the page of ``folders`` to ``out``, report.html in the first of them unless given.
+
+    ``style`` is a name of ``PAGE_FORMATS``; without it the ending of ``out`` decides. Returns the files
+    written.
+    """
+    style, out = _place(folders, out, style)
+    found = gather(folders, against)
+    sections = [section for make in SECTIONS if (section := make(found)) is not None]
+    title = "Length extrapolation: " + ", ".join(run.folder.resolve().name for run in found.runs)
+    if style == "html":
+        write_atomically(out, html.render(title, sections).encode())
+        return [out]
+    text, figures = markdown.render(title, sections, out)
+    write_atomically(out, text.encode())
+    return [out, *figures]
+
+
+def _place(folders: Sequence[str | Path], out: Path | None, style: str | None) -> tuple[str, Path]:
+    if style is not None and style not in PAGE_FORMATS:
+        raise unknown("page format", style, PAGE_FORMATS)
+    if out is None:
+        style = style or "html"
+        return style, Path(folders[0]) / f"report{PAGE_FORMATS[style][0]}"
+    meant = next((name for name, endings in PAGE_FORMATS.items() if out.suffix.lower() in endings), None)
+    if meant is None or style not in (None, meant):
+        wanted = (
+            PAGE_FORMATS[style] if style else [ending for known in PAGE_FORMATS.values() for ending in known]
+        )
+        kind = f"{style} page" if style else "page"
+        raise UserError(f"{out}: a {kind}'s name must end with {' or '.join(wanted)}")
+    return meant, out

@@ -1,0 +1,135 @@
+"""Where every number of a page came from: cells, models, texts, commands and versions."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from kerple_eval.records.cell import file_name, read_header
+from kerple_eval.records.run import Run
+from kerple_eval.reports.page.blocks import Block, Facts, Heading, Row, Section, Table, Value
+from kerple_eval.reports.page.gathered import Gathered, Placed
+
+HEAD = (
+    "model", "task", "protocol", "length", "nats per target", "perplexity", "bits per byte", "documents",
+    "windows", "targets", "targets hash", "status", "dtype", "device", "seconds", "weights sha256", "run",
+    "file",
+)  # fmt: skip
+_WORDS = frozenset({0, 1, 2, 10, 11, 12, 13, 15, 16, 17})
+
+
+def provenance(found: Gathered) -> Section:
+    blocks: list[Block] = [
+        Heading("Cells"),
+        Table(
+            "Every cell: a row a number of the tables above",
+            HEAD,
+            tuple(_cell(found, placed) for placed in found.cells()),
+            (
+                "numbers to eight digits; summary.csv has them in full, the file every loss",
+                "the targets hash covers the documents' tokens and the spans of scored targets",
+                "files are named within the run's folder; those not there when this page was made are "
+                "marked, and a page that was moved or committed without its cells names files that did not "
+                "come along",
+            ),
+            _WORDS,
+        ),
+    ]
+    for number, run in enumerate(found.runs, 1):
+        blocks += _run(number, run)
+    return Section("Provenance", "provenance", tuple(blocks))
+
+
+def _cell(found: Gathered, placed: Placed) -> Row:
+    entry, row = placed.entry, placed.entry.row
+    name = "" if entry.key is None else file_name(entry.key)
+    header = (None if entry.key is None else read_header(entry.folder, entry.key)) or {}
+    number = found.run_of(entry)
+    model: dict[str, Any] = next(
+        (m for m in found.runs[number - 1].specification["models"] if m["label"] == row["model"]), {}
+    )
+    weights = str(header.get("weights_sha256") or model.get("weights_sha256") or "")
+    ending = ".parquet" if entry.ok else ".json"
+    file = f"cells/{name}{ending}" if name else ""
+    here = bool(file) and (entry.folder / file).exists()
+    values = (
+        Value(placed.label), Value(row["task"]), Value(row["protocol"]), Value(str(row["length"])),
+        _number(row["nll"]), _number(row["ppl"]), _number(row["bits_per_byte"]),
+        *(_whole(row[key]) for key in ("documents", "windows", "targets")),
+        Value(row["targets_hash"] or "", code=True), Value(row["status"]), Value(row["dtype"] or ""),
+        Value(row["device"] or ""), _seconds(header.get("seconds")),
+        Value(weights[:16], f"models-{number}" if weights else "", code=True),
+        Value(f"{number}: {entry.folder.resolve().name}", f"run-{number}"),
+        Value(file, code=True, mark="" if here or not file else " (not here)"),
+    )  # fmt: skip
+    return Row(values, placed.anchor)
+
+
+def _number(value: float | None) -> Value:
+    return Value("", missing=True) if value is None else Value(f"{value:#.8g}")
+
+
+def _seconds(value: float | None) -> Value:
+    return Value("", missing=True) if value is None else Value(f"{value:.1f}")
+
+
+def _whole(value: int | None) -> Value:
+    return Value("", missing=True) if value is None else Value(f"{value:,}")
+
+
+def _run(number: int, run: Run) -> list[Block]:
+    spec = run.specification
+    arguments = run.provenance.get("models", {})
+    models = tuple(
+        Row(
+            (
+                Value(m["label"]), Value(str(arguments.get(m["label"], "")), code=True),
+                Value(str(m.get("format", ""))), Value(str(m.get("scheme", ""))),
+                _plain(m.get("train_length")),
+                _plain(m.get("seed")), _plain(m.get("parameters")), Value(str(m.get("tokenizer", ""))),
+                Value(str(m.get("weights_sha256", "")), code=True),
+            )
+        )
+        for m in spec["models"]
+    )  # fmt: skip
+    head = ("model", "given as", "format", "scheme", "trained at", "seed", "parameters", "tokeniser",
+            "weights sha256")  # fmt: skip
+    blocks: list[Block] = [
+        Heading(f"Run {number}: {run.folder.resolve().name}", f"run-{number}"),
+        _sessions(run.provenance["sessions"]),
+        Heading(f"Models of run {number}", f"models-{number}"),
+        Table("Checkpoints as they were scored", head, models, (), frozenset({0, 1, 2, 3, 7, 8})),
+        Heading(f"Texts of run {number}", f"texts-{number}"),
+    ]
+    for task in spec["tasks"]:
+        pairs = [(key, value) for key, value in _flat(task) if value]
+        blocks.append(Facts(tuple((key, Value(value, code="sha256" in key)) for key, value in pairs)))
+    return blocks
+
+
+def _plain(value: int | None) -> Value:
+    return Value("", missing=True) if value is None else Value(f"{value:,}")
+
+
+def _sessions(sessions: list[dict[str, Any]]) -> Table:
+    """Every command that added to the run, with what it ran on."""
+    keys = ("began", "kerple_eval", "torch", "python", "platform", "device", "threads")
+    rows = tuple(
+        Row(
+            (
+                *(Value(str(session.get(key, ""))) for key in keys),
+                Value(shlex.join(["kerple-eval", *session["command"][1:]]), code=True),
+            )
+        )
+        for session in sessions
+    )
+    head = ("began", "kerple-eval", "torch", "Python", "platform", "processor", "threads", "command")
+    words = frozenset(range(len(head))) - {6}
+    return Table("Commands that wrote to this run", head, rows, (), words)
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Leaves of a record by dotted name."""
+    if isinstance(value, dict):
+        return [leaf for key, part in value.items() for leaf in _flat(part, f"{name}.{key}" if name else key)]
+    return [(name, "" if value is None else str(value))]

@@ -1,0 +1,210 @@
+"""The page's sections but provenance: what was asked, warnings, results, comparisons, figures.
+
+A section is a function of what was gathered and gives None where it has nothing to say.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kerple_eval.reports.figures import curve, depth, position, ratio, scatter
+from kerple_eval.reports.grid import Grid
+from kerple_eval.reports.page.blocks import (
+    Block,
+    Code,
+    Facts,
+    Figures,
+    Heading,
+    Paragraph,
+    Section,
+    Value,
+    Warn,
+    of_listing,
+    of_sheet,
+)
+from kerple_eval.reports.page.gathered import Gathered
+from kerple_eval.reports.tables import answers, compare, explain, intervals, table
+from kerple_eval.reports.words import listing
+from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
+from kerple_eval.types import UserError
+
+_ASKED = {"dtype": "dtype", "device": "device", "max_tokens": "tokens a document, at most"}
+
+
+def asked(found: Gathered) -> Section:
+    """The command, models, texts, protocols and lengths of each run."""
+    blocks: list[Block] = []
+    for number, run in enumerate(found.runs, 1):
+        spec, provenance = run.specification, run.provenance
+        if len(found.runs) > 1:
+            blocks.append(Heading(run.folder.resolve().name))
+        # The last of each run that it was merged of.
+        last = {s.get("run", ""): s["command"] for s in provenance["sessions"]}
+        blocks += [Code(shlex.join(["kerple-eval", *command[1:]])) for command in last.values()]
+        models = [model["label"] for model in spec["models"]]
+        protocols = [f"{p['protocol']} at {', '.join(map(str, p['lengths']))}" for p in spec["protocols"]]
+        facts = [
+            ("models", Value(", ".join(models), f"models-{number}")),
+            ("texts", Value(", ".join(t["name"] for t in spec["tasks"]), f"texts-{number}")),
+            ("protocols", Value("; ".join(protocols))),
+        ]
+        facts += [(name, Value(str(spec[key]))) for key, name in _ASKED.items() if spec.get(key)]
+        blocks.append(Facts(tuple(facts)))
+    return Section("What was asked", "asked", tuple(blocks))
+
+
+def warnings(found: Gathered) -> Section:
+    said = list(_warnings(found))
+    if not said:
+        said = [Paragraph("None: every cell asked for is finished and on disk, on the same targets.")]
+    return Section("Warnings", "warnings", tuple(said))
+
+
+def _warnings(found: Gathered) -> Iterator[Block]:
+    done = {(placed.entry.folder, placed.entry.key) for placed in found.cells()}
+    for run in found.runs:
+        wanted = run.keys()
+        lacking = [key for key in wanted if (run.folder, key) not in done]
+        if lacking:
+            yield Warn(f"{run.folder.resolve().name}: {len(lacking)} cells asked for have not been run")
+        for plan in run.specification["protocols"]:
+            if "reduction" in plan:
+                yield Warn(
+                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}), and so are "
+                    "intervals and comparisons; bits per byte, the split of a change and losses by context "
+                    "are of the mean over targets"
+                )
+        if "precision" in run.specification:
+            yield Warn(
+                f"{run.folder.resolve().name}: documents were added until it was sure (--precision), so that "
+                "intervals here cover less than they say; precision.json there holds those corrected for it"
+            )
+    for placed in found.cells():
+        if not placed.entry.ok:
+            where = f"{placed.label}, {placed.grid.task}, {placed.grid.protocol} at {placed.length}"
+            yield Warn(f"{where} failed: {placed.entry.row['error']}", placed.anchor)
+    shared: dict[str, list[str]] = {}
+    for grid in found.grids:
+        for text in _grid_warnings(grid):
+            shared.setdefault(text, []).append(f"{grid.task} {grid.protocol}")
+    yield from (Warn(f"{listing(places)}: {text}") for text, places in shared.items())
+    absent = sum(p.entry.ok and (p.entry.folder, p.entry.key) not in found.known for p in found.cells())
+    if absent:
+        yield Warn(
+            f"of {absent} finished cells the files are not beside run.json: their numbers stand in "
+            "summary.csv, but losses, intervals and comparisons cannot be shown"
+        )
+
+
+def _grid_warnings(grid: Grid) -> Iterator[str]:
+    cells = [entry.row for entry in grid.entries.values() if entry.ok]
+    mixed = [str(length) for length in grid.lengths if not grid.same_targets(length)]
+    if len(grid.tokenizers) > 1:
+        yield "models with different tokenisers; compare bits per byte, not perplexity"
+    elif mixed:
+        yield (
+            f"models were scored on different targets at {listing(mixed)}, so a difference there is one of "
+            "text too"
+        )
+    if grid.differs_between_lengths():
+        yield "the targets differ between lengths, so a change with length is one of text too"
+    fewest = min((row["documents"] for row in cells), default=MINIMUM_DOCUMENTS)
+    if fewest < MINIMUM_DOCUMENTS:
+        yield (
+            f"{fewest} {'document' if fewest == 1 else 'documents'}, and an interval needs "
+            f"{MINIMUM_DOCUMENTS}; small differences may be noise"
+        )
+    for what in ("dtype", "device"):
+        kinds = sorted({row[what] for row in cells})
+        if len(kinds) > 1:
+            yield f"cells differ in {what} ({listing(kinds)})"
+
+
+def results(found: Gathered) -> Section:
+    """The tables, each number linked to its cell, with the curve beside."""
+    blocks: list[Block] = []
+    pictures = curve.pictures(found.folders, found.known)
+    for place, grid in enumerate(found.grids):
+        blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
+        links = [[found.anchor(grid, model, length) for length in grid.lengths] for model in grid.models]
+        sheets = [table.sheet(grid, value) for value in grid.values()]
+        sheets[:-1] = [replace(sheet, notes=()) for sheet in sheets[:-1]]  # said once, under the last
+        blocks += [of_sheet(sheet, links) for sheet in sheets]
+        try:
+            seeds = table.over_seeds(grid, found.reference)
+            if seeds is not None:
+                blocks.append(of_sheet(seeds))
+                pictures[place : place + 1] = curve.seed_pictures([grid])
+        except UserError as error:
+            blocks.append(Paragraph(f"No table over seeds: {error}."))
+        blocks.append(Figures("curve", (pictures[place],)))
+    return Section("Results", "results", tuple(blocks))
+
+
+def told(found: Gathered) -> Section | None:
+    """Exact match and loss of made tasks by length and depth."""
+    if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
+        return None
+    tables = [of_listing(one, {}) for one in answers.listings(found.folders)]
+    drawn = Figures("depth", tuple(depth.pictures(found.folders)))
+    return Section("Is what was told still there", "told", (*tables, drawn))
+
+
+def explained(found: Gathered) -> Section | None:
+    """Why it changed with length: fewer cold starts, or more context."""
+    if not found.known:
+        return None
+    blocks: list[Block] = [
+        Paragraph(
+            "Dilution is what fewer cold starts alone would change, for a model that uses no more than the "
+            "shorter length; context gain is what longer context changes."
+        )
+    ]
+    try:
+        tables, missing = explain.explained(found.folders)
+    except UserError as error:
+        return Section("Why it changed", "explained", (Paragraph(f"No explanation: {error}."),))
+    blocks += [of_listing(one, {}) for one in tables]
+    blocks += [Code("\n".join(missing))] if missing else []
+    return Section("Why it changed", "explained", tuple(blocks))
+
+
+def compared(found: Gathered) -> Section | None:
+    """Every model against the reference: tests, ratio by length, document by document."""
+    against = found.reference
+    if against is None:
+        return None
+    blocks: list[Block] = []
+    try:
+        for one in compare.listings(found.folders, against):
+            blocks.append(of_listing(one, found.links(one.task, one.protocol)))
+    except UserError as error:
+        blocks.append(Paragraph(f"No tests: {error}."))
+    try:
+        blocks.append(Figures("ratio", tuple(ratio.pictures(found.folders, found.known, against=against))))
+    except UserError as error:
+        blocks.append(Paragraph(f"No figure of ratios: {error}."))
+    enough = any(len(cell.sums) >= MINIMUM_DOCUMENTS for cell in found.known.values())
+    if enough:
+        try:
+            drawn = scatter.pictures(found.folders, found.known, against=against)
+            blocks.append(Figures("scatter", tuple(drawn)))
+        except UserError as error:
+            blocks.append(Paragraph(f"No figure by document: {error}."))
+    return Section(f"Against {against}", "compared", tuple(blocks))
+
+
+def sure(found: Gathered) -> Section | None:
+    """Intervals of every number."""
+    if not found.known:
+        return None
+    tables = [of_listing(x, found.links(x.task, x.protocol)) for x in intervals.listings(found.folders)]
+    return Section("How sure", "sure", tuple(tables))
+
+
+def by_context(found: Gathered) -> Section:
+    drawn = position.pictures(found.folders)
+    block = Figures("position", tuple(drawn)) if drawn else Paragraph("No finished cell's contexts vary.")
+    return Section("Loss against context", "context", (block,))

@@ -1,0 +1,143 @@
+"""Why mean loss changed with length, as a table: dilution and context gain (see ``explanation``)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.reports.rows import Listing, check_format, csv_text, draw
+from kerple_eval.reports.tables.explain_command import commands
+from kerple_eval.stats.context_gain import Part, Split, explain
+from kerple_eval.types import UserError
+
+HEAD = ("model", "lengths", "change", "dilution", "context gain", "stride", "documents", "targets")
+COLUMNS = (
+    "model", "task", "protocol", "length_from", "length_to", "documents", "targets", "same_targets",
+    "change", "change_low", "change_high", "dilution", "dilution_low", "dilution_high",
+    "context_gain", "context_gain_low", "context_gain_high", "other_targets", "stride",
+    "context_short_of", "needs",
+)  # fmt: skip
+
+
+def parse_pair(text: str | None) -> tuple[int, int] | None:
+    """``512,4096`` -> two lengths, the shorter first."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if len(words) != 2 or not all(w.isascii() and w.isdigit() for w in words) or words[0] == words[1]:
+        raise UserError(f"--length {text}: expected two different lengths, as in 512,4096")
+    first, second = sorted(int(word) for word in words)
+    return first, second
+
+
+def render(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
+    """Splits of one or several runs in text, Markdown or CSV; nats per target, negative is better."""
+    check_format(style)
+    splits = explain(folders, lengths)
+    if style == "csv":
+        return csv_text(COLUMNS, [_record(split) for split in splits])
+    blocks = [draw(one, style) for one in _listings(splits)]
+    if lines := _missing(splits, folders, "explain"):
+        if style == "markdown":
+            lines = ["```", *lines, "```"]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def explained(folders: Sequence[str | Path]) -> tuple[list[Listing], list[str]]:
+    """The tables that ``render`` prints, and how the cells that they lack are computed."""
+    splits = explain(folders)
+    return _listings(splits), _missing(splits, folders, "report")
+
+
+def _listings(splits: Sequence[Split]) -> list[Listing]:
+    groups: dict[tuple[str, str], list[Split]] = {}
+    for split in splits:
+        groups.setdefault((split.key.task, split.key.protocol), []).append(split)
+    what = "change of mean loss with length, nats per target (negative is better)"
+    return [
+        Listing(
+            f"{task}, {protocol}: {what}",
+            HEAD,
+            [_row(s) for s in members],
+            _notes(members),
+            task,
+            protocol,
+            last_is_number=True,
+        )
+        for (task, protocol), members in groups.items()
+    ]
+
+
+def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: str) -> list[str]:
+    """The commands that compute the sliding-window cells that a split needs, and the one that uses them."""
+    missing = commands(splits)
+    if not missing:
+        return []
+    asked = shlex.join([*map(str, folders), *(words[-1] for words in missing)])  # --out is last
+    lines = ["missing sliding-window cells are computed by", *(f"  {shlex.join(w)}" for w in missing)]
+    return [*lines, "and then used by", f"  kerple-eval {command} {asked}"]
+
+
+def _row(split: Split) -> tuple[str, ...]:
+    stride = "" if split.stride is None else str(split.stride)
+    return (
+        split.key.model, f"{split.key.length} -> {split.longer}", _shown(split.change),
+        _shown(split.dilution), _shown(split.context_gain), stride, str(split.documents),
+        f"{split.targets:,}",
+    )  # fmt: skip
+
+
+def _shown(part: Part | None) -> str:
+    if part is None:
+        return "-"
+    numbers = [f"{value:+.4f}" for value in (part.value, *(part.interval or ()))]
+    value, *ends = ["0.0000" if number[1:] == "0.0000" else number for number in numbers]
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def _notes(splits: Sequence[Split]) -> list[str]:
+    notes = []
+    for split in splits:
+        who = f"{split.key.model}, {split.key.length} -> {split.longer}"
+        if not split.same_targets:
+            told = (
+                f"; the split is over those of both, the others add {split.other_targets:+.4f}"
+                if split.targets
+                else ""
+            )
+            notes.append(f"warning: {who}: the two lengths were computed on different targets{told}")
+        if split.needs:
+            notes.append(f"{who}: not split: {split.needs}")
+    for plan in splits[0].run.specification["protocols"]:
+        if plan["protocol"] == splits[0].key.protocol and "reduction" in plan:
+            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan['reduction']}")
+    strides = {(s.key.length, s.stride, s.short_of) for s in splits if s.stride is not None}
+    for length, stride, short in sorted(strides, key=lambda x: (x[0], x[1] or 0)):
+        at = f"sliding-window at {length}, stride {stride}"
+        exact = "exact" if short == 0 else f"its contexts fall short of {length} by {short:.1f} on average"
+        notes.append(f"loss at context {length} measured by {at}: {exact}")
+    few = [split for split in splits if split.targets and split.change.interval is None]
+    if few:
+        notes.append(f"not enough documents for an interval ({max(s.documents for s in few)}; 5 needed)")
+    if any(split.change.interval for split in splits):
+        notes.append("95 % intervals over documents (ratio of sums, linearised, t)")
+    return list(dict.fromkeys(notes))
+
+
+def _record(split: Split) -> dict[str, Any]:
+    key, used = split.key, split.stride is not None
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
+        "model": key.model, "task": key.task, "protocol": key.protocol, "length_from": key.length,
+        "length_to": split.longer, "documents": split.documents, "targets": split.targets,
+        "same_targets": "true" if split.same_targets else "false", "other_targets": split.other_targets,
+        "stride": split.stride, "context_short_of": split.short_of if used else None, "needs": split.needs,
+    }  # fmt: skip
+    for name in ("change", "dilution", "context_gain"):
+        part: Part | None = getattr(split, name)
+        if part is not None:
+            low, high = part.interval or (None, None)
+            row |= {name: part.value, f"{name}_low": low, f"{name}_high": high}
+    return row

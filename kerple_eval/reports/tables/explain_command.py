@@ -1,0 +1,95 @@
+"""The command that computes the sliding-window cells an explanation lacks. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kerple_eval.records.run import Run
+from kerple_eval.stats.context_gain import Split
+
+#: The stride suggested is the shortest length by this: contexts of 7/8 L1 and more.
+STRIDES_A_LENGTH = 8
+
+
+def commands(splits: Sequence[Split]) -> list[list[str]]:
+    """Words of one command a run whose splits lack a sliding-window cell; none where none would help.
+
+    The last is the directory it writes.
+    """
+    wanted: dict[tuple[str, str], list[Split]] = {}  # by directory and first-token rule
+    for split in splits:
+        if split.needs.startswith("no sliding-window"):
+            wanted.setdefault((str(split.run.folder), _bos(split)), []).append(split)
+    return [_command(group, bos) for (_, bos), group in wanted.items()]
+
+
+def _bos(split: Split) -> str:
+    """The first-token rule of a protocol of its own that the new cells must share, or nothing."""
+    for plan in split.run.specification["protocols"]:
+        if plan["protocol"] == split.key.protocol and "first_token" in plan:
+            rule = str(plan["first_token"][split.key.task][split.key.model]["rule"])
+            return "window" if rule == "window" else "tokenizer"
+    return ""
+
+
+def _command(splits: Sequence[Split], bos: str) -> list[str]:
+    run = splits[0].run
+    lengths = sorted({split.key.length for split in splits})
+    stride = max(1, lengths[0] // STRIDES_A_LENGTH)
+    cap = f"@{lengths[-1]}" if _same_documents(run) else ""
+    folder = Path(run.folder)
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return [
+        *_asked(run), "--protocol",
+        f"sliding-window:stride={stride}{cap}", *(["--bos", bos] if bos else []),
+        "--out", str(folder.with_name(folder.name + "-sliding" + (f"-bos-{bos}" if bos else ""))),
+    ]  # fmt: skip
+
+
+def _same_documents(run: Run) -> bool:
+    """Whether a run of shorter windows alone would score the same documents, and perhaps more."""
+    if run.specification["keep_short"]:
+        return True
+    chosen = [task["selection"] for task in run.specification["tasks"]]
+    return all(s["count"] is None or s["passed_over_as_short"] == 0 for s in chosen)
+
+
+def _asked(run: Run) -> list[str]:
+    """The run's command without protocols, first-token rule and directory."""
+    command = [str(word) for word in run.provenance["sessions"][-1]["command"]]
+    if command[1:2] != ["run"] or "merged" in run.provenance:  # a part's command is not the whole's
+        return _from_record(run)
+    kept, skip = [], False
+    for word in command:
+        if skip:
+            skip = False
+        elif word in ("--protocol", "--out", "--bos"):
+            skip = True
+        elif not word.startswith(("--protocol=", "--out=", "--bos=")):
+            kept.append(word)
+    return kept
+
+
+def _from_record(run: Run) -> list[str]:
+    """A run that Python started, as a command."""
+    specification, provenance = run.specification, run.provenance
+    words = ["kerple-eval", "run"]
+    for label, place in provenance["models"].items():
+        words.append(place if place.startswith(f"{label}=") else f"{label}={place}")
+    for task in specification["tasks"]:
+        if task["name"] not in ("text", "tokens"):
+            words += ["--task", task["name"]]
+    for option in ("text", "tokens"):
+        for path in provenance[f"{option}_files"]:
+            words += [f"--{option}", path]
+    lengths = sorted({n for plan in specification["protocols"] for n in plan["lengths"]})
+    words += ["--length", ",".join(map(str, lengths))]
+    selection = specification["tasks"][0]["selection"]
+    if selection["count"] is not None:
+        words += ["--documents", str(selection["count"]), "--seed", str(selection["seed"])]
+    if specification["keep_short"]:
+        words.append("--keep-short")
+    if specification["max_tokens"] is not None:
+        words += ["--max-tokens", str(specification["max_tokens"])]
+    return [*words, "--device", specification["device"], "--dtype", specification["dtype"]]

@@ -1,0 +1,154 @@
+"""What the parts of a written formula are, and what arithmetic makes of them by the closure rules.
+
+A part is a number, a scale of parameters with a sign, or a kernel with a sign: ``D`` is minus the
+kernel ``-D``, ``log(1 + D)`` minus the kernel ``-log(1 + D)``. What is none of these is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kerple_eval.schemes.kernels import algebra
+from kerple_eval.schemes.kernels.algebra import CPD, PD
+from kerple_eval.schemes.kernels.parameters import ClosureError, Exponent, Parameter, Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """``scale``, or minus it; holds parameters."""
+
+    negative: bool
+    scale: Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``kernel``, or minus it."""
+
+    negative: bool
+    kernel: CPD
+
+
+Value = Number | Factor | Term
+
+
+def number(compute: Callable[[], float | complex]) -> Number:
+    try:
+        value = compute()
+    except ZeroDivisionError:
+        raise ClosureError("division by zero") from None
+    except (OverflowError, ValueError):
+        value = math.nan
+    if isinstance(value, complex) or not math.isfinite(value):
+        raise ClosureError("not a finite number")
+    return Number(float(value))
+
+
+def negate(value: Value) -> Value:
+    match value:
+        case Number(x):
+            return Number(-x)
+        case Factor(negative, scale):
+            return Factor(not negative, scale)
+        case Term(negative, kernel):
+            return Term(not negative, kernel)
+
+
+def plus(left: Value, right: Value) -> Value:
+    match left, right:
+        case Number(x), Number(y):
+            return number(lambda: x + y)
+        case (Factor(), _) | (_, Factor()):
+            raise ClosureError("a parameter alone is a constant: constants are numbers")
+        case Term(negative, kernel), Number(x):
+            return Term(negative, algebra.add(kernel, algebra.constant(-x if negative else x)))
+        case Number(), Term():
+            return plus(right, left)
+        case Term(one, first), Term(two, second) if one == two:
+            return Term(one, algebra.add(first, second))
+    raise ClosureError("a difference of kernels leaves the closure: only sums are CPD")
+
+
+def times(left: Value, right: Value) -> Value:
+    match left, right:
+        case Number(x), Number(y):
+            return number(lambda: x * y)
+        case Term(one, first), Term(two, second):
+            return Term(one != two, algebra.product(first, second))
+        case _, Term(negative, kernel):
+            other, scale = _factor(left)
+            return Term(negative != other, algebra.scaled(scale, kernel))
+        case Term(), _:
+            return times(right, left)
+    (one, a), (two, b) = _factor(left), _factor(right)
+    return Factor(one != two, a * b)
+
+
+def over(left: Value, right: Value) -> Value:
+    match left, right:
+        case Number(x), Number(y):
+            return number(lambda: x / y)
+        case _, Term():
+            raise ClosureError("dividing by a kernel leaves the closure; 1/(1 + X) is exp(-log(1 + X))")
+        case _, Number(y):
+            return times(left, number(lambda: 1 / y))
+    negative, scale = _factor(right)
+    return times(left, Factor(negative, scale.inverse()))
+
+
+def _factor(value: Value) -> tuple[bool, Scale]:
+    """Sign and size of a number or a scale."""
+    if isinstance(value, Number):
+        if value.value == 0:
+            raise ClosureError("a scale must be positive, got 0")
+        return value.value < 0, Scale(abs(value.value))
+    assert isinstance(value, Factor)
+    return value.negative, value.scale
+
+
+def raised(base: Value, exponent: Value) -> Value:
+    if isinstance(base, Number) and isinstance(exponent, Number):
+        x, y = base.value, exponent.value
+        return number(lambda: x**y)
+    if not isinstance(base, Term):
+        raise ClosureError("a power is taken of D or of a kernel; a scale is a product of parameters")
+    power = _exponent(exponent)
+    if base.negative:
+        return Term(True, algebra.root(base.kernel, power))
+    if isinstance(base.kernel, PD):
+        raise ClosureError("a power of a PD kernel is written as a product, or exp(k)**a as exp(a*k)")
+    raise ClosureError("a power is taken of what is positive, such as D or log(1 + D)")
+
+
+def _exponent(value: Value) -> Exponent:
+    match value:
+        case Number(x):
+            return x
+        case Factor(False, Scale(1.0, (name,), ())):
+            return Parameter(name)
+    raise ClosureError("an exponent is a number or one parameter")
+
+
+def log(inside: Value) -> Value:
+    match inside:
+        case Number(x):
+            return number(lambda: math.log(x))
+        case Term(True, kernel):
+            return Term(True, algebra.log(algebra.add(kernel, algebra.constant(1.0))))
+    raise ClosureError("log is taken of 1 - k, k <= 0 CPD, such as log(1 + D)")
+
+
+def exp(inside: Value) -> Value:
+    match inside:
+        case Number(x):
+            return number(lambda: math.exp(x))
+        case Term(False, kernel):
+            return Term(False, algebra.exp(kernel))
+    raise ClosureError("exp is taken of a CPD kernel (Schoenberg), such as exp(-D)")

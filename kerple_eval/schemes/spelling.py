@@ -1,0 +1,65 @@
+"""How schemes are written: ``kerple-log,window=512:key=value`` and back. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kerple_eval.schemes.catalogue import SCHEMES
+from kerple_eval.support.registry import unknown
+from kerple_eval.support.specs import option_pairs, parse_spec
+from kerple_eval.types import SchemeSpec, UserError
+
+
+def parse_scheme(text: str) -> SchemeSpec:
+    """``name[,modifier=value[,key=value]...][:key=value,...]`` -> :class:`SchemeSpec`.
+
+    ``kerple-log,window=512`` lays the modifier ``window`` on ``kerple-log``, its main option being 512. A
+    scheme with a ``text_option`` takes all after the colon as that, commas and equals signs included:
+    ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``; ``kernel:formula=...`` says
+    the same, so that ``str`` of the result reads back.
+    """
+    head, colon, rest = (part.strip() for part in text.partition(":"))
+    name, *laid = (part.strip() for part in head.split(","))
+    entry = SCHEMES.entry(name) if name else None
+    bare = [f"{part}=" if part in SCHEMES else part for part in laid]
+    modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if laid else ()
+    if entry is None or not (entry.text_option and colon):
+        spec = parse_spec(name + (f":{rest}" if colon else ""))
+        return SchemeSpec(spec.name, spec.options, modifiers)
+    if not rest:
+        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {entry.text_option.upper()}")
+    key, equals, value = (part.strip() for part in rest.partition("="))
+    formula = value if equals and key == entry.text_option else rest
+    return SchemeSpec(name, ((entry.text_option, formula),), modifiers)
+
+
+def parse_modifiers(
+    pairs: Iterable[tuple[str, str]],
+) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """``window=512`` starts the modifier ``window``; a key that names none is an option of the last one.
+
+    An empty value leaves the modifier's main option at its default.
+    """
+    found: dict[str, dict[str, str]] = {}
+    known = {name: entry for name, entry in SCHEMES.items() if entry.stands_on}
+    last = ""
+    for key, value in pairs:
+        if key in known:
+            last = key
+            found[last] = {known[key].value_option: value}
+        elif last:
+            found[last][key] = value
+        else:
+            raise unknown("modifier", key, known)
+    return tuple((name, tuple(options.items())) for name, options in found.items())
+
+
+def spell(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A configured scheme as one writes it: ``kerple-log,window=512``."""
+    laid = []
+    for name, given in modifiers.items():
+        main = SCHEMES.entry(name).value_option
+        rest = tuple((key, str(value)) for key, value in given.items() if key != main)
+        laid.append((name, ((main, str(given.get(main, ""))), *rest)))
+    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(laid)))

@@ -1,0 +1,152 @@
+"""Bad words on the command line and bad texts: each is one line on stderr, exit status 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.command import Cli, command, refusal
+
+
+def test_the_good_command_runs(invoke: Cli, good: dict[str, list[str]]) -> None:
+    assert invoke(*command(good)).exit_code == 0
+
+
+BAD: list[tuple[dict[str, list[str]], list[str]]] = [
+    ({"model": ["zoo:kerple-lgo"]}, ["unknown zoo model 'kerple-lgo'"]),
+    ({"model": ["zooo:kerple-log"]}, ["unknown checkpoint format 'zooo'", "did you mean 'zoo'"]),
+    ({"model": ["no/such/folder"]}, ["no model 'no/such/folder'", "native:"]),
+    ({"model": ["native:no/such/folder"]}, ["no/such/folder", "no such folder"]),
+    ({"model": []}, ["needs a model", "zoo:kerple-log"]),
+    ({"text": ["--task", "stou"]}, ["unknown task 'stou'", "did you mean 'sotu'"]),
+    ({"text": []}, ["needs text", "--text", "--tokens"]),
+    ({"more": ["--protocol", "ful-context"]}, ["unknown protocol", "did you mean 'full-context'"]),
+    ({"more": ["--protocol", "last:kk=4"]}, ["unknown option of last 'kk'", "did you mean 'k'"]),
+    ({"more": ["--protocol", "last"]}, ["last needs k="]),
+    ({"more": ["--protocol", "last:k=four"]}, ["last: k=four", "int"]),
+    ({"more": ["--protocol", "last:k=0"]}, ["last: k=0"]),
+    ({"more": ["--protocol", "last:k=17"]}, ["k=17 exceeds length 16"]),
+    ({"more": ["--protocol", "sliding-window:stride=17"]}, ["stride=17 exceeds length 16", "stride <= 16"]),
+    ({"more": ["--protocol", "sliding-window:stride=0"]}, ["stride=0"]),
+    ({"more": ["--protocol", "aligned:k=17"]}, ["k=17 exceeds the shortest length 16"]),
+    ({"more": ["--protocol", "aligned:k=8,every=4"]}, ["every=4 is below k=8"]),
+    ({"more": ["--protocol", "full-context@8"]}, ["no length up to 8"]),
+    ({"more": ["--protocol", "prefix", "--protocol", "prefix"]}, ["protocol prefix is given twice"]),
+    (
+        {"more": ["--protocol", "aligned:k=4,every=8", "--protocol", "aligned:every=8,k=04"]},
+        ["protocol aligned:k=4,every=8 is given twice"],
+    ),
+    ({"more": ["--lenght", "16"]}, ["--lenght", "Did you mean", "--length"]),
+    ({"more": ["--device", "gpu"]}, ["--device", "'gpu'", "cuda"]),
+    ({"more": ["--dtype", "float8"]}, ["--dtype", "'float8'", "bfloat16"]),
+    ({"more": ["--documents", "0"]}, ["--documents", "0"]),
+    ({"more": ["--documents", "2"]}, ["--documents 2", "only 1 of 1"]),
+    ({"more": ["--max-tokens", "20"]}, ["33 tokens", "has 20", "--max-tokens 20", "--length up to 19"]),
+    ({"more": ["--out", ""]}, ["--out", "is empty"]),
+    ({"length": ["--length", "0"]}, ["'0' is not a length"]),
+    ({"length": ["--length", "16,-5"]}, ["'-5' is not a length"]),
+    ({"length": ["--length", "abc"]}, ["'abc' is not a length", "512,1024"]),
+    ({"length": ["--length", "1.5"]}, ["'1.5' is not a length"]),
+    ({"length": ["--length", ""]}, ["'' is not a length"]),
+    ({"length": ["--length", "16,32,16"]}, ["16 is given twice"]),
+    ({"length": ["--length", "16,999"]}, ["no document has 1000 tokens", "--length up to 136"]),
+    ({"text": ["--text", "no-such.txt"]}, ["no-such.txt", "No such file"]),
+    ({"text": ["--tokens", "no-such.jsonl"]}, ["no-such.jsonl", "No such file"]),
+    ({"out": []}, ["--out"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    BAD,
+    ids=[" ".join(word for words in b[0].values() for word in words) or "nothing" for b in BAD],
+)
+def test_refused_in_one_line(
+    changes: dict[str, list[str]], expected: list[str], invoke: Cli,
+    good: dict[str, list[str]], tmp_path: Path,
+) -> None:  # fmt: skip
+    line = refusal(invoke(*command(good, **changes)))
+    for part in expected:
+        assert part in line
+    assert not (tmp_path / "out").exists()
+
+
+FILES = [
+    ("empty.txt", b"", "--text", ["empty.txt", "empty"]),
+    ("blank.txt", b" \n\t\n", "--text", ["blank.txt", "empty"]),
+    ("latin.txt", b"caf\xe9 " * 40, "--text", ["latin.txt", "not UTF-8 at byte 3"]),
+    ("empty.jsonl", b"\n", "--text", ["empty.jsonl", "empty"]),
+    ("wrong.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "--text", ["wrong.jsonl:2", '"text"']),
+    ("broken.jsonl", b'{"tokens": [1, 2\n', "--tokens", ["broken.jsonl:1", "not JSON"]),
+    ("ids.jsonl", b'{"tokens": [1, "2"]}\n', "--tokens", ["ids.jsonl:1", "tokens"]),
+    ("negative.jsonl", b'{"tokens": [1, -2]}\n', "--tokens", ["negative.jsonl:1", "tokens"]),
+    ("none.jsonl", b"", "--tokens", ["none.jsonl", "empty"]),
+    ("huge.jsonl", json.dumps({"tokens": [7] * 20 + [256] + [7] * 20}).encode(), "--tokens",
+     ["huge.jsonl", "token 20 is id 256", "vocabulary", "0..255"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES, ids=[f[0] for f in FILES])
+def test_bad_text_files(
+    case: tuple[str, bytes, str, list[str]], invoke: Cli, good: dict[str, list[str]], tmp_path: Path
+) -> None:
+    name, raw, option, expected = case
+    path = tmp_path / name
+    path.write_bytes(raw)
+    line = refusal(invoke(*command(good, text=[option, str(path)])))
+    for part in expected:
+        assert part in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_models_of_one_label(invoke: Cli, good: dict[str, list[str]], models: dict[str, str]) -> None:
+    line = refusal(invoke(*command(good, model=[f"a={models['alibi']}", f"a={models['rope']}"])))
+    assert "two models are labelled 'a'" in line
+    line = refusal(invoke(*command(good, model=[models["alibi"], models["alibi"]])))
+    assert "two models are labelled" in line
+    assert "LABEL=" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_where_there_is_none(invoke: Cli, good: dict[str, list[str]]) -> None:
+    assert "no CUDA device" in refusal(invoke(*command(good, more=["--device", "cuda"])))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["rum"], ["'rum'", "id you mean 'run'"]),
+        (["list", "scheme"], ["unknown list 'scheme'", "did you mean 'schemes'"]),
+        (["table", "no/such/run"], ["no/such/run", "not a run directory"]),
+        (["plot", "no/such/run", "--out", "x.png"], ["not a run directory"]),
+        (
+            ["plot", "x", "--kind", "curv", "--out", "x.png"],
+            ["unknown kind of figure", "did you mean 'curve'"],
+        ),
+        (["report", "no/such/run"], ["not a run directory"]),
+        (["table", "x", "--format", "latx"], ["unknown table format", "did you mean 'latex'"]),
+        (["inspect", "zoo:none-such"], ["unknown zoo model"]),
+        (
+            ["train", "--scheme", "alibbi", "--text", "x", "--length", "8", "--out", "o"],
+            ["did you mean 'alibi'"],
+        ),
+        (["train", "--scheme", "alibi", "--length", "8", "--out", "o"], ["needs text"]),
+        *(
+            (
+                ["train", "--scheme", "alibi", "--text", "x", "--length", "8", "--out", "o", option, "nan"],
+                [f"'{option}': nan is not a finite number"],
+            )
+            for option in ("--lr", "--weight-decay", "--clip")
+        ),
+        (["merge", "x", "y", "--out", "o", "--within", "nan"], ["'--within': nan is not a finite number"]),
+        (["intervals", "x", "--level", "nan"], ["'--level': nan is not a finite number"]),
+        (["table"], ["DIR"]),
+    ],
+)
+def test_other_commands_refuse_in_one_line(words: list[str], expected: list[str], invoke: Cli) -> None:
+    line = refusal(invoke(*words))
+    for part in expected:
+        assert part in line

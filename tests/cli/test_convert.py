@@ -1,0 +1,58 @@
+"""``kerple-eval convert``: the written checkpoint computes what the first one did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kerple_eval.models.native import NativeCheckpoint
+from tests.helpers import tiny
+from tests.helpers.command import Cli, make_model
+
+
+def test_a_converted_checkpoint_scores_the_same(
+    models: dict[str, str], text: str, invoke: Cli, tmp_path: Path
+) -> None:
+    done = invoke("convert", models["kerple-log"], str(tmp_path / "new"))
+    assert done.exit_code == 0, done.stderr
+    assert "kerple-log" in done.stdout
+    out = tmp_path / "run"
+    pair = (f"a={models['kerple-log']}", f"b=native:{tmp_path / 'new'}")
+    assert invoke("run", *pair, "--text", text, "--length", "16,64", "--out", str(out)).exit_code == 0
+    old, new = ((out / "summary.csv").read_text().replace(f"\n{x}", "\n") for x in "ab")
+    rows = [line for line in old.splitlines() if line.startswith(",")]
+    assert rows == [line for line in new.splitlines() if line.startswith(",")]
+    assert len(rows) == 2
+
+
+def test_weights_keep_the_narrowest_dtype_that_is_exact(invoke: Cli, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "wide", "rope")
+    decoder = NativeCheckpoint(folder).decoder()
+    for name, dtype in (("half", torch.float16), ("brain", torch.bfloat16)):
+        tiny.rewrite(folder, {k: v.to(dtype) for k, v in decoder.state_dict().items()})
+        assert invoke("convert", str(folder), str(tmp_path / name)).exit_code == 0
+        new = NativeCheckpoint(tmp_path / name)
+        assert new.description.stored_dtypes == ({"half": "F16", "brain": "BF16"}[name],)
+        for key, tensor in NativeCheckpoint(folder).decoder().state_dict().items():
+            assert torch.equal(new.decoder().state_dict()[key], tensor)
+    assert (
+        invoke("convert", str(tmp_path / "half"), str(tmp_path / "f32"), "--dtype", "float32").exit_code == 0
+    )
+    assert NativeCheckpoint(tmp_path / "f32").description.stored_dtypes == ("F32",)
+
+
+@pytest.mark.parametrize("name", ["file", "full"])
+def test_an_existing_destination_is_left_alone(
+    models: dict[str, str], invoke: Cli, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    done = invoke("convert", models["rope"], str(tmp_path / name))
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / name) in done.stderr
+    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "notes").read_text() == "mine"
+    assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["notes"]

@@ -1,0 +1,122 @@
+"""--dry-run: counts from the plan, work by torch's own counter, time by the truth; nothing scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kerple_eval.cli.dry_run import verdict
+from kerple_eval.evaluation.forecast import Pass, _predicted, forecast, work_of
+from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.models.native import NativeCheckpoint
+from kerple_eval.models.scoring import score
+from kerple_eval.records.run import open_run
+from kerple_eval.types import UserError, Window
+from tests.helpers.command import Cli, make_model
+
+
+@pytest.mark.parametrize("shape", [Pass(1, 40, 40), Pass(3, 24, 5), Pass(2, 64, 1)])
+def test_work_is_torch_s_count(shape: Pass, tmp_path: Path) -> None:
+    """Matrix products without attention exactly; attention by the triangle that is not masked."""
+    checkpoint = NativeCheckpoint(make_model(tmp_path / "nope", "nope"))
+    model = checkpoint.load(torch.device("cpu"), torch.float32)
+    ids = np.zeros(shape.inputs + 1, dtype=np.int64)
+    window = Window(0, shape.inputs, shape.inputs - shape.rows + 1)
+    with FlopCounterMode(display=False) as counter:
+        list(score(model, [ids], [(0, window)] * shape.batch))
+    counts = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}
+    attention = sum(v for k, v in counts.items() if "attention" in k)
+    linear, triangle = work_of(shape, checkpoint.description)
+    assert linear == pytest.approx(sum(counts.values()) - attention, rel=0.1)  # biases are parameters too
+    assert attention == 0  # torch does not count the CPU's fused attention; pairs of tokens, then
+    layers = [range(shape.inputs), range(shape.inputs - shape.rows, shape.inputs)]
+    pairs = sum(i + 1 for rows in layers for i in rows)
+    assert triangle == pytest.approx(shape.batch * pairs * 2 * 2 * 16, rel=1.1 / shape.inputs)
+
+
+def test_the_fit_is_of_constant_linear_and_attention_work() -> None:
+    work = {Pass(1, n, n): (1e6 * n, 1e3 * n * n) for n in (16, 64, 256, 1024, 4096)}
+    truth = {p: 0.001 + 2e-9 * a + 3e-9 * b for p, (a, b) in work.items()}
+    timed = {p: truth[p] for p in list(work)[:4]}
+    assert _predicted(Pass(1, 4096, 4096), work, timed) == pytest.approx(truth[Pass(1, 4096, 4096)], rel=1e-6)
+
+
+@pytest.fixture
+def words(models: dict[str, str], text: str, tmp_path: Path) -> list[str]:
+    return [
+        "run", models["kerple-log"], models["rope"], "--text", text, "--length", "8,16,32", "--protocol",
+        "full-context", "--protocol", "prefix", "--device", "cpu", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+
+
+def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cli, tmp_path: Path) -> None:
+    done = invoke(*words, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "run" / "cells").exists()
+    assert not (tmp_path / "run" / "summary.csv").exists()
+    estimate = json.loads((tmp_path / "run" / "estimate.json").read_text())
+    assert verdict(tmp_path / "run") is None
+    ran = invoke(*words)
+    assert ran.exit_code == 0
+    summary = open_run(tmp_path / "run").summary()
+    for model in estimate["models"]:
+        mine = summary[summary["model"] == model["model"]]
+        assert (model["cells"], model["windows"], model["targets"]) == (
+            len(mine), mine["windows"].sum(), mine["targets"].sum(),
+        )  # fmt: skip
+        served = 0
+        for cell in open_run(tmp_path / "run").cells():
+            if cell.key.model == model["model"] and cell.header["losses_from"].startswith("prefix of"):
+                served += len(cell.windows)  # type: ignore[union-attr]
+        assert model["served"] >= served > 0
+        assert model["seconds"] > 0
+    line = next(line for line in ran.stdout.splitlines() if line.startswith("estimated "))
+    assert ", took " in line
+    again = invoke(*words, "--dry-run")  # nothing left
+    assert "0" in again.stdout
+    assert json.loads((tmp_path / "run" / "estimate.json").read_text())["cells"] == []
+    for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}'):
+        (tmp_path / "run" / "estimate.json").write_text(raw)
+        with pytest.raises(UserError, match=r"estimate\.json: damaged: .*; delete it"):
+            verdict(tmp_path / "run")
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 2048])
+def test_passes_are_those_of_the_budget(tokens: int, models: dict[str, str], text: str) -> None:
+    """137 bytes in windows of 8 are 17 whole ones; the budget says how many share a pass."""
+    plan = make_plan(
+        [models["rope"]], lengths=[8], text=[text], device="cpu", dtype="float32", tasks=[], tokens=[],
+        protocols=None, documents=None, keep_short=False, max_tokens=None, seed=None, bos=None,
+    )  # fmt: skip
+    (entry,) = forecast(plan, tokens=tokens)
+    sizes = [p.batch for p, count in entry.passes.items() for _ in range(count) if p.inputs == 8]
+    assert sum(sizes) == 17
+    assert max(sizes) == min(17, tokens // 8)
+
+
+def test_another_specification_is_refused(words: list[str], invoke: Cli) -> None:
+    assert invoke(*words).exit_code == 0
+    done = invoke(*words, "--max-tokens", "40", "--dry-run")
+    assert done.exit_code == 2
+    assert "holds a run with another specification" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_time_is_within_half_of_the_truth(invoke: Cli, tmp_path: Path) -> None:
+    """On a machine with nothing else to do."""
+    words = [
+        "run", "zoo:kerple-log", "zoo:rope", "--task", "sotu", "--documents", "1", "--max-tokens", "8193",
+        "--length", "512,2048,4096", "--protocol", "sliding-window:stride=512",
+        "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert invoke(*words, "--dry-run").exit_code == 0
+    assert invoke(*words).exit_code == 0
+    models = json.loads((tmp_path / "run" / "estimate.json").read_text())["models"]
+    guess = sum(model["seconds"] for model in models)
+    took = sum(cell.header["seconds"] for cell in open_run(tmp_path / "run").cells())
+    assert 1 / 1.5 < guess / took < 1.5

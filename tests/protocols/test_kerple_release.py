@@ -1,0 +1,204 @@
+"""kerple-release against a literal walk over documents, token by token, in plain Python.
+
+The walk follows the description of the release's code (``data_utils.py``, ``gpt2_dataset.py``,
+``helpers.cpp: build_sample_idx``): three index arrays are made one after the other, and a sample is read
+through all three.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kerple_eval.data.documents import assemble
+from kerple_eval.data.sources.megatron import open_megatron
+from kerple_eval.protocols.kerple_release import KerpleRelease
+from kerple_eval.protocols.neox_split import parse_shares, part_range
+from kerple_eval.types import UserError
+from tests.helpers.megatron_writer import write
+
+
+def split_bounds(weights: list[float], documents: int) -> list[int]:
+    """Four edges; rounding to whole documents, then the surplus comes off the last three."""
+    whole = sum(weights)
+    bounds = [0]
+    for weight in weights:
+        bounds.append(bounds[-1] + round(weight / whole * float(documents)))
+    surplus = bounds[3] - documents
+    for i in (1, 2, 3):
+        bounds[i] -= surplus
+    assert bounds[3] == documents
+    return bounds
+
+
+def drawn(
+    corpus: list[list[int]], numbers: list[int], length: int, seed: int, wanted: int
+) -> tuple[list[list[int]], int]:
+    """Every sample in the order the loader gives them, and the number of epochs."""
+    tokens = 0
+    for number in numbers:
+        tokens += len(corpus[number])
+    epochs = 0
+    reached = 0
+    while True:
+        epochs += 1
+        reached += tokens
+        if (reached - 1) // length >= wanted:
+            break
+    generator = np.random.RandomState(seed)
+    doc_idx = [number for _ in range(epochs) for number in numbers]
+    generator.shuffle(doc_idx)
+    count = (epochs * tokens - 1) // length
+    sample_idx = [(0, 0)]
+    row, offset = 0, 0
+    for _ in range(count):
+        missing = length + 1
+        while missing > 0:
+            here = len(corpus[doc_idx[row]]) - offset
+            if here >= missing:  # the sample ends in this document; the next begins on its last token
+                offset += missing - 1
+                missing = 0
+            else:
+                missing -= here
+                row, offset = row + 1, 0
+        sample_idx.append((row, offset))
+    shuffle_idx = list(range(count))
+    generator.shuffle(shuffle_idx)
+    samples = []
+    for number in shuffle_idx:
+        (first, begin), (last, end) = sample_idx[number], sample_idx[number + 1]
+        if first == last:
+            text = corpus[doc_idx[first]][begin : end + 1]
+        else:
+            text = corpus[doc_idx[first]][begin:]
+            for between in range(first + 1, last):
+                text = text + corpus[doc_idx[between]]
+            text = text + corpus[doc_idx[last]][: end + 1]
+        assert len(text) == length + 1
+        samples.append(text)
+    return samples, epochs
+
+
+def corpus(seed: int, documents: int, longest: int) -> list[list[int]]:
+    """Documents of 0 to ``longest`` tokens before the end-of-document token, every token its own id."""
+    draw = np.random.default_rng(seed)
+    sizes = draw.integers(0, longest, size=documents).tolist()
+    ids = iter(range(1, 10**6))
+    return [[next(ids) for _ in range(size)] + [0] for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def small() -> list[list[int]]:
+    return corpus(0, 130, 90)
+
+
+@pytest.mark.parametrize("part", ["valid 949/50/1", "test 900/50/50", "train 10/80/10", "all 949/50/1"])
+@pytest.mark.parametrize("length", [1, 2, 7, 64, 500])
+@pytest.mark.parametrize(("seed", "wanted"), [(1234, 320), (1235, 320), (0, 3), (2**32 - 1, 1)])
+def test_every_sample_is_the_releases(
+    small: list[list[int]], part: str, length: int, seed: int, wanted: int, *, tmp_path: Path
+) -> None:
+    """From .bin and .idx: token for token, several epochs and one, both splits and all."""
+    split, shares = part.split()
+    documents = open_megatron(write(tmp_path / "d", small, "int32"))
+    edges = split_bounds([float(w) for w in shares.split("/")], len(small))
+    numbers = list(range(len(small)))
+    if split != "all":
+        at = ("train", "valid", "test").index(split)
+        numbers = numbers[edges[at] : edges[at + 1]]
+    expected, _ = drawn(small, numbers, length, seed, wanted)
+    protocol = KerpleRelease(split=split, seed=seed, samples=wanted, shares=shares)
+    samples = assemble(documents, protocol.samples(documents.sizes, length))
+    assert [s.ids.tolist() for s in samples] == expected[:wanted]
+    assert len({s.name for s in samples}) == wanted
+    for sample in samples:
+        (window,) = protocol.plan(len(sample), length, 10**6)
+        assert (window.start, window.stop, window.first_target) == (0, length, 1)
+
+
+def test_the_grid_has_one_epoch_and_many(small: list[list[int]]) -> None:
+    found = {drawn(small, list(range(130)), length, 1, 320)[1] for length in (1, 2, 7, 64, 500)}
+    assert 1 in found
+    assert max(found) > 20
+
+
+@pytest.mark.parametrize("documents", range(1, 9))
+def test_every_small_corpus(documents: int) -> None:
+    """Documents of one token, one document, samples that end where a document does."""
+    for sizes in itertools.islice(itertools.product((0, 1, 3), repeat=documents), 30):
+        ids = iter(range(1, 10**6))
+        text = [[next(ids) for _ in range(size)] for size in sizes]
+        if not sum(sizes):
+            continue
+        for length, wanted in itertools.product((1, 2, 3), (1, 4)):
+            expected, _ = drawn(text, list(range(documents)), length, 7, wanted)
+            found = KerpleRelease(split="all", seed=7, samples=wanted).samples(sizes, length)
+            assert [
+                [t for span in s.spans for t in text[span.document][span.start : span.stop]] for s in found
+            ] == expected[:wanted]
+
+
+@pytest.mark.parametrize(
+    "weights", ["949/50/1", "1/1/1", "98/1/1", "0/0/1", "1/0/0", "2/1/1", "0.5/0.25/0.25"]
+)
+def test_documents_are_split_as_the_release_splits_them(weights: str) -> None:
+    for count in range(1, 2100):
+        edges = split_bounds([float(w) for w in weights.split("/")], count)
+        for at, part in enumerate(("train", "valid", "test")):
+            found = part_range(part, parse_shares(weights, "x"), count)
+            assert list(found) == [i for i in range(edges[at], edges[at + 1]) if i >= 0]
+
+
+def test_valid_goes_on_where_training_stopped(small: list[list[int]]) -> None:
+    """start, modulo the loader's samples, of which it has one fewer than there are."""
+    sizes = [len(d) for d in small]
+    every, _ = drawn(small, list(range(130)), 7, 3, 100)
+    for start in (0, 1, 99, len(every) - 1, len(every), 16000):
+        protocol = KerpleRelease(split="all", seed=3, samples=100, start=start)
+        begin = start % (len(every) - 1)
+        if begin + 100 > len(every):
+            with pytest.raises(UserError, match=rf"start={start} leaves \d+ of {len(every)} samples"):
+                protocol.samples(sizes, 7)
+            continue
+        found = protocol.samples(sizes, 7)
+        assert [
+            [t for span in s.spans for t in small[span.document][span.start : span.stop]] for s in found
+        ] == every[begin : begin + 100]
+
+
+def test_another_seed_or_length_is_another_text(small: list[list[int]]) -> None:
+    sizes = [len(d) for d in small]
+    draws = {
+        (seed, length): KerpleRelease(split="all", seed=seed, samples=20).samples(sizes, length)
+        for seed in (1, 2)
+        for length in (8, 16)
+    }
+    assert len({str(d) for d in draws.values()}) == 4
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"split": "dev"}, "split=dev: must be one of train, valid, test, all"),
+    ({"seed": -1}, "seed=-1 must be within 0..4294967295"),
+    ({"seed": 2**32}, "seed=4294967296 must be within"),
+    ({"samples": 0}, "samples=0 must be at least 1"),
+    ({"start": -1}, "start=-1 must be at least 0"),
+    ({"shares": "949,50,1"}, "kerple-release: shares: must be TRAIN/VALID/TEST, as in 949/50/1"),
+    ({"shares": "0/0/0"}, "kerple-release: shares: must add up to more than 0"),
+])  # fmt: skip
+def test_options_are_checked(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        KerpleRelease(**options)  # type: ignore[arg-type]
+
+
+def test_an_empty_split_or_text() -> None:
+    with pytest.raises(
+        UserError, match=r"split=test has none of the 10 documents \(not empty: train\); split=all"
+    ):
+        KerpleRelease().samples([5] * 10, 4)
+    with pytest.raises(UserError, match=r"split=all has none of the 0 documents \(not empty: none\)"):
+        KerpleRelease(split="all").samples([], 4)
+    with pytest.raises(UserError, match="documents of split=all hold no token"):
+        KerpleRelease(split="all").samples([0, 0], 4)
