@@ -9,12 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from kerple_eval.evaluation.budget import measured
 from kerple_eval.evaluation.forecast import Forecast, forecast
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.records.cell import read_cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.rows import Listing, draw
@@ -26,10 +26,10 @@ from kerple_eval.types import CellKey, UserError
 FILE = "estimate.json"
 
 
-def run(models: Sequence[str], out: str, lengths: Sequence[int], **options: Any) -> int:
+def run(request: RunRequest) -> int:
     """Print the forecast; 0."""
-    plan = make_plan(models, lengths=lengths, **options)
-    folder = Path(out)
+    plan = make_plan(request)
+    folder = request.out
     finished: set[CellKey] = set()
     kept: int | None = None  # the budget of the run begun
     if (folder / "run.json").exists():
