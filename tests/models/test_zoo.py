@@ -99,7 +99,7 @@ def test_float64_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
     np.testing.assert_allclose(got, formula(name, tokens), rtol=1e-6, atol=1e-6)
 
 
-#: What float32 may move a single loss by. nope amplifies rounding, see DESIGN.md, "Negative results".
+#: What float32 may move a single loss by. nope amplifies rounding, see docs/decisions/negative-results.md.
 SINGLE = dict.fromkeys(NAMES, 1e-5) | {"nope": 2e-3}
 
 
