@@ -179,7 +179,8 @@ def first_of_equal(texts: dict[str, bytes]) -> dict[str, bytes]:
 
 def without_near_copies(name: str, texts: dict[str, bytes]) -> dict[str, bytes]:
     lines = {
-        path: {s for line in text.split(b"\n") if len(s := line.strip()) >= 40} for path, text in texts.items()
+        path: {s for line in text.split(b"\n") if len(s := line.strip()) >= 40}
+        for path, text in texts.items()
     }
     holders = defaultdict(list)
     for path, found in lines.items():
