@@ -39,7 +39,20 @@ HERE = Path("results/corpora")
 SCHEMES = {"kerple-log": "kerple-log", "alibi": "alibi", "t5": "t5", "rope": "rope"}  # name: --scheme
 TASKS = {"code": str(HERE / "tasks/code.yaml"), "latex": str(HERE / "tasks/latex.yaml"), "sotu": "sotu"}
 SEEDS = (1, 2, 3)
-RECIPE = "--steps 8000 --batch 4 --lr 1e-3 --threads 1 --store float16 --ngram 3".split()
+RECIPE = [
+    "--steps",
+    "8000",
+    "--batch",
+    "4",
+    "--lr",
+    "1e-3",
+    "--threads",
+    "1",
+    "--store",
+    "float16",
+    "--ngram",
+    "3",
+]
 # DAPE's targets (last:k=256) and those of aligned:k=256 are windows of full-context: no further work.
 # aligned at 2048 shares M = 4096 with every second length; it has seven times as many targets.
 SCORING = [
@@ -49,7 +62,7 @@ SCORING = [
 ]
 # The KERPLE release's draw takes whole documents, so it is a run of its own: 64 samples a length, as 320 of
 # 16,384 bytes would be three times the held-out text and two hours a model.
-PACKED = "--length 512,1024,2048,4096,8192 --protocol kerple-release:split=all,samples=64".split()
+PACKED = ["--length", "512,1024,2048,4096,8192", "--protocol", "kerple-release:split=all,samples=64"]
 POSITIONS = {4096: 128, 16384: 128}  # length: contexts a bin of the position-wise loss
 LAST = 256  # DAPE's eval_last
 
@@ -123,9 +136,9 @@ def keep(model: Model, out: Path) -> None:
 
     ``sums/NAME.parquet``: one row a (protocol, length, document): ``targets``, ``loss`` (their sum, nats),
     ``targets_hash`` (of all documents' targets); and with ``context`` c, of full-context, all documents
-    together: the targets whose context is in (c - 128, c]. Its metadata hold the documents (name, tokens, sha256) and the
-    scheme's parameters by name, where the scheme has any. Of packed samples also the last 256 targets of
-    each window.
+    together: the targets whose context is in (c - 128, c]. Its metadata hold the documents (name, tokens,
+    sha256) and the scheme's parameters by name, where it has any. Of packed samples also the last 256
+    targets of each window.
     """
     folder = out / "runs" / model.name
     with (folder / "summary.csv").open() as file:
@@ -149,9 +162,15 @@ def keep(model: Model, out: Path) -> None:
     kept = pa.Table.from_pylist(
         rows,
         schema=pa.schema(
-            [("protocol", pa.string()), ("length", pa.int32()), ("document", pa.string())]
-            + [("context", pa.int32()), ("targets", pa.int32()), ("loss", pa.float64())]
-            + [("targets_hash", pa.string())],
+            {
+                "protocol": pa.string(),
+                "length": pa.int32(),
+                "document": pa.string(),
+                "context": pa.int32(),
+                "targets": pa.int32(),
+                "loss": pa.float64(),
+                "targets_hash": pa.string(),
+            },
             metadata={
                 "documents": json.dumps(documents, sort_keys=True),
                 "parameters": json.dumps(parameters(weights), sort_keys=True),

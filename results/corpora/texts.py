@@ -11,10 +11,9 @@ code    the .py files of three wheels, one file a document. Left out: tests, ben
         migrations (folders of these names), and empty files.
 latex   the .tex files (gzipped or not) below /usr/share/doc/texlive-doc of two Debian packages, one
         manual, that is one folder, a document: its files in order of path, so that no manual stands on
-        both sides of the held-out split. Left out: translations and manuals that are not in English, tables of
-        glyphs, symbols and particle names, and a package's code given out as documentation
-        (``NOT_LATEX``). Files that are not UTF-8 are read as Latin-1 (one letter a byte; named on the
-        way).
+        both sides of the held-out split. Left out (``NOT_LATEX``): translations and manuals that are not
+        in English, tables of glyphs, symbols and particle names, and a package's code given out as
+        documentation. Files that are not UTF-8 are read as Latin-1 (one letter a byte; named on the way).
 Of both: a file met twice is taken once; a document, half of whose distinct lines of 40 bytes and
 more (20 or more of them) stand in one larger document, is left out as its near copy.
 """
