@@ -6,11 +6,11 @@ For each model, named SCHEME-CORPUS-sSEED, in the order of ``--list``:
 
 1. train it by the zoo's recipe (prose: it is in the zoo already) into OUT/models/NAME;
 2. score it on 20 held-out documents of 16,385 bytes into OUT/runs/NAME;
-3. keep here what tables are made of: ``cards/NAME.json`` (the checkpoint's config.json),
-   ``sums/NAME.parquet`` (see ``keep``) and its rows of ``summary.csv``.
+3. keep in ``results/corpora`` what tables are made of: ``cards/NAME.json`` (the checkpoint's
+   config.json), ``sums/NAME.parquet`` (see ``keep``) and its rows of ``summary.csv``.
 
 Stopped (Ctrl-C, SIGTERM, a crash) and started again it goes on: training from its last saved step,
-scoring after its last cell. ``report.py`` makes the tables and figures of what is there. Everything runs
+scoring after its last cell. ``report.py``, called at the end, makes the tables and figures. Everything runs
 from the top of the clone, so that the commands in the cards are those a user would type. Both use the
 threads that torch is given; the results here are of one (OMP_NUM_THREADS=1).
 """
@@ -272,6 +272,8 @@ def main() -> None:
             score(known[name], given.out)
             keep(known[name], given.out)
             finished.touch()
+    if not given.names:
+        subprocess.run([sys.executable, str(HERE / "report.py")], check=True)
 
 
 if __name__ == "__main__":
