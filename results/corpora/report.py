@@ -35,7 +35,7 @@ from scipy.special import stdtr
 
 from kerple_eval.stats.intervals import Interval, ratio_interval
 from kerple_eval.stats.seeds import crossed
-from kerple_eval.stats.tests import dagger, effect_size, holm, seed_test, sign_flip_p
+from kerple_eval.stats.significance import dagger, effect_size, holm, seed_test, sign_flip_p
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
