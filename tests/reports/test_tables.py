@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kerple_eval.reports.rows import number
+from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables.table import render
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run

@@ -121,7 +121,11 @@ def _sessions(sessions: list[dict[str, Any]]) -> Table:
         TableRow(
             (
                 *(TableCell(str(session.get(key, ""))) for key in keys),
-                TableCell(shlex.join(["kerple-eval", *session["command"][1:]]), code=True),
+                TableCell(
+                    shlex.join(["kerple-eval", *session["command"][1:]]),
+                    code=True,
+                    mark=" (asked from Python)" if session.get("from_python") else "",
+                ),
             )
         )
         for session in sessions
