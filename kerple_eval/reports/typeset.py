@@ -165,11 +165,11 @@ def _text(table: Table, *, color: bool) -> str:
 def markdown_lines(table: Table) -> list[str]:
     """The table as lines of Markdown."""
     rules = "|".join("---" if i in table.words else "---:" for i in range(len(table.head)))
-    lines = [f"**{escapes.markdown(table.title)}**", ""]
+    lines = [f"**{escapes.markdown(table.title).strip()}**", ""]
     lines += [_markdown_row([escapes.markdown(text) for text in table.head]), f"|{rules}|"]
     for name, rows in table.groups():
         if name:
-            lines.append(f"| *{escapes.markdown(name)}* |" + " |" * (len(table.head) - 1))
+            lines.append(f"| *{escapes.markdown(name).strip()}* |" + " |" * (len(table.head) - 1))
         lines += [_markdown_row([markdown_cell(cell) for cell in row.cells]) for row in rows]
     return [*lines, "", *(f"* {escapes.markdown_line(note)}" for note in table.notes)]
 
