@@ -22,6 +22,7 @@ from kerple_eval.types import UserError
 POS_EMBS = (
     "kerple_log", "kerple_power_ap_", "kerple_power__ap", "kerple_power_ap_ap", "kerple_power_original",
     "rpe", "alibi", "rotary", "learned", "sinusoidal", "none",
+    "kerple", "kerple_c", "kerple_dapev2", "alibi_c", "alibi_dapev2", "nope_c", "fire", "cope",
 )  # fmt: skip
 
 #: Value under which a key changes nothing; any other is refused.
@@ -33,6 +34,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "rotary_interleaved": (False,),
 }  # fmt: skip
 _LARGEST = 1 << 20  # bytes of a configuration file
+_MOST = 1 << 48  # of any whole number in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class NeoxConfig:
     shards: int | None
     seed: int | None
     softmax_in_fp32: bool
-    precision: str | None
+    precision: str  # by the release's rule
+    loss_in_fp16: bool  # fp16_lm_cross_entropy
     vocab_file: str | None
     merge_file: str | None
 
@@ -85,6 +88,9 @@ def _build(values: _Values) -> NeoxConfig:
     assert heads is not None
     if width % heads:
         raise values.wrong("hidden_size", f"is not a multiple of num-attention-heads {heads}")
+    fraction = values.number("rotary_pct", 1.0)
+    if fraction > 1:
+        raise values.wrong("rotary_pct", "must be a number above 0 and at most 1")
     unique = values.whole("num_unique_layers")
     if unique is not None and unique != layers:
         raise values.wrong("num_unique_layers", "is not supported: layers that share weights")
@@ -107,7 +113,7 @@ def _build(values: _Values) -> NeoxConfig:
         position_offset=values.whole("opt_pos_emb_offset", least=0) or 0,
         pos_emb=pos_emb,
         rotary_base=values.number("rotary_emb_base", 10000.0),
-        rotary_fraction=values.number("rotary_pct", 1.0),
+        rotary_fraction=fraction,
         buckets=values.whole("rpe_num_buckets") or 32,
         max_distance=values.whole("rpe_max_distance") or 128,
         activation=_activation(values),
@@ -121,6 +127,7 @@ def _build(values: _Values) -> NeoxConfig:
         shards=values.whole("model_parallel_size"),
         seed=values.whole("seed", least=None),
         softmax_in_fp32=bool(values.flag("attention_softmax_in_fp32", False)),
+        loss_in_fp16=bool(values.flag("fp16_lm_cross_entropy", False)),
         precision=_precision(values),
         vocab_file=values.text("vocab_file"),
         merge_file=values.text("merge_file"),
@@ -134,15 +141,20 @@ def _activation(values: _Values) -> str:
     return "gelu-tanh" if name == "gelu" and values.flag("bias_gelu_fusion", False) else name
 
 
-def _precision(values: _Values) -> str | None:
-    """fp16, bfloat16 or fp32, from ``precision`` or DeepSpeed's ``fp16`` and ``bf16`` blocks."""
-    if values.text("precision") is not None:
-        return values.text("precision")
-    for key, kind in (("fp16", "fp16"), ("bf16", "bfloat16")):
-        block = values.get(key)
-        if isinstance(block, dict) and block.get("enabled") is True:
-            return str(block.get("type", kind))
-    return None
+def _precision(values: _Values) -> str:
+    """The release's rule (``neox_arguments/arguments.py``, ``calculate_derived``).
+
+    bfloat16 where the block ``fp16`` has ``type: bfloat16`` (or, without a type, where ``precision`` says
+    so), else fp16 where the block is enabled, else fp32, whatever the weights are stored in.
+    """
+    named = values.text("precision")
+    if named not in (None, "fp16", "bfloat16", "fp32"):
+        return str(named)
+    block = values.get("fp16")
+    block = block if isinstance(block, dict) else {}
+    if block.get("type", named) == "bfloat16":
+        return "bfloat16"
+    return "fp16" if block.get("enabled") is True else "fp32"
 
 
 def _check_attention(values: _Values) -> None:
@@ -190,6 +202,8 @@ class _Values:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
             raise self.wrong(key, "must be an integer" + ("" if least is None else f" of at least {least}"))
+        if abs(value) > _MOST:
+            raise self.wrong(key, "is larger than any model's")
         return value
 
     def number(self, key: str, default: float) -> float:
