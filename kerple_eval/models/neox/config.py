@@ -2,9 +2,8 @@
 
 Source: EleutherAI/gpt-neox and chijames/KERPLE, ``megatron/neox_arguments/neox_args.py`` (names and
 defaults). The files are YAML flow mappings with comments, trailing commas and ``True``; several are
-merged. Keys may be written with ``-`` or ``_``. They are read by YAML's safe loader: plain values
-only. Keys that do not change what the model computes are ignored; those that change it in a way
-that is not supported here are refused by name.
+merged. Keys may be written with ``-`` or ``_``. Keys that do not change what the model computes are
+ignored; those that change it in a way that is not supported here are refused by name.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kerple_eval.support.readers import LARGEST_YAML, parse_yaml, quoted, read_bytes
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
@@ -33,7 +31,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_bias_in_attn_linear": (True,), "use_bias_in_mlp": (True,), "small_emb": (False,),
     "rotary_interleaved": (False,),
 }  # fmt: skip
-_LARGEST = 1 << 20  # bytes of a configuration file
 _MOST = 1 << 48  # of any whole number in one
 
 
@@ -183,15 +180,17 @@ class _Values:
                 self.items[name] = (value, path)
 
     def get(self, key: str) -> Any:
-        value, path = self.items.get(key, (None, None))
+        if key not in self.items:
+            return None
+        value, path = self.items[key]
         if key in self.clashes:
-            other = next(file for file in self.files if file != path)
+            other = next((file for file in self.files if file != path), path)
             raise UserError(f"{path}: {_yaml_name(key)} has another value in {other.name}; they must agree")
         return value
 
     def wrong(self, key: str, why: str) -> UserError:
         value, path = self.items[key]
-        return UserError(f"{path}: {_yaml_name(key)}: {value!r} {why}")
+        return UserError(f"{path}: {_yaml_name(key)}: {quoted(value)} {why}")
 
     def whole(self, key: str, *, needed: bool = False, least: int | None = 1) -> int | None:
         value = self.get(key)
@@ -237,22 +236,15 @@ def _yaml_name(key: str) -> str:
     return key.replace("_", "-")
 
 
-def _read(path: Path) -> dict[Any, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > _LARGEST:
-        raise UserError(f"{path}: larger than {_LARGEST} bytes; no configuration is")
+def _read(path: Path) -> dict[str, Any]:
     try:
         # A tab between tokens, legal in JSON, is not in YAML.
-        data = yaml.safe_load(raw.decode("utf-8").replace("\t", "    "))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark is not None else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"{path}: not a GPT-NeoX configuration: {problem}{line}") from None
+        text = read_bytes(path, LARGEST_YAML).decode("utf-8").replace("\t", "    ")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not a GPT-NeoX configuration: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
+    data = parse_yaml(text, path)
     if data is None:
         return {}
     if not isinstance(data, dict):

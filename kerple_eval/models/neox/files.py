@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerple_eval.support.files import inside
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 _STEP = re.compile(r"global_step\d+")
@@ -89,7 +90,9 @@ def _step(folder: Path) -> Path:
         except OSError as error:
             raise UserError(f"{latest}: cannot be read: {error.strerror}") from None
         if not _STEP.fullmatch(name):
-            raise UserError(f"{latest}: names {name!r}; expected the name of a folder here, global_stepN")
+            raise UserError(
+                f"{latest}: names {quoted(name)}; expected the name of a folder here, global_stepN"
+            )
         step = folder / name
         if not step.is_dir():
             raise UserError(f"{latest}: names {name}, which is not a folder in {folder}")

@@ -32,6 +32,7 @@ from kerple_eval.models.neox.config import NeoxConfig
 from kerple_eval.models.neox.position import NeoxScheme
 from kerple_eval.schemes.slopes import slopes
 from kerple_eval.schemes.t5 import bucket_index
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 SCORE_ELEMENTS = 1 << 24  # scores a chunk of query rows may hold
@@ -44,7 +45,9 @@ def release_dtype(config: NeoxConfig, where: str) -> torch.dtype:
     """The run's precision, by the release's rule; refuses what this module does not compute."""
     if config.precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
-        raise UserError(f"{where}: numerics=release knows {known}, the configuration {config.precision!r}")
+        raise UserError(
+            f"{where}: numerics=release knows {known}, the configuration {quoted(config.precision)}"
+        )
     if config.loss_in_fp16:
         raise UserError(
             f"{where}: fp16-lm-cross-entropy takes the loss in float16, which numerics=release does not "

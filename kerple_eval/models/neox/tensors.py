@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 Shards = Sequence[Mapping[str, Tensor]]
@@ -72,7 +73,7 @@ def flat(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a layer's tensors by name, but a {type(loaded).__name__}")
     for name, tensor in loaded.items():
         if not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: {name!r} is no tensor but a {type(tensor).__name__}")
+            raise UserError(f"{path}: {quoted(name)} is no tensor but a {type(tensor).__name__}")
         if not tensor.is_floating_point() and not name.endswith(_WHOLE_NUMBERS):
             raise UserError(f"{path}: tensor {name} is {tensor.dtype}, expected floating point")
     return {_release_name(name): tensor.detach() for name, tensor in loaded.items()}
