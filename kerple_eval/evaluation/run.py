@@ -48,14 +48,15 @@ def evaluate(
     that holds another specification is refused.
 
     Args:
-        models: ``[LABEL=]FORMAT:PLACE[,key=value]`` or a directory, one or several.
+        models: ``[LABEL=]FORMAT:LOCATION[,key=value]`` or a directory, one or several.
         protocols: full-context unless given; answer, where every task is one that is made (passkey, ...).
         lengths: window lengths L in tokens.
         documents: how many documents; all eligible ones unless given.
         max_tokens: cut each document after so many tokens.
         bos: the first-token rule of every text, in place of a task's own: never, document, window or
             tokenizer (what each model's tokeniser does by itself; the default of ``text``).
-        attention: auto, flex, sdpa or eager (``model.ways``); what is asked for by name is had or refused.
+        attention: auto, flex, sdpa or eager, see :mod:`kerple_eval.models.decoder.backends`; a backend
+            named here is used or refused, never replaced.
         precision: as ``"0.5%"``: score documents, doubling, until every perplexity (or its ratio to that
             of ``against``, a model's label) is known so well; ``documents`` is then the most to use.
 

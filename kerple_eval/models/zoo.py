@@ -21,8 +21,12 @@ def shipped() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: order.index(_SEED.sub("", item[0]))))
 
 
-def shipped_as(name: str) -> Path:
-    """The folder of a name; ``NAME-s1`` is ``NAME``. Raises `UserError` for an unknown one."""
+def shipped_folder(name: str) -> Path:
+    """The folder of the zoo model ``name``; ``NAME-s1`` is ``NAME``.
+
+    Raises:
+        UserError: no model of that name is shipped.
+    """
     folders = shipped()
     first = name.removesuffix("-s1")
     if first not in folders:
@@ -30,8 +34,8 @@ def shipped_as(name: str) -> Path:
     return folders[first]
 
 
-def one_a_scheme() -> list[str]:
-    """Names of seed 1: one model a scheme."""
+def first_seeds() -> list[str]:
+    """Names of the models of seed 1: one a scheme."""
     return [name for name in shipped() if not _SEED.search(name)]
 
 
