@@ -14,6 +14,8 @@ refused, never replaced. Each cell records the backend that computed it.
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from kerple_eval.models.decoder.attention import uses_general_path
@@ -62,6 +64,13 @@ def _flex_obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch
         return "computes in float32 at most"
     if scheme.geometry.head_dim < SMALLEST_HEAD:
         return f"heads of {scheme.geometry.head_dim} are too small for it (at least {SMALLEST_HEAD})"
-    from torch.utils._triton import has_triton  # noqa: PLC0415
+    return None if _has_triton() else "needs triton, which is not installed or does not run here"
 
-    return None if has_triton() else "needs triton, which is not installed or does not run here"
+
+def _has_triton() -> bool:
+    """Whether torch can compile with triton here; torch's own test where it still has one (it is private)."""
+    try:
+        from torch.utils._triton import has_triton  # noqa: PLC0415
+    except ImportError:
+        return importlib.util.find_spec("triton") is not None
+    return bool(has_triton())

@@ -118,7 +118,11 @@ def _sessions(sessions: list[dict[str, Any]]) -> Table:
         Row(
             (
                 *(Value(str(session.get(key, ""))) for key in keys),
-                Value(shlex.join(["kerple-eval", *session["command"][1:]]), code=True),
+                Value(
+                    shlex.join(["kerple-eval", *session["command"][1:]]),
+                    code=True,
+                    mark=" (asked from Python)" if session.get("from_python") else "",
+                ),
             )
         )
         for session in sessions
