@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint zoo clean
+.PHONY: demo test test-slow bench lint zoo corpora clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,11 @@ zoo: $(STAMP)
 	  $(BIN)/kerple-eval train --scheme $$scheme --task sotu --length 512 --seed $${seed:-1} --steps 8000 \
 	    --batch 4 --lr 1e-3 --threads 1 --store float16 --ngram 3 --out $$home/$$name || exit; \
 	done
+
+# Code and TeX manuals beside the zoo's prose: texts, 24 models, scores, tables and figures. Some 20 hours of
+# one core; stop it and start it again as you like. Weights and cells go to out/corpora.
+corpora: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python results/corpora/run.py
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache
