@@ -20,8 +20,7 @@ def build_scheme(
 ) -> Scheme:
     """The scheme ``name`` for a model of ``geometry``, with ``modifiers`` (name -> options) applied in order.
 
-    A scheme that has parameters of its own in every layer is built once a layer, and so is any scheme with
-    the option ``per_layer=true``.
+    A ``per_layer`` scheme is built once a layer, and so is any with the option ``per_layer=true``.
 
     Raises:
         UserError: a wrong name, option or combination.
@@ -34,7 +33,7 @@ def build_scheme(
     parts = {modifier: _made(modifier, given, geometry) for modifier, given in modifiers.items()}
     for modifier in parts:
         if not SCHEMES.entry(modifier).stands_on:
-            raise UserError(f"{modifier} is a scheme of its own: it cannot be combined with {name}")
+            raise UserError(f"{modifier} is no modifier: it cannot be combined with {name}")
     if entry.stands_on:  # a modifier alone
         parts = {name: _made(name, options, geometry), **parts}
         base = _made(entry.stands_on, {}, geometry)

@@ -197,17 +197,19 @@ class NeoxCheckpoint(Checkpoint):
             return {}
         return {name: tensor.flatten().tolist() for name, tensor in self._scheme_state.items()}
 
-    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if self.release is None:
-            self.way = resolve_backend(way, self._evaluated, self.config.scheme_name, device, dtype)
-        elif way != "auto":
-            raise UserError(f"attention {way}: numerics=release attends as the release does; use auto")
+            self.attention = resolve_backend(
+                attention, self._evaluated, self.config.scheme_name, device, dtype
+            )
+        elif attention != "auto":
+            raise UserError(f"attention {attention}: numerics=release attends as the release does; use auto")
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         if self.release is not None:
             assert isinstance(self.position, NeoxScheme)
             return ReleaseModel(self.decoder(), self.position, self.neox, device, self.release)
-        return DecoderModel(self.decoder(), device, dtype, self.way)
+        return DecoderModel(self.decoder(), device, dtype, self.attention)
 
     def decoder(self) -> Decoder:
         """The whole model as a native decoder on CPU, in float32, or float64 where stored so."""
