@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from kerple_eval.records.cell import file_name, read_header
+from kerple_eval.records.cell import file_name
 from kerple_eval.records.run import Run
 from kerple_eval.reports.page.blocks import Block, Facts, Heading, Section
 from kerple_eval.reports.page.gathered import Gathered, Placed
@@ -44,7 +44,8 @@ def provenance(found: Gathered) -> Section:
 def _cell(found: Gathered, placed: Placed) -> TableRow:
     entry, row = placed.entry, placed.entry.row
     name = "" if entry.key is None else file_name(entry.key)
-    header = (None if entry.key is None else read_header(entry.folder, entry.key)) or {}
+    cell = None if entry.key is None or not entry.ok else found.reader.cell(entry.folder, entry.key)
+    header = {} if cell is None else cell.header
     number = found.run_of(entry)
     model: dict[str, Any] = next(
         (m for m in found.runs[number - 1].specification["models"] if m["label"] == row["model"]), {}
