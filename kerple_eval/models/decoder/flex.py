@@ -149,9 +149,11 @@ def _compiled() -> Any:
     from torch._dynamo import config  # noqa: PLC0415
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    config.recompile_limit = max(config.recompile_limit, SHAPES)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, SHAPES)
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    limits = {
+        name: max(getattr(config, name), SHAPES)
+        for name in ("recompile_limit", "accumulated_recompile_limit")
+    }
+    return config.patch(limits)(torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
 def _uncompiled() -> Any:
