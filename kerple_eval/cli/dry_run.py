@@ -19,7 +19,8 @@ from kerple_eval.records.cell import read_cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.rows import Listing, draw
 from kerple_eval.support.differences import differences
-from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import CellKey, UserError
 
 FILE = "estimate.json"

@@ -24,7 +24,8 @@ from kerple_eval.records import reductions
 from kerple_eval.records.answers import Answer, answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
-from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
