@@ -294,3 +294,15 @@ def test_cuda_gradients_are_the_oracles(name: str) -> None:
     assert found.keys() == oracle.keys()
     for key, grad in found.items():
         assert float((grad - oracle[key]).norm()) <= 0.01 * float(oracle[key].norm()) + 1e-6
+
+
+def test_dynamo_s_limits_are_the_caller_s_outside_a_call() -> None:
+    from torch._dynamo import config  # noqa: PLC0415
+
+    def limits() -> tuple[int, int]:
+        return config.recompile_limit, config.accumulated_recompile_limit
+
+    before = limits()
+    assert module._allowing_shapes(999_999, limits)() == (999_999, 999_999)
+    assert module._allowing_shapes(1, limits)() == before
+    assert limits() == before
