@@ -16,6 +16,8 @@ as plain operations and holds every score: for tests.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +116,7 @@ class FlexScores:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # a cached mask serves training too, which cannot save inference tensors
 def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> BlockMask:
     """Which blocks are seen in part and which in whole, by arithmetic: no [rows, keys] mask is formed."""
     from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
@@ -148,23 +151,36 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    _allow_shapes(SHAPES)
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    def run(*args: Any, **options: Any) -> Any:
+        with _shapes_allowed(SHAPES):
+            return compiled(*args, **options)
+
+    return run
 
 
-def _allow_shapes(count: int) -> None:
-    """Let torch keep ``count`` compiled programs: its limit (8 in torch 2.13) counts every shape.
+@contextmanager
+def _shapes_allowed(count: int) -> Iterator[None]:
+    """Let torch keep ``count`` compiled programs meanwhile: its limit (8 in torch 2.13) counts every shape.
 
-    The setting is private. Where a torch has none of that name, the limit stays, and ``fullgraph=True`` makes
-    a shape beyond it an error, never a slow form without a word.
+    The setting is private, and the process's, so it is put back. Where a torch has none of that name, the
+    limit stays, and ``fullgraph=True`` makes a shape beyond it an error, never a silent slow form.
     """
     try:
         from torch._dynamo import config  # noqa: PLC0415
     except ImportError:
+        yield
         return
-    for name in ("recompile_limit", "accumulated_recompile_limit"):
-        if hasattr(config, name):
-            setattr(config, name, max(getattr(config, name), count))
+    names = ("recompile_limit", "accumulated_recompile_limit")
+    before = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    for name, limit in before.items():
+        setattr(config, name, max(limit, count))
+    try:
+        yield
+    finally:
+        for name, limit in before.items():
+            setattr(config, name, limit)
 
 
 def _uncompiled() -> Any:

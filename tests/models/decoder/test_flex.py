@@ -294,3 +294,31 @@ def test_cuda_gradients_are_the_oracles(name: str) -> None:
     assert found.keys() == oracle.keys()
     for key, grad in found.items():
         assert float((grad - oracle[key]).norm()) <= 0.01 * float(oracle[key].norm()) + 1e-6
+
+
+def test_torch_s_limit_of_programs_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo import config  # noqa: PLC0415
+
+    before = (config.recompile_limit, config.accumulated_recompile_limit)
+    during = []
+
+    def compiled(*_: object, **__: object) -> None:
+        during.append(config.recompile_limit)
+        raise ArithmeticError
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    module._compiled.cache_clear()
+    with pytest.raises(ArithmeticError):
+        module._compiled()()
+    module._compiled.cache_clear()
+    assert during == [module.SHAPES]
+    assert (config.recompile_limit, config.accumulated_recompile_limit) == before
+
+
+def test_a_mask_made_while_scoring_serves_training() -> None:
+    """Inference tensors cannot be saved for a backward pass, and masks are cached."""
+    _blocks.cache_clear()
+    with torch.inference_mode():
+        mask = _blocks(128, 256, None, torch.device("cpu"))
+    _blocks.cache_clear()
+    assert not any(part.is_inference() for part in (mask.kv_indices, mask.full_kv_num_blocks))

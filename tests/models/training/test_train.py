@@ -99,6 +99,22 @@ def test_a_killed_run_ends_with_the_same_weights(
     ]  # fmt: skip
 
 
+def test_torch_s_threads_are_put_back(tmp_path: Path) -> None:
+    """After a finished training and after one that an error ended."""
+    before = torch.get_num_threads()
+    during = []
+    try:
+        torch.set_num_threads(3)
+        run(recipe(threads=1), tmp_path / "a", on_step=lambda *_: during.append(torch.get_num_threads()))
+        assert set(during) == {1}
+        assert torch.get_num_threads() == 3
+        with pytest.raises(Killed):
+            run(recipe(threads=2), tmp_path / "b", on_step=kill_at(1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     """What the test above would miss if training did nothing."""
     for seed in (1, 2):
