@@ -16,8 +16,6 @@ as plain operations and holds every score: for tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -151,18 +149,12 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-
-    def run(*args: Any, **options: Any) -> Any:
-        with _shapes_allowed(SHAPES):
-            return compiled(*args, **options)
-
-    return run
+    return _allowing_shapes(SHAPES, torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
-@contextmanager
-def _shapes_allowed(count: int) -> Iterator[None]:
-    """Let torch keep ``count`` compiled programs meanwhile: its limit (8 in torch 2.13) counts every shape.
+def _allowing_shapes(count: int, compiled: Any) -> Any:
+    """``compiled``, during whose calls torch keeps ``count`` programs: its limit (8 in torch 2.13) counts
+    every shape.
 
     The setting is private, and the process's, so it is put back. Where a torch has none of that name, the
     limit stays, and ``fullgraph=True`` makes a shape beyond it an error, never a silent slow form.
@@ -170,17 +162,10 @@ def _shapes_allowed(count: int) -> Iterator[None]:
     try:
         from torch._dynamo import config  # noqa: PLC0415
     except ImportError:
-        yield
-        return
+        return compiled
     names = ("recompile_limit", "accumulated_recompile_limit")
-    before = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    for name, limit in before.items():
-        setattr(config, name, max(limit, count))
-    try:
-        yield
-    finally:
-        for name, limit in before.items():
-            setattr(config, name, limit)
+    limits = {name: max(getattr(config, name), count) for name in names if hasattr(config, name)}
+    return config.patch(limits)(compiled) if limits else compiled
 
 
 def _uncompiled() -> Any:

@@ -104,7 +104,7 @@ def train(
     ):
         raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
-    with locked(out), _threads(recipe.threads), interruptible() as interrupted:
+    with _threads(recipe.threads), locked(out), interruptible() as interrupted:
         run = _Run(recipe, corpus)
         if state_file.exists():
             run.restore(state_file, identity)
@@ -148,7 +148,7 @@ def train(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads meanwhile."""
+    """torch's CPU threads inside; as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -296,23 +296,16 @@ def test_cuda_gradients_are_the_oracles(name: str) -> None:
         assert float((grad - oracle[key]).norm()) <= 0.01 * float(oracle[key].norm()) + 1e-6
 
 
-def test_torch_s_limit_of_programs_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dynamo_s_limits_are_the_caller_s_outside_a_call() -> None:
     from torch._dynamo import config  # noqa: PLC0415
 
-    before = (config.recompile_limit, config.accumulated_recompile_limit)
-    during = []
+    def limits() -> tuple[int, int]:
+        return config.recompile_limit, config.accumulated_recompile_limit
 
-    def compiled(*_: object, **__: object) -> None:
-        during.append(config.recompile_limit)
-        raise ArithmeticError
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
-    module._compiled.cache_clear()
-    with pytest.raises(ArithmeticError):
-        module._compiled()()
-    module._compiled.cache_clear()
-    assert during == [module.SHAPES]
-    assert (config.recompile_limit, config.accumulated_recompile_limit) == before
+    before = limits()
+    assert module._allowing_shapes(999_999, limits)() == (999_999, 999_999)
+    assert module._allowing_shapes(1, limits)() == before
+    assert limits() == before
 
 
 def test_a_mask_made_while_scoring_serves_training() -> None:

@@ -102,22 +102,6 @@ def test_a_killed_run_ends_with_the_same_weights(
     ]  # fmt: skip
 
 
-def test_torch_s_threads_are_put_back(tmp_path: Path) -> None:
-    """After a finished training and after one that an error ended."""
-    before = torch.get_num_threads()
-    during = []
-    try:
-        torch.set_num_threads(3)
-        run(recipe(threads=1), tmp_path / "a", on_step=lambda *_: during.append(torch.get_num_threads()))
-        assert set(during) == {1}
-        assert torch.get_num_threads() == 3
-        with pytest.raises(Killed):
-            run(recipe(threads=2), tmp_path / "b", on_step=kill_at(1))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_kernels_of_each_layer_are_trained_apart(tmp_path: Path) -> None:
     options = dict(parse_scheme("kerple-log:per-layer=true").options)
     run(recipe(model={"scheme_options": options}), tmp_path / "out")
@@ -519,3 +503,20 @@ def test_the_recipe_decides_the_weights_not_the_threads_or_reports(tmp_path: Pat
     train(replace(recipe()), corpus(), tmp_path / "b", record=RECORD, reports=8)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_threads_are_the_caller_s_again(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+    try:
+        run(
+            recipe(threads=before + 1),
+            tmp_path / "whole",
+            on_step=lambda *_: inside.append(torch.get_num_threads()),
+        )
+        with pytest.raises(Killed):
+            run(recipe(threads=before + 1), tmp_path / "killed", on_step=kill_at(2))
+        assert set(inside) == {before + 1}
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
