@@ -66,7 +66,11 @@ def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, 
             )  # fmt: skip
 
         try:
-            result = evaluate(models, out=out, lengths=lengths, on_progress=show, **options)
+            result = evaluate(
+                models, out=out, lengths=lengths, on_progress=show,
+                command=("kerple-eval", *sys.argv[1:]), **options,
+            )  # fmt: skip
+
         except UserError:
             progress.live.transient = True  # the error's line stands alone
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from kerple_eval.evaluation.planning import LENGTHS, make_plan
 from kerple_eval.evaluation.ranks import RankGroup, SingleProcess, join_ranks
 from kerple_eval.evaluation.worker import RunProgress, Worker
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.specification import RunSpecification, Session
 from kerple_eval.support.differences import differences
 from kerple_eval.support.files import locked
+from kerple_eval.support.typed_json import to_json
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import BosRule, UserError
 
@@ -41,6 +44,7 @@ def evaluate(
     precision: str | None = None,
     against: str | None = None,
     on_progress: Callable[[RunProgress], None] = lambda progress: None,
+    command: Sequence[str] = (),
 ) -> Run:
     """Score every (model, task, protocol, length) into the run directory ``out``.
 
@@ -58,6 +62,8 @@ def evaluate(
         attention: auto, flex, sdpa or eager (``model.ways``); what is asked for by name is had or refused.
         precision: as ``"0.5%"``: score documents, doubling, until every perplexity (or its ratio to that
             of ``against``, a model's label) is known so well; ``documents`` is then the most to use.
+
+        command: the words of the command line that asked, for the record; none where Python did.
 
     Returns:
         The run; ``run.summary()`` and ``run.losses()`` are pandas frames.
@@ -90,16 +96,22 @@ def evaluate(
             precision=precision,
             against=against,
         )
-        return _run(plan, Path(out), on_progress, team)
+        return _run(plan, Path(out), on_progress, team, command)
     finally:
         team.release()
 
 
-def _run(plan: RunPlan, folder: Path, on_progress: Callable[[RunProgress], None], team: SingleProcess) -> Run:
+def _run(
+    plan: RunPlan,
+    folder: Path,
+    on_progress: Callable[[RunProgress], None],
+    team: SingleProcess,
+    command: Sequence[str],
+) -> Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
-        run = _open_or_start(folder, plan, team.size)
+        run = _open_or_start(folder, plan, team.size, command)
         worker = Worker(run, plan, on_progress, team)  # reads every finished cell, so refuses a damaged one
         run.write_specification()
         worker.work()
@@ -110,35 +122,39 @@ def _several(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _open_or_start(folder: Path, plan: RunPlan, ranks: int) -> Run:
-    session = {
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["kerple-eval", *sys.argv[1:]],
-        "kerple_eval": VERSION,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        **({"ranks": ranks} if ranks > 1 else {}),
-        **_transformers(),
-        "device": torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
-    }
-    if (folder / "run.json").exists():
-        run = open_run(folder)
-        different = differences(run.specification, plan.specification)
-        if different:
-            more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-            raise UserError(
-                f"{folder}: holds a run with another specification: {different[0]}{more}; "
-                "choose another --out"
-            )
-        run.provenance["sessions"].append(session)
-    else:
-        run = Run(folder, plan.specification, {**plan.provenance, "sessions": [session]})
+def _open_or_start(folder: Path, plan: RunPlan, ranks: int, command: Sequence[str]) -> Run:
+    session = Session(
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=tuple(command),
+        kerple_eval=VERSION,
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        threads=torch.get_num_threads(),
+        ranks=ranks if ranks > 1 else None,
+        transformers=_transformers(),
+        device=torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
+    )
+    if not (folder / "run.json").exists():
+        return Run(folder, plan.specification, replace(plan.provenance, sessions=(session,)))
+    run = open_run(folder)
+    refuse_another(run, plan.specification)
+    run.provenance = replace(run.provenance, sessions=(*run.provenance.sessions, session))
     return run
 
 
-def _transformers() -> dict[str, str]:
+def refuse_another(run: Run, specification: RunSpecification) -> None:
+    """Refuse to go on into a run that was asked for otherwise."""
+    different = differences(to_json(run.specification), to_json(specification))
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise UserError(
+            f"{run.folder}: holds a run with another specification: {different[0].describe()}{more}; "
+            "choose another --out"
+        )
+
+
+def _transformers() -> str | None:
     """Its version where a model of this run needed it: numbers may differ between releases."""
     module = sys.modules.get("transformers")
-    return {} if module is None else {"transformers": str(module.__version__)}
+    return None if module is None else str(module.__version__)

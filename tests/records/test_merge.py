@@ -67,8 +67,8 @@ def test_parts_make_the_whole(
     assert joined.specification == wanted.specification
     pd.testing.assert_frame_equal(joined.losses(), wanted.losses())
     assert said == f"8 cells of {len(parts)} runs in {tmp_path / 'out'}/summary.csv"
-    assert joined.provenance["merged"] == list(parts)
-    assert [session["run"] for session in joined.provenance["sessions"]] == list(parts)
+    assert joined.provenance.merged == list(parts)
+    assert [session.run for session in joined.provenance.sessions] == list(parts)
     assert not passes
 
 
@@ -94,8 +94,8 @@ def test_made_tasks_join_by_model_and_length(whole: dict[str, kerple_eval.Run], 
     merge(folders(whole, "answers", "answers-long"), tmp_path / "out")
     joined = open_run(tmp_path / "out")
     assert len(joined.answers()) == 2 * 2 * 2 * 2
-    (task,) = joined.specification["tasks"]
-    assert list(task["tokens_sha256"]["ids 0..255 never None"]) == ["64", "80"]
+    (task,) = joined.specification.tasks
+    assert list(task.tokens_sha256["ids 0..255 never None"]) == ["64", "80"]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_equal_cells_must_agree(whole: dict[str, kerple_eval.Run], tmp_path: Pat
     windows = [replace(w, first_target=w.first_target + 1) for w in cell.windows]
     other = changed(run, tmp_path / "other", windows=windows, losses=[row[1:] for row in cell.losses])
     assert "they scored other windows" in refusal(invoke(*words[:2], str(other), *words[3:4], "x"))
-    documents = [entry | {"sha256": "0"} for entry in cell.header["documents"]]
-    text = changed(run, tmp_path / "text", header=cell.header | {"documents": documents})
+    documents = tuple(replace(document, sha256="0") for document in cell.header.documents)
+    text = changed(run, tmp_path / "text", header=replace(cell.header, documents=documents))
     assert "they scored other documents" in refusal(invoke(*words[:2], str(text), *words[3:4], "x"))
 
 

@@ -176,9 +176,9 @@ def test_other_targets_are_refused_in_one_line(tmp_path: Path, invoke: Cli) -> N
 
 def test_same_targets_under_other_names_pair_by_order(tmp_path: Path) -> None:
     """Names do not enter the hash: documents pair in the order that it goes by."""
-    renamed = cell("a", shifted(TEXT, noise(1, 0.1)), scheme="x")
-    for entry in renamed.header["documents"]:
-        entry["name"] = "e" + entry["name"]
+    made = cell("a", shifted(TEXT, noise(1, 0.1)), scheme="x")
+    documents = tuple(replace(document, name="e" + document.name) for document in made.header.documents)
+    renamed = replace(made, header=replace(made.header, documents=documents))
     folders = [write_cells(tmp_path / "one", [renamed]), write_cells(tmp_path / "two", [cell("b", TEXT)])]
     (found,) = compare(read_tables(folders)[0], "b")
     assert found.mean_difference == pytest.approx(np.dot(noise(1, 0.1), SIZES) / sum(SIZES), abs=1e-6)

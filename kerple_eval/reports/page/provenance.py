@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from kerple_eval.records.cell import file_name, read_header
 from kerple_eval.records.run import Run
+from kerple_eval.records.specification import Session
 from kerple_eval.reports.page.blocks import Block, Facts, Heading, Row, Section, Table, Value
 from kerple_eval.reports.page.gathered import Gathered, Placed
+from kerple_eval.support.typed_json import to_json
 
 HEAD = (
     "model", "task", "protocol", "length", "nats per target", "perplexity", "bits per byte", "documents",
@@ -43,12 +46,11 @@ def provenance(found: Gathered) -> Section:
 def _cell(found: Gathered, placed: Placed) -> Row:
     entry, row = placed.entry, placed.entry.row
     name = "" if entry.key is None else file_name(entry.key)
-    header = (None if entry.key is None else read_header(entry.folder, entry.key)) or {}
+    header = None if entry.key is None else read_header(entry.folder, entry.key)
     number = found.run_of(entry)
-    model: dict[str, Any] = next(
-        (m for m in found.runs[number - 1].specification["models"] if m["label"] == row["model"]), {}
-    )
-    weights = str(header.get("weights_sha256") or model.get("weights_sha256") or "")
+    models = found.runs[number - 1].specification.models
+    recorded = next((model.weights_sha256 for model in models if model.label == row["model"]), "")
+    weights = (header.weights_sha256 if header else None) or recorded
     ending = ".parquet" if entry.ok else ".json"
     file = f"cells/{name}{ending}" if name else ""
     here = bool(file) and (entry.folder / file).exists()
@@ -57,7 +59,7 @@ def _cell(found: Gathered, placed: Placed) -> Row:
         _number(row["nll"]), _number(row["ppl"]), _number(row["bits_per_byte"]),
         *(_whole(row[key]) for key in ("documents", "windows", "targets")),
         Value(row["targets_hash"] or "", code=True), Value(row["status"]), Value(row["dtype"] or ""),
-        Value(row["device"] or ""), _seconds(header.get("seconds")),
+        Value(row["device"] or ""), _seconds(header.seconds if header else None),
         Value(weights[:16], f"models-{number}" if weights else "", code=True),
         Value(f"{number}: {entry.folder.resolve().name}", f"run-{number}"),
         Value(file, code=True, mark="" if here or not file else " (not here)"),
@@ -79,30 +81,29 @@ def _whole(value: int | None) -> Value:
 
 def _run(number: int, run: Run) -> list[Block]:
     spec = run.specification
-    arguments = run.provenance.get("models", {})
+    arguments = run.provenance.models
     models = tuple(
         Row(
             (
-                Value(m["label"]), Value(str(arguments.get(m["label"], "")), code=True),
-                Value(str(m.get("format", ""))), Value(str(m.get("scheme", ""))),
-                _plain(m.get("train_length")),
-                _plain(m.get("seed")), _plain(m.get("parameters")), Value(str(m.get("tokenizer", ""))),
-                Value(str(m.get("weights_sha256", "")), code=True),
+                Value(m.label), Value(arguments.get(m.label, ""), code=True),
+                Value(m.format), Value(m.scheme), _plain(m.train_length),
+                _plain(m.seed), _plain(m.parameters), Value(m.tokenizer or ""),
+                Value(m.weights_sha256, code=True),
             )
         )
-        for m in spec["models"]
+        for m in spec.models
     )  # fmt: skip
     head = ("model", "given as", "format", "scheme", "trained at", "seed", "parameters", "tokeniser",
             "weights sha256")  # fmt: skip
     blocks: list[Block] = [
         Heading(f"Run {number}: {run.folder.resolve().name}", f"run-{number}"),
-        _sessions(run.provenance["sessions"]),
+        _sessions(run.provenance.sessions),
         Heading(f"Models of run {number}", f"models-{number}"),
         Table("Checkpoints as they were scored", head, models, (), frozenset({0, 1, 2, 3, 7, 8})),
         Heading(f"Texts of run {number}", f"texts-{number}"),
     ]
-    for task in spec["tasks"]:
-        pairs = [(key, value) for key, value in _flat(task) if value]
+    for task in spec.tasks:
+        pairs = [(key, value) for key, value in _flat(to_json(task)) if value]
         blocks.append(Facts(tuple((key, Value(value, code="sha256" in key)) for key, value in pairs)))
     return blocks
 
@@ -111,14 +112,14 @@ def _plain(value: int | None) -> Value:
     return Value("", missing=True) if value is None else Value(f"{value:,}")
 
 
-def _sessions(sessions: list[dict[str, Any]]) -> Table:
+def _sessions(sessions: Sequence[Session]) -> Table:
     """Every command that added to the run, with what it ran on."""
     keys = ("began", "kerple_eval", "torch", "python", "platform", "device", "threads")
     rows = tuple(
         Row(
             (
-                *(Value(str(session.get(key, ""))) for key in keys),
-                Value(shlex.join(["kerple-eval", *session["command"][1:]]), code=True),
+                *(Value(str(getattr(session, key))) for key in keys),
+                Value(shlex.join(["kerple-eval", *session.command[1:]]), code=True),
             )
         )
         for session in sessions
