@@ -1,4 +1,4 @@
-"""Records of models, texts and sessions, whole with what a test does not care for; and ``run.json`` of them."""
+"""Complete records of models, texts and sessions, where a test cares for a few keys; ``run.json`` of them."""
 
 from __future__ import annotations
 
