@@ -242,7 +242,10 @@ def _checked(kind: type[Header], content: dict[str, Any], path: Path, key: CellK
     if CellKey(**content["cell"]) != key:
         raise ValueError(f"it holds the cell {content['cell']}")
     rest = {name: value for name, value in content.items() if name not in ("cell", "schema_version")}
-    return from_json(kind, rest, str(path))
+    try:
+        return from_json(kind, rest, "header")
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _read_parquet(path: Path, key: CellKey) -> Cell:

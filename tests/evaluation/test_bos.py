@@ -73,7 +73,7 @@ def reading(text: TextSource, tokenizer: Letters, longest: int = 1) -> Tokenized
 
 def letters(rule: str, words: list[str]) -> TextSource:
     documents = [Document(f"d{i}", word) for i, word in enumerate(words)]
-    return TextSource("text", {}, documents, bos=rule)  # type: ignore[arg-type]
+    return TextSource("text", TaskRecord("text"), documents, bos=rule)  # type: ignore[arg-type]
 
 
 PROTOCOLS = (

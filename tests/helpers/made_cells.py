@@ -71,7 +71,7 @@ def write_finished(folder: Path, cells: Sequence[Cell]) -> Path:
 def write_cells(folder: Path, cells: Sequence[Cell], **specification: object) -> Path:
     """A run directory of these cells, all of one task and protocol."""
     models = {c.key.model: c for c in cells}
-    lengths = sorted({c.key.length for c in cells})
+    lengths = sorted({c.key.length for c in cells}) or [64]
     write_run_json(
         folder,
         models=[

@@ -52,6 +52,7 @@ def write_run_json(
     (folder / "run.json").write_text(json.dumps(run))
 
 
+PRECISION = {"share": 0.01, "against": None, "level": 0.95, "looks": {"book": [5]}}
 NEVER = Marker("never", None)
 
 

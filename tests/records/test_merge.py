@@ -17,6 +17,7 @@ from kerple_eval.records.merging import merge
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, contents, refusal
+from tests.helpers.records import PRECISION
 
 PROTOCOLS = ["full-context", "aligned:k=4"]
 
@@ -67,7 +68,7 @@ def test_parts_make_the_whole(
     assert joined.specification == wanted.specification
     pd.testing.assert_frame_equal(joined.losses(), wanted.losses())
     assert said == f"8 cells of {len(parts)} runs in {tmp_path / 'out'}/summary.csv"
-    assert joined.provenance.merged == list(parts)
+    assert joined.provenance.merged == parts
     assert [session.run for session in joined.provenance.sessions] == list(parts)
     assert not passes
 
@@ -129,7 +130,7 @@ def test_other_weights_under_one_label(whole: dict[str, kerple_eval.Run], tmp_pa
 def test_cells_that_grew(whole: dict[str, kerple_eval.Run], tmp_path: Path) -> None:
     sure = shutil.copytree(whole["alibi"].folder, tmp_path / "sure")
     data = json.loads((sure / "run.json").read_text())
-    data["specification"]["precision"] = {"share": 0.5}
+    data["specification"]["precision"] = PRECISION
     (sure / "run.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="sure: holds cells that grew until they were sure"):
         merge([whole["rope"].folder, sure], tmp_path / "out")

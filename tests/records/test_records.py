@@ -93,8 +93,7 @@ def test_file_names_are_safe_and_tell_keys_apart() -> None:
 
 
 def test_failed_cells(tmp_path: Path) -> None:
-    header = {"scheme": "rope", "seed": 1, "train_length": None, "dtype": "float32", "device": "cpu"}
-    failed = FailedCell(KEY, header, 'MemoryError: "no, really"')
+    failed = FailedCell(KEY, failed_header(seed=1, train_length=None), 'MemoryError: "no, really"')
     write_failure(tmp_path, failed)
     assert read_cell(tmp_path, KEY) is not None
     read = read_cell(tmp_path, KEY)

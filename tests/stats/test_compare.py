@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from kerple_eval.stats.seeds import crossed
 from kerple_eval.stats.significance import holm, seed_test, sign_flip_p
 from tests.helpers.command import Cli, refusal
 from tests.helpers.made_cells import cell, drawn, shifted, write_cells
+from tests.helpers.records import PRECISION
 
 SIZES = [30, 12, 50, 24, 41, 18, 33, 27]
 TEXT = drawn(0, SIZES)
@@ -225,7 +227,7 @@ def test_intervals_by_cell_over_seeds_and_pooled(seeded: Path) -> None:
 
 def test_a_run_that_stopped_when_sure_says_so(tmp_path: Path) -> None:
     folder = write_cells(
-        tmp_path / "run", [cell("a", TEXT), cell("b", TEXT, scheme="x")], precision={"share": 0.01}
+        tmp_path / "run", [cell("a", TEXT), cell("b", TEXT, scheme="x")], precision=PRECISION
     )
     for text in (render([folder], "b"), render_intervals([folder])):
         assert "documents were added until it was sure" in text
