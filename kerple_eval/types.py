@@ -13,6 +13,12 @@ from typing import Literal
 #: each window (one of its L), or as the model's tokeniser does by itself (``document`` or ``never``).
 BosRule = Literal["never", "document", "window", "tokenizer"]
 
+#: Where a model is scored; ``auto`` is CUDA where there is a card, else the CPU.
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+#: Precisions that a model is scored in.
+DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
+
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:

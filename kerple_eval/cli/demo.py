@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 from kerple_eval.cli import run as run_command
+from kerple_eval.cli.errors import typed_words
+from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.models.zoo import one_a_scheme
 from kerple_eval.reports.figures import curve, position
 from kerple_eval.reports.page import page
 
 PROTOCOLS = ("full-context", "sliding-window:stride=512@4096", "aligned:k=128,every=1024@4096")
-LENGTHS = "512,1024,2048,4096,8192,16384"
 DOCUMENTS = 2
 MAX_TOKENS = 16385
 
@@ -24,10 +25,11 @@ def run(out: str) -> int:
         f"of the task sotu: {DOCUMENTS} documents of {MAX_TOKENS:,} bytes"
     )
     began = time.monotonic()
-    status = run_command.run(
-        models, out, LENGTHS, tasks=["sotu"], protocols=PROTOCOLS, documents=DOCUMENTS,
-        max_tokens=MAX_TOKENS,
+    request = RunRequest.of(
+        models=models, out=out, tasks="sotu", protocols=PROTOCOLS, documents=DOCUMENTS,
+        max_tokens=MAX_TOKENS, typed=typed_words(),
     )  # fmt: skip
+    status = run_command.run(request)
     if status == 130:
         return status
     folder = Path(out)

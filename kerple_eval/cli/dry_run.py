@@ -9,26 +9,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from kerple_eval.evaluation.budget import measured
 from kerple_eval.evaluation.forecast import Forecast, forecast
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import refuse_another
 from kerple_eval.records.cell import Cell, read_cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.rows import Listing, draw
-from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import CellKey, UserError
 
 FILE = "estimate.json"
 
 
-def run(models: Sequence[str], out: str, lengths: Sequence[int], **options: Any) -> int:
+def run(request: RunRequest) -> int:
     """Print the forecast; 0."""
-    plan = make_plan(models, lengths=lengths, **options)
-    folder = Path(out)
+    plan = make_plan(request)
+    folder = request.out
     finished: set[CellKey] = set()
     kept: int | None = None  # the budget of the run begun
     if (folder / "run.json").exists():

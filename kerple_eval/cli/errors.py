@@ -31,6 +31,11 @@ def filled(context: click.Context, option: click.Parameter, value: str | None) -
     return value
 
 
+def typed_words() -> tuple[str, ...]:
+    """The command as it was typed, for the record."""
+    return ("kerple-eval", *sys.argv[1:])
+
+
 class Group(click.Group):
     """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kerple_eval.evaluation.planning import LENGTHS
+from kerple_eval.evaluation.request import LENGTHS
 from kerple_eval.models.base import Description
 from kerple_eval.models.devices import DTYPES
 from kerple_eval.models.footprint import window_bytes

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kerple_eval.cli.errors import Group, Number, filled
+from kerple_eval.cli.errors import Group, Number, filled, typed_words
 from kerple_eval.support.interrupts import leaving_at_once
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.version import VERSION
@@ -61,7 +61,7 @@ def train(**options: Any) -> None:
 
 @cli.command()
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--task", multiple=True, help="Task name or task file (repeat for more).")
+@click.option("--task", "tasks", multiple=True, help="Task name or task file (repeat for more).")
 @click.option("--text", multiple=True, help="Text file of your own, a document a file or .jsonl line.")
 @click.option(
     "--tokens", multiple=True,
@@ -69,10 +69,13 @@ def train(**options: Any) -> None:
     "or Megatron-LM, PREFIX.idx beside PREFIX.bin.",
 )  # fmt: skip
 @click.option(
-    "--protocol", multiple=True, default=("full-context",), show_default=True,
+    "--protocol", "protocols", multiple=True, default=("full-context",), show_default=True,
     help="NAME:key=value, with @N after it for lengths up to N only (repeat for more).",
 )  # fmt: skip
-@click.option("--length", default="512,1024,2048,4096,8192,16384", show_default=True)
+@click.option(
+    "--length", "lengths", multiple=True, default=("512,1024,2048,4096,8192,16384",), show_default=True,
+    help="Window lengths in tokens: 512,1024 or 512..16k, which doubles (repeat for more).",
+)  # fmt: skip
 @click.option("--out", required=True, callback=filled, help="Run directory; the same command goes on in it.")
 @click.option("--documents", type=click.IntRange(min=1), help="How many documents.")
 @click.option("--keep-short", is_flag=True, help="Also documents shorter than the longest length.")
@@ -103,21 +106,20 @@ def train(**options: Any) -> None:
     "--dry-run", is_flag=True, help="Say what it will take (windows, work, memory, time), and stop."
 )
 @click.pass_context
-def run(
-    context: click.Context, /, models: tuple[str, ...], task: tuple[str, ...], protocol: tuple[str, ...],
-    **options: Any,
-) -> None:  # fmt: skip
+def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Score models at every length; ends with the table.
 
     MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
     never computed twice: after a kill or Ctrl-C the same command goes on. Tasks that are made (passkey,
     needle, copy, associative-recall) are scored by protocol answer.
     """
-    given = context.get_parameter_source("protocol") is not ParameterSource.DEFAULT
+    given = context.get_parameter_source("protocols") is not ParameterSource.DEFAULT
     with leaving_at_once():
         from kerple_eval.cli import run as command  # noqa: PLC0415
+        from kerple_eval.evaluation.request import RunRequest  # noqa: PLC0415
 
-    sys.exit(command.run(models, tasks=task, protocols=protocol if given else None, **options))
+    request = RunRequest.of(**options, protocols=protocols if given else None, typed=typed_words())
+    sys.exit(command.run(request, dry_run=dry_run))
 
 
 @cli.command()

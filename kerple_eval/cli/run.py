@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kerple_eval.cli import dry_run as dry
 from kerple_eval.evaluation.ranks import RankLostError, launched
-from kerple_eval.evaluation.run import evaluate
+from kerple_eval.evaluation.request import RunRequest
+from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress as Report
 from kerple_eval.records.cell import Cell
@@ -22,31 +21,15 @@ from kerple_eval.reports.tables.table import render
 from kerple_eval.types import UserError
 
 
-def parse_lengths(text: str) -> list[int]:
-    """``512,1024`` -> numbers; anything else is refused."""
-    lengths = []
-    for part in text.split(","):
-        word = part.strip()
-        if not (word.isascii() and word.isdigit()) or int(word) < 1:
-            raise UserError(
-                f"--length {text}: {word!r} is not a length; expected tokens, as in 512,1024,2048"
-            )
-        if int(word) in lengths:
-            raise UserError(f"--length {text}: {word} is given twice")
-        lengths.append(int(word))
-    return lengths
-
-
-def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, **options: Any) -> int:
+def run(request: RunRequest, *, dry_run: bool = False) -> int:
     """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
-    lengths = parse_lengths(length)
     other = bool(
         launched()
     )  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
     if dry_run:
-        return 0 if other else dry.run(models, out, lengths, **options)
+        return 0 if other else dry.run(request)
     if other:
-        evaluate(models, out=out, lengths=lengths, **options)
+        run_request(request)
         return 0
     console = Console(stderr=True)
     with Progress(
@@ -66,11 +49,7 @@ def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, 
             )  # fmt: skip
 
         try:
-            result = evaluate(
-                models, out=out, lengths=lengths, on_progress=show,
-                command=("kerple-eval", *sys.argv[1:]), **options,
-            )  # fmt: skip
-
+            result = run_request(request, show)
         except UserError:
             progress.live.transient = True  # the error's line stands alone
             raise
@@ -81,7 +60,8 @@ def run(models: Sequence[str], out: str, length: str, *, dry_run: bool = False, 
         except KeyboardInterrupt:
             progress.stop()
             console.out(
-                f"stopped; finished cells are kept, the same command goes on in {out}", highlight=False
+                f"stopped; finished cells are kept, the same command goes on in {request.out}",
+                highlight=False,
             )
             return 130
     return finish(result)

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kerple_eval.cli.errors import typed_words
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import scheme_of
@@ -59,7 +60,7 @@ def run(
     )  # fmt: skip
     corpus = training_corpus(parse_spec(task) if task else None, text, reader)
     console = Console(stderr=True)
-    record: dict[str, Any] = {"command": ["kerple-eval", *sys.argv[1:]]}
+    record: dict[str, Any] = {"command": list(typed_words())}
     if ngram is not None:
         record["ngram"] = {"order": ngram, "bits_per_byte": _ngram(corpus, ngram)}
     with Progress(

@@ -62,8 +62,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kerple_eval.data.sources.kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
-from kerple_eval.data.yaml_file import read_yaml
 from kerple_eval.protocols.neox_split import parse_shares
+from kerple_eval.support.readers import quoted, read_yaml
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, Spec, UserError
@@ -157,7 +157,7 @@ def read_task(path: Path) -> Task:
     """Read and validate one task file."""
     task: Task = _build(Task, read_yaml(path), str(path), "")
     if task.name != path.stem:
-        raise UserError(f"{path}: name: {task.name!r} must be the file's name, {path.stem!r}")
+        raise UserError(f"{path}: name: {quoted(task.name)} must be the file's name, {path.stem!r}")
     if not 0 < task.split.test <= 1:
         raise UserError(f"{path}: split.test: must be within (0, 1], got {task.split.test}")
     at_least_one: dict[str, int | None] = {"version": task.version}
@@ -188,7 +188,7 @@ def _check_hub(source: HubSource, path: str) -> None:
     for key, (pattern, right) in forms.items():
         value = getattr(source, key)
         if not re.fullmatch(pattern, value, re.ASCII):
-            raise UserError(f"{path}: source.{key}: must be {right}, got {value!r}")
+            raise UserError(f"{path}: source.{key}: must be {right}, got {quoted(value)}")
     if source.path is not None:
         raise UserError(f"{path}: source.path: not for a task file; a local copy is NAME:path=DIR")
 
@@ -222,13 +222,13 @@ def _check_synthetic(source: SyntheticSource, where: str) -> None:
 def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:
     if not isinstance(data, Mapping):
         where = prefix.rstrip(".") or "file"
-        raise UserError(f"{path}: {where}: must be keys and values, got {type(data).__name__} {data!r:.60}")
+        raise UserError(f"{path}: {where}: must be keys and values, got {_what(data)}")
     hints = get_type_hints(cls)
     for key in data:
         if key not in hints:
             close = get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {prefix}{close[0]}? " if close else ""
-            raise UserError(f"{path}: unknown key {prefix}{key}: {hint}known: {', '.join(hints)}")
+            raise UserError(f"{path}: unknown key {quoted(prefix + key)}: {hint}known: {', '.join(hints)}")
     values = {}
     for item in fields(cls):
         if item.name in data:
@@ -237,6 +237,11 @@ def _build(cls: type[Any], data: Any, path: str, prefix: str) -> Any:
         elif _required(item):
             raise UserError(f"{path}: missing key {prefix}{item.name}: must be {_right(hints[item.name])}")
     return cls(**values)
+
+
+def _what(value: Any) -> str:
+    """Type and value, for messages."""
+    return f"{type(value).__name__} {quoted(value)}"
 
 
 def _required(item: Field[Any]) -> bool:
@@ -258,10 +263,10 @@ def _right(hint: Any) -> str:
 def _check(hint: Any, value: Any, path: str, where: str) -> Any:
     if hint == Source:
         if not isinstance(value, Mapping):
-            raise UserError(f"{path}: {where}: must be {_right(hint)}, got {type(value).__name__} {value!r}")
+            raise UserError(f"{path}: {where}: must be {_right(hint)}, got {_what(value)}")
         kind = value.get("kind")
         if not isinstance(kind, str) or kind not in SOURCES:
-            raise UserError(f"{path}: {where}.kind: must be one of {', '.join(SOURCES)}, got {kind!r}")
+            raise UserError(f"{path}: {where}.kind: must be one of {', '.join(SOURCES)}, got {quoted(kind)}")
         return _build(SOURCES[kind], value, path, f"{where}.")
     if is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, path, f"{where}.")
@@ -283,5 +288,5 @@ def _check(hint: Any, value: Any, path: str, where: str) -> Any:
             isinstance(k, str) and isinstance(v, str) for k, v in value.items()
         )
     if not good:
-        raise UserError(f"{path}: {where}: must be {_right(hint)}, got {type(value).__name__} {value!r}")
+        raise UserError(f"{path}: {where}: must be {_right(hint)}, got {_what(value)}")
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 from kerple_eval.data.synthetic.texts import is_made
 from kerple_eval.models.decoder.backends import ATTENTION
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from kerple_eval.evaluation.plan import ProtocolPlan
+    from kerple_eval.evaluation.request import RunRequest
     from kerple_eval.models.base import Checkpoint
 
 
@@ -49,7 +50,7 @@ def check_shorter(text: str, plan: ProtocolPlan) -> None:
         raise UserError(f"{why}: {error}") from None
 
 
-def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any]) -> None:
+def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
     """What has no meaning beside a protocol that draws its samples from every document."""
     names = [plan.name for plan in plans if plan.protocol.draws_samples]
     for plan in plans:
@@ -58,12 +59,20 @@ def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], options: dict[str, Any])
                 f"protocol {names[0]} draws its own samples and cannot share a run with {plan.name}: "
                 "give each an --out of its own"
             )
-    for option, value in options.items():
-        if value is not None and value is not False:  # a seed of 0 was given
-            raise UserError(
-                f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
-                + (" by its own seed=" if option == "seed" else "")
-            )
+    for option in _given(request, "documents", "keep_short", "max_tokens", "seed", "precision"):
+        raise UserError(
+            f"--{option} has no meaning for protocol {names[0]}, which draws from every document"
+            + (" by its own seed=" if option == "seed" else "")
+        )
+
+
+def _given(request: RunRequest, *options: str) -> list[str]:
+    """Which of some options a request gives, as they are written; a seed of 0 is given."""
+    return [
+        name.replace("_", "-")
+        for name in options
+        if getattr(request, name) is not None and getattr(request, name) is not False
+    ]
 
 
 def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -72,36 +81,29 @@ def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
     return ("answer",) if made and all(made) else ("full-context",)
 
 
-def refuse_beside_answers(
-    plans: Sequence[ProtocolPlan], tasks: Sequence[str], own: bool, options: dict[str, Any]
-) -> None:
-    """Made tasks and the protocol that scores their answers go together, and with nothing else.
-
-    ``own``: whether the run has text or token ids of the user's own.
-    """
+def refuse_beside_answers(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
+    """Made tasks and the protocol that scores their answers go together, and with nothing else."""
     answers = [plan.name for plan in plans if plan.protocol.scores_answers]
     others = [plan.name for plan in plans if not plan.protocol.scores_answers]
-    made = [task for task in tasks if is_made(parse_spec(task))]
-    texts = [task for task in tasks if task not in made] + ["text of your own"] * own
+    made = [task for task in request.tasks if is_made(parse_spec(task))]
+    texts = [task for task in request.tasks if task not in made]
+    texts += ["text of your own"] if request.text or request.tokens else []
     if made and texts:
         raise UserError(f"task {made[0]} cannot share a run with {texts[0]}: give each an --out of its own")
     if made and others:
         raise UserError(f"task {made[0]} is scored by protocol answer alone, not {others[0]}; leave it out")
     if answers and not made and texts:
         raise UserError(f"protocol {answers[0]}: {texts[0]} has no answer; it is for passkey, needle, ...")
-    for option, value in options.items():
-        if made and value is not None and value is not False:
-            right = f"say {made[0].partition(':')[0]}:samples=N" if option == "documents" else "leave it out"
-            raise UserError(f"--{option} has no meaning for task {made[0]}, which is made by length; {right}")
+    if not made:
+        return
+    for option in _given(request, "documents", "keep_short", "max_tokens", "precision"):
+        right = f"say {made[0].partition(':')[0]}:samples=N" if option == "documents" else "leave it out"
+        raise UserError(f"--{option} has no meaning for task {made[0]}, which is made by length; {right}")
 
 
 def check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
-    """Whether ``--bos`` is a rule, and some protocol leaves it to the run."""
-    if bos is None:
-        return
-    if bos not in get_args(BosRule):
-        raise UserError(f"unknown --bos {bos!r}: available: {', '.join(get_args(BosRule))}")
-    if all(plan.protocol.first_token for plan in plans):
+    """Some protocol must leave the first-token rule to the run, where the run gives one."""
+    if bos is not None and all(plan.protocol.first_token for plan in plans):
         raise UserError(f"--bos {bos} has no meaning for protocol {plans[0].name}, whose rule is its own")
 
 

@@ -28,6 +28,7 @@ from kerple_eval.evaluation.checks import (
     refuse_beside_answers,
 )
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
+from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.stopping_plan import plan_looks
 from kerple_eval.models.devices import DTYPES, resolve_device
 from kerple_eval.models.open import label_models, open_model, parse_model
@@ -35,9 +36,7 @@ from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
 from kerple_eval.support.specs import parse_spec
-from kerple_eval.types import BosRule, UserError
-
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+from kerple_eval.types import UserError
 
 _CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
 
@@ -56,72 +55,27 @@ def parse_protocol(text: str, lengths: Sequence[int]) -> ProtocolPlan:
     return ProtocolPlan(name, protocol, tuple(wanted))
 
 
-def make_plan(
-    models: Sequence[str],
-    *,
-    tasks: Sequence[str],
-    protocols: Sequence[str] | None,
-    lengths: Sequence[int],
-    text: Sequence[str],
-    tokens: Sequence[str],
-    documents: int | None,
-    keep_short: bool,
-    max_tokens: int | None,
-    seed: int | None,
-    bos: BosRule | None,
-    device: str,
-    dtype: str,
-    attention: str = "auto",
-    precision: str | None = None,
-    against: str | None = None,
-) -> RunPlan:
-    """Resolve and check everything; UserError names what is wrong. Loads no weights."""
-    if not models:
-        raise UserError("run needs a model, for example zoo:kerple-log")
-    for length in lengths:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise UserError(f"length {length!r} must be a whole number of tokens, at least 1")
-    if not lengths:
-        raise UserError("run needs a length, for example --length 512,1024")
-    _refuse_repeats([str(length) for length in lengths], "length")
-    if protocols is None:
-        protocols = default_protocols(tasks)
-    if not protocols:
-        raise UserError("run needs a protocol, for example --protocol full-context")
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}: available: {', '.join(DTYPES)}")
-    for name, value in (("documents", documents), ("max-tokens", max_tokens)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
-    place = resolve_device(device)
-    plans = [parse_protocol(text_, lengths) for text_ in protocols]
+def make_plan(request: RunRequest) -> RunPlan:
+    """Resolve and check everything that a request names. Loads no weights.
+
+    Raises:
+        UserError: something does not exist, or does not go with the rest; the message names it.
+    """
+    device, dtype = resolve_device(request.device), DTYPES[request.dtype]
+    protocols = default_protocols(request.tasks) if request.protocols is None else request.protocols
+    plans = [parse_protocol(protocol, request.lengths) for protocol in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
-    check_bos(bos, plans)
-    check_precision(precision, plans)
+    check_bos(request.bos, plans)
+    check_precision(request.precision, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
-        refuse_beside_a_draw(
-            plans,
-            {
-                "documents": documents,
-                "keep-short": keep_short,
-                "max-tokens": max_tokens,
-                "seed": seed,
-                "precision": precision,
-            },
-        )
-    refuse_beside_answers(
-        plans, tasks, bool(text or tokens),
-        {
-            "documents": documents, "keep-short": keep_short,
-            "max-tokens": max_tokens, "precision": precision,
-        },
-    )  # fmt: skip
-    specs = [parse_model(model) for model in models]
+        refuse_beside_a_draw(plans, request)
+    refuse_beside_answers(plans, request)
+    specs = [parse_model(model) for model in request.models]
     labels = label_models(specs)
-    texts = _texts(tasks, text, tokens, bos, lengths=lengths, seed=seed)
+    texts = _texts(request)
     checkpoints = [open_model(spec) for spec in specs]
-    choose_attention(checkpoints, labels, attention, place, DTYPES[dtype])
+    choose_attention(checkpoints, labels, request.attention, device, dtype)
     descriptions = [checkpoint.description for checkpoint in checkpoints]
     longest = max(plan.longest for plan in plans)
     for label, description in zip(labels, descriptions, strict=True):
@@ -131,7 +85,9 @@ def make_plan(
                 f"model {label}: its positions ({description.scheme}) end at {limit}, "
                 f"length {longest} was asked for; use --length up to {limit}"
             )
-    choice = DocumentSelection(longest, documents, keep_short, max_tokens, seed, draws)
+    choice = DocumentSelection(
+        longest, request.documents, request.keep_short, request.max_tokens, request.seed, draws
+    )
     readers = {
         label: (label, checkpoint.tokenizer, description.vocab_size)
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
@@ -145,14 +101,14 @@ def make_plan(
     selections = {name: p.record.selection for name, p in prepared.items()}
     seeds = {name: s.seed for name, s in selections.items() if s is not None and s.seed is not None}
     base = {name: {label: m.base for label, m in p.by_model.items()} for name, p in prepared.items()}
-    looks = plan_looks(precision, against, base, seeds, labels)
+    looks = plan_looks(request.precision, request.against, base, seeds, labels)
     _plan_cells(planned, plans)
     specification = RunSpecification(
-        keep_short=keep_short,
-        max_tokens=max_tokens,
-        device=place.type,
-        dtype=dtype,
-        attention=None if attention == "auto" else attention,
+        keep_short=request.keep_short,
+        max_tokens=request.max_tokens,
+        device=device.type,
+        dtype=request.dtype,
+        attention=None if request.attention == "auto" else request.attention,
         precision=None if looks is None else looks.record,
         protocols=tuple(_protocol_record(plan, planned) for plan in plans),
         models=tuple(model.record for model in planned),
@@ -163,11 +119,11 @@ def make_plan(
     )
     provenance = Provenance(
         models={label: spec.text for label, spec in zip(labels, specs, strict=True)},
-        text_files=tuple(text),
-        tokens_files=tuple(tokens),
+        text_files=request.text,
+        tokens_files=request.tokens,
         sessions=(),
     )
-    return RunPlan(planned, plans, place, DTYPES[dtype], specification, provenance, looks)
+    return RunPlan(planned, plans, device, dtype, specification, provenance, looks)
 
 
 def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> ProtocolRecord:
@@ -195,14 +151,14 @@ def _drawn_hashes(
     return hashes or None
 
 
-def _texts(
-    tasks: Sequence[str], text: Sequence[str], tokens: Sequence[str], bos: BosRule | None, *,
-    lengths: Sequence[int], seed: int | None,
-) -> list[TextSource]:  # fmt: skip
-    specs = [parse_spec(task) for task in tasks]
-    texts = [made_text(s, bos, lengths, seed) if is_made(s) else task_text(s, bos) for s in specs]
-    texts += [own_text(text, bos)] if text else []
-    texts += [own_tokens(tokens, bos)] if tokens else []
+def _texts(request: RunRequest) -> list[TextSource]:
+    bos = request.bos
+    texts = [
+        made_text(spec, bos, request.lengths, request.seed) if is_made(spec) else task_text(spec, bos)
+        for spec in map(parse_spec, request.tasks)
+    ]
+    texts += [own_text(request.text, bos)] if request.text else []
+    texts += [own_tokens(request.tokens, bos)] if request.tokens else []
     if not texts:
         raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
     _refuse_repeats([t.name for t in texts], "task")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 
-from kerple_eval.types import UserError
+from kerple_eval.types import DtypeName, UserError
 
 
 def resolve_device(name: str) -> torch.device:
@@ -17,12 +19,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
 
 
 def precision_for(name: str, device: torch.device) -> str:

@@ -143,16 +143,16 @@ class _Machine:
     def _pop(self, count: int) -> list[Any]:
         if len(self.stack) < count or (count and _MARK in self.stack[-count:]):
             raise ValueError("stack underflow")
-        found = self.stack[len(self.stack) - count :]
+        items = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
-        return found
+        return items
 
     def _pop_mark(self) -> list[Any]:
         for index in range(len(self.stack) - 1, -1, -1):
             if self.stack[index] is _MARK:
-                found = self.stack[index + 1 :]
+                items = self.stack[index + 1 :]
                 del self.stack[index:]
-                return found
+                return items
         raise ValueError("no mark")
 
     def _tuple(self, items: list[Any]) -> None:
@@ -176,7 +176,7 @@ class _Machine:
         width = STORAGES.get(storage.name.rpartition(".")[2]) if isinstance(storage, _Global) else None
         if kind != "storage" or width is None or not isinstance(key, str) or not isinstance(count, int):
             raise UserError(f"{self.where}: damaged pickle: a persistent id that is no tensor's storage")
-        found = Storage(key, width * count)
-        if count < 0 or self.storages.setdefault(key, found) != found:
+        stored = Storage(key, width * count)
+        if count < 0 or self.storages.setdefault(key, stored) != stored:
             raise UserError(f"{self.where}: damaged pickle: storage {key!r} is given two sizes")
         self.stack.append(_OTHER)

@@ -56,9 +56,9 @@ def load_tensors(path: Path, *, meta: bool = False) -> Any:
                 _check_stream(file, where)
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror or one_line(error)}") from None
-    found = _load(path, "meta" if meta else "cpu", zipped)
-    _check_result(found, where)
-    return found
+    loaded = _load(path, "meta" if meta else "cpu", zipped)
+    _check_result(loaded, where)
+    return loaded
 
 
 # --- The zip layout ------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def _check_names(entries: list[zipfile.ZipInfo], size: int, where: str) -> None:
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise UserError(f"{where}: refused: zip entry {name!r} leaves the archive's folder")
         if name.casefold() in seen:
-            raise UserError(f"{where}: refused: zip entry {name!r} is there twice")
+            raise UserError(f"{where}: refused: zip entry {name!r} appears twice")
         seen.add(name.casefold())
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise UserError(
@@ -184,9 +184,9 @@ def _load(path: Path, device: str, zipped: bool) -> Any:
         raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
 
 
-def _check_result(found: Any, where: str) -> None:
+def _check_result(loaded: Any, where: str) -> None:
     """Plain containers of tensors that lie wholly inside their storage."""
-    todo = [found]
+    todo = [loaded]
     seen: set[int] = set()
     while todo:
         item = todo.pop()

@@ -31,7 +31,8 @@ from kerple_eval.records import reductions
 from kerple_eval.records.header import CellHeader, FinishedHeader
 from kerple_eval.records.reductions import weighted_mean
 from kerple_eval.records.schema import CELL_STEPS, SCHEMA_VERSION, up_to_date
-from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError, Window
 

@@ -25,7 +25,8 @@ from kerple_eval.records.answers import Answer, answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.records.specification import Provenance, RunSpecification
-from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 

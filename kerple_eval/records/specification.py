@@ -170,13 +170,14 @@ class RunSpecification:
 class Session:
     """One command that computed cells of the run, and what it ran on.
 
-    ``command``: its words, or those of the equivalent command where Python asked. ``ranks``: processes, where
-    there were several. ``run``: the run it belongs to, where runs were merged.
+    ``command``: its words, or those of the equivalent command where Python asked (``from_python``).
+    ``ranks``: processes, where there were several. ``run``: the run it belongs to, where runs were merged.
     """
 
     run: str | None = None
     began: Time = field(kw_only=True)
     command: tuple[str, ...] = field(kw_only=True)
+    from_python: bool | None = None
     kerple_eval: str = field(kw_only=True)
     torch: str = field(kw_only=True)
     python: str = field(kw_only=True)

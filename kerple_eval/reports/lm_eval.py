@@ -32,7 +32,8 @@ from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
-from kerple_eval.support.files import read_json, write_atomically
+from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from kerple_eval.types import UserError
 
@@ -63,15 +61,3 @@ def inside(path: Path, *folders: Path) -> Path:
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise UserError(f"{path}: not a regular file")
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected an object, got {type(data).__name__}")
-    return data

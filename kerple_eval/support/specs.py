@@ -45,6 +45,12 @@ def option_pairs(
     return list(pairs.items())
 
 
+def whole_number(text: str) -> int | None:
+    """``512`` or ``16k`` (16 x 1,024) as a number; None where it is neither."""
+    digits, thousands = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    return int(digits) * thousands if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+
+
 def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Convert ``options`` by the annotations of ``function``'s keyword-only parameters.
 

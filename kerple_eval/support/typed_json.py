@@ -10,7 +10,6 @@ written back as it was read; where a class has no such field, unknown keys are r
 
 from __future__ import annotations
 
-import json
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
     if "other" in hints:
         values["other"] = unknown
     elif unknown:
-        raise UserError(f"{where}: unknown key {next(iter(unknown))!r}; known: {', '.join(hints)}")
+        raise UserError(f"{where}: unknown key {quoted(next(iter(unknown)))}; known: {', '.join(hints)}")
     return kind(**values)
 
 
@@ -153,19 +153,4 @@ def _name(kind: Any) -> str:
 
 
 def _unexpected(where: str, expected: str, data: Any) -> UserError:
-    return UserError(f"{where}: expected {expected}, got {brief(data)}")
-
-
-def brief(value: Any) -> str:
-    """At most 80 characters of a JSON value, cut before it is written out."""
-    if isinstance(value, dict):
-        return f"an object of {len(value)} keys"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, str):
-        return repr(value[:80]) + ("..." if len(value) > 80 else "")
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"a number of {value.bit_length()} bits"
-    return repr(value)
+    return UserError(f"{where}: expected {expected}, got {quoted(data)}")

@@ -52,6 +52,7 @@ BAD: list[tuple[dict[str, list[str]], list[str]]] = [
     ({"length": ["--length", "1.5"]}, ["'1.5' is not a length"]),
     ({"length": ["--length", ""]}, ["'' is not a length"]),
     ({"length": ["--length", "16,32,16"]}, ["16 is given twice"]),
+    ({"length": ["--length", "16", "--length", "8..32"]}, ["16 is given twice"]),
     ({"length": ["--length", "16,999"]}, ["no document has 1000 tokens", "--length up to 136"]),
     ({"text": ["--text", "no-such.txt"]}, ["no-such.txt", "No such file"]),
     ({"text": ["--tokens", "no-such.jsonl"]}, ["no-such.jsonl", "No such file"]),

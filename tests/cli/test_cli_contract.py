@@ -83,8 +83,8 @@ def test_every_command_of_the_contract(invoke: Cli) -> None:
         "--max-tokens", "--seed", "--device", "--dtype",
     }  # fmt: skip
     defaults = {parameter.name: parameter.default for parameter in cli.commands["run"].params}
-    assert defaults["protocol"] == ("full-context",)
-    assert defaults["length"] == "512,1024,2048,4096,8192,16384"
+    assert defaults["protocols"] == ("full-context",)
+    assert defaults["lengths"] == ("512,1024,2048,4096,8192,16384",)
 
 
 def test_summary_csv(finished: Path) -> None:

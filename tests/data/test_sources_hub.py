@@ -26,7 +26,9 @@ from kerple_eval.data.task import open_task
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
-SURROGATE = "row 0: half a surrogate pair at character 0, which UTF-8 cannot spell; remove it"
+SURROGATE = (
+    "row 0: half a surrogate pair (\\ud800 to \\udfff) in a string, which UTF-8 cannot encode; remove it"
+)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -235,13 +235,14 @@ def test_an_unknown_key_comes_with_a_guess(tmp_path: Path, kind: str, typo: str,
     holder, last = place(data, typo)
     holder[last] = "x"
     message = refusal(write(tmp_path, data))
-    assert message.startswith(f"unknown key {typo}: did you mean {meant}? known: ")
+    assert message.startswith(f"unknown key '{typo}': did you mean {meant}? known: ")
 
 
 def test_an_unknown_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, toy() | {"zzz": 1}))
     assert message == (
-        "unknown key zzz: known: name, version, description, licence, source, split, bos, packing, documents"
+        "unknown key 'zzz': "
+        "known: name, version, description, licence, source, split, bos, packing, documents"
     )
 
 

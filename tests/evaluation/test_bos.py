@@ -339,7 +339,7 @@ def test_refusals_of_given_ids_and_of_bytes(
     assert "--bos window: --tokens holds token ids, which are used as given; leave --bos out" in line
     line = refusal(invoke(*command, "--text", text, "--bos", "window"))
     assert "bos: window, but the tokeniser (bytes) has no first-token marker" in line
-    with pytest.raises(UserError, match="unknown --bos 'always': available: never, document"):
+    with pytest.raises(UserError, match="unknown bos 'always': available: never, document"):
         kerple_eval.evaluate(models["alibi"], text=text, out=tmp_path / "out", bos="always")  # type: ignore[arg-type]
     assert invoke(*command, "--tokens", str(ids), "--bos", "never").exit_code == 0
 

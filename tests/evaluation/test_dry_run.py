@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kerple_eval.cli.dry_run import verdict
 from kerple_eval.evaluation.forecast import Pass, _predicted, forecast, work_of
 from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import score
 from kerple_eval.records.run import open_run
@@ -89,10 +90,7 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
 @pytest.mark.parametrize("tokens", [16, 64, 2048])
 def test_passes_are_those_of_the_budget(tokens: int, models: dict[str, str], text: str) -> None:
     """137 bytes in windows of 8 are 17 whole ones; the budget says how many share a pass."""
-    plan = make_plan(
-        [models["rope"]], lengths=[8], text=[text], device="cpu", dtype="float32", tasks=[], tokens=[],
-        protocols=None, documents=None, keep_short=False, max_tokens=None, seed=None, bos=None,
-    )  # fmt: skip
+    plan = make_plan(RunRequest.of(models=models["rope"], out="out", lengths=8, text=text, device="cpu"))
     (entry,) = forecast(plan, tokens=tokens)
     sizes = [p.batch for p, count in entry.passes.items() for _ in range(count) if p.inputs == 8]
     assert sum(sizes) == 17

@@ -256,28 +256,3 @@ def test_the_seed_of_training_may_be_unknown(tmp_path: Path, text: str) -> None:
     run = kerple_eval.evaluate(str(folder), text=text, lengths=[16], out=tmp_path / "run")
     assert run.summary()["seed"].isna().all()
     assert "\nm,nope,,16,text," in (tmp_path / "run/summary.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"lengths": []}, "needs a length"),
-        ({"lengths": [16.0]}, "length 16.0"),
-        ({"lengths": [True]}, "length True"),
-        ({"lengths": [16, 16]}, "length 16 is given twice"),
-        ({"protocols": []}, "needs a protocol"),
-        ({"dtype": "int8"}, "unknown dtype"),
-        ({"documents": 0}, "documents 0"),
-    ],
-)
-def test_python_arguments_are_checked(
-    options: dict[str, object], part: str, models: dict[str, str], text: str, tmp_path: Path
-) -> None:
-    with pytest.raises(kerple_eval.UserError, match=part):
-        kerple_eval.evaluate(
-            models["alibi"],
-            text=text,
-            out=tmp_path / "r",
-            **({"lengths": [16]} | options),  # type: ignore[arg-type]
-        )
-    assert not (tmp_path / "r").exists()

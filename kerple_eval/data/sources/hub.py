@@ -19,7 +19,6 @@ wikitext-articles
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 from kerple_eval.data.documents import Document, spellable
 from kerple_eval.data.sources.kinds import HubSource
+from kerple_eval.support.readers import parse_json
 from kerple_eval.types import UserError
 
 _HEADING = re.compile(r" = [^=]+ = ")
@@ -59,7 +59,7 @@ def _texts(source: HubSource, task: str, tally: dict[str, int]) -> Rows:
     try:
         for number, raw in enumerate(_open(source, task)):
             tally["rows_read"] += 1
-            row = raw if _is_parquet(source) else _parsed(raw["text"], number, task)
+            row = raw if _is_parquet(source) else parse_json(raw["text"], f"task {task}: row {number}")
             if any(str(_field(row, key, task)) != wanted for key, wanted in source.where.items()):
                 tally["rows_passed_over"] += 1
                 continue
@@ -106,13 +106,6 @@ def _open(source: HubSource, task: str) -> Any:
 
 def _is_parquet(source: HubSource) -> bool:
     return source.data_files.endswith(".parquet")
-
-
-def _parsed(line: str, number: int, task: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise UserError(f"task {task}: row {number}: not JSON: {error}") from None
 
 
 def _field(row: Any, column: str, task: str) -> Any:

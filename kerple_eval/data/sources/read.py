@@ -5,10 +5,9 @@ from __future__ import annotations
 import fnmatch
 import importlib.metadata
 import importlib.util
-import json
 import platform
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from kerple_eval.data.sources.kinds import (
     SyntheticSource,
 )
 from kerple_eval.data.task import Task
+from kerple_eval.support.readers import json_lines
 from kerple_eval.types import UserError
 
 
@@ -109,7 +109,7 @@ def text_files(paths: tuple[str, ...]) -> list[Document]:
         path = Path(name)
         before = len(documents)
         if path.suffix == ".jsonl":
-            for number, row in _json_lines(path):
+            for number, row in json_lines(path):
                 text = row.get("text")
                 if not isinstance(text, str) or not text.strip():
                     raise UserError(f'{path}:{number}: no "text" field holding text')
@@ -131,7 +131,7 @@ def token_files(paths: tuple[str, ...]) -> list[TokenDocument]:
     for place in paths:
         path = Path(place)
         before = len(documents)
-        for number, row in _json_lines(path):
+        for number, row in json_lines(path):
             ids = row.get("tokens")
             good = isinstance(ids, list) and all(
                 isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in ids
@@ -144,19 +144,6 @@ def token_files(paths: tuple[str, ...]) -> list[TokenDocument]:
             raise UserError(f'{path}: empty; expected lines {{"tokens": [...]}}')
     _refuse_repeats([d.name for d in documents])
     return documents
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # malformed, or a number of thousands of digits
-            raise UserError(f"{path}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-        yield number, row
 
 
 def _refuse_repeats(names: list[str]) -> None:

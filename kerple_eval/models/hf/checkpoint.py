@@ -4,7 +4,7 @@
     hf:DIR,gguf=FILE          a GGUF file in it, unpacked (hf:DIR/FILE.gguf is the same)
     hf:org/name@revision      a repository of the hub, or the copy in its cache
 
-    rope=linear|dynamic|yarn|llama3|ntk,factor=F[,original=N]   extend rotary positions (hf_rope.py)
+    rope=linear|dynamic|yarn|llama3|ntk,factor=F[,original=N]   extend rotary positions (rope.py)
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
 
 Numbers are those of the model's own ``forward``: soft-capped and scaled logits stay as they are. Pickled
@@ -58,36 +58,36 @@ class HfCheckpoint(Checkpoint):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
         remote = flag == "true"
         with configs.quiet():
-            self.place = locate(place, options.get("gguf"), code=remote)
-            if self.place.gguf is None and (only := only_gguf(self.place.root)):
-                self.place = replace(self.place, gguf=only)
-            root = self.place.root
+            self.folder = locate(place, options.get("gguf"), code=remote)
+            if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
+                self.folder = replace(self.folder, gguf=only)
+            root = self.folder.root
             check_links(root)
             if (root / "adapter_config.json").exists():
                 raise UserError(
                     f"{root}: holds an adapter (adapter_config.json); merge it into its model first"
                 )
-            self.weights = find_weights(self.place)
+            self.weights = find_weights(self.folder)
             self.headers = hf_weights.headers(self.weights)
-            raw = configs.raw_config(self.place)
-            self.config = configs.build_config(raw, self.place, remote=remote)
+            raw = configs.raw_config(self.folder)
+            self.config = configs.build_config(raw, self.folder, remote=remote)
             text = configs.text_config(self.config)
-            where = str(root / (self.place.gguf or CONFIG))
+            where = str(root / (self.folder.gguf or CONFIG))
             self.train_length = configs.train_length(text, raw)
-            self.warnings = _warnings(self.place.note, text, remote=remote)
+            self.warnings = _warnings(self.folder.note, text, remote=remote)
             if self.weights.kind == "gguf" and self.extension is None:
                 hf_weights.refuse_unread_scaling(self.weights.files[0], self.headers)
             if self.extension is not None:
                 replaced = self.extension.apply(text, where)
                 if replaced:
                     self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
-            self.model_class = configs.model_class(self.config, self.place, remote=remote)
+            self.model_class = configs.model_class(self.config, self.folder, remote=remote)
             self.empty = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
             if self.extension is not None and not serves(self.empty, self.extension):
                 raise UserError(
                     f"{where}: {type(self.empty).__name__} has no rotary positions that rope= could extend"
                 )
-            self._tokenizer = read_tokenizer(self.place, raw)
+            self._tokenizer = read_tokenizer(self.folder, raw)
         self.vocabulary = int(text.vocab_size)
         if self._tokenizer is not None and self._tokenizer.vocab_size > self.vocabulary:
             raise UserError(
@@ -173,8 +173,8 @@ class HfCheckpoint(Checkpoint):
             value = getattr(text, key, None)
             if value is not None and isinstance(value, int | float | str):
                 details[key] = value
-        if self.place.hub is not None:
-            details |= {"hub": self.place.hub, "revision": self.place.revision}
+        if self.folder.hub is not None:
+            details |= {"hub": self.folder.hub, "revision": self.folder.revision}
         return details
 
     @property
@@ -234,13 +234,13 @@ def set_attention(model: Any, way: str, where: str) -> None:
 
 def _warnings(note: str | None, text: Any, *, remote: bool) -> tuple[str, ...]:
     """What a reader should know of how this checkpoint was read."""
-    found = [] if note is None else [note]
+    warnings = [] if note is None else [note]
     if remote:
-        found.append("Python code of the checkpoint was run (trust-remote-code=true)")
+        warnings.append("Python code of the checkpoint was run (trust-remote-code=true)")
     types = [name for name in rope_types(text) if name != "default"]
     if types:
-        found.append(
+        warnings.append(
             f"its config scales rotary positions ({', '.join(types)}); the trained length is the one it "
             "gives with that scaling"
         )
-    return tuple(found)
+    return tuple(warnings)

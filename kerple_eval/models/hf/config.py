@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.models.base import Shape
-from kerple_eval.models.hf.files import CONFIG, Place, inside, read_json, stamp
+from kerple_eval.models.hf.files import CONFIG, CheckpointFolder, inside, read_json, stamp
 from kerple_eval.models.hf.rope import rope_types
 from kerple_eval.types import UserError
 
@@ -80,14 +80,14 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
-def raw_config(place: Place) -> dict[str, Any]:
+def raw_config(folder: CheckpointFolder) -> dict[str, Any]:
     """``config.json`` as it stands; transformers' reading of the metadata for a GGUF file."""
-    if place.gguf is None:
-        path = place.root / CONFIG
+    if folder.gguf is None:
+        path = folder.root / CONFIG
         if not path.exists():
-            raise UserError(f"{place.root}: no {CONFIG}; a Hugging Face checkpoint has one")
-        return read_json(inside(place.root, CONFIG, str(place.root)))
-    path = inside(place.root, place.gguf, f"gguf={place.gguf}")
+            raise UserError(f"{folder.root}: no {CONFIG}; a Hugging Face checkpoint has one")
+        return read_json(inside(folder.root, CONFIG, str(folder.root)))
+    path = inside(folder.root, folder.gguf, f"gguf={folder.gguf}")
     return dict(_gguf_config(path, stamp(path)))
 
 
@@ -105,12 +105,12 @@ def _gguf_config(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
     return dict(made.to_dict())
 
 
-def build_config(raw: dict[str, Any], place: Place, *, remote: bool) -> Any:
+def build_config(raw: dict[str, Any], folder: CheckpointFolder, *, remote: bool) -> Any:
     """A transformers configuration of the class that ``model_type`` names."""
     import transformers  # noqa: PLC0415
     from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415
 
-    where = str(place.root / (place.gguf or CONFIG))
+    where = str(folder.root / (folder.gguf or CONFIG))
     if raw.get("quantization_config"):
         method = raw["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
@@ -124,7 +124,7 @@ def build_config(raw: dict[str, Any], place: Place, *, remote: bool) -> Any:
                 "run it, with your rights, on this machine: read that code first"
             )
         try:
-            return AutoConfig.from_pretrained(str(place.root), local_files_only=True, trust_remote_code=True)
+            return AutoConfig.from_pretrained(str(folder.root), local_files_only=True, trust_remote_code=True)
         except Exception as error:  # whatever the checkpoint's code raises
             raise UserError(f"{where}: its own code fails: {one_line(error)}") from None
     kind = raw.get("model_type")
@@ -164,12 +164,12 @@ def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_class(config: Any, place: Place, *, remote: bool) -> Any:
+def model_class(config: Any, folder: CheckpointFolder, *, remote: bool) -> Any:
     """The causal language model class for ``config``; encoders are refused."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM  # noqa: PLC0415
     from transformers.models.auto.auto_factory import _get_model_class  # noqa: PLC0415
 
-    where = str(place.root / (place.gguf or CONFIG))
+    where = str(folder.root / (folder.gguf or CONFIG))
     if remote and hasattr(config, "auto_map"):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module  # noqa: PLC0415
 
@@ -177,13 +177,15 @@ def model_class(config: Any, place: Place, *, remote: bool) -> Any:
         if reference is None:
             raise UserError(f"{where}: auto_map names no AutoModelForCausalLM: not a causal language model")
         try:
-            return get_class_from_dynamic_module(reference, str(place.root), local_files_only=True)
+            return get_class_from_dynamic_module(reference, str(folder.root), local_files_only=True)
         except Exception as error:  # whatever the checkpoint's code raises
             raise UserError(f"{where}: its own code fails: {one_line(error)}") from None
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise UserError(f"{where}: transformers has no causal language model of type {config.model_type}")
-    encoder = type(config) in AutoModelForMaskedLM._model_mapping  # BERT and its kin can be decoders too
+    encoder = (
+        type(config) in AutoModelForMaskedLM._model_mapping
+    )  # BERT and its relatives can be decoders too
     if encoder and getattr(config, "is_decoder", True) is False:
         raise UserError(
             f"{where}: is_decoder is false: this {config.model_type} sees later tokens too, so its losses "

@@ -55,8 +55,8 @@ def _activation(name: Any, where: str) -> str:
 
 
 def _refuse(settings: Mapping[str, bool], where: str) -> None:
-    for name, there in settings.items():
-        if there:
+    for name, present in settings.items():
+        if present:
             raise UserError(f"{where}: {name} has no native form, so it cannot be converted")
 
 

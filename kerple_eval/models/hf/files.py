@@ -1,6 +1,6 @@
 """Where a Hugging Face checkpoint's files are, which of them hold weights, and that none lies outside.
 
-A place is a local folder, a ``.gguf`` file, or a hub id with an optional ``@revision``. Nothing here
+A checkpoint is a local folder, a ``.gguf`` file, or a hub id with an optional ``@revision``. Nothing here
 executes or unpickles anything. A folder of the hub's cache keeps its files as links into the
 ``blobs`` folder beside it (``models--*/snapshots/<commit>/f -> ../../blobs/<hash>``); no other link
 out of the folder is followed.
@@ -30,7 +30,7 @@ _SMALL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CheckpointFolder:
     """A folder on this machine, and what it is a copy of."""
 
     root: Path
@@ -61,17 +61,17 @@ class Weights:
         return digest.hexdigest()
 
 
-def locate(text: str, gguf: str | None, *, code: bool = False) -> Place:
+def locate(text: str, gguf: str | None, *, code: bool = False) -> CheckpointFolder:
     """The folder that ``PATH_OR_ID[@revision]`` names; a hub id is fetched, or found in the hub's cache.
 
     Python files are fetched only with ``code``.
     """
     local = Path(text).expanduser()
     if local.is_dir():
-        return Place(local, gguf)
+        return CheckpointFolder(local, gguf)
     if local.is_file():
         if local.suffix == ".gguf" and gguf is None:
-            return Place(local.parent, local.name)
+            return CheckpointFolder(local.parent, local.name)
         raise UserError(f"{text}: is a file; hf: takes a folder, a .gguf file or a hub id")
     name, _, revision = text.partition("@")
     if _HUB_ID.fullmatch(name) is None or text.startswith((".", "~")):
@@ -83,7 +83,7 @@ def locate(text: str, gguf: str | None, *, code: bool = False) -> Place:
     return _from_hub(name, revision or None, gguf, code=code)
 
 
-def inside(root: Path, name: str, said_by: str) -> Path:
+def inside(root: Path, name: str, named_by: str) -> Path:
     """``root / name``, refused where it leads out of ``root``, by its spelling or through a link."""
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if (
@@ -94,7 +94,7 @@ def inside(root: Path, name: str, said_by: str) -> Path:
         or PureWindowsPath(name).drive
         or name.startswith("\\")
     ):
-        raise UserError(f"{said_by}: names {name!r}, which leads out of the checkpoint's folder")
+        raise UserError(f"{named_by}: names {name!r}, which leads out of the checkpoint's folder")
     home = root.resolve()
     blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []  # the hub's cache
     return inside_folder(root / name, root, *blobs)
@@ -123,14 +123,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def find_weights(place: Place) -> Weights:
+def find_weights(folder: CheckpointFolder) -> Weights:
     """safetensors before pickles, as transformers prefers them; a GGUF file where one was named."""
-    root = place.root
-    if place.gguf is not None:
-        path = inside(root, place.gguf, f"gguf={place.gguf}")
+    root = folder.root
+    if folder.gguf is not None:
+        path = inside(root, folder.gguf, f"gguf={folder.gguf}")
         if not path.is_file():
-            there = ", ".join(sorted(p.name for p in root.glob("*.gguf"))) or "none"
-            raise UserError(f"{path}: no such file; .gguf files there: {there}")
+            available = ", ".join(sorted(p.name for p in root.glob("*.gguf"))) or "none"
+            raise UserError(f"{path}: no such file; .gguf files there: {available}")
         return Weights("gguf", (path,))
     for kind, stem, suffix in (("safetensors", "model", "safetensors"), ("pickle", "pytorch_model", "bin")):
         single = root / f"{stem}.{suffix}"
@@ -166,20 +166,20 @@ def _sharded(root: Path, index: Path, kind: str, suffix: str) -> Weights:
 
 def stamp(path: Path) -> tuple[int, int]:
     """Size and time of change: what a file's reading may be kept under."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def only_gguf(folder: Path) -> str | None:
-    """The name of the one ``.gguf`` file of a folder without config.json; None where there is no such one."""
-    found = sorted(p.name for p in folder.glob("*.gguf"))
-    return found[0] if len(found) == 1 and not (folder / CONFIG).exists() else None
+    """The name of the one ``.gguf`` file of a folder without config.json; None otherwise."""
+    names = sorted(p.name for p in folder.glob("*.gguf"))
+    return names[0] if len(names) == 1 and not (folder / CONFIG).exists() else None
 
 
 # --- The hub -------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) -> Place:
+def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) -> CheckpointFolder:
     import huggingface_hub as hub  # noqa: PLC0415 - comes with transformers
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
@@ -194,7 +194,7 @@ def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) 
             wanted = _wanted([file.rfilename for file in about.siblings or ()], what, gguf)
             wanted += ["*.py"] if code else []
             folder = hub.snapshot_download(name, revision=about.sha, allow_patterns=wanted)
-            return Place(Path(folder), gguf, name, str(about.sha))
+            return CheckpointFolder(Path(folder), gguf, name, str(about.sha))
         except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{what}: the hub refuses it ({type(error).__name__}: {reason})") from None
@@ -212,7 +212,7 @@ def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) 
             "give a local folder, as in hf:./DIR"
         ) from None
     note = f"the hub was not asked ({reason}); this is the copy in its cache"
-    return Place(Path(folder), gguf, name, Path(folder).name, note)
+    return CheckpointFolder(Path(folder), gguf, name, Path(folder).name, note)
 
 
 def _wanted(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
@@ -220,8 +220,8 @@ def _wanted(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
     small = [name for name in names if name in _SMALL]
     if gguf is not None:
         if gguf not in names:
-            there = ", ".join(n for n in names if n.endswith(".gguf")) or "none"
-            raise UserError(f"{what}: has no file {gguf}; .gguf files there: {there}")
+            available = ", ".join(n for n in names if n.endswith(".gguf")) or "none"
+            raise UserError(f"{what}: has no file {gguf}; .gguf files there: {available}")
         return [gguf]
     for pattern in (
         r"model\.safetensors", r"model(-\d+-of-\d+)\.safetensors|model\.safetensors\.index\.json",

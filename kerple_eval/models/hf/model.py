@@ -62,10 +62,10 @@ class HfModel(LanguageModel):
     @torch.inference_mode()
     def _check_causal(self, where: str) -> None:
         """Logits before a changed last token stay what they were; those of an encoder would not."""
-        one = torch.arange(_PROBE, device=self.device) % self.vocabulary
-        two = one.clone()
-        two[-1] = (two[-1] + 1) % self.vocabulary
-        before = self._forward(torch.stack([one, two]), _PROBE)[:, :-1].float()
+        plain = torch.arange(_PROBE, device=self.device) % self.vocabulary
+        changed = plain.clone()
+        changed[-1] = (changed[-1] + 1) % self.vocabulary
+        before = self._forward(torch.stack([plain, changed]), _PROBE)[:, :-1].float()
         if not before.isfinite().all():
             return  # scoring will say which loss is not finite
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2

@@ -1,4 +1,4 @@
-"""Rotary positions of a transformers model: what the config says, and extensions laid on at evaluation.
+"""Rotary positions of a transformers model: what the config says, and extensions applied at evaluation.
 
 ``rope=NAME,factor=F[,original=N]`` changes the config's ``rope_parameters`` before the model is built;
 no weight is touched. With theta the base, d the rotated dimensions of a head, L the original length,
@@ -47,7 +47,7 @@ class Extension:
 
     @classmethod
     def from_options(cls, options: dict[str, str]) -> Extension | None:
-        """Taken out of ``options``; None where no extension was asked for."""
+        """Removes its keys from ``options``; None where no extension was asked for."""
         given = {key: options.pop(key) for key in ("rope", "factor", "original") if key in options}
         if not given:
             return None
@@ -81,13 +81,13 @@ class Extension:
         Raises:
             UserError: the model has no rotary positions that transformers can scale.
         """
-        found = dict(rope_dicts(config))
-        if not found:
+        parameters = dict(rope_dicts(config))
+        if not parameters:
             raise UserError(f"{where}: rope={self.kind} extends rotary positions, and this model has none")
-        if len(found) > 1:
-            found = {name: old for name, old in found.items() if name not in _LOCAL}
-        own = [old for old in found.values() if old.get("rope_type", "default") != "default"]
-        for name, old in found.items():
+        if len(parameters) > 1:
+            parameters = {name: old for name, old in parameters.items() if name not in _LOCAL}
+        own = [old for old in parameters.values() if old.get("rope_type", "default") != "default"]
+        for name, old in parameters.items():
             new = self._parameters(config, old, where)
             if name:
                 config.rope_parameters[name] = new
@@ -128,7 +128,7 @@ def rope_dicts(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     if "rope_theta" in parameters or "rope_type" in parameters:
         yield "", parameters
     else:
-        yield from ((name, one) for name, one in parameters.items() if isinstance(one, dict))
+        yield from ((name, layer) for name, layer in parameters.items() if isinstance(layer, dict))
 
 
 def original_length(config: Any, parameters: dict[str, Any]) -> int | None:
@@ -151,7 +151,7 @@ def rotated(config: Any, parameters: dict[str, Any]) -> int:
 
 def rope_types(config: Any) -> list[str]:
     """Types over all layers, without repetition, ``default`` where positions are not scaled."""
-    return sorted({str(one.get("rope_type", "default")) for _, one in rope_dicts(config)})
+    return sorted({str(part.get("rope_type", "default")) for _, part in rope_dicts(config)})
 
 
 def serves(model: nn.Module, extension: Extension) -> bool:
@@ -169,8 +169,8 @@ def serves(model: nn.Module, extension: Extension) -> bool:
 def forget_lengths(model: nn.Module) -> None:
     """Put dynamic frequencies back to those of a fresh model.
 
-    transformers keeps the frequencies of the longest window seen until one below L comes, so that a
-    window between would be scored with another's. ``inv_freq`` is [d/2] on the model's device.
+    transformers keeps the frequencies of the longest window seen until a window shorter than L comes, so
+    that a window between would be scored with another's. ``inv_freq`` is [d/2] on the model's device.
     """
     for module in model.modules():
         types = getattr(module, "rope_type", None)

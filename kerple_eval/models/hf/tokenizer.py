@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.tokenizer import JsonTokenizer
-from kerple_eval.models.hf.files import Place, inside, read_json, stamp
+from kerple_eval.models.hf.files import CheckpointFolder, inside, read_json, stamp
 from kerple_eval.types import UserError
 
 _CONVERTIBLE = (
@@ -68,12 +68,12 @@ class HfTokenizer(JsonTokenizer):
         return bool(ids) and int(ids[0]) == self.bos
 
 
-def read_tokenizer(place: Place, config: dict[str, Any]) -> HfTokenizer | None:
-    """The tokeniser in the folder (or in the GGUF file), or None where there is none."""
-    root = place.root
+def read_tokenizer(folder: CheckpointFolder, config: dict[str, Any]) -> HfTokenizer | None:
+    """The tokeniser in the folder (or in the GGUF file), or None."""
+    root = folder.root
     declared = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
-    if place.gguf is not None:
-        return _of_gguf(place, stamp(root / place.gguf))
+    if folder.gguf is not None:
+        return _of_gguf(folder, stamp(root / folder.gguf))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).exists():
             data = read_json(inside(root, name, str(root)))
@@ -86,30 +86,30 @@ def read_tokenizer(place: Place, config: dict[str, Any]) -> HfTokenizer | None:
     if (root / "tokenizer.json").exists():
         return HfTokenizer(inside(root, "tokenizer.json", str(root)), declared)
     if any((root / name).exists() for name in _CONVERTIBLE):
-        return _converted(place, declared)
+        return _converted(folder, declared)
     return None
 
 
 @lru_cache(maxsize=4)
-def _of_gguf(place: Place, stamp: tuple[int, int]) -> HfTokenizer | None:
+def _of_gguf(folder: CheckpointFolder, stamp: tuple[int, int]) -> HfTokenizer | None:
     """Takes seconds, and a run often opens one file several times."""
-    return _converted(place, {})
+    return _converted(folder, {})
 
 
-def _converted(place: Place, declared: dict[str, Any]) -> HfTokenizer | None:
+def _converted(folder: CheckpointFolder, declared: dict[str, Any]) -> HfTokenizer | None:
     """What transformers makes of the vocabulary files, written out as a tokenizer.json and read back."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - only where it is needed
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if place.gguf is not None:
-        options["gguf_file"] = place.gguf
+    if folder.gguf is not None:
+        options["gguf_file"] = folder.gguf
     try:
-        made = AutoTokenizer.from_pretrained(str(place.root), **options)
+        made = AutoTokenizer.from_pretrained(str(folder.root), **options)
         text = made.backend_tokenizer.to_str()
     except Exception as error:  # conversions fail in many ways, none of them with a common class
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"{place.root / (place.gguf or '')}: its tokeniser cannot be read ({reason}); "
+            f"{folder.root / (folder.gguf or '')}: its tokeniser cannot be read ({reason}); "
             "a tokenizer.json beside it would do"
         ) from None
     declared = dict(declared)
@@ -117,7 +117,7 @@ def _converted(place: Place, declared: dict[str, Any]) -> HfTokenizer | None:
     declared["add_bos_token"] = made.bos_token_id is not None and made("a").input_ids[:1] == [
         made.bos_token_id
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.json"
         path.write_text(text, encoding="utf-8")
         return HfTokenizer(path, declared)

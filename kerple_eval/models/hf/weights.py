@@ -46,28 +46,28 @@ class Header:
 
 def headers(weights: Weights) -> dict[str, Header]:
     """Every stored tensor by name, from headers alone; truncated and damaged files are refused."""
-    found: dict[str, Header] = {}
+    tensors: dict[str, Header] = {}
     for path in weights.files:
         if weights.kind == "safetensors":
             part = _safetensors(path)
         elif weights.kind == "gguf":
             part = _gguf(path)
         else:
-            tensors = _pickle(path, meta=True)
-            part = {k: Header(tuple(t.shape), _NAMES.get(t.dtype, str(t.dtype))) for k, t in tensors.items()}
-        twice = next((name for name in part if name in found), None)
+            empty = _pickle(path, meta=True)
+            part = {k: Header(tuple(t.shape), _NAMES.get(t.dtype, str(t.dtype))) for k, t in empty.items()}
+        twice = next((name for name in part if name in tensors), None)
         if twice is not None:
             raise UserError(f"{path}: tensor {twice} is also in another file of the checkpoint")
         if weights.index is not None:
             _agree(weights.index, path, part)
-        found |= part
-    return found
+        tensors |= part
+    return tensors
 
 
 def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, Header]) -> None:
     for tensor, name in index.items():
         if name == path.name and tensor not in part:
-            raise UserError(f"{path}: missing tensor {tensor}, which the index places there")
+            raise UserError(f"{path}: missing tensor {tensor}, which the index assigns to it")
 
 
 def _safetensors(path: Path) -> dict[str, Header]:
@@ -82,15 +82,15 @@ def _safetensors(path: Path) -> dict[str, Header]:
 def _pickle(path: Path, *, meta: bool) -> dict[str, Tensor]:
     from kerple_eval.models.pickles import load_tensors  # noqa: PLC0415
 
-    found: Any = load_tensors(path, meta=meta)
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not found:
+    tensors: Any = load_tensors(path, meta=meta)
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path}: must hold tensors by name")
-    for name, value in found.items():
+    for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is {type(value).__name__}, expected a tensor with a name")
-    return found
+    return tensors
 
 
 def _gguf(path: Path) -> dict[str, Header]:
@@ -101,11 +101,11 @@ def _gguf(path: Path) -> dict[str, Header]:
     try:
         size = path.stat().st_size
         blob = reader._mapped(str(path))
-        metadata, count, place = reader._read_metadata(blob, str(path))
-        table, place = reader._read_tensor_table(blob, count, place)
+        metadata, count, end = reader._read_metadata(blob, str(path))
+        table, end = reader._read_tensor_table(blob, count, end)
         alignment = int(metadata.get("general.alignment", 32))
-        start = -(-place // alignment) * alignment
-        found: dict[str, Header] = {}
+        start = -(-end // alignment) * alignment
+        tensors: dict[str, Header] = {}
         for name, shape, kind, offset in table:
             block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             elements = 1
@@ -113,21 +113,21 @@ def _gguf(path: Path) -> dict[str, Header]:
                 elements *= extent
             if start + offset + elements // block * width > size:
                 raise UserError(f"{path}: truncated: tensor {name} ends beyond the file's {size} bytes")
-            if name in found:
-                raise UserError(f"{path}: tensor {name} is there twice")
-            found[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
+            if name in tensors:
+                raise UserError(f"{path}: tensor {name} appears twice")
+            tensors[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
     except (
         OSError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError, struct.error,
     ) as error:  # fmt: skip
         raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
-    return found
+    return tensors
 
 
-def refuse_unread_scaling(path: Path, found: Mapping[str, Header]) -> None:
+def refuse_unread_scaling(path: Path, tensors: Mapping[str, Header]) -> None:
     """Rotary scaling that a GGUF file states and transformers leaves out, which would pass for plain rope."""
     from transformers.integrations.gguf.reader import read_gguf_metadata  # noqa: PLC0415
 
-    if any(name.startswith(("rope_freqs", "rope_factors")) for name in found):
+    if any(name.startswith(("rope_freqs", "rope_factors")) for name in tensors):
         raise UserError(
             f"{path}: holds scaled rotary frequencies, which transformers would leave out; say how they "
             "scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
@@ -146,21 +146,21 @@ def refuse_unread_scaling(path: Path, found: Mapping[str, Header]) -> None:
 # --- Against the model ---------------------------------------------------------------------------
 
 
-def check(model_class: Any, config: Any, weights: Weights, found: Mapping[str, Header]) -> Any:
-    """The model on the meta device, after transformers' loader found every tensor in its place.
+def check(model_class: Any, config: Any, weights: Weights, tensors: Mapping[str, Header]) -> Any:
+    """The model on the meta device, after transformers' loader found a target for every tensor.
 
     Raises:
         UserError: names what is missing, not claimed, or of another shape.
     """
     where = weights.files[0] if len(weights.files) == 1 else weights.files[0].parent
     if weights.kind == "gguf":
-        return _check_gguf(model_class, config, weights.files[0], found)
-    for name, header in found.items():
+        return _check_gguf(model_class, config, weights.files[0], tensors)
+    for name, header in tensors.items():
         if not header.dtype.startswith(("F", "BF")) and not name.endswith(_OLD_BUFFERS):
             raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
     empty = {
         name: torch.empty(header.shape, dtype=_DTYPES.get(header.dtype, torch.float32), device="meta")
-        for name, header in found.items()
+        for name, header in tensors.items()
         if not name.endswith(_OLD_BUFFERS)
     }
     model, info = load(model_class, config, empty, str(where), meta=True)
@@ -251,7 +251,7 @@ def load_gguf(model_class: Any, config: Any, path: Path, dtype: torch.dtype) -> 
     return model, info
 
 
-def _check_gguf(model_class: Any, config: Any, path: Path, found: Mapping[str, Header]) -> Any:
+def _check_gguf(model_class: Any, config: Any, path: Path, tensors: Mapping[str, Header]) -> Any:
     """Names and sizes against transformers' map of GGUF names, for architectures that it covers by one."""
     from transformers.modeling_gguf_pytorch_utils import (  # noqa: PLC0415
         TENSOR_PROCESSORS,
@@ -270,10 +270,10 @@ def _check_gguf(model_class: Any, config: Any, path: Path, found: Mapping[str, H
         raise UserError(f"{path}: transformers cannot build this model: {one_line(error)}") from None
     state = model.state_dict()
     tied = set(getattr(model, "all_tied_weights_keys", {}))
-    missing = [name for name, target in names.items() if name not in found and target not in tied]
+    missing = [name for name, target in names.items() if name not in tensors and target not in tied]
     if missing and config.model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "phi3"):
         raise UserError(f"{path}: missing tensor {_some(missing)}")
-    for name, header in found.items():
+    for name, header in tensors.items():
         target = state.get(names.get(name, ""))
         if target is not None and target.numel() != torch.Size(header.shape).numel():
             raise UserError(

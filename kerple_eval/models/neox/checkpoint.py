@@ -3,10 +3,10 @@
     neox:DIR[,pos-emb=NAME][,numerics=release][,tokenizer=FILE | ,vocab=FILE,merges=FILE][,extend=NAME,...]
 
 Source: chijames/KERPLE (the release) and EleutherAI/gpt-neox; each part says which file
-(:mod:`neox_files` the folder, :mod:`neox_config` the configuration, :mod:`neox_tensors` and
-:mod:`neox_weights` the shards, :mod:`neox_scheme` position). The checkpoint becomes a native decoder,
+(:mod:`files` the folder, :mod:`config` the configuration, :mod:`tensors` and :mod:`weights` the
+shards, :mod:`position` the scheme). The checkpoint becomes a native decoder,
 so what is computed is the release's formula in the dtype of the run, with distances and bias in
-float32; ``numerics=release`` rounds as the release does (:mod:`neox_release`).
+float32; ``numerics=release`` rounds as the release does (:mod:`release`).
 
 All logits, those of vocabulary padding among them, stay in the softmax, as in the release.
 """

@@ -3,7 +3,7 @@
 Source: EleutherAI/gpt-neox and chijames/KERPLE, ``megatron/neox_arguments/neox_args.py`` (names and
 defaults). The files are YAML flow mappings with comments, trailing commas and ``True``; several are
 merged. Keys may be written with ``-`` or ``_``. They are read by YAML's safe loader: plain values
-only. Keys that do not change what the model computes are passed over; those that change it in a way
+only. Keys that do not change what the model computes are ignored; those that change it in a way
 that is not supported here are refused by name.
 """
 
@@ -74,7 +74,7 @@ def read_config(files: Sequence[Path]) -> NeoxConfig:
 def _build(values: _Values) -> NeoxConfig:
     for key, harmless in _UNSUPPORTED.items():
         value = values.get(key)
-        if key in values.found and value not in harmless:
+        if key in values.items and value not in harmless:
             raise values.wrong(key, "is not supported")
     _check_attention(values)
     layers, width, heads = (
@@ -97,7 +97,7 @@ def _build(values: _Values) -> NeoxConfig:
     epsilon = values.number("rms_norm_epsilon", 1e-8) if norm == "rmsnorm" else None
     pos_emb = values.text("pos_emb")
     if pos_emb is not None and pos_emb not in POS_EMBS:
-        raise UserError(f"{values.found['pos_emb'][1]}: {unknown('pos-emb', pos_emb, POS_EMBS)}")
+        raise UserError(f"{values.items['pos_emb'][1]}: {unknown('pos-emb', pos_emb, POS_EMBS)}")
     return NeoxConfig(
         layers=layers,
         width=width,
@@ -161,32 +161,32 @@ class _Values:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
-        self.found: dict[str, tuple[Any, Path]] = {}
+        self.items: dict[str, tuple[Any, Path]] = {}
         self.clashes: dict[str, Path] = {}
         for path in files:
             for key, value in _read(path).items():
                 name = str(key).replace("-", "_")
-                if name in self.found and self.found[name][0] != value:
+                if name in self.items and self.items[name][0] != value:
                     self.clashes[name] = path
-                self.found[name] = (value, path)
+                self.items[name] = (value, path)
 
     def get(self, key: str) -> Any:
-        value, path = self.found.get(key, (None, None))
+        value, path = self.items.get(key, (None, None))
         if key in self.clashes:
             other = next(file for file in self.files if file != path)
-            raise UserError(f"{path}: {_spelt(key)} has another value in {other.name}; they must agree")
+            raise UserError(f"{path}: {_yaml_name(key)} has another value in {other.name}; they must agree")
         return value
 
     def wrong(self, key: str, why: str) -> UserError:
-        value, path = self.found[key]
-        return UserError(f"{path}: {_spelt(key)}: {value!r} {why}")
+        value, path = self.items[key]
+        return UserError(f"{path}: {_yaml_name(key)}: {value!r} {why}")
 
     def whole(self, key: str, *, needed: bool = False, least: int | None = 1) -> int | None:
         value = self.get(key)
         if value is None:
             if needed:
                 where = ", ".join(file.name for file in self.files)
-                raise UserError(f"{self.files[0].parent}: no {_spelt(key)} in {where}")
+                raise UserError(f"{self.files[0].parent}: no {_yaml_name(key)} in {where}")
             return None
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
             raise self.wrong(key, "must be an integer" + ("" if least is None else f" of at least {least}"))
@@ -219,7 +219,7 @@ class _Values:
         return value
 
 
-def _spelt(key: str) -> str:
+def _yaml_name(key: str) -> str:
     return key.replace("_", "-")
 
 

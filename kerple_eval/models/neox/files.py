@@ -1,7 +1,7 @@
 """Where the files of a GPT-NeoX checkpoint are; nothing outside its folder is ever opened.
 
     DIR/latest                                         the name of the step's folder
-    DIR/global_stepN/layer_XX-model_YY-model_states.pt XX the layer's place in the pipeline, YY the shard
+    DIR/global_stepN/layer_XX-model_YY-model_states.pt XX the layer's index in the pipeline, YY the shard
     DIR/global_stepN/configs/*.yml or DIR/configs/*.yml
 
 Source: DeepSpeed's ``PipelineModule.save_state_dict`` (file names) and EleutherAI/gpt-neox,
@@ -29,20 +29,20 @@ class NeoxFiles:
     step: Path
     folders: tuple[Path, ...]  # where a tokeniser may lie: the step's, the checkpoint's
     configs: tuple[Path, ...]
-    layers: dict[tuple[int, int], Path]  # (place, shard) -> file
+    layers: dict[tuple[int, int], Path]  # (index in the pipeline, shard) -> file
 
     @property
     def shards(self) -> int:
         return 1 + max(shard for _, shard in self.layers)
 
-    def of(self, place: int, shards: int) -> list[Path]:
+    def of(self, index: int, shards: int) -> list[Path]:
         """One layer's files in the order of the shards; a missing one is named."""
-        return [self.layers.get((place, shard)) or self._missing(place, shard) for shard in range(shards)]
+        return [self.layers.get((index, shard)) or self._missing(index, shard) for shard in range(shards)]
 
-    def _missing(self, place: int, shard: int) -> Path:
-        name = f"layer_{place:02d}-model_{shard:02d}-model_states.pt"
-        other = any(p == place for p, _ in self.layers)
-        what = f"model-parallel shard {shard}" if other else f"layer file {place}"
+    def _missing(self, index: int, shard: int) -> Path:
+        name = f"layer_{index:02d}-model_{shard:02d}-model_states.pt"
+        other = any(i == index for i, _ in self.layers)
+        what = f"model-parallel shard {shard}" if other else f"layer file {index}"
         raise UserError(f"{self.step}: {what} is missing: no {name}")
 
 
@@ -103,9 +103,9 @@ def _step(folder: Path) -> Path:
 def _configs(step: Path, root: Path) -> tuple[Path, ...]:
     """The step's own configuration files, else the checkpoint's."""
     for folder in (step, root):
-        found = sorted(p for pattern in _CONFIGS for p in (folder / "configs").glob(pattern))
-        if found:
-            return tuple(inside(path, folder) for path in found)
+        configs = sorted(p for pattern in _CONFIGS for p in (folder / "configs").glob(pattern))
+        if configs:
+            return tuple(inside(path, folder) for path in configs)
     raise UserError(
         f"{step}: no configuration: expected configs/*.yml there or in {root}, with num-layers, hidden-size, "
         "num-attention-heads, seq-length and pos-emb"

@@ -62,10 +62,10 @@ class NeoxScheme:
             return {"table": merged[_POSITIONS][config.position_offset :].clone()}
         if self.scheme == "t5":
             return {"relative_bias": merged[_RPE + "weight"]}
-        found = {new: merged[_RPE + old].flatten() for old, new in self.shared.items()}
+        state = {new: merged[_RPE + old].flatten() for old, new in self.shared.items()}
         if self.pos_emb == "kerple_power_original":
-            found["r2"] = torch.ones_like(found["r1"])
-        return found
+            state["r2"] = torch.ones_like(state["r1"])
+        return state
 
 
 _KERPLE = {
@@ -77,34 +77,36 @@ _KERPLE = {
 }
 
 
-def choose(config: NeoxConfig, asked: str | None, names: set[str], where: str, notes: Notes) -> NeoxScheme:
+def choose(
+    config: NeoxConfig, requested: str | None, names: set[str], where: str, notes: Notes
+) -> NeoxScheme:
     """The scheme by option, else by configuration, else by the tensors' ``names`` where one fits."""
-    said = asked or config.pos_emb
-    if asked and config.pos_emb and asked != config.pos_emb:
-        notes.add(f"pos-emb {asked} as asked for; the configuration says {config.pos_emb}")
-    if said is None:
-        said = _infer(names, where)
-        notes.add(f"the configuration has no pos-emb; the tensors are {said}'s")
+    pos_emb = requested or config.pos_emb
+    if requested and config.pos_emb and requested != config.pos_emb:
+        notes.add(f"pos-emb {requested} as given; the configuration says {config.pos_emb}")
+    if pos_emb is None:
+        pos_emb = _infer(names, where)
+        notes.add(f"the configuration has no pos-emb; the tensors are {pos_emb}'s")
     head_dim = config.width // config.heads
-    if config.layer_scaling and (said.startswith("kerple") or said in ("rpe", "alibi")):
+    if config.layer_scaling and (pos_emb.startswith("kerple") or pos_emb in ("rpe", "alibi")):
         raise UserError(
-            f"{where}: apply-query-key-layer-scaling with pos-emb {said} multiplies the bias by the layer's "
-            "number there; that is not supported"
+            f"{where}: apply-query-key-layer-scaling with pos-emb {pos_emb} multiplies the bias by the "
+            "layer's number there; that is not supported"
         )
-    if said in _KERPLE:
-        scheme, shared = _KERPLE[said]
-        return NeoxScheme(said, scheme, shared=shared)
-    if said == "rpe":
+    if pos_emb in _KERPLE:
+        scheme, shared = _KERPLE[pos_emb]
+        return NeoxScheme(pos_emb, scheme, shared=shared)
+    if pos_emb == "rpe":
         options = {"buckets": config.buckets, "max_distance": config.max_distance}
-        return NeoxScheme(said, "t5", {**options, "scale": math.sqrt(head_dim)})
-    if said == "rotary":
-        return NeoxScheme(said, "rope", {"base": config.rotary_base, "fraction": config.rotary_fraction})
-    if said == "learned":
+        return NeoxScheme(pos_emb, "t5", {**options, "scale": math.sqrt(head_dim)})
+    if pos_emb == "rotary":
+        return NeoxScheme(pos_emb, "rope", {"base": config.rotary_base, "fraction": config.rotary_fraction})
+    if pos_emb == "learned":
         positions = (config.max_positions or 0) - config.position_offset
         if positions < 1:
             raise UserError(f"{where}: pos-emb learned needs max-position-embeddings")
-        return NeoxScheme(said, "learned", {"positions": positions}, learned=True)
-    return NeoxScheme(said, "nope" if said == "none" else said)
+        return NeoxScheme(pos_emb, "learned", {"positions": positions}, learned=True)
+    return NeoxScheme(pos_emb, "nope" if pos_emb == "none" else pos_emb)
 
 
 def _infer(names: set[str], where: str) -> str:
@@ -133,11 +135,11 @@ def check_buffers(
 ) -> None:
     """Buffers in the file must be the configuration's, to the rounding of half precision."""
     head_dim = config.width // config.heads
-    turned = int(head_dim * config.rotary_fraction)
+    rotated = int(head_dim * config.rotary_fraction)
     per_shard = config.heads // len(shards)
     for shard, (tensors, path) in enumerate(zip(shards, paths, strict=True)):
         expected = {
-            "attention.rotary_emb.inv_freq": _inverse(turned, config.rotary_base),
+            "attention.rotary_emb.inv_freq": _inverse(rotated, config.rotary_base),
             "position_embeddings.inv_freq": _inverse(config.width, 10000.0),
             "attention.alibi_embed.slopes": torch.tensor(
                 slopes(config.heads)[shard * per_shard : (shard + 1) * per_shard], dtype=torch.float64
@@ -150,8 +152,8 @@ def check_buffers(
                 continue
             if scheme.pos_emb != owner[name]:
                 raise UserError(f"{path}: holds {name}, which pos-emb {scheme.pos_emb} does not have")
-            found = tensors[name].to(torch.float64).flatten()
-            if found.shape != values.shape or not torch.allclose(found, values, rtol=0.01, atol=1e-6):
+            stored = tensors[name].to(torch.float64).flatten()
+            if stored.shape != values.shape or not torch.allclose(stored, values, rtol=0.01, atol=1e-6):
                 raise UserError(f"{path}: {name} is not what the configuration gives; is it another model's?")
 
 

@@ -141,32 +141,32 @@ class ReleaseModel(LanguageModel):
         qkv = layer.attention.qkv(x).view(batch, length, 3, heads, dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.reshape(3, batch * heads, length, dim).unbind(0)
         if self.position.pos_emb == "rotary":
-            q, k = self._turn(q), self._turn(k)
+            q, k = self._rotate(q), self._rotate(k)
         keys = torch.arange(length, device=self.device)
         rows = max(1, SCORE_ELEMENTS // (batch * heads * length))
         parts = []
         for start in range(0, length, rows):
             queries = keys[start : start + rows]
-            apart = queries[:, None] - keys
+            distance = queries[:, None] - keys
             scores = torch.baddbmm(
                 q.new_empty(1), q[:, start : start + rows], k.transpose(1, 2), beta=0.0, alpha=dim**-0.5
             ).view(batch, heads, len(queries), length)
             if weight is not None:
-                scores = scores * weight[:, apart.clamp(min=0)]
+                scores = scores * weight[:, distance.clamp(min=0)]
             if kernel is not None:
-                scores = scores + kernel[:, apart.clamp(min=0)]
+                scores = scores + kernel[:, distance.clamp(min=0)]
             if self.neox.softmax_in_fp32:
                 scores = scores.float()
-            scores = scores.masked_fill(apart < 0, MASKED)
+            scores = scores.masked_fill(distance < 0, MASKED)
             parts.append(torch.bmm(scores.softmax(dim=-1).to(self.dtype).flatten(0, 1), v))
         context = torch.cat(parts, dim=1).view(batch, heads, length, dim).transpose(1, 2)
         return F.linear(context.reshape(batch, length, width), layer.attention.out.weight)
 
-    def _turn(self, x: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor) -> Tensor:
         """Rotary on ``[B H, N, d]``, each product and sum rounded."""
-        turned = int(x.shape[-1] * self.neox.rotary_fraction)
-        angles = self._angles(x.shape[1], turned, self.neox.rotary_base).repeat(1, 2)
+        rotated = int(x.shape[-1] * self.neox.rotary_fraction)
+        angles = self._angles(x.shape[1], rotated, self.neox.rotary_base).repeat(1, 2)
         cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-        part = x[..., :turned]
+        part = x[..., :rotated]
         first, second = part.chunk(2, dim=-1)
-        return torch.cat([part * cos + torch.cat([-second, first], dim=-1) * sin, x[..., turned:]], dim=-1)
+        return torch.cat([part * cos + torch.cat([-second, first], dim=-1) * sin, x[..., rotated:]], dim=-1)

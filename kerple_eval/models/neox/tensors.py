@@ -85,8 +85,8 @@ def check(shards: Shards, rules: Mapping[str, Rule], paths: Sequence[Path], note
             raise UserError(f"{path}: tensor not claimed by the model: {_some(extra)}")
         for name, rule in rules.items():
             if tuple(tensors[name].shape) != rule.shape:
-                found = list(tensors[name].shape)
-                raise UserError(f"{path}: tensor {name} has shape {found}, expected {list(rule.shape)}")
+                shape = list(tensors[name].shape)
+                raise UserError(f"{path}: tensor {name} has shape {shape}, expected {list(rule.shape)}")
     for name, rule in rules.items():
         if rule.how in (COPIES, NORM) and len(shards) > 1:
             _check_copies([tensors[name] for tensors in shards], name, rule, paths, notes)

@@ -23,7 +23,7 @@ OPTIONS = ("tokenizer", "vocab", "merges")
 def find_tokenizer(
     config: NeoxConfig, folders: tuple[Path, ...], options: Mapping[str, str]
 ) -> Tokenizer | None:
-    """None where there is none; then only token ids can be scored."""
+    """None where the checkpoint has no tokeniser: then only token ids can be scored."""
     given = [name for name in OPTIONS if name in options]
     if given == ["tokenizer"]:
         return JsonTokenizer(Path(options["tokenizer"]))
@@ -37,9 +37,9 @@ def find_tokenizer(
             return Gpt2Tokenizer(inside(folder / named, folder), inside(folder / merges, folder))
         if named and not merges and (folder / named).is_file():
             return JsonTokenizer(inside(folder / named, folder))
-        found = _beside(folder)
-        if found is not None:
-            return found
+        tokenizer = _beside(folder)
+        if tokenizer is not None:
+            return tokenizer
     return None
 
 
@@ -59,7 +59,7 @@ def _beside(folder: Path) -> Tokenizer | None:
     for name in pairs[0]:
         if not (folder / name).is_file():
             other = next(n for n in pairs[0] if n != name)
-            raise UserError(f"{folder}: {other} is there, but no {name}; GPT-2's tokeniser needs both")
+            raise UserError(f"{folder}: has {other} but no {name}; GPT-2's tokeniser needs both")
     vocabulary, merges = (inside(folder / name, folder) for name in pairs[0])
     return Gpt2Tokenizer(vocabulary, merges)
 

@@ -1,6 +1,6 @@
 """The weight files of a GPT-NeoX checkpoint: claimed, checked against the configuration, merged.
 
-Layout in :mod:`neox_files`, axes in :mod:`neox_tensors`. Nothing is copied before a whole tensor is
+Layout in :mod:`files`, axes in :mod:`tensors`. Nothing is copied before a whole tensor is
 asked for: files are memory-mapped, one layer's shards at a time.
 """
 
@@ -33,7 +33,7 @@ from kerple_eval.types import UserError
 
 EMBEDDING, FINAL = "word_embeddings.weight", "final_linear.weight"
 _SCHEMES = ("attention.rpe.", "position_embeddings.")
-_SPARE = "post_attention_layernorm"  # there, but not used, where gpt_j_tied shares one norm
+_SPARE = "post_attention_layernorm"  # stored but unused where gpt_j_tied shares one norm
 
 
 class NeoxWeights:
@@ -45,7 +45,7 @@ class NeoxWeights:
         self.shards = max(files.shards, config.shards or 1)
         if config.heads % self.shards:
             raise UserError(f"{files.step}: {config.heads} heads do not divide into {self.shards} shards")
-        self.last = config.layers + 1  # the last layer's place; the first is 2
+        self.last = config.layers + 1  # the last layer's index in the pipeline; the first is 2
         self.untied = self._is_untied()
         self.paths = self._claim()
         self._rules: dict[int, dict[str, Rule]] = {}
@@ -65,38 +65,36 @@ class NeoxWeights:
 
     def _is_untied(self) -> bool:
         """By ``no-weight-tying`` (absent: false); a head's file must agree."""
-        heads = [path for (place, _), path in self.files.layers.items() if place == self.last + 3]
-        said = self.neox.untied
-        if said is None and heads:
-            self.notes.add(
-                "the configuration has no no-weight-tying; there is an untied head, and it is used"
-            )
+        heads = [path for (index, _), path in self.files.layers.items() if index == self.last + 3]
+        declared = self.neox.untied
+        if declared is None and heads:
+            self.notes.add("the configuration has no no-weight-tying; an untied head exists and is used")
             return True
-        if heads and not said:
+        if heads and not declared:
             raise UserError(f"{heads[0]}: an untied head, but no-weight-tying is false")
-        return bool(said)
+        return bool(declared)
 
     def _claim(self) -> dict[int, list[Path]]:
-        """Place -> the shards' files; a missing or an unclaimed one is named."""
+        """Index in the pipeline -> the shards' files; a missing or an unclaimed one is named."""
         last = self.last
-        places = [0, *range(2, last + 1), last + 2, *([last + 3] if self.untied else [])]
-        for (place, _), path in self.files.layers.items():
-            if place not in places:
+        indices = [0, *range(2, last + 1), last + 2, *([last + 3] if self.untied else [])]
+        for (index, _), path in self.files.layers.items():
+            if index not in indices:
                 raise UserError(
                     f"{path}: no part of the model: with num-layers {self.neox.layers} its layers are "
                     f"files 2 to {last}"
                 )
-        return {place: self.files.of(place, self.shards) for place in places}
+        return {index: self.files.of(index, self.shards) for index in indices}
 
-    def _read(self, place: int) -> list[dict[str, Tensor]]:
+    def _read(self, index: int) -> list[dict[str, Tensor]]:
         """One layer's tensors, memory-mapped, a dictionary a shard."""
-        return [flat(load_tensors(path), path) for path in self.paths[place]]
+        return [flat(load_tensors(path), path) for path in self.paths[index]]
 
-    def _rules_of(self, place: int, shards: list[dict[str, Tensor]], position: NeoxScheme) -> dict[str, Rule]:
+    def _rules_of(self, index: int, shards: list[dict[str, Tensor]], position: NeoxScheme) -> dict[str, Rule]:
         c, rows = self.neox, self.vocabulary // self.shards
-        if place == 0:
+        if index == 0:
             return {EMBEDDING: Rule((rows, c.width), ROWS), **position.embedding_rules(c)}
-        if place <= self.last:
+        if index <= self.last:
             spare = norm_rules(_SPARE, c.width, c.norm) if self._tied_norms else {}
             return {
                 **layer_rules(
@@ -111,18 +109,18 @@ class NeoxWeights:
                 **position.layer_rules(c, self.shards),
                 **{name: rule for name, rule in spare.items() if name in shards[0]},
             }
-        if place == self.last + 2:
+        if index == self.last + 2:
             return norm_rules("norm", c.width, c.norm)
         by_columns = Rule((self.vocabulary, c.width // self.shards), COLUMNS)
-        found = tuple(shards[0][FINAL].shape) if FINAL in shards[0] else ()
-        return {FINAL: by_columns if found == by_columns.shape else Rule((rows, c.width), ROWS)}
+        stored = tuple(shards[0][FINAL].shape) if FINAL in shards[0] else ()
+        return {FINAL: by_columns if stored == by_columns.shape else Rule((rows, c.width), ROWS)}
 
     def check(self, position: NeoxScheme) -> dict[str, Tensor]:
         """Every file against the configuration; the scheme's parameters, the same in every layer."""
         state: dict[str, Tensor] = {}
-        for place, paths in self.paths.items():
-            shards = self._read(place)
-            rules = self._rules[place] = self._rules_of(place, shards, position)
+        for index, paths in self.paths.items():
+            shards = self._read(index)
+            rules = self._rules[index] = self._rules_of(index, shards, position)
             check(shards, rules, paths, self.notes)
             check_buffers(position, self.neox, shards, paths)
             self.dtypes |= {tensors[name].dtype for tensors in shards for name in rules}
@@ -144,16 +142,16 @@ class NeoxWeights:
         """Native name and tensor of all but the scheme, one layer's files open at a time."""
         ends = {EMBEDDING: "embedding.weight", FINAL: "head.weight", "norm.scale": "norm.weight"}
         passed_over = (*_SCHEMES, _SPARE + ".") if self._tied_norms else _SCHEMES
-        for place, paths in self.paths.items():
-            shards, rules = self._read(place), self._rules[place]
+        for index, paths in self.paths.items():
+            shards, rules = self._read(index), self._rules[index]
             check(shards, rules, paths, Notes())
             tensors = {
                 name: merge(name, shards, rule, self.wide)
                 for name, rule in rules.items()
                 if not name.startswith(passed_over)
             }
-            if 2 <= place <= self.last:
-                yield from native_layer(place - 2, tensors, self.neox.heads, self._tied_norms).items()
+            if 2 <= index <= self.last:
+                yield from native_layer(index - 2, tensors, self.neox.heads, self._tied_norms).items()
             else:
                 yield from ((ends.get(name, name), tensor) for name, tensor in tensors.items())
 

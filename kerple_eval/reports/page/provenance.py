@@ -119,7 +119,11 @@ def _sessions(sessions: Sequence[Session]) -> Table:
         Row(
             (
                 *(Value(str(getattr(session, key))) for key in keys),
-                Value(shlex.join(["kerple-eval", *session.command[1:]]), code=True),
+                Value(
+                    shlex.join(["kerple-eval", *session.command[1:]]),
+                    code=True,
+                    mark=" (asked from Python)" if session.from_python else "",
+                ),
             )
         )
         for session in sessions

@@ -565,7 +565,7 @@ def test_tokenisers_that_are_broken_or_several(tmp_path: Path) -> None:
     (folder / "vocab.json").write_text("{")
     refused(folder, "vocab.json", "not GPT-2's vocabulary")
     (folder / "merges.txt").unlink()
-    refused(folder, "vocab.json is there, but no merges.txt")
+    refused(folder, "has vocab.json but no merges.txt")
     (folder / "tokenizer.json").write_text("{}")
     refused(folder, "several tokenisers", "vocab.json, tokenizer.json")
     (folder / "vocab.json").unlink()
