@@ -93,7 +93,7 @@ def train(**options: Any) -> None:
 )  # fmt: skip
 @click.option(
     "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
-    help="How attention is computed: what is named is had or refused.",
+    help="How attention is computed; a backend chosen by name is used or refused.",
 )  # fmt: skip
 @click.option(
     "--precision",

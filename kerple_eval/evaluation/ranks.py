@@ -121,7 +121,7 @@ class RankGroup(SingleProcess):
         self._tell(("stop", None))
         dist.destroy_process_group()
 
-    def run_worker_loop(self, device: str, dtype: str, way: str) -> None:
+    def run_worker_loop(self, device: str, dtype: str, attention: str) -> None:
         """What every rank but 0 does until it is dismissed; what is asked for is checked by rank 0."""
         model: LanguageModel | None = None
         while True:
@@ -132,7 +132,7 @@ class RankGroup(SingleProcess):
                 return
             if order == "load":
                 model = None  # the last one's memory goes first
-                model, error = _tried(partial(_loaded, what, device, dtype, way))
+                model, error = _tried(partial(_loaded, what, device, dtype, attention))
             else:
                 assert model is not None
                 result, error = _tried(partial(self._share, model, *what))
@@ -166,9 +166,9 @@ class RankGroup(SingleProcess):
         return [part for _, part in boxes]
 
 
-def _loaded(text: str, device: str, dtype: str, way: str) -> LanguageModel:
+def _loaded(text: str, device: str, dtype: str, attention: str) -> LanguageModel:
     checkpoint, place = open_model(parse_model(text)), resolve_device(device)
-    checkpoint.set_attention(way, place, DTYPES[dtype])
+    checkpoint.set_attention(attention, place, DTYPES[dtype])
     return checkpoint.load(place, DTYPES[dtype])
 
 

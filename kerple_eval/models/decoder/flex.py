@@ -1,7 +1,7 @@
 """Attention through torch's FlexAttention: the kernel's formula inside the fused loop, windows as blocks.
 
 For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
-bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula of its own
+bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula
 (``Scheme.inline``), or where its parameters are being trained: the backward pass then adds each score's
 gradient at its distance, not at one of H places, and autograd goes on from there. Blocks of 128 x 128
 that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the

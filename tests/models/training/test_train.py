@@ -456,19 +456,19 @@ def test_the_checkpoint_carries_its_record(tmp_path: Path) -> None:
         assert part in card
 
 
-def test_every_step_attends_the_chosen_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_attends_by_the_chosen_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out losses between the steps choose one of their own."""
-    ways: dict[bool, set[str]] = {True: set(), False: set()}
+    backends: dict[bool, set[str]] = {True: set(), False: set()}
     forward = Decoder.forward
 
     def spied(self: Decoder, *args: Any) -> torch.Tensor:
-        ways[torch.is_grad_enabled()].add(self.way)
+        backends[torch.is_grad_enabled()].add(self.backend)
         return forward(self, *args)
 
     monkeypatch.setattr(Decoder, "forward", spied)
     monkeypatch.setattr("kerple_eval.models.training.train.resolve_backend", lambda *_: "eager")
     made = run(recipe(), tmp_path / "out")
-    assert ways == {True: {"eager"}, False: {"sdpa"}}
+    assert backends == {True: {"eager"}, False: {"sdpa"}}
     assert made["attention"] == "eager"
 
 
