@@ -140,7 +140,9 @@ def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
 STATISTICS = (
     click.option("--task", help="This task only."),
     click.option("--protocol", help="This protocol only, as the table spells it."),
-    click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv."),
+    click.option(
+        "--format", "style", default="text", show_default=True, help="text, markdown, latex or csv."
+    ),
     click.option(
         "--level", type=Number(0, 1, min_open=True, max_open=True), default=0.95,
         show_default=True, help="Level of the intervals.",
@@ -161,7 +163,7 @@ def statistics(command: Any) -> Any:
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--length", help="Two lengths, as in 512,4096; every two neighbours unless given.")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
     """Why mean loss changed with length: fewer cold starts (dilution) or more context.
 
@@ -174,7 +176,7 @@ def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def answers(folders: tuple[str, ...], style: str) -> None:
     """Exact match and loss of passkey, needle, copy and associative-recall, by length and depth."""
     from kerple_eval.reports.tables.answers import render  # noqa: PLC0415
@@ -190,7 +192,7 @@ def answers(folders: tuple[str, ...], style: str) -> None:
 )
 @click.option("--beta", type=Number(), default=-2.0, show_default=True, help="Its loss is below minus this.")
 @click.option("--short", type=click.IntRange(min=1), help="The short length; the reference's shortest.")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     """LongPPL: perplexity on the tokens that need long context, at every length.
 
