@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kerple_eval.cli.errors import Group, Number, filled, typed_words
+from kerple_eval.cli.errors import Group, Number, filled, is_terminal, typed_words
 from kerple_eval.support.interrupts import leaving_at_once
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.version import VERSION
@@ -21,7 +21,8 @@ from kerple_eval.support.version import VERSION
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="kerple-eval")
-def cli() -> None:
+@click.option("--traceback", is_flag=True, help="Before an error's line, print where in the code it arose.")
+def cli(traceback: bool) -> None:
     """How well language models extrapolate to lengths they were not trained on."""
 
 
@@ -133,7 +134,7 @@ def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of run directories."""
     from kerple_eval.reports.tables.table import render  # noqa: PLC0415
 
-    color = style == "text" and sys.stdout.isatty()
+    color = style == "text" and is_terminal()
     click.echo(render(folders, style, color=color, **options), nl=False)
 
 

@@ -64,7 +64,7 @@ def run(
     if ngram is not None:
         record["ngram"] = {"order": ngram, "bits_per_byte": _ngram(corpus, ngram)}
     with Progress(
-        TextColumn(f"train {spec}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn(f"train {spec}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
     ) as progress:  # fmt: skip
         bar = progress.add_task("train", total=steps, note="")
@@ -73,10 +73,11 @@ def run(
             progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
         def on_report(report: TrainingStep) -> None:
-            progress.console.print(
+            progress.console.out(
                 f"step {report.step}: training {report.train_loss:.4f}, "
                 f"held out {report.held_out_loss:.4f} nats per token "
-                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s"
+                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s",
+                highlight=False,
             )
 
         try:
@@ -86,7 +87,7 @@ def run(
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"stopped; the same command goes on from {out}")
+            console.out(f"stopped; the same command goes on from {out}", highlight=False)
             sys.exit(130)
     held_out = result["held_out"]
     bits = held_out["bits_per_byte"]

@@ -487,3 +487,20 @@ def test_the_recipe_decides_the_weights_not_the_threads_or_reports(tmp_path: Pat
     train(replace(recipe()), corpus(), tmp_path / "b", record=RECORD, reports=8)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_threads_are_the_caller_s_again(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+    try:
+        run(
+            recipe(threads=before + 1),
+            tmp_path / "whole",
+            on_step=lambda *_: inside.append(torch.get_num_threads()),
+        )
+        with pytest.raises(Killed):
+            run(recipe(threads=before + 1), tmp_path / "killed", on_step=kill_at(2))
+        assert set(inside) == {before + 1}
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
