@@ -24,6 +24,7 @@ from kerple_eval.schemes.catalogue import SCHEMES, SchemeEntry
 from kerple_eval.support.registry import Registry, load
 from kerple_eval.types import Geometry, UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 NAMES = list(SCHEMES)
 every_scheme = pytest.mark.parametrize("name", NAMES)
@@ -53,7 +54,7 @@ def test_the_line_names_a_scheme_with_a_source(name: str) -> None:
 
 
 @every_scheme
-@pytest.mark.parametrize("heads", [1, 2, 3, 12])
+@each_case("heads", [1, 2, 3, 12])
 def test_parameter_formula(name: str, heads: int) -> None:
     """``2 H``, ``R H``, ``P W`` or ``0``: the real count, the same for one layer and for three."""
     for layers in (1, 3):
@@ -447,9 +448,9 @@ def oracle(kind: type[_Toy], a: list[float], q: np.ndarray, k: np.ndarray, offse
 KINDS = (Weighted, WeightedAndBiased, Absolute, Content, Everything)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (13, 13), (5, 13), (1, 9)])
-@pytest.mark.parametrize("elements", [1, 3 * 2 * 13 * 4, 1 << 24])
+@each_case("kind", KINDS)
+@each_case(("queries", "keys"), [(1, 1), (13, 13), (5, 13), (1, 9)])
+@each_case("elements", [1, 3 * 2 * 13 * 4, 1 << 24])
 def test_general_hooks(
     kind: type[_Toy], queries: int, keys: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
