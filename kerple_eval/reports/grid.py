@@ -148,7 +148,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
     grids: dict[tuple[str, str], Grid] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     for run in reader.runs:
-        readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         kinds = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}

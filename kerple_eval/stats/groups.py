@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.documents import Scored, scored
+from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
 _NUMBER = re.compile(r"(?P<stem>.+?)[-_.]?(?:seed|s)?[-_.]?[0-9]+")
@@ -76,7 +76,7 @@ def read_tables(
         f"{run.folder}: documents were added until it was sure (--precision), so that intervals here "
         "cover less than they say; precision.json there holds those corrected for the looks"
         for run in reader.runs
-        if "precision" in run.specification
+        if run.specification.precision is not None
     ]
     kinds = {run.folder: identities(run) for run in reader.runs}
     for run, cell in reader.cells(task=task, protocol=protocol):
@@ -85,7 +85,7 @@ def read_tables(
         if not isinstance(cell, Cell):
             failed.setdefault(name, []).append(f"{label} at {cell.key.length}")
             continue
-        entry = (kinds[run.folder][cell.key.model], SeedCells(label, cell.header["seed"]))
+        entry = (kinds[run.folder][cell.key.model], SeedCells(label, cell.header.seed))
         members.setdefault(name, {}).setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)
     if not members:
         wanted = ", ".join(word for word in (task, protocol) if word)
@@ -98,11 +98,11 @@ def read_tables(
 
 def identities(run: Run) -> dict[str, str]:
     """Model label -> everything of its specification but label, seed and weights."""
-    own = {"label", "seed", "weights_sha256"}
-    models: list[dict[str, Any]] = run.specification["models"]
-    return {
-        m["label"]: json.dumps({k: v for k, v in m.items() if k not in own}, sort_keys=True) for m in models
+    alike = {
+        model.label: replace(model, label="", seed=None, weights_sha256="")
+        for model in run.specification.models
     }
+    return {label: json.dumps(to_json(model), sort_keys=True) for label, model in alike.items()}
 
 
 def _groups(found: Sequence[tuple[str, SeedCells]]) -> list[Group]:

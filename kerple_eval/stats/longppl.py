@@ -22,7 +22,6 @@ Imports no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +113,7 @@ def _gather(reader: RunReader) -> dict[tuple[str, str], _Group]:
     groups: dict[tuple[str, str], _Group] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     tokenizers = {
-        run.folder: {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        run.folder: {model.label: str(model.tokenizer) for model in run.specification.models}
         for run in reader.runs
     }
     for run, cell in reader.cells():
@@ -191,10 +190,10 @@ def _score(label: str, cell: Cell, chosen: Places, level: float) -> Score:
 def _by_document(cell: Cell) -> dict[Name, tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Losses (nats) and contexts of each document's tokens; a context of -1 is a target not scored."""
     names: list[Name] = []
-    for entry in cell.header["documents"]:
-        sha = str(entry["sha256"])
+    for entry in cell.header.documents:
+        sha = entry.sha256
         names.append((sha, sum(sha == other for other, _ in names)))
-    sizes: list[Any] = [int(entry["tokens"]) for entry in cell.header["documents"]]
+    sizes = [entry.tokens for entry in cell.header.documents]
     found = {
         name: (np.zeros(n), np.full(n, -1, dtype=np.int64)) for name, n in zip(names, sizes, strict=True)
     }
