@@ -61,6 +61,16 @@ class ByteTokenizer:
 BYTE_TOKENIZER = ByteTokenizer()
 
 
+@dataclass(frozen=True)
+class ModelTokens:
+    """A model as a reader of text: its label, tokeniser, vocabulary size and first-token marker."""
+
+    label: str
+    tokenizer: Tokenizer | None
+    vocabulary: int
+    bos: int | None = None
+
+
 class FastTokenizer:
     """What the tokenisers of the ``tokenizers`` library share; no template tokens."""
 

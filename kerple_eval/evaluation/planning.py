@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kerple_eval.data.first_tokens import tokenize_by_rules
-from kerple_eval.data.synthetic.texts import is_made, made_text
+from kerple_eval.data.synthetic.texts import is_synthetic, synthetic_text
 from kerple_eval.data.texts import (
     DocumentSelection,
     TextSource,
@@ -136,7 +136,7 @@ def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict
 def _texts(request: RunRequest) -> list[TextSource]:
     bos = request.bos
     texts = [
-        made_text(spec, bos, request.lengths, request.seed) if is_made(spec) else task_text(spec, bos)
+        synthetic_text(spec, bos, request.lengths, request.seed) if is_synthetic(spec) else task_text(spec, bos)
         for spec in map(parse_spec, request.tasks)
     ]
     texts += [own_text(request.text, bos)] if request.text else []

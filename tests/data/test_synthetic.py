@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from kerple_eval.data.sources.kinds import SyntheticSource
 from kerple_eval.data.synthetic import needle, passkey
 from kerple_eval.data.synthetic.associative_recall import AssociativeRecall
-from kerple_eval.data.synthetic.base import MadeDocument, ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.base import SyntheticDocument, depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
 from kerple_eval.data.synthetic.copying import Copy
 from kerple_eval.data.task import read_task, task_files
@@ -84,7 +84,7 @@ def spell(reader: ModelTokens, ids: np.ndarray) -> str:
     return "".join(tokens).replace("Ġ", " ").replace("▁", " ")
 
 
-def least_length(make: Callable[[int], MadeDocument]) -> int:
+def least_length(make: Callable[[int], SyntheticDocument]) -> int:
     for length in range(1, 2000):
         try:
             make(length)
@@ -103,7 +103,7 @@ def test_prose(readers: dict[str, ModelTokens], name: str, task: str) -> None:
     reader, generator = readers[name], make_generator(task)[0]
     lead = 0 if reader.bos is None else 1
 
-    def make(length: int, depth: float = 0.5) -> MadeDocument:
+    def make(length: int, depth: float = 0.5) -> SyntheticDocument:
         return generator.make(reader, length, depth, np.random.default_rng(7))
 
     shortest = least_length(make)

@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 
 import kerple_eval
 from kerple_eval.data.synthetic import needle
-from kerple_eval.data.synthetic.base import ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.base import depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER
 from kerple_eval.models.base import LanguageModel

@@ -22,12 +22,12 @@ from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.types import BosRule, Spec, UserError
 
 
-def is_made(spec: Spec) -> bool:
+def is_synthetic(spec: Spec) -> bool:
     """Whether a task's documents are made, not read."""
     return isinstance(open_task(spec)[0].source, SyntheticSource)
 
 
-def made_text(spec: Spec, bos: BosRule | None, lengths: Sequence[int], seed: int | None) -> MadeText:
+def synthetic_text(spec: Spec, bos: BosRule | None, lengths: Sequence[int], seed: int | None) -> SyntheticText:
     """The text of a made task; ``bos`` and ``seed`` in place of its own."""
     task, _ = open_task(spec)
     source = task.source
@@ -54,12 +54,12 @@ def made_text(spec: Spec, bos: BosRule | None, lengths: Sequence[int], seed: int
     }
     if generator.of_ids and rule == "tokenizer":
         rule = "never"  # random ids are no text that a tokeniser would begin
-    return MadeText(task.name, record, [], bos=rule, generator=generator, source=source,
+    return SyntheticText(task.name, record, [], bos=rule, generator=generator, source=source,
                     lengths=tuple(sorted(lengths)), drawn=drawn)  # fmt: skip
 
 
 @dataclass(kw_only=True)
-class MadeText(TextSource):
+class SyntheticText(TextSource):
     """Documents of L + 1 tokens for each of ``lengths``; a cell scores those of its own length."""
 
     generator: Generator
