@@ -8,8 +8,8 @@ depend on how many tokens follow (a model that is not prefix-invariant), ``stop`
 A cell looks only at cells that come before it in the run's order, so that what it finds does not depend
 on where a run was interrupted. Cells of one protocol serve each other only where that is the protocol's
 point (``prefix``): a protocol run alone then gives a length the same losses to the bit whatever the
-others. The numbers of a served cell are those of another batch, equal but for rounding (DESIGN.md,
-2026-11-25, says how much).
+others. The numbers of a served cell are those of another batch, equal but for rounding
+(docs/decisions/2026-11-25.md says how much).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ CHECKPOINT_FORMATS = Registry("checkpoint format", "kerple_eval.formats", Entry,
     ),
     Entry(
         "zoo", "kerple_eval.models.native:ZooCheckpoint",
-        "zoo:NAME, the checkpoints shipped inside this package",
+        "zoo:NAME, the checkpoints that this package ships; zoo:NAME-sN, further seeds in the clone",
     ),
     Entry(
         "hf", "kerple_eval.models.hf.checkpoint:HfCheckpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from kerple_eval.data.sources.read import documents_of
 from kerple_eval.data.task import open_task
+from kerple_eval.models import zoo
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import score
 from kerple_eval.models.zoo import ZOO, one_a_scheme, read_config, shipped, shipped_as
@@ -52,8 +54,21 @@ def test_an_unknown_seed_is_refused() -> None:
         shipped_as("rope-s9")
 
 
-def test_size() -> None:
-    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 30e6
+def test_a_further_seed_without_the_clone_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zoo, "FURTHER", tmp_path)
+    assert list(shipped()) == list(SCHEMES)
+    with pytest.raises(
+        UserError, match=r"zoo:rope-s2 .* one seed a scheme.*native:results/zoo/models/rope-s2"
+    ):
+        shipped_as("rope-s2")
+    assert shipped_as("rope-s1") == shipped()["rope"]
+
+
+def test_the_package_stays_small() -> None:
+    """The wheel is to hold at most 13 MB; weights do not compress."""
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 12.5e6
 
 
 def losses(name: str, tokens: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -84,7 +99,7 @@ def test_float64_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
     np.testing.assert_allclose(got, formula(name, tokens), rtol=1e-6, atol=1e-6)
 
 
-#: What float32 may move a single loss by. nope amplifies rounding, see DESIGN.md, "Negative results".
+#: What float32 may move a single loss by. nope amplifies rounding, see docs/decisions/negative-results.md.
 SINGLE = dict.fromkeys(NAMES, 1e-5) | {"nope": 2e-3}
 
 

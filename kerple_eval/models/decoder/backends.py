@@ -11,6 +11,8 @@ What was asked for by name is had or refused, never replaced. Cells record the w
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from kerple_eval.models.decoder.attention import uses_general_path
@@ -51,6 +53,13 @@ def _obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch.dtyp
         return "computes in float32 at most"
     if scheme.geometry.head_dim < LEAST_HEAD:
         return f"heads of {scheme.geometry.head_dim} are too small for it (at least {LEAST_HEAD})"
-    from torch.utils._triton import has_triton  # noqa: PLC0415
+    return None if _has_triton() else "needs triton, which is not installed or does not run here"
 
-    return None if has_triton() else "needs triton, which is not installed or does not run here"
+
+def _has_triton() -> bool:
+    """Whether torch can compile with triton here; torch's own test where it still has one (it is private)."""
+    try:
+        from torch.utils._triton import has_triton  # noqa: PLC0415
+    except ImportError:
+        return importlib.util.find_spec("triton") is not None
+    return bool(has_triton())

@@ -146,12 +146,25 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _compiled() -> Any:
-    from torch._dynamo import config  # noqa: PLC0415
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    config.recompile_limit = max(config.recompile_limit, SHAPES)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, SHAPES)
+    _allow_shapes(SHAPES)
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _allow_shapes(count: int) -> None:
+    """Let torch keep ``count`` compiled programs: its limit (8 in torch 2.13) counts every shape.
+
+    The setting is private. Where a torch has none of that name, the limit stays, and ``fullgraph=True`` makes
+    a shape beyond it an error, never a slow form without a word.
+    """
+    try:
+        from torch._dynamo import config  # noqa: PLC0415
+    except ImportError:
+        return
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), count))
 
 
 def _uncompiled() -> Any:
