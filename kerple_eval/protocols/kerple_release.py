@@ -83,7 +83,7 @@ class KerpleRelease(Protocol):
         if first + self.wanted > loaded:
             raise UserError(
                 f"kerple-release: start={self.start} leaves {loaded - first} of the {loaded} samples that "
-                f"the release's loader has at length {length}, too few for samples={self.wanted}; the release "
+                f"the release's loader has at length {length}, and samples={self.wanted}; the release "
                 "stops there too"
             )
         stops = np.cumsum(np.asarray(sizes, dtype=np.int64)[order])  # of each document, in the stream

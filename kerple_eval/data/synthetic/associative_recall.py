@@ -17,7 +17,8 @@ from math import comb
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, SyntheticDocument, ModelTokens, parse_ids, too_short
+from kerple_eval.data.synthetic.base import Generator, SyntheticDocument, parse_ids, too_short
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.types import UserError
 
 
@@ -29,21 +30,23 @@ class AssociativeRecall(Generator):
             raise UserError(f"associative-recall: pairs={pairs} must be at least 1")
         self.pairs, self.ids = pairs, ids
 
-    def make(self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> SyntheticDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         first, count = parse_ids(self.ids, model.vocabulary, "associative-recall")
         keys = count // 2
         if self.pairs > keys:
             raise UserError(f"associative-recall: pairs={self.pairs}, but {count} ids give {keys} keys")
-        marker = 0 if model.bos is None else 1
-        n = length - 1 - marker
+        markers = len(model.before)
+        n = length - 1 - markers
         if n < 2 * self.pairs + 2:
-            raise too_short("associative-recall", length, 2 * self.pairs + 3 + marker)
+            raise too_short("associative-recall", length, 2 * self.pairs + 3 + markers)
         asked = first + rng.permutation(keys)[: self.pairs]
         values = first + keys + rng.integers(count - keys, size=self.pairs)
         x = first + keys + rng.integers(count - keys, size=n)
         for key, value, start in zip(asked, values, self._starts(n, depth, rng), strict=True):
             x[start : start + 2] = key, value
-        parts = [[] if model.bos is None else [model.bos], x, [asked[0], values[0]]]
+        parts = [model.before, x, [asked[0], values[0]]]
         return SyntheticDocument(np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), 1)
 
     def _starts(self, n: int, depth: float, rng: np.random.Generator) -> list[int]:

@@ -37,7 +37,9 @@ class Generator(ABC):
     of_ids = False
 
     @abstractmethod
-    def make(self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> SyntheticDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         """A document for windows of ``length`` inputs, its source at ``depth`` (0..1).
 
         Raises:

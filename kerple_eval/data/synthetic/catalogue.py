@@ -12,7 +12,7 @@ GENERATORS = Registry("generator", "kerple_eval.generators", Entry, (
         "passkey", "kerple_eval.data.synthetic.passkey:Passkey",
         "[digits=5]: a number given once in repeated prose",
     ),
-    Entry("needle", "kerple_eval.data.synthetic.needle:Needle", "a sentence about a town, once in varied prose"),
+    Entry("needle", "kerple_eval.data.synthetic.needle:Needle", "a sentence once in varied prose"),
     Entry(
         "copy", "kerple_eval.data.synthetic.copying:Copy",
         "[cue=8,answer=8,ids=all]: random ids, a part of them repeated at the end",

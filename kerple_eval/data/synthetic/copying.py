@@ -14,7 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, Ids, SyntheticDocument, ModelTokens, parse_ids, too_short
+from kerple_eval.data.synthetic.base import (
+    Generator,
+    Ids,
+    SyntheticDocument,
+    parse_ids,
+    too_short,
+)
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.types import UserError
 
 TRIES = 100
@@ -29,20 +36,22 @@ class Copy(Generator):
                 raise UserError(f"copy: {name}={value} must be at least 1")
         self.cue, self.answer, self.ids = cue, answer, ids
 
-    def make(self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> SyntheticDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         first, count = parse_ids(self.ids, model.vocabulary, "copy")
-        marker = 0 if model.bos is None else 1
+        markers = len(model.before)
         size = self.cue + self.answer
-        n = length + 1 - marker - size
+        n = length + 1 - markers - size
         if n < size:
-            raise too_short("copy", length, 2 * size + marker - 1)
+            raise too_short("copy", length, 2 * size + markers - 1)
         at = round(depth * (n - size))
         for _ in range(TRIES):
             x: Ids = first + rng.integers(count, size=n)
             cue = x[at : at + self.cue]
             whole = np.concatenate([x, cue])  # the cue occurs twice: where it was drawn, and at the end
             if _occurrences(whole, cue) == 2:
-                parts = [[] if model.bos is None else [model.bos], x, x[at : at + size]]
+                parts = [model.before, x, x[at : at + size]]
                 return SyntheticDocument(
                     np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), self.answer
                 )

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Ids, SyntheticDocument, ModelTokens, too_short
-from kerple_eval.data.tokenizer import Encoding
+from kerple_eval.data.synthetic.base import Ids, SyntheticDocument, too_short
+from kerple_eval.data.tokenizer import Encoding, ModelTokens
 from kerple_eval.types import UserError
 
 
@@ -57,12 +57,12 @@ def build(
     hay: Haystack, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
 ) -> SyntheticDocument:
     """``hay`` in exactly ``length + 1`` tokens, the first-token marker among them."""
-    marker = 0 if model.bos is None else 1
+    markers = len(model.before)
     seed = int(rng.integers(2**32))
     characters = 2 * length
     while True:
         parts = _split(hay, model, [_sentences(hay, [seed, side], characters) for side in (0, 1)])
-        wanted = length + 1 - marker - parts.fixed
+        wanted = length + 1 - markers - parts.fixed
         if wanted < 0:
             raise too_short(hay.task, length, length - wanted)
         first = round(depth * wanted)
@@ -75,8 +75,9 @@ def build(
     for (a, b), n in ((parts.before, first), (parts.after, wanted - first)):
         kept[a : b - n] = False
     ids, counts = parts.encoding.ids[kept], parts.counts[kept]
-    if model.bos is not None:
-        ids, counts = np.concatenate([[model.bos], ids]), np.concatenate([[0], counts])
+    if model.before:
+        ids = np.concatenate([np.array(model.before, dtype=np.int64), ids])
+        counts = np.concatenate([np.zeros(markers, dtype=np.int64), counts])
     return SyntheticDocument(ids, len(parts.encoding.ids) - parts.answer, counts)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, SyntheticDocument, ModelTokens
+from kerple_eval.data.synthetic.base import Generator, SyntheticDocument
 from kerple_eval.data.synthetic.haystack import Haystack, build
+from kerple_eval.data.tokenizer import ModelTokens
 
 INTRO = "These are notes from a long journey."
 FILLER = (
@@ -48,7 +49,9 @@ THINGS = (
 
 
 class Needle(Generator):
-    def make(self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> SyntheticDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         town, thing = TOWNS[rng.integers(len(TOWNS))], THINGS[rng.integers(len(THINGS))]
         tells = f"What one should bring from {town} is a"
         hay = Haystack("needle", INTRO, f"{tells} {thing}.", tells, thing, FILLER, True)

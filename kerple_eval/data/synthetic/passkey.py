@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, SyntheticDocument, ModelTokens
+from kerple_eval.data.synthetic.base import Generator, SyntheticDocument
 from kerple_eval.data.synthetic.haystack import Haystack, build
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.types import UserError
 
 INTRO = "One number is told somewhere in the lines below. Keep it in mind, for it will be asked at the end."
@@ -30,7 +31,9 @@ class Passkey(Generator):
             raise UserError(f"passkey: digits={digits} must be within 1..18")
         self.digits = digits
 
-    def make(self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> SyntheticDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         number = str(rng.integers(10 ** (self.digits - 1), 10**self.digits))
         hay = Haystack(
             "passkey", INTRO, f"{TELLS} {number}. Keep {number} in mind.", TELLS, number, FILLER, False
