@@ -116,6 +116,6 @@ def _surrounded(document: TokenDocument, markers: Markers) -> TokenDocument:
     it: lm-eval then tells the tokeniser to add no marker (``has_bos_prefix``).
     """
     ids = document.ids
-    if markers.rule == "prefix" and len(markers.before) > 1 and len(ids) and ids[0] == markers.id:
+    if markers.rule == "prefix" and len(ids) and ids[0] == markers.id:
         return surround(document, markers.before[:1], ())
     return surround(document, markers.before, markers.after)
