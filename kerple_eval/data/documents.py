@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.data.tokenizer import Tokenizer, encode_start
+from kerple_eval.records.specification import AppliedRule, Marker
 from kerple_eval.types import Sample, UserError, Window
 
 Ids = NDArray[np.int64]
@@ -25,29 +25,26 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Markers:
+class DocumentMarkers:
     """A first-token rule as applied to a model: tokens around each document, or before each window.
 
     ``rule`` is never, document, window or prefix, ``id`` its marker. ``before`` and ``after`` are the ids
     put around each document; with ``window``, ``id`` stands before the inputs of every window instead.
     """
 
-    rule: str = "never"
+    rule: AppliedRule = "never"
     id: int | None = None
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
 
     @property
-    def record(self) -> dict[str, Any]:
-        """``rule`` and ``id``; ``before`` and ``after`` where a tokeniser puts more than its BOS."""
-        record: dict[str, Any] = {"rule": self.rule, "id": self.id}
+    def record(self) -> Marker:
         usual = {"never": 0, "document": 1, "window": 0, "prefix": 2}[self.rule]  # with the tokeniser's BOS
-        if self.after or len(self.before) > usual:
-            record |= {"before": list(self.before), "after": list(self.after)}
-        return record
+        more = bool(self.after) or len(self.before) > usual
+        return Marker(self.rule, self.id, *((self.before, self.after) if more else ()))
 
 
-NO_MARKERS = Markers()
+NO_MARKERS = DocumentMarkers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +84,6 @@ class TokenDocument:
     def plain(self) -> TokenDocument:
         """The same with int64 ids in memory, where they are those of a mapped file."""
         return replace(self, ids=np.asarray(self.ids, dtype=np.int64))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a cell's header says of the document."""
-        answer = {} if self.answer is None else {"answer": self.answer, "depth": self.depth}
-        return {"name": self.name, "tokens": len(self), "sha256": self.sha256, **answer}
 
     @property
     def sha256(self) -> str:
@@ -150,7 +141,7 @@ def choose(names: Iterable[str], count: int | None, seed: int) -> list[str]:
 
 
 def tokenize(
-    document: Document, tokenizer: Tokenizer, markers: Markers = NO_MARKERS, most: int | None = None
+    document: Document, tokenizer: Tokenizer, markers: DocumentMarkers = NO_MARKERS, most: int | None = None
 ) -> TokenDocument:
     """Token ids of a document between its markers; with ``most``, at least so many of them, or all."""
     text = document.text

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kerple_eval.data.documents import NO_MARKERS, Markers, TokenDocument, surround
+from kerple_eval.data.documents import NO_MARKERS, DocumentMarkers, TokenDocument, surround
 from kerple_eval.data.texts import (
     DocumentSelection,
+    PreparedText,
     TextSource,
     TokenizedText,
     applied,
@@ -36,9 +37,10 @@ class TokenizedTexts:
 
 def tokenize_by_rules(
     text: TextSource, models: Sequence[ModelTokens], choice: DocumentSelection, rules: Sequence[FirstToken]
-) -> dict[str, TokenizedTexts]:
+) -> PreparedText[TokenizedTexts]:
     """``text.prepare`` and the same documents by ``rules``, by model label; equal ones are one object."""
-    base = text.prepare(models, choice)
+    prepared = text.prepare(models, choice)
+    base = prepared.by_model
     made: dict[tuple[Any, ...], TokenizedText] = {
         (text.identity(model.tokenizer), base[model.label].markers): base[model.label] for model in models
     }
@@ -53,10 +55,10 @@ def tokenize_by_rules(
                 made[key] = _with_markers(text, base[model.label], model.tokenizer, markers, most)
                 check_vocabulary(made[key].documents, model.label, model.vocabulary)
             texts[model.label].own[rule] = made[key]
-    return texts
+    return PreparedText(texts, prepared.record)
 
 
-def _applied(text: TextSource, rule: FirstToken, model: ModelTokens) -> Markers:
+def _applied(text: TextSource, rule: FirstToken, model: ModelTokens) -> DocumentMarkers:
     """The rule as applied to this model."""
     tokenizer = model.tokenizer
     if text.tokens is not None or tokenizer is None:
@@ -65,14 +67,14 @@ def _applied(text: TextSource, rule: FirstToken, model: ModelTokens) -> Markers:
                 f"{text.name}: token ids are used as given, and lm-eval-rolling needs a prefix token: say "
                 "which, as in lm-eval-rolling:prefix_token_id=0"
             )
-        if rule.id is None:
+        if rule.id is None or rule.rule == "tokenizer":
             return NO_MARKERS
-        return Markers(rule.rule, rule.id, (rule.id,) if rule.rule == "prefix" else ())
+        return DocumentMarkers(rule.rule, rule.id, (rule.id,) if rule.rule == "prefix" else ())
     if rule.rule == "tokenizer":
         return applied("tokenizer", tokenizer)
     number = tokenizer.bos if rule.id is None else rule.id
     if rule.rule == "window":
-        return NO_MARKERS if number is None else Markers("window", number)
+        return NO_MARKERS if number is None else DocumentMarkers("window", number)
     if number is None:
         number = tokenizer.end_of_document
     if number is None:
@@ -80,11 +82,15 @@ def _applied(text: TextSource, rule: FirstToken, model: ModelTokens) -> Markers:
             f"model {model.label}: its tokeniser ({tokenizer.identity}) has neither a first-token marker nor "
             "an end-of-document token to begin with; say which, as in lm-eval-rolling:prefix_token_id=0"
         )
-    return Markers("prefix", number, (number, *tokenizer.before), tokenizer.after)
+    return DocumentMarkers("prefix", number, (number, *tokenizer.before), tokenizer.after)
 
 
 def _with_markers(
-    text: TextSource, base: TokenizedText, tokenizer: Tokenizer | None, markers: Markers, most: int | None
+    text: TextSource,
+    base: TokenizedText,
+    tokenizer: Tokenizer | None,
+    markers: DocumentMarkers,
+    most: int | None,
 ) -> TokenizedText:
     """The documents of ``base`` with other markers, cut after ``most`` tokens of the base's."""
     given = text.tokens is not None
@@ -101,7 +107,7 @@ def _with_markers(
     return TokenizedText(documents, markers, given, base.lost_bytes, base.read_bytes)
 
 
-def _without(document: TokenDocument, markers: Markers) -> TokenDocument:
+def _without(document: TokenDocument, markers: DocumentMarkers) -> TokenDocument:
     """The document without the markers around it."""
     start = len(markers.before)
     stop = len(document) - (0 if document.cut_off else len(markers.after))
@@ -109,7 +115,7 @@ def _without(document: TokenDocument, markers: Markers) -> TokenDocument:
     return replace(document, ids=document.ids[start:stop], byte_counts=counts)
 
 
-def _surrounded(document: TokenDocument, markers: Markers) -> TokenDocument:
+def _surrounded(document: TokenDocument, markers: DocumentMarkers) -> TokenDocument:
     """The document between its markers.
 
     Where the text itself begins with the prefix token, that token alone stands before it, and nothing after

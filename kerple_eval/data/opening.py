@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kerple_eval.data.sources.read import documents_of, text_files, token_files
 from kerple_eval.data.task import Task, open_task
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.protocols.neox_split import parse_shares, part_range
+from kerple_eval.records.specification import TaskRecord
 from kerple_eval.types import BosRule, Spec, UserError
 
 
@@ -27,7 +29,7 @@ def task_text(spec: Spec, bos: BosRule | None = None) -> TextSource:
     if not held_out:
         raise UserError(f"task {task.name}: split.test={task.split.test:g} holds out no document")
     rule = bos or task.bos
-    record = _task_record(task, origin) | {"bos": rule, "text_sha256": text_hash(held_out)}
+    record = replace(_task_record(task, origin), bos=rule, text_sha256=text_hash(held_out))
     return TextSource(
         name=task.name,
         record=record,
@@ -48,30 +50,19 @@ def _given(task: Task, source: MegatronSource, task_file: Path) -> TextSource:
             f"task {task.name}: source.part: {source.part} holds none of {len(documents)} documents"
         )
     origin = documents.record | {"part": source.part, "shares": source.shares}
-    record = _task_record(task, origin) | {"bos": "never"}
+    record = replace(_task_record(task, origin), bos="never")
     packed = task.packing == "concatenate"
     return TextSource(task.name, record, [], part, "never", packed, task.documents)
 
 
-def _task_record(task: Task, origin: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "version": task.version,
-        "source": origin,
-        "test_share": task.split.test,
-        "packing": task.packing,
-    }
+def _task_record(task: Task, origin: dict[str, Any]) -> TaskRecord:
+    return TaskRecord(task.name, task.version, origin, task.split.test, task.packing)
 
 
 def own_text(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
     """All ``--text`` files as one text named ``text``."""
     documents = text_files(tuple(paths))
-    record = {
-        "name": "text",
-        "bos": bos or "tokenizer",
-        "packing": "document",
-        "text_sha256": text_hash(documents),
-    }
+    record = TaskRecord("text", packing="document", bos=bos or "tokenizer", text_sha256=text_hash(documents))
     return TextSource("text", record, documents, bos=bos or "tokenizer")
 
 
@@ -85,10 +76,10 @@ def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
         mapped = open_megatron(sets[0])
         if not len(mapped):
             raise UserError(f"--tokens {sets[0]}: holds no document")
-        return TextSource("tokens", {"name": "tokens", "source": mapped.record}, [], mapped, "never")
+        return TextSource("tokens", TaskRecord("tokens", source=mapped.record), [], mapped, "never")
     documents = token_files(tuple(paths))
     digest = tokens_hash(documents)
-    return TextSource("tokens", {"name": "tokens", "tokens_sha256": digest}, [], documents, "never")
+    return TextSource("tokens", TaskRecord("tokens", tokens_sha256=digest), [], documents, "never")
 
 
 def _refuse_bos(bos: BosRule | None, what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kerple_eval.data.documents import (
     NO_MARKERS,
     Document,
-    Markers,
+    DocumentMarkers,
     TokenDocument,
     choose,
     no_bos,
@@ -27,7 +27,10 @@ from kerple_eval.data.documents import (
 from kerple_eval.data.sources.megatron import MegatronDocuments
 from kerple_eval.data.task import Selection
 from kerple_eval.data.tokenizer import ModelTokens, Tokenizer
+from kerple_eval.records.specification import AppliedRule, LostText, Marker, SelectionRecord, TaskRecord
 from kerple_eval.types import BosRule, UserError
+
+Texts = TypeVar("Texts")
 
 #: Bits per byte are given where at most this share of the text's bytes is lost by the tokeniser.
 MOST_LOST = 0.001
@@ -56,13 +59,13 @@ class TokenizedText:
     """
 
     documents: Sequence[TokenDocument]
-    markers: Markers = NO_MARKERS
+    markers: DocumentMarkers = NO_MARKERS
     given: bool = False  # token ids as given, not text
     lost_bytes: int = 0
     read_bytes: int = 0
 
     @property
-    def bos(self) -> str:
+    def bos(self) -> AppliedRule:
         """The first-token rule as applied: never, document, window or prefix."""
         return self.markers.rule
 
@@ -77,7 +80,7 @@ class TokenizedText:
         return self.markers.id if self.markers.rule == "window" else None
 
     @property
-    def marker(self) -> dict[str, Any]:
+    def marker(self) -> Marker:
         """The rule and its tokens, for the record."""
         return self.markers.record
 
@@ -95,26 +98,36 @@ class TokenizedText:
         return self.documents[number].name
 
 
+@dataclass(frozen=True)
+class PreparedText(Generic[Texts]):
+    """A text as each model reads it (label -> its tokens), and the record of it."""
+
+    by_model: dict[str, Texts]
+    record: TaskRecord
+
+
 @dataclass
 class TextSource:
     """One text of a run: untokenised documents, or token ids as given."""
 
     name: str
-    record: dict[str, Any]
+    record: TaskRecord  # without what preparing it adds: selection, first tokens, hashes of ids
     documents: list[Document]
     tokens: Sequence[TokenDocument] | None = None
     bos: BosRule = "tokenizer"
     packed: bool = False
     selection: Selection = field(default_factory=Selection)
 
-    def prepare(self, models: Sequence[ModelTokens], choice: DocumentSelection) -> dict[str, TokenizedText]:
+    def prepare(
+        self, models: Sequence[ModelTokens], choice: DocumentSelection
+    ) -> PreparedText[TokenizedText]:
         """Tokenised, selected documents by model label; models that read the text alike share them.
 
         Raises:
             UserError: no document is long enough; a model has no tokeniser; ids beyond a vocabulary.
         """
-        keys: dict[str, tuple[str, Markers]] = {}
-        texts: dict[tuple[str, Markers], TokenizedText] = {}
+        keys: dict[str, tuple[str, DocumentMarkers]] = {}
+        texts: dict[tuple[str, DocumentMarkers], TokenizedText] = {}
         for model in models:
             markers = self.markers(model.label, model.tokenizer)
             check_markers(markers, model)
@@ -122,31 +135,30 @@ class TextSource:
             if key not in texts:
                 most = None if choice.whole else choice.max_tokens
                 texts[key] = self.tokenised(model.tokenizer, markers, whole=choice.whole, most=most)
+        record = self.record
         if choice.whole:
             self._refuse_selection()
             sizes = {len(text.documents) for text in texts.values()}
-            self.record["selection"] = {"documents": sizes.pop(), "rule": "every document"}
+            selection = SelectionRecord(documents=sizes.pop(), rule="every document")
         else:
-            chosen = self._chosen(list(texts.values()), choice)
+            chosen, selection = self._chosen(list(texts.values()), choice)
             for text in texts.values():
                 text.documents = [text.documents[i].cut(choice.max_tokens).plain() for i in chosen]
             for model in models:
                 check_vocabulary(texts[keys[model.label]].documents, model.label, model.vocabulary)
-            if self.tokens is not None:
-                self.record.setdefault("tokens_sha256", tokens_hash(next(iter(texts.values())).documents))
-        self.record["first_token"] = {label: texts[key].marker for label, key in keys.items()}
-        lost = {label: texts[key] for label, key in keys.items() if texts[key].lost_bytes}
-        if lost:
-            self.record["lost_bytes"] = {
-                label: {"lost": text.lost_bytes, "read": text.read_bytes} for label, text in lost.items()
-            }
-        return {label: texts[key] for label, key in keys.items()}
+            if self.tokens is not None and record.tokens_sha256 is None:
+                record = replace(record, tokens_sha256=tokens_hash(next(iter(texts.values())).documents))
+        by_model = {label: texts[key] for label, key in keys.items()}
+        first = {label: text.marker for label, text in by_model.items()}
+        lost = {label: LostText(t.lost_bytes, t.read_bytes) for label, t in by_model.items() if t.lost_bytes}
+        record = replace(record, selection=selection, first_token=first, lost_bytes=lost or None)
+        return PreparedText(by_model, record)
 
     def identity(self, tokenizer: Tokenizer | None) -> str:
         """What tells two tokenised forms of this text apart, markers aside."""
         return "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
 
-    def markers(self, label: str, tokenizer: Tokenizer | None) -> Markers:
+    def markers(self, label: str, tokenizer: Tokenizer | None) -> DocumentMarkers:
         """The text's first-token rule as applied to this model."""
         if self.tokens is not None:
             return NO_MARKERS
@@ -155,7 +167,12 @@ class TextSource:
         return applied(self.bos, tokenizer)
 
     def tokenised(
-        self, tokenizer: Tokenizer | None, markers: Markers, *, whole: bool = False, most: int | None = None
+        self,
+        tokenizer: Tokenizer | None,
+        markers: DocumentMarkers,
+        *,
+        whole: bool = False,
+        most: int | None = None,
     ) -> TokenizedText:
         """Every document with its markers; with ``most``, at least that many tokens of each, or all.
 
@@ -190,7 +207,9 @@ class TextSource:
                     f"task {self.name}: documents.{key} is set, but the protocol draws from every document"
                 )
 
-    def _chosen(self, texts: Sequence[TokenizedText], choice: DocumentSelection) -> list[int]:
+    def _chosen(
+        self, texts: Sequence[TokenizedText], choice: DocumentSelection
+    ) -> tuple[list[int], SelectionRecord]:
         """Positions of the documents to score; ``texts`` hold the same ones in the same order."""
         beyond = 0 if self.bos == "window" else 1  # a whole window and its target, the marker one of them
         least = max(self.selection.minimum_length, 2 if choice.keep_short else choice.longest + beyond)
@@ -212,17 +231,17 @@ class TextSource:
                 f"{self.name}: --documents {choice.documents}, but only {len(eligible)} of "
                 f"{len(sizes)} documents have {least} tokens"
             )
-        self.record["selection"] = {
-            "documents": len(sizes),
-            "passed_over_as_short": len(sizes) - len(eligible),
-            "least_tokens": least,
-            "count": count,
-            "seed": seed,
-        }
-        return sorted(eligible[name] for name in choose(eligible, count, seed))
+        record = SelectionRecord(
+            documents=len(sizes),
+            passed_over_as_short=len(sizes) - len(eligible),
+            least_tokens=least,
+            count=count,
+            seed=seed,
+        )
+        return sorted(eligible[name] for name in choose(eligible, count, seed)), record
 
 
-def applied(rule: BosRule, tokenizer: Tokenizer) -> Markers:
+def applied(rule: BosRule, tokenizer: Tokenizer) -> DocumentMarkers:
     """A first-token rule as applied to a tokeniser.
 
     ``tokenizer`` puts what the tokeniser puts by itself, and is called ``document`` where that is one token
@@ -231,15 +250,15 @@ def applied(rule: BosRule, tokenizer: Tokenizer) -> Markers:
     if rule == "tokenizer":
         before, after = tokenizer.before, tokenizer.after
         first = before[0] if before else None
-        return Markers("document" if before or after else "never", first, before, after)
+        return DocumentMarkers("document" if before or after else "never", first, before, after)
     if rule == "never":
         return NO_MARKERS
     if tokenizer.bos is None:
         raise no_bos(rule, tokenizer)
-    return Markers(rule, tokenizer.bos, (tokenizer.bos,) if rule == "document" else ())
+    return DocumentMarkers(rule, tokenizer.bos, (tokenizer.bos,) if rule == "document" else ())
 
 
-def check_markers(markers: Markers, model: ModelTokens) -> None:
+def check_markers(markers: DocumentMarkers, model: ModelTokens) -> None:
     """Refuse a marker that a model has no embedding for."""
     for number in (markers.id, *markers.before, *markers.after):
         if number is not None and number >= model.vocabulary:

@@ -71,10 +71,10 @@ def test_each_document_and_bits_per_byte(markers: str, tmp_path: Path) -> None:
         assert summary.loc[length, "targets"] == sum(sizes)
         assert summary.loc[length, "nll"] == pytest.approx(-sum(wanted) / sum(sizes), rel=1e-6)
         assert math.exp(summary.loc[length, "nll"]) == pytest.approx(summary.loc[length, "ppl"])
-    (record,) = run.specification["protocols"]
-    marker = record["first_token"]["text"]["m"]
-    assert (marker["rule"], marker["id"]) == ("prefix", 0)
-    assert ("after" in marker) == (markers in ("ends", "around", "two"))
+    (record,) = run.specification.protocols
+    marker = record.first_token["text"]["m"]
+    assert (marker.rule, marker.id) == ("prefix", 0)
+    assert (marker.after is not None) == (markers in ("ends", "around", "two"))
 
 
 def test_a_prefix_token_of_ones_own(tmp_path: Path) -> None:

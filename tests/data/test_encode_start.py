@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from kerple_eval.data.documents import Document, Markers, tokenize
+from kerple_eval.data.documents import Document, DocumentMarkers, tokenize
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer, encode_start
 
 LLAMA3 = (
@@ -162,7 +162,7 @@ def test_every_border_of_small_texts(tmp_path: Path) -> None:
 
 def test_documents_are_cut_at_the_same_token(tmp_path: Path) -> None:
     MADE["gpt2"][0]().save(str(tmp_path / "t.json"))
-    markers = Markers("document", 1, (1,), (2,))
+    markers = DocumentMarkers("document", 1, (1,), (2,))
     for tokenizer in (JsonTokenizer(tmp_path / "t.json"), BYTE_TOKENIZER):
         whole = Document("d", text(0, 20_000))
         full = tokenize(whole, tokenizer, markers)

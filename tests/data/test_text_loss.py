@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from kerple_eval.data.documents import Document
 from kerple_eval.data.texts import DocumentSelection, TextSource
 from kerple_eval.data.tokenizer import JsonTokenizer, ModelTokens
+from kerple_eval.records.specification import LostText, TaskRecord
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
@@ -72,18 +73,19 @@ def test_bits_per_byte_only_where_next_to_nothing_is_lost(tmp_path: Path) -> Non
         ("ab " * 600 + "É", False, {"lost": 2, "read": 1802}),
         ("ab " * 600, True, None),
     ):
-        source = TextSource("text", {}, [Document("d", text)])
-        read = source.prepare([ModelTokens("m", tokenizer, 99)], DocumentSelection(8))["m"]
-        assert (read.documents[0].byte_counts is not None) is known
-        assert source.record.get("lost_bytes") == (record and {"m": record})
+        source = TextSource("text", TaskRecord("text"), [Document("d", text)])
+        prepared = source.prepare([ModelTokens("m", tokenizer, 99)], DocumentSelection(8))
+        assert (prepared.by_model["m"].documents[0].byte_counts is not None) is known
+        assert prepared.record.lost_bytes == (record and {"m": LostText(**record)})
 
 
 @pytest.mark.parametrize("most", [8, 100])
 def test_only_what_was_read_counts(tmp_path: Path, most: int) -> None:
     byte_level(decoder=True).save(str(tmp_path / "t.json"))
     tokenizer = JsonTokenizer(tmp_path / "t.json")
-    source = TextSource("text", {}, [Document("d", "a b" * 9000)])
-    read = source.prepare([ModelTokens("m", tokenizer, 300)], DocumentSelection(7, max_tokens=most))["m"]
+    source = TextSource("text", TaskRecord("text"), [Document("d", "a b" * 9000)])
+    models = [ModelTokens("m", tokenizer, 300)]
+    read = source.prepare(models, DocumentSelection(7, max_tokens=most)).by_model["m"]
     assert read.lost_bytes == 0
     assert read.read_bytes < 9000
     assert len(read.documents[0]) == most

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kerple_eval.data.documents import NO_MARKERS, Markers, TokenDocument
+from kerple_eval.data.documents import NO_MARKERS, DocumentMarkers, TokenDocument
 from kerple_eval.data.sources.kinds import SyntheticSource
 from kerple_eval.data.synthetic.base import Generator, depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import make_generator
 from kerple_eval.data.task import open_task
 from kerple_eval.data.texts import (
     DocumentSelection,
+    PreparedText,
     TextSource,
     TokenizedText,
     check_markers,
@@ -19,6 +20,7 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.data.tokenizer import ModelTokens
+from kerple_eval.records.specification import SelectionRecord, TaskRecord
 from kerple_eval.types import BosRule, Spec, UserError
 
 
@@ -42,18 +44,18 @@ def synthetic_text(
         )
     generator, name = make_generator(source.generator)
     drawn = source.seed if seed is None else seed
-    record = {
-        "name": task.name,
-        "version": task.version,
-        "source": {
+    record = TaskRecord(
+        task.name,
+        task.version,
+        source={
             "kind": "synthetic",
             "generator": name,
             "depths": source.depths,
             "samples": source.samples,
         },
-        "bos": rule,
-        "packing": task.packing,
-    }
+        packing=task.packing,
+        bos=rule,
+    )
     if generator.of_ids and rule == "tokenizer":
         rule = "never"  # a tokeniser puts no marker before random ids
     return SyntheticText(task.name, record, [], bos=rule, generator=generator, source=source,
@@ -69,10 +71,12 @@ class SyntheticText(TextSource):
     lengths: tuple[int, ...]
     drawn: int  # the seed
 
-    def prepare(self, models: Sequence[ModelTokens], choice: DocumentSelection) -> dict[str, TokenizedText]:
+    def prepare(
+        self, models: Sequence[ModelTokens], choice: DocumentSelection
+    ) -> PreparedText[TokenizedText]:
         """Documents for every tokeniser (or vocabulary, where they are ids) and marker, by model label."""
-        keys: dict[str, tuple[str, Markers]] = {}
-        texts: dict[tuple[str, Markers], TokenizedText] = {}
+        keys: dict[str, tuple[str, DocumentMarkers]] = {}
+        texts: dict[tuple[str, DocumentMarkers], TokenizedText] = {}
         for model in models:
             markers = self._markers(model)
             check_markers(markers, model)
@@ -81,23 +85,25 @@ class SyntheticText(TextSource):
                 documents = self._documents(replace(model, before=markers.before))
                 texts[key] = TokenizedText(documents, markers, self.generator.of_ids)
             check_vocabulary(texts[key].documents, model.label, model.vocabulary)
-        self.record["selection"] = {
-            "documents": self.source.depths * self.source.samples,  # at each length
-            "passed_over_as_short": 0,
-            "count": None,
-            "seed": self.drawn,
-        }
-        self.record["tokens_sha256"] = {
+        selection = SelectionRecord(
+            documents=self.source.depths * self.source.samples,  # at each length
+            passed_over_as_short=0,
+            seed=self.drawn,
+        )
+        hashes = {
             f"{identity} {markers.rule} {markers.id}": {
                 str(length): tokens_hash(d for d in text.documents if len(d) == length + 1)
                 for length in self.lengths
             }
             for (identity, markers), text in texts.items()
         }
-        self.record["first_token"] = {label: texts[key].marker for label, key in keys.items()}
-        return {label: texts[key] for label, key in keys.items()}
+        by_model = {label: texts[key] for label, key in keys.items()}
+        first = {label: text.marker for label, text in by_model.items()}
+        return PreparedText(
+            by_model, replace(self.record, selection=selection, tokens_sha256=hashes, first_token=first)
+        )
 
-    def _markers(self, model: ModelTokens) -> Markers:
+    def _markers(self, model: ModelTokens) -> DocumentMarkers:
         if self.generator.of_ids and self.bos == "never":
             return NO_MARKERS  # no tokeniser is needed
         if model.tokenizer is None:
