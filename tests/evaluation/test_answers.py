@@ -28,6 +28,7 @@ from kerple_eval.models.scoring import score
 from kerple_eval.records.answers import answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.records.run import open_run
+from kerple_eval.records.specification import Marker
 from kerple_eval.reports.figures import depth as depth_report
 from kerple_eval.reports.tables.answers import render
 from kerple_eval.stats.answers import by_depth, share
@@ -372,7 +373,7 @@ def test_a_tokeniser_that_puts_a_marker(tmp_path: Path) -> None:
         assert cell.byte_counts is not None
         things = [len(" " + thing) for thing in needle.THINGS]
         assert all(count in {*things, *(n - 1 for n in things)} for count in cell.byte_counts)
-        seen[bos] = (task["first_token"]["m"], run.answers()["loss"].tolist())
-    assert seen[None][0] == {"rule": "document", "id": 0}
-    assert seen["never"][0] == {"rule": "never", "id": None}
+        seen[bos] = (task.first_token["m"], run.answers()["loss"].tolist())
+    assert seen[None][0] == Marker("document", 0)
+    assert seen["never"][0] == Marker("never", None)
     assert seen[None][1] != seen["never"][1]
