@@ -19,9 +19,9 @@ from tokenizers.models import BPE
 
 import kerple_eval
 from kerple_eval.data.synthetic import needle
-from kerple_eval.data.synthetic.base import ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.base import depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
-from kerple_eval.data.tokenizer import BYTE_TOKENIZER
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, ModelTokens
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import score
@@ -78,9 +78,7 @@ def test_an_exact_match_is_what_greedy_decoding_produces(tiny_run: kerple_eval.R
             place = int(number.removeprefix("depth"))
             assert answer.depth == depths[place]
             rng = draw(cell.key.task, 0, cell.key.length, place, int(sample))
-            made = make_generator(name)[0].make(
-                ModelTokens("x", None, 6, None), cell.key.length, answer.depth, rng
-            )
+            made = make_generator(name)[0].make(ModelTokens("x", None, 6), cell.key.length, answer.depth, rng)
             tokens, wanted = made.ids[: -made.answer].tolist(), made.ids[-made.answer :].tolist()
             said: list[int] = []
             with torch.inference_mode():
@@ -149,7 +147,7 @@ class Lookup(LanguageModel):
 def test_copying_from_the_context_solves_every_task(name: str) -> None:
     """And from the last 40 tokens alone, which hold the question, none is solved."""
     generator = make_generator(name)[0]
-    reader = ModelTokens("bytes", BYTE_TOKENIZER, 256, None)
+    reader = ModelTokens("bytes", BYTE_TOKENIZER, 256)
     made = [
         generator.make(reader, 400, depth, np.random.default_rng(n))
         for n, depth in enumerate(depth_grid(5)[:4])
@@ -299,7 +297,7 @@ REFUSED = [
     (["--precision", "1%"], ["--precision has no meaning"]),
     (["--bos", "window"], ["window and document are the same here", "use document"]),
     (["--bos", "document"], ["no first-token marker"]),
-    (["--length", "16"], ["passkey: length 16 has no room for it; use lengths from"]),
+    (["--length", "16"], ["passkey: length 16 is too short; use lengths of at least"]),
 ]
 
 
@@ -318,7 +316,7 @@ def test_refusals(more: list[str], words: list[str], good: dict[str, list[str]],
         ("passkey:samples=0", "task passkey: samples: must be at least 1"),
         ("passkey:depths=two", "task passkey: depths=two is not a whole number"),
         ("pass-key", "unknown task 'pass-key': did you mean 'passkey'"),
-        ("associative-recall:ids=0-999", "beyond the vocabulary"),
+        ("associative-recall:ids=0-999", "exceed the vocabulary"),
     ],
 )
 def test_refused_options(task: str, message: str, models: dict[str, str], tmp_path: Path) -> None:
