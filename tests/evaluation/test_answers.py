@@ -17,15 +17,16 @@ from tokenizers.models import BPE
 
 import kerple_eval
 from kerple_eval.data.synthetic import needle
-from kerple_eval.data.synthetic.base import ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.base import depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
-from kerple_eval.data.tokenizer import BYTE_TOKENIZER
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, ModelTokens
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import score
 from kerple_eval.records.answers import answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.records.run import open_run
+from kerple_eval.records.specification import Marker
 from kerple_eval.reports.figures import depth as depth_report
 from kerple_eval.reports.tables.answers import render
 from kerple_eval.stats.answers import by_depth, share
@@ -75,9 +76,7 @@ def test_an_exact_match_is_what_greedy_decoding_produces(tiny_run: kerple_eval.R
             place = int(number.removeprefix("depth"))
             assert answer.depth == depths[place]
             rng = draw(cell.key.task, 0, cell.key.length, place, int(sample))
-            made = make_generator(name)[0].make(
-                ModelTokens("x", None, 6, None), cell.key.length, answer.depth, rng
-            )
+            made = make_generator(name)[0].make(ModelTokens("x", None, 6), cell.key.length, answer.depth, rng)
             tokens, wanted = made.ids[: -made.answer].tolist(), made.ids[-made.answer :].tolist()
             said: list[int] = []
             with torch.inference_mode():
@@ -146,7 +145,7 @@ class Lookup(LanguageModel):
 def test_copying_from_the_context_solves_every_task(name: str) -> None:
     """And from the last 40 tokens alone, which hold the question, none is solved."""
     generator = make_generator(name)[0]
-    reader = ModelTokens("bytes", BYTE_TOKENIZER, 256, None)
+    reader = ModelTokens("bytes", BYTE_TOKENIZER, 256)
     made = [
         generator.make(reader, 400, depth, np.random.default_rng(n))
         for n, depth in enumerate(depth_grid(5)[:4])
@@ -182,7 +181,7 @@ def test_columns_on_disk(
     assert pq.read_schema(next((plain.folder / "cells").glob("*.parquet"))).names == old
     assert (tiny_run.folder / "summary.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
     assert plain.answers().empty
-    assert tiny_run.specification["tasks"][0]["source"] == {
+    assert tiny_run.specification.tasks[0].source == {
         "kind": "synthetic", "generator": "associative-recall:pairs=2,ids=0-5", "depths": 3, "samples": 20,
     }  # fmt: skip
 
@@ -290,7 +289,7 @@ REFUSED = [
     (["--precision", "1%"], ["--precision has no meaning"]),
     (["--bos", "window"], ["window and document are the same here", "use document"]),
     (["--bos", "document"], ["no first-token marker"]),
-    (["--length", "16"], ["passkey: length 16 has no room for it; use lengths from"]),
+    (["--length", "16"], ["passkey: length 16 is too short; use lengths of at least"]),
 ]
 
 
@@ -309,7 +308,7 @@ def test_refusals(more: list[str], words: list[str], good: dict[str, list[str]],
         ("passkey:samples=0", "task passkey: samples: must be at least 1"),
         ("passkey:depths=two", "task passkey: depths=two is not a whole number"),
         ("pass-key", "unknown task 'pass-key': did you mean 'passkey'"),
-        ("associative-recall:ids=0-999", "beyond the vocabulary"),
+        ("associative-recall:ids=0-999", "exceed the vocabulary"),
     ],
 )
 def test_refused_options(task: str, message: str, models: dict[str, str], tmp_path: Path) -> None:
@@ -360,13 +359,13 @@ def test_a_tokeniser_that_puts_a_marker(tmp_path: Path) -> None:
         run = kerple_eval.evaluate(
             str(model), tasks="needle:samples=1,depths=2", lengths=[200], bos=bos, out=tmp_path / str(bos)
         )  # fmt: skip
-        (task,) = run.specification["tasks"]
+        (task,) = run.specification.tasks
         (cell,) = cells(run)
-        assert [entry["tokens"] for entry in cell.header["documents"]] == [201, 201]
+        assert [document.tokens for document in cell.header.documents] == [201, 201]
         assert cell.byte_counts is not None
         things = [len(" " + thing) for thing in needle.THINGS]
         assert all(count in {*things, *(n - 1 for n in things)} for count in cell.byte_counts)
-        seen[bos] = (task["first_token"]["m"], run.answers()["loss"].tolist())
-    assert seen[None][0] == {"rule": "document", "id": 0}
-    assert seen["never"][0] == {"rule": "never", "id": None}
+        seen[bos] = (task.first_token["m"], run.answers()["loss"].tolist())
+    assert seen[None][0] == Marker("document", 0)
+    assert seen["never"][0] == Marker("never", None)
     assert seen[None][1] != seen["never"][1]

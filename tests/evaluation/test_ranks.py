@@ -71,7 +71,7 @@ def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None
     assert losses(folder / "one") == losses(folder / "many")
     assert len(losses(folder / "many")) == 8
     assert together.stdout.replace("/many", "/one") == alone.stdout  # rank 0 alone talks
-    assert open_run(folder / "many").provenance["sessions"][0]["ranks"] == ranks
+    assert open_run(folder / "many").provenance.sessions[0].ranks == ranks
     again = as_ranks(folder / "again", ranks, command(folder, "many"))  # nothing left to do
     assert [done.returncode for done in again] == [0] * ranks
 

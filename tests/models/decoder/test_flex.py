@@ -307,3 +307,12 @@ def test_dynamo_s_limits_are_the_caller_s_outside_a_call() -> None:
     assert module._allowing_shapes(999_999, limits)() == (999_999, 999_999)
     assert module._allowing_shapes(1, limits)() == before
     assert limits() == before
+
+
+def test_a_mask_made_while_scoring_serves_training() -> None:
+    """Inference tensors cannot be saved for a backward pass, and masks are cached."""
+    _blocks.cache_clear()
+    with torch.inference_mode():
+        mask = _blocks(128, 256, None, torch.device("cpu"))
+    _blocks.cache_clear()
+    assert not any(part.is_inference() for part in (mask.kv_indices, mask.full_kv_num_blocks))
