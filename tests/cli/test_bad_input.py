@@ -48,7 +48,7 @@ BAD: list[tuple[dict[str, list[str]], list[str]]] = [
     ({"more": ["--documents", "0"]}, ["--documents", "0"]),
     ({"more": ["--documents", "2"]}, ["--documents 2", "only 1 of 1"]),
     ({"more": ["--max-tokens", "20"]}, ["33 tokens", "has 20", "--max-tokens 20", "--length up to 19"]),
-    ({"more": ["--out", ""]}, ["--out", "is empty"]),
+    ({"out": ["--out", ""]}, ["--out", "is empty"]),
     ({"length": ["--length", "0"]}, ["'0' is not a length"]),
     ({"length": ["--length", "16,-5"]}, ["'-5' is not a length"]),
     ({"length": ["--length", "abc"]}, ["'abc' is not a length", "512,1024"]),
