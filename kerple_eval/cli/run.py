@@ -18,8 +18,7 @@ from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
-from kerple_eval.reports.tables.answers import render as answers
-from kerple_eval.reports.tables.table import render
+from kerple_eval.reports.tables import answers, table
 from kerple_eval.types import UserError
 
 
@@ -80,7 +79,7 @@ def finish(result: Run) -> int:
     """Print the tables and where things are; 1 where a cell failed."""
     folder = result.folder
     answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
-    shown = answers([folder]) if answered else render([folder], "text", color=is_terminal())
+    shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
     print(shown)
     statuses = [cell.summary()["status"] for cell in result.cells()]
     failed = statuses.count("failed")
