@@ -28,7 +28,7 @@ from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_
 from kerple_eval.records.run import open_run
 from kerple_eval.records.specification import Marker
 from kerple_eval.reports.figures import depth as depth_report
-from kerple_eval.reports.tables.answers import render
+from kerple_eval.reports.tables.answers import make
 from kerple_eval.stats.answers import by_depth, share
 from kerple_eval.types import UserError, Window
 from tests.helpers.command import Cli, command, contents, make_model, refusal
@@ -221,7 +221,7 @@ def test_ranks_share_hits(invoke: Cli, tmp_path: Path) -> None:
 
 
 def test_table(tiny_run: kerple_eval.Run) -> None:
-    rows = list(csv.DictReader(io.StringIO(render([tiny_run.folder], "csv"))))
+    rows = list(csv.DictReader(io.StringIO(make([tiny_run.folder], "csv"))))
     for cell in cells(tiny_run):
         mine = [r for r in rows if (r["model"], r["task"], r["length"]) == (
             cell.key.model, cell.key.task, str(cell.key.length))]  # fmt: skip
@@ -237,10 +237,10 @@ def test_table(tiny_run: kerple_eval.Run) -> None:
         assert float(every["nll"]) == pytest.approx(cell.summary()["nll"], rel=1e-12)
         parts = [float(r["nll"]) * int(r["targets"]) for r in mine[:-1]]
         assert sum(parts) / int(every["targets"]) == pytest.approx(float(every["nll"]), rel=1e-12)
-    text = render([tiny_run.folder])
+    text = make([tiny_run.folder])
     assert "copy: exact matches in % by depth" in text
     assert "20 documents a length and depth" in text
-    assert "| model |" in render([tiny_run.folder], "markdown")
+    assert "| model |" in make([tiny_run.folder], "markdown")
 
 
 def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
     real = depth_report.save
     monkeypatch.setattr(depth_report, "save", lambda figure, out: (seen.append(figure), real(figure, out)))
     for kind in ("png", "pdf", "svg"):
-        depth_report.draw([copied], tmp_path / f"x.{kind}")
+        depth_report.make([copied], tmp_path / f"x.{kind}")
     panels = [a for a in seen[0].axes if a.images and a.get_ylabel() == "depth"]
     assert len(panels) == 2 * 2 * 2
     assert all("exact" in p.get_title(loc="left") for p in panels[::2])
@@ -273,7 +273,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
                     assert value is np.ma.masked
                 else:
                     assert value == pytest.approx(part.loss if number % 2 else 100 * part.exact_match)
-    assert "alibi at 24 failed: MemoryError: no room" in render([copied])
+    assert "alibi at 24 failed: MemoryError: no room" in make([copied])
     assert isinstance(read_cell(copied, lost.key), FailedCell)
     assert share(answers(cells(tiny_run)[0])).documents == 60
 
