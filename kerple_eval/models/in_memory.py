@@ -87,6 +87,14 @@ class InMemoryCheckpoint(Checkpoint):
         self.seed = seed
         self.identity = identity
 
+    def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
+        """The same with a tokeniser and a name for its version where it has none of its own."""
+        return InMemoryCheckpoint(
+            self.model, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
+            train_length=self.train_length, max_length=self.max_length,
+            prefix_invariant=self.prefix_invariant, seed=self.seed, identity=self.identity or identity,
+        )  # fmt: skip
+
     @property
     def name(self) -> str:
         """The class or function, for the record."""

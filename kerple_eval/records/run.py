@@ -39,6 +39,7 @@ class Run:
     folder: Path
     specification: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+    scratch: Any = field(default=None, compare=False, repr=False)  # keeps a temporary folder while it lives
 
     def keys(self) -> list[CellKey]:
         """Every cell the specification asks for, in the summary's order."""
