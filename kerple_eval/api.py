@@ -118,12 +118,13 @@ def evaluate(
 
     scratch = tempfile.TemporaryDirectory(prefix="kerple-eval-") if out is None else None
     names, in_memory = given.models(models, tokenizer, recorded=out is not None)
+    text_files, token_files, values = given.texts(text, tokens, column, bos)
     with ExitStack() as stack:
         for model in in_memory.values():
             stack.enter_context(model.borrowed())
         request = RunRequest.of(
             models=names, in_memory=in_memory, out=out if scratch is None else scratch.name, tasks=tasks,
-            values=given.texts(text, tokens, column, bos), protocols=protocols, lengths=lengths,
+            text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
             documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
             device=given.device(device, in_memory), dtype=given.dtype(dtype, names, in_memory),
             attention=attention, precision=precision, against=against,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kerple_eval.data.documents import Document, TokenDocument, spellable, text_hash
-from kerple_eval.data.sources.read import text_files, token_files
+from kerple_eval.data.sources.read import text_files
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.types import BosRule, UserError
 
@@ -72,15 +72,14 @@ def _documents(part: Any, number: int, column: str) -> list[Document]:
 
 
 def tokens_of(value: Any) -> TextSource:
-    """A text named ``tokens``: ids as given, one document an array, a sequence of integers, or a file's line.
+    """A text named ``tokens``: ids as given, one document an array or a sequence of integers.
 
     Raises:
         UserError: no ids, ids that are no whole numbers from 0 on, or a value of another kind.
     """
-    if isinstance(value, Path):
-        documents = token_files((str(value),))
-    else:
-        documents = [TokenDocument(f"tokens:{i}", ids) for i, ids in enumerate(_arrays(value), start=1)]
+    if isinstance(value, str):
+        raise UserError(f"tokens {value!r}: a file of ids is a Path: Path({value!r})")
+    documents = [TokenDocument(f"tokens:{i}", ids) for i, ids in enumerate(_arrays(value), start=1)]
     if not documents:
         raise UserError("tokens: holds no document")
     return TextSource(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.texts import TextSource
@@ -69,14 +70,29 @@ def tokenizer(given: Any) -> Tokenizer | None:
     return from_object(given)
 
 
-def texts(text: Any, tokens: Any, column: str, bos: BosRule | None) -> tuple[TextSource, ...]:
-    """The texts that are values; nothing where neither is given."""
-    found = []
-    if not _nothing(text):
-        found.append(text_of(text, column=column, bos=bos))
-    if not _nothing(tokens):
-        found.append(tokens_of(tokens))
-    return tuple(found)
+def texts(
+    text: Any, tokens: Any, column: str, bos: BosRule | None
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[TextSource, ...]]:
+    """Files of text, files of token ids, and the texts that are values; a ``Path`` is a file.
+
+    Raises:
+        UserError: what :mod:`kerple_eval.data.values` refuses.
+    """
+    values = []
+    text_files, token_files = _files(text), _files(tokens)
+    if not (text_files or _nothing(text)):
+        values.append(text_of(text, column=column, bos=bos))
+    if not (token_files or _nothing(tokens)):
+        values.append(tokens_of(tokens))
+    return text_files, token_files, tuple(values)
+
+
+def _files(value: Any) -> tuple[str, ...]:
+    """The files that a value names, where it is a ``Path`` or a sequence of nothing else."""
+    several = [value] if isinstance(value, Path) else value
+    if isinstance(several, tuple | list) and several and all(isinstance(part, Path) for part in several):
+        return tuple(map(str, several))
+    return ()
 
 
 def _nothing(value: Any) -> bool:
