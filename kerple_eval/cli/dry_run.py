@@ -17,7 +17,7 @@ from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.records.cell import read_cell
 from kerple_eval.records.run import Run, open_run
-from kerple_eval.reports.rows import Listing, draw
+from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
 from kerple_eval.support.differences import differences
 from kerple_eval.support.files import write_atomically
 from kerple_eval.support.readers import read_json
@@ -40,7 +40,7 @@ def run(request: RunRequest) -> int:
         kept = begun.provenance.get("tokens_per_pass")
         finished = {cell.key for cell in begun.cells() if cell.summary()["status"] == "ok"}
     entries = forecast(plan, finished, kept or _tokens(plan))
-    print(draw(_table(entries), "text"))
+    print(typeset(_table(entries), "text"))
     if plan.precision is not None:
         print("with --precision this is the most it can take; it stops when it is sure")
     keys = [key for key in Run(folder, plan.specification).keys() if key not in finished]  # noqa: SIM118
@@ -64,21 +64,23 @@ def _tokens(plan: RunPlan) -> int | None:
 HEAD = ("model", "cells", "windows", "targets", "held already", "TFLOP", "GB", "time")
 
 
-def _table(entries: Sequence[Forecast]) -> Listing:
+def _table(entries: Sequence[Forecast]) -> Table:
     rows = [_row(entry.model, [entry]) for entry in entries]
     if len(entries) > 1:
         rows.append(_row("all", entries))
     note = "held already: windows whose losses come from other cells of the run"
-    notes = [note] if any(entry.served for entry in entries) else []
-    return Listing("What the run will take", HEAD, rows, notes)
+    notes = (note,) if any(entry.served for entry in entries) else ()
+    words = frozenset({0, len(HEAD) - 1})
+    return Table("What the run will take", HEAD, tuple(rows), notes, words)
 
 
-def _row(label: str, entries: Sequence[Forecast]) -> tuple[str, ...]:
+def _row(label: str, entries: Sequence[Forecast]) -> TableRow:
     counts = [sum(getattr(e, k) for e in entries) for k in ("cells", "windows", "targets", "served")]
     work = sum(entry.work for entry in entries) / 1e12
     memory = max(entry.memory for entry in entries) / 1e9
     seconds = sum(entry.seconds for entry in entries)
-    return (label, *(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", _time(seconds))
+    numbers = (*(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", _time(seconds))
+    return TableRow(tuple(map(TableCell, (label, *numbers))))
 
 
 def _time(seconds: float) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kerple_eval.cli import dry_run as dry
-from kerple_eval.evaluation.ranks import RankLostError, launched
+from kerple_eval.cli.errors import is_terminal
+from kerple_eval.evaluation.ranks import RankLostError, launched_rank
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines
-from kerple_eval.evaluation.worker import RunProgress as Report
+from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
 from kerple_eval.reports.tables.answers import render as answers
@@ -22,15 +23,36 @@ from kerple_eval.types import UserError
 
 
 def run(request: RunRequest, *, dry_run: bool = False) -> int:
-    """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
-    other = bool(
-        launched()
-    )  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
+    """The exit status: 0 all cells finished, 1 some failed or the run broke off, 130 interrupted."""
+    rank = launched_rank() or 0
     if dry_run:
-        return 0 if other else dry.run(request)
-    if other:
-        run_request(request)
-        return 0
+        return 0 if rank else dry.run(request)
+    try:
+        if rank:  # scores what rank 0 asks for, and prints nothing
+            run_request(request)
+            return 0
+        result = _watched(request)
+    except RankLostError as error:
+        click.echo(f"rank {rank}: {error}; finished cells are kept, the same command goes on", err=True)
+        return 1
+    except _BrokenOffError as error:
+        click.echo(f"error: {error}; finished cells are kept, the same command goes on", err=True)
+        return 1
+    except KeyboardInterrupt:
+        if not rank:
+            click.echo(
+                f"stopped; finished cells are kept, the same command goes on in {request.out}", err=True
+            )
+        return 130
+    return finish(result)
+
+
+class _BrokenOffError(Exception):
+    """The run could not go on after cells had been computed (a full disk, say)."""
+
+
+def _watched(request: RunRequest) -> Run:
+    """The run, with a bar on a terminal."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -39,39 +61,32 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
         disable=not console.is_interactive,  # in a pipe or a log an error's line stands alone
     ) as progress:  # fmt: skip
         bar = progress.add_task("run", total=None, cells="preparing", cell="")
+        computed = 0.0
 
-        def show(report: Report) -> None:
-            key = report.key
+        def show(state: RunProgress) -> None:
+            nonlocal computed
+            computed = state.work_done
+            key = state.key
             progress.update(
-                bar, total=report.work, completed=report.work_done,
-                cells=f"{report.cells_done}/{report.cells} cells",
-                cell=f"{key.model} {key.protocol} {key.length}" + ", compiling" * report.compiling,
+                bar, total=state.work, completed=state.work_done,
+                cells=f"{state.cells_done}/{state.cells} cells",
+                cell=f"{key.model} {key.protocol} {key.length}" + ", compiling" * state.compiling,
             )  # fmt: skip
 
         try:
-            result = run_request(request, show)
-        except UserError:
+            return run_request(request, show)
+        except UserError as error:
             progress.live.transient = True  # the error's line stands alone
+            if computed:
+                raise _BrokenOffError(str(error)) from error
             raise
-        except RankLostError as error:
-            progress.stop()
-            console.out(f"a process of this run is gone ({error}); the same command goes on", highlight=False)
-            return 1
-        except KeyboardInterrupt:
-            progress.stop()
-            console.out(
-                f"stopped; finished cells are kept, the same command goes on in {request.out}",
-                highlight=False,
-            )
-            return 130
-    return finish(result)
 
 
 def finish(result: Run) -> int:
     """Print the tables and where things are; 1 where a cell failed."""
     folder = result.folder
     answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
-    shown = answers([folder]) if answered else render([folder], "text", color=sys.stdout.isatty())
+    shown = answers([folder]) if answered else render([folder], "text", color=is_terminal())
     print(shown)
     statuses = [cell.summary()["status"] for cell in result.cells()]
     failed = statuses.count("failed")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kerple_eval.evaluation.forecast import Pass, pass_seconds
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.pass_time import PassShape, pass_seconds
 from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
@@ -53,10 +53,10 @@ def measured(model: LanguageModel, longest: int) -> int:
     def attempt(tokens: int) -> Trial | None:
         torch.cuda.reset_peak_memory_stats(model.device)
         budget = Budget(tokens)
-        work = Pass(max(1, tokens // length), length, length)
+        shape = PassShape(max(1, tokens // length), length, length)
         try:
-            pass_seconds(model, work, budget)  # warms up: compiles, fills the allocator
-            seconds = pass_seconds(model, work, budget)
+            pass_seconds(model, shape, budget)  # warms up: compiles, fills the allocator
+            seconds = pass_seconds(model, shape, budget)
         except torch.OutOfMemoryError:
             return None
         if budget.tokens < tokens:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kerple_eval.data.synthetic.texts import is_made
-from kerple_eval.models.decoder.backends import ATTENTION
+from kerple_eval.models.decoder.backends import ATTENTION_CHOICES
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import parse_spec
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 def choose_attention(
     checkpoints: Sequence[Checkpoint],
     labels: Sequence[str],
-    way: str,
+    attention: str,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Settle how every model attends; what was asked for by name is had or refused."""
-    if way not in ATTENTION:
-        raise unknown("attention", way, ATTENTION)
+    """Choose every model's attention backend; one named by the user is used or refused."""
+    if attention not in ATTENTION_CHOICES:
+        raise unknown("attention", attention, ATTENTION_CHOICES)
     for label, checkpoint in zip(labels, checkpoints, strict=True):
         try:
-            checkpoint.set_attention(way, device, dtype)
+            checkpoint.set_attention(attention, device, dtype)
         except UserError as error:
             raise UserError(f"model {label}: {error}") from None
 

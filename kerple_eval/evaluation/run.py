@@ -25,27 +25,28 @@ def run_request(
     request: RunRequest, on_progress: Callable[[RunProgress], None] = lambda progress: None
 ) -> Run:
     """Score what a request asks for, into its folder; see :func:`kerple_eval.evaluate`."""
-    team = join_ranks()
-    if isinstance(team, RankGroup) and team.rank:
-        team.run_worker_loop(request.device, request.dtype, request.attention)
-        if not (request.out / "run.json").is_file():
-            sys.exit(0)  # refused before it began: rank 0 says why
-        return open_run(request.out)
+    ranks = join_ranks()
+    if isinstance(ranks, RankGroup) and ranks.rank:
+        shared: Run = ranks.run_worker_loop(request.device, request.dtype, request.attention)
+        return shared
     try:
-        return _run(request, make_plan(request), on_progress, team)
-    finally:
-        team.release()
+        run = _run(request, make_plan(request), on_progress, ranks)
+    except BaseException as error:
+        ranks.release(error=error)
+        raise
+    ranks.release(run)
+    return run
 
 
 def _run(
-    request: RunRequest, plan: RunPlan, on_progress: Callable[[RunProgress], None], team: SingleProcess
+    request: RunRequest, plan: RunPlan, on_progress: Callable[[RunProgress], None], ranks: SingleProcess
 ) -> Run:
     folder = request.out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
-        run = _open_or_start(request, plan, team.size)
-        worker = Worker(run, plan, on_progress, team)  # reads every finished cell, so refuses a damaged one
+        run = _open_or_start(request, plan, ranks.size)
+        worker = Worker(run, plan, on_progress, ranks)  # reads every finished cell, so refuses a damaged one
         run.write_specification()
         worker.work()
     return run

@@ -20,20 +20,24 @@ def build_scheme(
 ) -> Scheme:
     """The scheme ``name`` for a model of ``geometry``, with ``modifiers`` (name -> options) applied in order.
 
-    A scheme that has parameters of its own in every layer is built once a layer.
+    A ``per_layer`` scheme is built once a layer, and so is any with the option ``per_layer=true``.
 
     Raises:
         UserError: a wrong name, option or combination.
     """
     entry = SCHEMES.entry(name)
+    options = dict(options)
+    per_layer = options.pop("per_layer", "false")
+    if per_layer not in (True, False, "true", "false"):
+        raise UserError(f"{name}: per_layer={per_layer}: expected true or false")
     parts = {modifier: _made(modifier, given, geometry) for modifier, given in modifiers.items()}
     for modifier in parts:
         if not SCHEMES.entry(modifier).stands_on:
-            raise UserError(f"{modifier} is a scheme of its own: it cannot be combined with {name}")
+            raise UserError(f"{modifier} is no modifier: it cannot be combined with {name}")
     if entry.stands_on:  # a modifier alone
         parts = {name: _made(name, options, geometry), **parts}
         base = _made(entry.stands_on, {}, geometry)
-    elif SCHEMES.load(name).per_layer:
+    elif SCHEMES.load(name).per_layer or per_layer in (True, "true"):
         base = Stacked(_made(name, options, geometry) for _ in range(geometry.layers))
     else:
         base = _made(name, options, geometry)

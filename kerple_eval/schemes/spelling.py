@@ -1,4 +1,4 @@
-"""How schemes are written: ``kerple-log,window=512:key=value`` and back. Imports no torch."""
+"""Schemes as text, ``kerple-log,window=512:key=value``: read and written. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def parse_scheme(text: str) -> SchemeSpec:
     the same, so that ``str`` of the result reads back.
     """
     head, colon, rest = (part.strip() for part in text.partition(":"))
-    name, *laid = (part.strip() for part in head.split(","))
+    name, *parts = (part.strip() for part in head.split(","))
     entry = SCHEMES.entry(name) if name else None
-    bare = [f"{part}=" if part in SCHEMES else part for part in laid]
-    modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if laid else ()
+    bare = [f"{part}=" if part in SCHEMES else part for part in parts]
+    modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if parts else ()
     if entry is None or not (entry.text_option and colon):
         spec = parse_spec(name + (f":{rest}" if colon else ""))
         return SchemeSpec(spec.name, spec.options, modifiers)
@@ -55,11 +55,11 @@ def parse_modifiers(
     return tuple((name, tuple(options.items())) for name, options in found.items())
 
 
-def spell(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
-    """A configured scheme as one writes it: ``kerple-log,window=512``."""
-    laid = []
+def format_scheme(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A configured scheme as text, ``kerple-log,window=512``: what :func:`parse_scheme` reads."""
+    parts = []
     for name, given in modifiers.items():
         main = SCHEMES.entry(name).value_option
         rest = tuple((key, str(value)) for key, value in given.items() if key != main)
-        laid.append((name, ((main, str(given.get(main, ""))), *rest)))
-    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(laid)))
+        parts.append((name, ((main, str(given.get(main, ""))), *rest)))
+    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(parts)))

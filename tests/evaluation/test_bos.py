@@ -145,8 +145,8 @@ def test_windows_of_the_rules_by_hand() -> None:
 
 def test_passes_count_the_marker() -> None:
     windows = [(0, Window(i, i + 3, i + 1)) for i in range(6)]
-    assert [len(p) for p in batches(windows, 12, lead=0)] == [4, 2]
-    assert [len(p) for p in batches(windows, 12, lead=1)] == [3, 3]
+    assert [len(p) for p in batches(windows, 12, prefix=0)] == [4, 2]
+    assert [len(p) for p in batches(windows, 12, prefix=1)] == [3, 3]
 
 
 def test_models_share_documents_only_where_the_rule_gives_the_same() -> None:

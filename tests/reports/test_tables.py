@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kerple_eval.reports.rows import number
+from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables.table import render
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
@@ -60,8 +60,9 @@ def test_markdown(plain: Path) -> None:
 
 
 def test_text_has_bold_where_there_is_colour(plain: Path) -> None:
-    bold = re.findall(r"\x1b\[1m([^\x1b]*)\x1b\[0m", render([plain], "text", color=True))
-    assert [word for word in bold if re.fullmatch(r"[\d.]+", word)] == ["24.00", "23.46", "24.00"]
+    title, _, heading, *lines = render([plain], "text", color=True).splitlines()
+    assert [title[:4], heading.split()[0][:4]] == ["\x1b[1m"] * 2
+    assert re.findall(r"\x1b\[1m([^\x1b]*)\x1b\[0m", "\n".join(lines)) == ["24.00", "23.46", "24.00"]
     text = render([plain], "text")
     assert "\x1b" not in text
     log = next(line for line in text.splitlines() if line.split()[:1] == ["log"])

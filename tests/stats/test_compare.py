@@ -190,7 +190,7 @@ def test_bad_input(seeded: Path, tmp_path: Path, invoke: Cli) -> None:
     assert "no finished cell of nothing" in refusal(
         invoke("compare", run, "--against", "log", "--task", "nothing")
     )
-    assert "unknown format" in refusal(invoke("intervals", run, "--format", "latex"))
+    assert "unknown table format" in refusal(invoke("intervals", run, "--format", "pdf"))
     assert "--against" in refusal(invoke("compare", run))
     assert "level" in refusal(invoke("intervals", run, "--level", "95"))
     alone = write_cells(tmp_path / "alone", [cell("b", TEXT)])

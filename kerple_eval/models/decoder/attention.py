@@ -77,19 +77,23 @@ def uses_general_path(scheme: Scheme) -> bool:
 
 
 class EagerScores:
-    """In a table's place: every score at once."""
+    """Instead of a table: compute all scores at once (:func:`eager_attention`)."""
 
 
 SharedScores = KernelTable | FlexScores | EagerScores
 
 
 def make_table(
-    scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, way: str = "sdpa"
+    scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, backend: str = "sdpa"
 ) -> SharedScores | None:
-    """What all layers of a pass share. ``way``: sdpa and chunks (whichever the scheme takes), flex, eager."""
-    if way == "eager":
+    """What all layers with one scheme share in a forward pass over at most ``reach`` tokens.
+
+    ``backend`` is sdpa, chunks, flex or eager. The scheme alone decides between sdpa and chunks, so these
+    two give the same: a kernel table, or None where the scheme needs none.
+    """
+    if backend == "eager":
         return EagerScores()
-    if way == "flex":
+    if backend == "flex":
         return FlexScores(scheme, reach, dtype, device)
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
@@ -101,15 +105,15 @@ def attention(
 ) -> Tensor:
     """Attention output ``[B, H, Q, d]`` in q's dtype, of vectors not yet rotated.
 
-    ``table`` from :func:`make_table`; ``observed`` what the scheme took from the hidden states.
+    ``table`` from :func:`make_table`; ``observed`` what ``Scheme.observe`` computed from the hidden states.
     """
     if isinstance(table, EagerScores):
         return eager_attention(q, k, v, scheme, observed)
     if isinstance(table, FlexScores):
-        return table(*_placed(q, k, scheme), v)
+        return table(*_rotated(q, k, scheme), v)
     if uses_general_path(scheme):
         return _general(q, k, v, scheme, observed)
-    q, k = _placed(q, k, scheme)
+    q, k = _rotated(q, k, scheme)
     if table is None:
         return _plain(q, k, v)
     dtype = q.dtype
@@ -120,7 +124,7 @@ def attention(
     return out.to(dtype)
 
 
-def _placed(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Queries scaled and both rotated by their positions."""
     positions = torch.arange(k.shape[2], device=q.device)
     first = k.shape[2] - q.shape[2]
@@ -180,7 +184,7 @@ def _aligned(bias: Tensor) -> Tensor:
 def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
-    turned_q, turned_k = _placed(q, k, scheme)
+    turned_q, turned_k = _rotated(q, k, scheme)
     anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
     most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
     rows = max(1, min(queries, most // (batch * heads * keys)))
@@ -265,4 +269,4 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    return _score_block(_Block(q, k, *_placed(q, k, scheme), 0, q.shape[2]), v, scheme, observed)
+    return _score_block(_Block(q, k, *_rotated(q, k, scheme), 0, q.shape[2]), v, scheme, observed)

@@ -7,8 +7,9 @@ from typing import Any
 
 from kerple_eval.records.cell import file_name, read_header
 from kerple_eval.records.run import Run
-from kerple_eval.reports.page.blocks import Block, Facts, Heading, Row, Section, Table, Value
+from kerple_eval.reports.page.blocks import Block, Facts, Heading, Section
 from kerple_eval.reports.page.gathered import Gathered, Placed
+from kerple_eval.reports.typeset import Table, TableCell, TableRow
 
 HEAD = (
     "model", "task", "protocol", "length", "nats per target", "perplexity", "bits per byte", "documents",
@@ -40,7 +41,7 @@ def provenance(found: Gathered) -> Section:
     return Section("Provenance", "provenance", tuple(blocks))
 
 
-def _cell(found: Gathered, placed: Placed) -> Row:
+def _cell(found: Gathered, placed: Placed) -> TableRow:
     entry, row = placed.entry, placed.entry.row
     name = "" if entry.key is None else file_name(entry.key)
     header = (None if entry.key is None else read_header(entry.folder, entry.key)) or {}
@@ -53,41 +54,43 @@ def _cell(found: Gathered, placed: Placed) -> Row:
     file = f"cells/{name}{ending}" if name else ""
     here = bool(file) and (entry.folder / file).exists()
     values = (
-        Value(placed.label), Value(row["task"]), Value(row["protocol"]), Value(str(row["length"])),
+        TableCell(placed.label), TableCell(row["task"]), TableCell(row["protocol"]),
+        TableCell(str(row["length"]), row["length"]),
         _number(row["nll"]), _number(row["ppl"]), _number(row["bits_per_byte"]),
         *(_whole(row[key]) for key in ("documents", "windows", "targets")),
-        Value(row["targets_hash"] or "", code=True), Value(row["status"]), Value(row["dtype"] or ""),
-        Value(row["device"] or ""), _seconds(header.get("seconds")),
-        Value(weights[:16], f"models-{number}" if weights else "", code=True),
-        Value(f"{number}: {entry.folder.resolve().name}", f"run-{number}"),
-        Value(file, code=True, mark="" if here or not file else " (not here)"),
+        TableCell(row["targets_hash"] or "", code=True), TableCell(row["status"]),
+        TableCell(row["dtype"] or ""),
+        TableCell(row["device"] or ""), _seconds(header.get("seconds")),
+        TableCell(weights[:16], link=f"models-{number}" if weights else "", code=True),
+        TableCell(f"{number}: {entry.folder.resolve().name}", link=f"run-{number}"),
+        TableCell(file, code=True, mark="" if here or not file else " (not here)"),
     )  # fmt: skip
-    return Row(values, placed.anchor)
+    return TableRow(values, anchor=placed.anchor)
 
 
-def _number(value: float | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:#.8g}")
+def _number(value: float | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:#.8g}", value)
 
 
-def _seconds(value: float | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:.1f}")
+def _seconds(value: float | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:.1f}", value)
 
 
-def _whole(value: int | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:,}")
+def _whole(value: int | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:,}", value)
 
 
 def _run(number: int, run: Run) -> list[Block]:
     spec = run.specification
     arguments = run.provenance.get("models", {})
     models = tuple(
-        Row(
+        TableRow(
             (
-                Value(m["label"]), Value(str(arguments.get(m["label"], "")), code=True),
-                Value(str(m.get("format", ""))), Value(str(m.get("scheme", ""))),
+                TableCell(m["label"]), TableCell(str(arguments.get(m["label"], "")), code=True),
+                TableCell(str(m.get("format", ""))), TableCell(str(m.get("scheme", ""))),
                 _plain(m.get("train_length")),
-                _plain(m.get("seed")), _plain(m.get("parameters")), Value(str(m.get("tokenizer", ""))),
-                Value(str(m.get("weights_sha256", "")), code=True),
+                _plain(m.get("seed")), _plain(m.get("parameters")), TableCell(str(m.get("tokenizer", ""))),
+                TableCell(str(m.get("weights_sha256", "")), code=True),
             )
         )
         for m in spec["models"]
@@ -103,22 +106,22 @@ def _run(number: int, run: Run) -> list[Block]:
     ]
     for task in spec["tasks"]:
         pairs = [(key, value) for key, value in _flat(task) if value]
-        blocks.append(Facts(tuple((key, Value(value, code="sha256" in key)) for key, value in pairs)))
+        blocks.append(Facts(tuple((key, TableCell(value, code="sha256" in key)) for key, value in pairs)))
     return blocks
 
 
-def _plain(value: int | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:,}")
+def _plain(value: int | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:,}", value)
 
 
 def _sessions(sessions: list[dict[str, Any]]) -> Table:
     """Every command that added to the run, with what it ran on."""
     keys = ("began", "kerple_eval", "torch", "python", "platform", "device", "threads")
     rows = tuple(
-        Row(
+        TableRow(
             (
-                *(Value(str(session.get(key, ""))) for key in keys),
-                Value(
+                *(TableCell(str(session.get(key, ""))) for key in keys),
+                TableCell(
                     shlex.join(["kerple-eval", *session["command"][1:]]),
                     code=True,
                     mark=" (asked from Python)" if session.get("from_python") else "",

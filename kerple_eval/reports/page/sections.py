@@ -19,13 +19,11 @@ from kerple_eval.reports.page.blocks import (
     Heading,
     Paragraph,
     Section,
-    Value,
     Warn,
-    of_listing,
-    of_sheet,
 )
 from kerple_eval.reports.page.gathered import Gathered
 from kerple_eval.reports.tables import answers, compare, explain, intervals, table
+from kerple_eval.reports.typeset import TableCell
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
 from kerple_eval.types import UserError
@@ -46,11 +44,11 @@ def asked(found: Gathered) -> Section:
         models = [model["label"] for model in spec["models"]]
         protocols = [f"{p['protocol']} at {', '.join(map(str, p['lengths']))}" for p in spec["protocols"]]
         facts = [
-            ("models", Value(", ".join(models), f"models-{number}")),
-            ("texts", Value(", ".join(t["name"] for t in spec["tasks"]), f"texts-{number}")),
-            ("protocols", Value("; ".join(protocols))),
+            ("models", TableCell(", ".join(models), link=f"models-{number}")),
+            ("texts", TableCell(", ".join(t["name"] for t in spec["tasks"]), link=f"texts-{number}")),
+            ("protocols", TableCell("; ".join(protocols))),
         ]
-        facts += [(name, Value(str(spec[key]))) for key, name in _ASKED.items() if spec.get(key)]
+        facts += [(name, TableCell(str(spec[key]))) for key, name in _ASKED.items() if spec.get(key)]
         blocks.append(Facts(tuple(facts)))
     return Section("What was asked", "asked", tuple(blocks))
 
@@ -128,14 +126,13 @@ def results(found: Gathered) -> Section:
     pictures = curve.pictures(found.folders, found.known)
     for place, grid in enumerate(found.grids):
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
-        links = [[found.anchor(grid, model, length) for length in grid.lengths] for model in grid.models]
-        sheets = [table.sheet(grid, value) for value in grid.values()]
-        sheets[:-1] = [replace(sheet, notes=()) for sheet in sheets[:-1]]  # said once, under the last
-        blocks += [of_sheet(sheet, links) for sheet in sheets]
+        made = [table.model_table(grid, value, found.anchor) for value in grid.values()]
+        made[:-1] = [replace(one, notes=()) for one in made[:-1]]  # the same notes: once, under the last
+        blocks += made
         try:
             seeds = table.over_seeds(grid, found.reference)
             if seeds is not None:
-                blocks.append(of_sheet(seeds))
+                blocks.append(seeds)
                 pictures[place : place + 1] = curve.seed_pictures([grid])
         except UserError as error:
             blocks.append(Paragraph(f"No table over seeds: {error}."))
@@ -147,9 +144,8 @@ def told(found: Gathered) -> Section | None:
     """Exact match and loss of made tasks by length and depth."""
     if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
         return None
-    tables = [of_listing(one, {}) for one in answers.listings(found.folders)]
     drawn = Figures("depth", tuple(depth.pictures(found.folders)))
-    return Section("Is what was told still there", "told", (*tables, drawn))
+    return Section("Is what was told still there", "told", (*answers.tables(found.folders), drawn))
 
 
 def explained(found: Gathered) -> Section | None:
@@ -163,10 +159,10 @@ def explained(found: Gathered) -> Section | None:
         )
     ]
     try:
-        tables, missing = explain.explained(found.folders)
+        tables, missing = explain.tables(found.folders)
     except UserError as error:
         return Section("Why it changed", "explained", (Paragraph(f"No explanation: {error}."),))
-    blocks += [of_listing(one, {}) for one in tables]
+    blocks += tables
     blocks += [Code("\n".join(missing))] if missing else []
     return Section("Why it changed", "explained", tuple(blocks))
 
@@ -178,8 +174,7 @@ def compared(found: Gathered) -> Section | None:
         return None
     blocks: list[Block] = []
     try:
-        for one in compare.listings(found.folders, against):
-            blocks.append(of_listing(one, found.links(one.task, one.protocol)))
+        blocks += compare.tables(found.folders, against, link=found.link)
     except UserError as error:
         blocks.append(Paragraph(f"No tests: {error}."))
     try:
@@ -200,8 +195,7 @@ def sure(found: Gathered) -> Section | None:
     """Intervals of every number."""
     if not found.known:
         return None
-    tables = [of_listing(x, found.links(x.task, x.protocol)) for x in intervals.listings(found.folders)]
-    return Section("How sure", "sure", tuple(tables))
+    return Section("How sure", "sure", tuple(intervals.tables(found.folders, link=found.link)))
 
 
 def by_context(found: Gathered) -> Section:

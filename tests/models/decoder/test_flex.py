@@ -156,7 +156,7 @@ def test_programs_are_what_is_called(
 
     monkeypatch.setattr(module, "_uncompiled", lambda: program)
     decoder = tiny.decoder(tiny.config("alibi"))
-    decoder.way = "flex"
+    decoder.backend = "flex"
     with torch.no_grad():
         decoder(torch.from_numpy(tiny.tokens(batch * inputs)).view(batch, inputs), rows)
     assert called == programs(batch, inputs, rows)
@@ -176,11 +176,11 @@ def test_a_decoder_by_every_way(name: str) -> None:
     tokens = torch.from_numpy(tiny.tokens(2 * 150)).view(2, 150)
     found = {}
     with torch.no_grad():
-        for way in ("sdpa", "flex", "eager"):
-            decoder.way = way
-            found[way] = [decoder(tokens), decoder(tokens, 20)]
-    for way in ("sdpa", "flex"):
-        for a, b in zip(found[way], found["eager"], strict=True):
+        for backend in ("sdpa", "flex", "eager"):
+            decoder.backend = backend
+            found[backend] = [decoder(tokens), decoder(tokens, 20)]
+    for backend in ("sdpa", "flex"):
+        for a, b in zip(found[backend], found["eager"], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
@@ -191,9 +191,9 @@ def test_the_whole_way_is_the_oracle_itself() -> None:
     assert torch.equal(attention(*tensors, scheme, table), eager_attention(*tensors, scheme))
 
 
-def gradients(decoder: Decoder, tokens: Tensor, way: str) -> dict[str, Tensor]:
+def gradients(decoder: Decoder, tokens: Tensor, backend: str) -> dict[str, Tensor]:
     """Of a number that every output has a part in, by parameter."""
-    decoder.way = way
+    decoder.backend = backend
     decoder.zero_grad()
     decoder.head(decoder(tokens)).square().mean().backward()
     return {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
@@ -214,7 +214,7 @@ def test_gradients_are_the_oracles(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_uncompiled", lambda: program)
     decoder = tiny.decoder(tiny.config(name, train_length=150))
     tokens = torch.from_numpy(tiny.tokens(2 * 150)).view(2, 150)
-    found, oracle = (gradients(decoder, tokens, way) for way in ("flex", "eager"))
+    found, oracle = (gradients(decoder, tokens, backend) for backend in ("flex", "eager"))
     assert found.keys() == oracle.keys()
     for key, grad in found.items():
         exact = oracle[key]
@@ -294,3 +294,15 @@ def test_cuda_gradients_are_the_oracles(name: str) -> None:
     assert found.keys() == oracle.keys()
     for key, grad in found.items():
         assert float((grad - oracle[key]).norm()) <= 0.01 * float(oracle[key].norm()) + 1e-6
+
+
+def test_dynamo_s_limits_are_the_caller_s_outside_a_call() -> None:
+    from torch._dynamo import config  # noqa: PLC0415
+
+    def limits() -> tuple[int, int]:
+        return config.recompile_limit, config.accumulated_recompile_limit
+
+    before = limits()
+    assert module._allowing_shapes(999_999, limits)() == (999_999, 999_999)
+    assert module._allowing_shapes(1, limits)() == before
+    assert limits() == before

@@ -456,19 +456,19 @@ def test_the_checkpoint_carries_its_record(tmp_path: Path) -> None:
         assert part in card
 
 
-def test_every_step_attends_the_chosen_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_attends_by_the_chosen_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out losses between the steps choose one of their own."""
-    ways: dict[bool, set[str]] = {True: set(), False: set()}
+    backends: dict[bool, set[str]] = {True: set(), False: set()}
     forward = Decoder.forward
 
     def spied(self: Decoder, *args: Any) -> torch.Tensor:
-        ways[torch.is_grad_enabled()].add(self.way)
+        backends[torch.is_grad_enabled()].add(self.backend)
         return forward(self, *args)
 
     monkeypatch.setattr(Decoder, "forward", spied)
     monkeypatch.setattr("kerple_eval.models.training.train.resolve_backend", lambda *_: "eager")
     made = run(recipe(), tmp_path / "out")
-    assert ways == {True: {"eager"}, False: {"sdpa"}}
+    assert backends == {True: {"eager"}, False: {"sdpa"}}
     assert made["attention"] == "eager"
 
 
@@ -487,3 +487,20 @@ def test_the_recipe_decides_the_weights_not_the_threads_or_reports(tmp_path: Pat
     train(replace(recipe()), corpus(), tmp_path / "b", record=RECORD, reports=8)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_threads_are_the_caller_s_again(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+    try:
+        run(
+            recipe(threads=before + 1),
+            tmp_path / "whole",
+            on_step=lambda *_: inside.append(torch.get_num_threads()),
+        )
+        with pytest.raises(Killed):
+            run(recipe(threads=before + 1), tmp_path / "killed", on_step=kill_at(2))
+        assert set(inside) == {before + 1}
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
