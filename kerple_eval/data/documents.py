@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +55,6 @@ class TokenDocument:
     def plain(self) -> TokenDocument:
         """The same with int64 ids in memory of its own, where they are a mapped file's."""
         return replace(self, ids=np.asarray(self.ids, dtype=np.int64))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a cell's header says of the document."""
-        made = {} if self.answer is None else {"answer": self.answer, "depth": self.depth}
-        return {"name": self.name, "tokens": len(self), "sha256": self.sha256, **made}
 
     @property
     def sha256(self) -> str:

@@ -14,12 +14,14 @@ import numpy as np
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.data.texts import (
     DocumentSelection,
+    PreparedText,
     TextSource,
     TokenizedText,
     check_marker,
     check_vocabulary,
 )
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.records.specification import AppliedRule
 from kerple_eval.types import FirstToken, UserError
 
 
@@ -39,9 +41,10 @@ def tokenize_by_rules(
     readers: dict[str, tuple[str, Tokenizer | None, int]],
     choice: DocumentSelection,
     rules: Sequence[FirstToken],
-) -> dict[str, TokenizedTexts]:
+) -> PreparedText[TokenizedTexts]:
     """``text.prepare``, and the same documents by ``rules``; readings that are alike are one object."""
-    base = text.prepare(readers, choice)
+    prepared = text.prepare(readers, choice)
+    base = prepared.by_model
     made: dict[tuple[Any, ...], TokenizedText] = {
         (text.identity(readers[label][1]), r.bos, r.bos_id): r for label, r in base.items()
     }
@@ -55,12 +58,12 @@ def tokenize_by_rules(
                 made[key] = _read_alike(text, base[label], tokenizer, applied, number, most=choice.max_tokens)
                 check_vocabulary(made[key].documents, label, vocabulary)
             found[label].own[rule] = made[key]
-    return found
+    return PreparedText(found, prepared.record)
 
 
 def _applied(
     text: TextSource, rule: FirstToken, label: str, tokenizer: Tokenizer | None
-) -> tuple[str, int | None]:
+) -> tuple[AppliedRule, int | None]:
     """The rule as applied to this model, and the token it puts."""
     if text.tokens is not None or tokenizer is None:
         if rule.rule == "prefix" and rule.id is None:
@@ -68,7 +71,9 @@ def _applied(
                 f"{text.name}: token ids are used as given, and lm-eval-rolling needs a prefix token: say "
                 "which, as in lm-eval-rolling:prefix_token_id=0"
             )
-        return ("never", None) if rule.id is None else (rule.rule, rule.id)
+        if rule.id is None or rule.rule == "tokenizer":
+            return "never", None
+        return rule.rule, rule.id
     if rule.rule == "tokenizer":
         return ("document", tokenizer.bos) if tokenizer.adds_bos else ("never", None)
     number = tokenizer.bos if rule.id is None else rule.id
@@ -86,7 +91,7 @@ def _read_alike(
     text: TextSource,
     base: TokenizedText,
     tokenizer: Tokenizer | None,
-    bos: str,
+    bos: AppliedRule,
     number: int | None,
     *,
     most: int | None,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,10 @@ from kerple_eval.data.sources.read import documents_of, text_files, token_files
 from kerple_eval.data.task import Selection, Task, open_task
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.protocols.neox_split import parse_shares, part_range
+from kerple_eval.records.specification import AppliedRule, Marker, SelectionRecord, TaskRecord
 from kerple_eval.types import BosRule, Spec, UserError
+
+Texts = TypeVar("Texts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class TokenizedText:
     """
 
     documents: Sequence[TokenDocument]
-    bos: str = "never"
+    bos: AppliedRule = "never"
     bos_id: int | None = None
     given: bool = False  # token ids as given, not text
 
@@ -67,9 +70,9 @@ class TokenizedText:
         return self.bos_id if self.bos == "window" else None
 
     @property
-    def marker(self) -> dict[str, Any]:
+    def marker(self) -> Marker:
         """The rule and its token, for the record."""
-        return {"rule": self.bos, "id": self.bos_id}
+        return Marker(self.bos, self.bos_id)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -85,12 +88,20 @@ class TokenizedText:
         return self.documents[number].name
 
 
+@dataclass(frozen=True)
+class PreparedText(Generic[Texts]):
+    """A text as each model reads it (label -> its tokens), and the record of it."""
+
+    by_model: dict[str, Texts]
+    record: TaskRecord
+
+
 @dataclass
 class TextSource:
     """One text of a run: untokenised documents, or token ids as given."""
 
     name: str
-    record: dict[str, Any]
+    record: TaskRecord  # without what preparing it adds: selection, first tokens, hashes of ids
     documents: list[Document]
     tokens: Sequence[TokenDocument] | None = None
     bos: BosRule = "tokenizer"
@@ -99,7 +110,7 @@ class TextSource:
 
     def prepare(
         self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: DocumentSelection
-    ) -> dict[str, TokenizedText]:
+    ) -> PreparedText[TokenizedText]:
         """Tokenised, selected documents for every model.
 
         ``readers``: model label -> (label, its tokeniser, its vocabulary size).
@@ -116,34 +127,35 @@ class TextSource:
             if key not in readings:
                 found = self.tokenised(tokenizer, rule, choice.whole)
                 readings[key] = TokenizedText(found, rule, number, self.tokens is not None)
+        record = self.record
         if choice.whole:
             self._refuse_selection()
             sizes = {len(reading.documents) for reading in readings.values()}
-            self.record["selection"] = {"documents": sizes.pop(), "rule": "every document"}
+            selection = SelectionRecord(documents=sizes.pop(), rule="every document")
         else:
-            chosen = self._chosen(list(readings.values()), choice)
+            chosen, selection = self._chosen(list(readings.values()), choice)
             for reading in readings.values():
                 reading.documents = [reading.documents[i].cut(choice.max_tokens).plain() for i in chosen]
             for label, _, vocabulary in readers.values():
                 check_vocabulary(readings[keys[label]].documents, label, vocabulary)
-            if self.tokens is not None:
-                self.record.setdefault("tokens_sha256", tokens_hash(next(iter(readings.values())).documents))
-        self.record["first_token"] = {label: readings[key].marker for label, key in keys.items()}
-        return {label: readings[key] for label, key in keys.items()}
+            if self.tokens is not None and record.tokens_sha256 is None:
+                record = replace(record, tokens_sha256=tokens_hash(next(iter(readings.values())).documents))
+        by_model = {label: readings[key] for label, key in keys.items()}
+        markers = {label: reading.marker for label, reading in by_model.items()}
+        return PreparedText(by_model, replace(record, selection=selection, first_token=markers))
 
     def identity(self, tokenizer: Tokenizer | None) -> str:
         """What tells two readings of this text apart, but for the first token."""
         return "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
 
-    def _bos(self, label: str, tokenizer: Tokenizer | None) -> tuple[str, int | None]:
+    def _bos(self, label: str, tokenizer: Tokenizer | None) -> tuple[AppliedRule, int | None]:
         """The rule as applied to this model, and the token it puts."""
         if self.tokens is not None:
             return "never", None
         if tokenizer is None:
             raise UserError(f"model {label} has no tokeniser; give token ids with --tokens")
-        rule: str = self.bos
-        if rule == "tokenizer":
-            rule = "document" if tokenizer.adds_bos else "never"
+        by_itself: AppliedRule = "document" if tokenizer.adds_bos else "never"
+        rule = by_itself if self.bos == "tokenizer" else self.bos
         if rule != "never" and tokenizer.bos is None:
             raise no_bos(rule, tokenizer)
         return rule, None if rule == "never" else tokenizer.bos
@@ -170,7 +182,9 @@ class TextSource:
                     f"task {self.name}: documents.{key} is set, but the protocol draws from every document"
                 )
 
-    def _chosen(self, readings: Sequence[TokenizedText], choice: DocumentSelection) -> list[int]:
+    def _chosen(
+        self, readings: Sequence[TokenizedText], choice: DocumentSelection
+    ) -> tuple[list[int], SelectionRecord]:
         """Positions of the documents to score; the readings hold the same ones in the same order."""
         beyond = 0 if self.bos == "window" else 1  # a whole window and its target, the marker one of them
         least = max(self.selection.minimum_length, 2 if choice.keep_short else choice.longest + beyond)
@@ -192,14 +206,14 @@ class TextSource:
                 f"{self.name}: --documents {choice.documents}, but only {len(eligible)} of "
                 f"{len(sizes)} documents have {least} tokens"
             )
-        self.record["selection"] = {
-            "documents": len(sizes),
-            "passed_over_as_short": len(sizes) - len(eligible),
-            "least_tokens": least,
-            "count": count,
-            "seed": seed,
-        }
-        return sorted(eligible[name] for name in choose(eligible, count, seed))
+        record = SelectionRecord(
+            documents=len(sizes),
+            passed_over_as_short=len(sizes) - len(eligible),
+            least_tokens=least,
+            count=count,
+            seed=seed,
+        )
+        return sorted(eligible[name] for name in choose(eligible, count, seed)), record
 
 
 def check_marker(number: int | None, label: str, vocabulary: int) -> None:
@@ -235,7 +249,7 @@ def task_text(spec: Spec, bos: BosRule | None = None) -> TextSource:
     if not held_out:
         raise UserError(f"task {task.name}: split.test={task.split.test:g} holds out no document")
     rule = bos or task.bos
-    record = _task_record(task, origin) | {"bos": rule, "text_sha256": text_hash(held_out)}
+    record = replace(_task_record(task, origin), bos=rule, text_sha256=text_hash(held_out))
     return TextSource(
         name=task.name,
         record=record,
@@ -256,30 +270,19 @@ def _given(task: Task, source: MegatronSource, task_file: Path) -> TextSource:
             f"task {task.name}: source.part: {source.part} holds none of {len(documents)} documents"
         )
     origin = documents.record | {"part": source.part, "shares": source.shares}
-    record = _task_record(task, origin) | {"bos": "never"}
+    record = replace(_task_record(task, origin), bos="never")
     packed = task.packing == "concatenate"
     return TextSource(task.name, record, [], part, "never", packed, task.documents)
 
 
-def _task_record(task: Task, origin: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "version": task.version,
-        "source": origin,
-        "test_share": task.split.test,
-        "packing": task.packing,
-    }
+def _task_record(task: Task, origin: dict[str, Any]) -> TaskRecord:
+    return TaskRecord(task.name, task.version, origin, task.split.test, task.packing)
 
 
 def own_text(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
     """All ``--text`` files as one text named ``text``."""
     documents = text_files(tuple(paths))
-    record = {
-        "name": "text",
-        "bos": bos or "tokenizer",
-        "packing": "document",
-        "text_sha256": text_hash(documents),
-    }
+    record = TaskRecord("text", packing="document", bos=bos or "tokenizer", text_sha256=text_hash(documents))
     return TextSource("text", record, documents, bos=bos or "tokenizer")
 
 
@@ -293,10 +296,10 @@ def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
         mapped = open_megatron(sets[0])
         if not len(mapped):
             raise UserError(f"--tokens {sets[0]}: holds no document")
-        return TextSource("tokens", {"name": "tokens", "source": mapped.record}, [], mapped, "never")
+        return TextSource("tokens", TaskRecord("tokens", source=mapped.record), [], mapped, "never")
     documents = token_files(tuple(paths))
     digest = tokens_hash(documents)
-    return TextSource("tokens", {"name": "tokens", "tokens_sha256": digest}, [], documents, "never")
+    return TextSource("tokens", TaskRecord("tokens", tokens_sha256=digest), [], documents, "never")
 
 
 def _refuse_bos(bos: BosRule | None, what: str) -> None:

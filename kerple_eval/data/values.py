@@ -14,6 +14,7 @@ import numpy as np
 from kerple_eval.data.documents import Document, TokenDocument, spellable, text_hash
 from kerple_eval.data.sources.read import text_files
 from kerple_eval.data.texts import TextSource, tokens_hash
+from kerple_eval.records.specification import TaskRecord
 from kerple_eval.types import BosRule, UserError
 
 
@@ -39,7 +40,7 @@ def text_of(value: Any, *, column: str = "text", bos: BosRule | None = None) -> 
         raise UserError("text: holds no document; a document needs text")
     _refuse_repeats([document.name for document in documents])
     rule = bos or "tokenizer"
-    record = {"name": "text", "bos": rule, "packing": "document", "text_sha256": text_hash(documents)}
+    record = TaskRecord("text", packing="document", bos=rule, text_sha256=text_hash(documents))
     return TextSource("text", record, documents, bos=rule)
 
 
@@ -82,9 +83,8 @@ def tokens_of(value: Any) -> TextSource:
     documents = [TokenDocument(f"tokens:{i}", ids) for i, ids in enumerate(_arrays(value), start=1)]
     if not documents:
         raise UserError("tokens: holds no document")
-    return TextSource(
-        "tokens", {"name": "tokens", "tokens_sha256": tokens_hash(documents)}, [], documents, "never"
-    )
+    record = TaskRecord("tokens", tokens_sha256=tokens_hash(documents))
+    return TextSource("tokens", record, [], documents, "never")
 
 
 def holds_ids(value: Any) -> bool:

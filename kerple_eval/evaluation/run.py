@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -17,8 +18,10 @@ from kerple_eval.evaluation.worker import RunProgress, Worker
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.open import in_memory_spec, open_model, parse_model
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.specification import RunSpecification, Session
 from kerple_eval.support.differences import differences
 from kerple_eval.support.files import locked
+from kerple_eval.support.typed_json import to_json
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import UserError
 
@@ -64,35 +67,39 @@ def _run(
 
 def _open_or_start(request: RunRequest, plan: RunPlan, ranks: int) -> Run:
     folder = request.out
-    session = {
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(request.command),
-        **({"from_python": True} if request.from_python else {}),
-        "kerple_eval": VERSION,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        **({"ranks": ranks} if ranks > 1 else {}),
-        **_transformers(),
-        "device": torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
-    }
-    if (folder / "run.json").exists():
-        run = open_run(folder)
-        different = differences(run.specification, plan.specification)
-        if different:
-            more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-            raise UserError(
-                f"{folder}: holds a run with another specification: {different[0]}{more}; "
-                "choose another --out"
-            )
-        run.provenance["sessions"].append(session)
-    else:
-        run = Run(folder, plan.specification, {**plan.provenance, "sessions": [session]})
+    session = Session(
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        from_python=True if request.from_python else None,
+        kerple_eval=VERSION,
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        threads=torch.get_num_threads(),
+        ranks=ranks if ranks > 1 else None,
+        transformers=_transformers(),
+        device=torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
+    )
+    if not (folder / "run.json").exists():
+        return Run(folder, plan.specification, replace(plan.provenance, sessions=(session,)))
+    run = open_run(folder)
+    refuse_another(run, plan.specification)
+    run.provenance = replace(run.provenance, sessions=(*run.provenance.sessions, session))
     return run
 
 
-def _transformers() -> dict[str, str]:
+def refuse_another(run: Run, specification: RunSpecification) -> None:
+    """Refuse to go on into a run that was asked for otherwise."""
+    different = differences(to_json(run.specification), to_json(specification))
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise UserError(
+            f"{run.folder}: holds a run with another specification: {different[0].describe()}{more}; "
+            "choose another --out"
+        )
+
+
+def _transformers() -> str | None:
     """Its version where a model of this run needed it: numbers may differ between releases."""
     module = sys.modules.get("transformers")
-    return {} if module is None else {"transformers": str(module.__version__)}
+    return None if module is None else str(module.__version__)

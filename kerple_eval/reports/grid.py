@@ -150,7 +150,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
     owners: dict[tuple[str, str], dict[str, str]] = {}
     for folder in folders:
         run = open_run(folder)
-        readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         kinds = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}

@@ -34,7 +34,7 @@ def read(folders: Sequence[str | Path], fewest: int = 1) -> Sums:
         keys = run.keys()
         for key in keys:
             header = read_header(run.folder, key)
-            cell = read_cell(run.folder, key) if header and len(header["documents"]) >= fewest else None
+            cell = read_cell(run.folder, key) if header and len(header.documents) >= fewest else None
             if isinstance(cell, Cell):
                 found[run.folder, key] = scored(cell)
     return found

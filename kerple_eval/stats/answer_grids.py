@@ -50,7 +50,7 @@ def read_answers(folders: Sequence[str | Path]) -> list[AnswerGrid]:
             label = own_label(key.model, folder, owners.setdefault(key.task, {}))
             if label not in grid.models:
                 grid.models.append(label)
-            grid.trained[label] = cell.header["train_length"]
+            grid.trained[label] = cell.header.train_length
             if isinstance(cell, Cell):
                 grid.cells[label, key.length] = answers(cell)
                 grid.hashes.setdefault(key.length, set()).add(cell.targets_hash)

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from kerple_eval.records import reductions
 from kerple_eval.records.cell import Cell, read_cell
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.specification import ModelRecord
 from kerple_eval.stats.intervals import ratio_interval, shortage
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import CellKey, UserError
@@ -124,7 +124,7 @@ def _split(run: Run, runs: Sequence[Run], shorter: CellKey, longer: CellKey) -> 
     kept = (run, shorter, longer.length, len(places), targets, same, change, rest)
     if not targets:
         return Split(*kept, None, None, None, 0.0, "no target is scored at both lengths")
-    limit = shorter.length - (1 if one.header["first_token"]["rule"] == "window" else 0)
+    limit = shorter.length - (1 if one.header.first_token.rule == "window" else 0)
     reference, stride = _reference(run, runs, one, limit, {d: b.contexts[d][w] for d, w in places.items()})
     middle: dict[tuple[str, int], Real] = {}
     short = [0.0]
@@ -146,7 +146,7 @@ def _split(run: Run, runs: Sequence[Run], shorter: CellKey, longer: CellKey) -> 
 
 
 def _why(one: Cell) -> str:
-    if one.header["first_token"]["rule"] == "prefix":
+    if one.header.first_token.rule == "prefix":
         return (
             f"its documents begin with a prefix token, and no sliding-window at {one.key.length} has it; "
             "full-context can be split"
@@ -163,10 +163,10 @@ def _cell(run: Run, key: CellKey) -> Cell:
 def _side(cell: Cell) -> _Side:
     """By sha256 of a document's tokens, numbered where a cell has several alike."""
     names: list[tuple[str, int]] = []
-    for entry in cell.header["documents"]:
-        sha = str(entry["sha256"])
+    for entry in cell.header.documents:
+        sha = entry.sha256
         names.append((sha, sum(sha == other for other, _ in names)))
-    sizes = [int(entry["tokens"]) for entry in cell.header["documents"]]
+    sizes = [document.tokens for document in cell.header.documents]
     losses = {d: np.zeros(n) for d, n in zip(names, sizes, strict=True)}
     contexts = {d: np.full(n, -1, dtype=np.int64) for d, n in zip(names, sizes, strict=True)}
     for number, window, row in zip(cell.document.tolist(), cell.windows, cell.losses, strict=True):
@@ -222,18 +222,17 @@ def _stride(protocol: str) -> int | None:
     return int(dict(spec.options)["stride"]) if spec.name == "sliding-window" else None
 
 
-def _model(run: Run, label: str) -> dict[str, Any]:
+def _model(run: Run, label: str) -> ModelRecord:
     """What decides a model's losses, whatever it is called."""
-    (entry,) = (m for m in run.specification["models"] if m["label"] == label)
-    return {k: v for k, v in entry.items() if k != "label"}
+    return replace(run.specification.model(label), label="")
 
 
 def _comparable(cell: Cell, one: Cell) -> bool:
     """Same dtype and marker before windows, and some of the same documents."""
 
-    def marker(c: Cell) -> Any:
-        first = c.header["first_token"]
-        return first["id"] if first["rule"] == "window" else None
+    def marker(c: Cell) -> int | None:
+        first = c.header.first_token
+        return first.id if first.rule == "window" else None
 
-    mine, theirs = ({d["sha256"] for d in c.header["documents"]} for c in (one, cell))
-    return cell.header["dtype"] == one.header["dtype"] and marker(cell) == marker(one) and mine <= theirs
+    mine, theirs = ({d.sha256 for d in c.header.documents} for c in (one, cell))
+    return cell.header.dtype == one.header.dtype and marker(cell) == marker(one) and mine <= theirs

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run, open_run, own_label
 from kerple_eval.stats.documents import Scored, scored
+from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
 _NUMBER = re.compile(r"(?P<stem>.+?)[-_.]?(?:seed|s)?[-_.]?[0-9]+")
@@ -77,7 +77,7 @@ def read_tables(
     notes: list[str] = []
     for folder in folders:
         run = open_run(folder)
-        if "precision" in run.specification:
+        if run.specification.precision is not None:
             notes.append(
                 f"{folder}: documents were added until it was sure (--precision), so that intervals here "
                 "cover less than they say; precision.json there holds those corrected for the looks"
@@ -92,7 +92,7 @@ def read_tables(
                 failed.setdefault(place, []).append(f"{label} at {cell.key.length}")
                 continue
             found = members.setdefault(place, {})
-            entry = (kinds[cell.key.model], SeedCells(label, cell.header["seed"]))
+            entry = (kinds[cell.key.model], SeedCells(label, cell.header.seed))
             found.setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)
     if not members:
         wanted = ", ".join(word for word in (task, protocol) if word)
@@ -107,11 +107,11 @@ def read_tables(
 
 def identities(run: Run) -> dict[str, str]:
     """Model label -> everything of its specification but label, seed and weights."""
-    own = {"label", "seed", "weights_sha256"}
-    models: list[dict[str, Any]] = run.specification["models"]
-    return {
-        m["label"]: json.dumps({k: v for k, v in m.items() if k not in own}, sort_keys=True) for m in models
+    alike = {
+        model.label: replace(model, label="", seed=None, weights_sha256="")
+        for model in run.specification.models
     }
+    return {label: json.dumps(to_json(model), sort_keys=True) for label, model in alike.items()}
 
 
 def _groups(found: Sequence[tuple[str, SeedCells]]) -> list[Group]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +116,7 @@ def _gather(folders: Sequence[str | Path]) -> dict[tuple[str, str], _Group]:
     owners: dict[tuple[str, str], dict[str, str]] = {}
     for folder in folders:
         run = open_run(folder)
-        readers = {m["label"]: str(m.get("tokenizer")) for m in run.specification["models"]}
+        readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         for cell in run.cells():
             if not isinstance(cell, Cell):
                 continue
@@ -192,10 +191,10 @@ def _score(label: str, cell: Cell, chosen: Places, level: float) -> Score:
 def _by_document(cell: Cell) -> dict[Name, tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Losses (nats) and contexts of each document's tokens; a context of -1 is a target not scored."""
     names: list[Name] = []
-    for entry in cell.header["documents"]:
-        sha = str(entry["sha256"])
+    for entry in cell.header.documents:
+        sha = entry.sha256
         names.append((sha, sum(sha == other for other, _ in names)))
-    sizes: list[Any] = [int(entry["tokens"]) for entry in cell.header["documents"]]
+    sizes = [entry.tokens for entry in cell.header.documents]
     found = {
         name: (np.zeros(n), np.full(n, -1, dtype=np.int64)) for name, n in zip(names, sizes, strict=True)
     }

@@ -15,6 +15,7 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 from lm_eval.models.huggingface import HFLM
 
 import kerple_eval
+from kerple_eval.records.specification import Marker
 from tests.helpers.lm_eval_folders import loaded, save_llama, texts, write_texts
 
 MARKERS = ("adds", "has", "none")
@@ -71,8 +72,8 @@ def test_each_document_and_bits_per_byte(markers: str, tmp_path: Path) -> None:
         assert summary.loc[length, "targets"] == sum(sizes)
         assert summary.loc[length, "nll"] == pytest.approx(-sum(wanted) / sum(sizes), rel=1e-6)
         assert math.exp(summary.loc[length, "nll"]) == pytest.approx(summary.loc[length, "ppl"])
-    (record,) = run.specification["protocols"]
-    assert record["first_token"]["text"]["m"] == {"rule": "prefix", "id": 0}
+    (record,) = run.specification.protocols
+    assert record.first_token["text"]["m"] == Marker("prefix", 0)
 
 
 def test_a_prefix_token_of_ones_own(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kerple_eval.data.documents import (
 )
 from kerple_eval.data.tokenizer import ByteTokenizer
 from kerple_eval.types import UserError
+from tests.helpers.cases import each_case
 
 NAMES = [f"folder/{i}.txt" for i in range(4000)]
 
@@ -37,7 +38,7 @@ def test_share_is_the_head_of_sha256() -> None:
     assert share("") == pytest.approx(0xE3B0C442 / 2**32, abs=2**-32)
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9])
+@each_case("fraction", [0.01, 0.1, 0.5, 0.9])
 def test_the_split_is_near_its_share_and_grows_with_it(fraction: float) -> None:
     held_out = {name for name in NAMES if in_test_split(name, fraction)}
     spread = (fraction * (1 - fraction) / len(NAMES)) ** 0.5
@@ -105,8 +106,8 @@ def test_the_hash_of_token_ids_is_of_their_bytes() -> None:
     assert TokenDocument("b", np.repeat(ids, 2)[::2]).sha256 == hashlib.sha256(raw).hexdigest()
 
 
-@pytest.mark.parametrize("length", [*range(1, 45), 1000])
-@pytest.mark.parametrize("fraction", [0.05, 0.5])
+@each_case("length", [*range(1, 45), 1000])
+@each_case("fraction", [0.05, 0.5])
 def test_a_held_out_tail_takes_nothing_away(length: int, fraction: float) -> None:
     text = "".join(chr(97 + i % 26) for i in range(length - 1)) + "é"
     train, held_out = hold_out_tail([Document("d", text)], fraction)
@@ -134,7 +135,7 @@ def test_packing_bytes() -> None:
     assert unknown.byte_counts is None  # one document without counts leaves the whole without
 
 
-@pytest.mark.parametrize("tokens", [None, 0, 1, 3, 4, 5])
+@each_case("tokens", [None, 0, 1, 3, 4, 5])
 def test_cutting_keeps_ids_and_counts_together(tokens: int | None) -> None:
     document = TokenDocument("d", np.arange(4), np.arange(4) + 10)
     cut = document.cut(tokens)

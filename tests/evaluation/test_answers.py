@@ -184,7 +184,7 @@ def test_columns_on_disk(
     assert pq.read_schema(next((plain.folder / "cells").glob("*.parquet"))).names == old
     assert (tiny_run.folder / "summary.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
     assert plain.answers().empty
-    assert tiny_run.specification["tasks"][0]["source"] == {
+    assert tiny_run.specification.tasks[0].source == {
         "kind": "synthetic", "generator": "associative-recall:pairs=2,ids=0-5", "depths": 3, "samples": 20,
     }  # fmt: skip
 
@@ -368,9 +368,9 @@ def test_a_tokeniser_that_puts_a_marker(tmp_path: Path) -> None:
         run = kerple_eval.evaluate(
             str(model), tasks="needle:samples=1,depths=2", lengths=[200], bos=bos, out=tmp_path / str(bos)
         )  # fmt: skip
-        (task,) = run.specification["tasks"]
+        (task,) = run.specification.tasks
         (cell,) = cells(run)
-        assert [entry["tokens"] for entry in cell.header["documents"]] == [201, 201]
+        assert [document.tokens for document in cell.header.documents] == [201, 201]
         assert cell.byte_counts is not None
         things = [len(" " + thing) for thing in needle.THINGS]
         assert all(count in {*things, *(n - 1 for n in things)} for count in cell.byte_counts)

@@ -68,7 +68,7 @@ def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None
     assert losses(folder / "one") == losses(folder / "many")
     assert len(losses(folder / "many")) == 8
     assert together.stdout.replace("/many", "/one") == alone.stdout  # rank 0 alone talks
-    assert open_run(folder / "many").provenance["sessions"][0]["ranks"] == ranks
+    assert open_run(folder / "many").provenance.sessions[0].ranks == ranks
     again = run(folder, ranks, "many")  # nothing left to do
     assert again.returncode == 0
 

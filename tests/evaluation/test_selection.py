@@ -32,12 +32,8 @@ def test_short_documents_are_passed_over_and_counted(
 ) -> None:
     run = kerple_eval.evaluate(models["nope"], text=library, lengths=[16, 99], out=tmp_path / "r")
     assert scored(run) == {name: set(range(1, n)) for name, n in SIZES.items() if n >= 100}
-    selection = run.specification["tasks"][0]["selection"]
-    assert (selection["documents"], selection["passed_over_as_short"], selection["least_tokens"]) == (
-        7,
-        2,
-        100,
-    )
+    selection = run.specification.tasks[0].selection
+    assert (selection.documents, selection.passed_over_as_short, selection.least_tokens) == (7, 2, 100)
 
 
 def test_keep_short_takes_all(models: dict[str, str], library: str, tmp_path: Path) -> None:
@@ -66,7 +62,7 @@ def test_documents_and_seed(models: dict[str, str], library: str, tmp_path: Path
             models["nope"], text=library, lengths=[16], documents=count, seed=seed,
             out=tmp_path / f"{count}-{seed}",
         )  # fmt: skip
-        assert run.specification["tasks"][0]["selection"]["count"] == count
+        assert run.specification.tasks[0].selection.count == count
         return frozenset(scored(run))
 
     draws = [chosen(3, seed) for seed in range(5)]

@@ -18,6 +18,7 @@ from kerple_eval.data.sources.megatron import open_megatron
 from kerple_eval.protocols.kerple_release import KerpleRelease
 from kerple_eval.protocols.neox_split import parse_shares, part_range
 from kerple_eval.types import UserError
+from tests.helpers.cases import each_case
 from tests.helpers.megatron_writer import write
 
 
@@ -95,9 +96,9 @@ def small() -> list[list[int]]:
     return corpus(0, 130, 90)
 
 
-@pytest.mark.parametrize("part", ["valid 949/50/1", "test 900/50/50", "train 10/80/10", "all 949/50/1"])
-@pytest.mark.parametrize("length", [1, 2, 7, 64, 500])
-@pytest.mark.parametrize(("seed", "wanted"), [(1234, 320), (1235, 320), (0, 3), (2**32 - 1, 1)])
+@each_case("part", ["valid 949/50/1", "test 900/50/50", "train 10/80/10", "all 949/50/1"])
+@each_case("length", [1, 2, 7, 64, 500])
+@each_case(("seed", "wanted"), [(1234, 320), (1235, 320), (0, 3), (2**32 - 1, 1)])
 def test_every_sample_is_the_releases(
     small: list[list[int]], part: str, length: int, seed: int, wanted: int, *, tmp_path: Path
 ) -> None:
@@ -125,7 +126,7 @@ def test_the_grid_has_one_epoch_and_many(small: list[list[int]]) -> None:
     assert max(found) > 20
 
 
-@pytest.mark.parametrize("documents", range(1, 9))
+@each_case("documents", range(1, 9))
 def test_every_small_corpus(documents: int) -> None:
     """Documents of one token, one document, samples that end where a document does."""
     for sizes in itertools.islice(itertools.product((0, 1, 3), repeat=documents), 30):

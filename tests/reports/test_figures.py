@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,6 +18,8 @@ from kerple_eval.records.run import write_summary
 from kerple_eval.reports.figures import curve, position
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.handmade import row, write_run
+from tests.helpers.records import header, write_run_json
+from tests.helpers.records import model as model_record
 
 PPL = {
     "log": {512: 24.0, 1024: 23.0, 2048: 22.5},
@@ -162,27 +163,27 @@ LOSS: dict[str, Callable[[int], float]] = {
 
 def with_cells(folder: Path, models: tuple[str, ...] = tuple(LOSS), shift: float = 0.0) -> Path:
     """A run of two lengths whose losses are functions of context."""
-    specification = {
-        "models": [{"label": m, "tokenizer": "bytes"} for m in models],
-        "tasks": [{"name": "text"}],
-        "protocols": [{"protocol": "full-context", "lengths": [16, 64], "longest": None}],
-    }
-    content = {"schema_version": 1, "specification": specification, "provenance": {"sessions": []}}
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(content))
+    write_run_json(
+        folder,
+        models=[model_record(m, tokenizer="bytes") for m in models],
+        tasks=["text"],
+        protocols=[{"protocol": "full-context", "lengths": [16, 64], "longest": None}],
+    )
     rows = []
     for model in models:
         for length in (16, 64):
             windows = [Window(s, s + length, s + 1) for s in range(0, 256, length)]
             per_window = np.array([LOSS[model](c) + shift for c in range(1, length + 1)], dtype=np.float32)
-            header = {
-                "scheme": "nope", "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
-                "first_token": {"rule": "never", "id": None},
-                "documents": [{"name": "d", "tokens": 257, "sha256": "0"}],
-            }  # fmt: skip
             key = CellKey(model, "text", "full-context", length)
             document = np.zeros(len(windows), dtype=np.int64)
-            cell = Cell(key, header, document, windows, [per_window] * len(windows), None)
+            cell = Cell(
+                key,
+                header([("d", 257, "0")], scheme="nope"),
+                document,
+                windows,
+                [per_window] * len(windows),
+                None,
+            )
             write_cell(folder, cell)
             rows.append(cell.summary())
     write_summary(folder, rows)

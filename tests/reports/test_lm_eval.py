@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_layout(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
         ]
         assert data["n-samples"][name] == {"original": 7, "effective": 7}
     assert data["config"]["model"] == "native"
-    assert data["config"]["model_sha"] == run.specification["models"][0]["weights_sha256"]
+    assert data["config"]["model_sha"] == run.specification.models[0].weights_sha256
     assert data["model_name"] == "alibi"
     assert data["date"] > 1.7e9
 
@@ -164,8 +165,9 @@ def test_refusals(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
         assert message in refusal(invoke("export", str(run.folder), "--out", out, *words))
     assert not Path(out).exists()
     clash = open_run(run.folder)
-    for entry, label in zip(clash.specification["models"], ("a:b", "a/b"), strict=True):
-        entry["label"] = label
+    pairs = zip(clash.specification.models, ("a:b", "a/b"), strict=True)
+    models = tuple(replace(entry, label=label) for entry, label in pairs)
+    clash.specification = replace(clash.specification, models=models)
     clash.folder = tmp_path / "clash"
     clash.write_specification()
     assert "a:b and a/b would both be written to a__b" in refusal(

@@ -19,6 +19,8 @@ from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.command import Cli, refusal
 from tests.helpers.handmade import write_run
+from tests.helpers.records import header
+from tests.helpers.records import model as model_record
 
 PROTOCOL = "aligned:k=8"
 
@@ -33,24 +35,19 @@ def made(
     path = folder / "run.json"
     data = json.loads(path.read_text())
     readers = dict.fromkeys(models, "bytes") | (tokenizers or {})
-    data["specification"]["models"] = [{"label": m, "tokenizer": readers[m]} for m in models]
+    data["specification"]["models"] = [model_record(m, tokenizer=readers[m]) for m in models]
     data["specification"]["protocols"] = [{"protocol": protocol, "lengths": [16, 32, 64], "longest": 64}]
     path.write_text(json.dumps(data))
     rows = []
     for model in models:
         for length in (16, 32, 64):
             windows = [Window(e - length, e, e - 7) for _ in range(documents) for e in (64, 128)]
-            header = {
-                "scheme": model, "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
-                "first_token": {"rule": "never", "id": None},
-                "documents": [
-                    {"name": f"d{i}", "tokens": 129 + i, "sha256": f"{readers[model]}{i}"}
-                    for i in range(documents)
-                ],
-            }  # fmt: skip
+            facts = header(
+                [(f"d{i}", 129 + i, f"{readers[model]}{i}") for i in range(documents)], scheme=model
+            )
             losses = [(rng.gamma(1.5, 2.0, 8) * 16 / length).astype(np.float32) for _ in windows]
             key = CellKey(model, "sotu", protocol, length, 64)
-            cell = Cell(key, header, np.repeat(np.arange(documents), 2), windows, losses, None)
+            cell = Cell(key, facts, np.repeat(np.arange(documents), 2), windows, losses, None)
             write_cell(folder, cell)
             rows.append(cell.summary())
     write_summary(folder, rows)

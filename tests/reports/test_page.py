@@ -20,6 +20,7 @@ from kerple_eval.reports.page.sections import warnings
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
 from tests.helpers.made_cells import cell, drawn, shifted, write_finished
+from tests.helpers.records import session
 
 HOSTILE = '<script>alert("1")</script>&amp;<img src=x onerror=alert(2)>'
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -163,7 +164,7 @@ def test_labels_are_text(tmp_path: Path) -> None:
     spec = json.loads((run / "run.json").read_text())
     spec["specification"]["tasks"] = [{"name": task, "version": "<u>"}]
     spec["provenance"]["sessions"] = [
-        {"command": ["kerple-eval", "run", "</code><b>", "--x"], "began": "<i>"}
+        session(command=["kerple-eval", "run", "</code><b>", "--x"], platform="<i>")
     ]
     (run / "run.json").write_text(json.dumps(spec))
     _, tree = made(run)

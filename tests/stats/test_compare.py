@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from kerple_eval.stats.seeds import crossed
 from kerple_eval.stats.significance import holm, seed_test, sign_flip_p
 from tests.helpers.command import Cli, refusal
 from tests.helpers.made_cells import cell, drawn, shifted, write_cells
+from tests.helpers.records import PRECISION
 
 SIZES = [30, 12, 50, 24, 41, 18, 33, 27]
 TEXT = drawn(0, SIZES)
@@ -176,9 +178,9 @@ def test_other_targets_are_refused_in_one_line(tmp_path: Path, invoke: Cli) -> N
 
 def test_same_targets_under_other_names_pair_by_order(tmp_path: Path) -> None:
     """Names do not enter the hash: documents pair in the order that it goes by."""
-    renamed = cell("a", shifted(TEXT, noise(1, 0.1)), scheme="x")
-    for entry in renamed.header["documents"]:
-        entry["name"] = "e" + entry["name"]
+    made = cell("a", shifted(TEXT, noise(1, 0.1)), scheme="x")
+    documents = tuple(replace(document, name="e" + document.name) for document in made.header.documents)
+    renamed = replace(made, header=replace(made.header, documents=documents))
     folders = [write_cells(tmp_path / "one", [renamed]), write_cells(tmp_path / "two", [cell("b", TEXT)])]
     (found,) = compare(read_tables(folders)[0], "b")
     assert found.mean_difference == pytest.approx(np.dot(noise(1, 0.1), SIZES) / sum(SIZES), abs=1e-6)
@@ -225,7 +227,7 @@ def test_intervals_by_cell_over_seeds_and_pooled(seeded: Path) -> None:
 
 def test_a_run_that_stopped_when_sure_says_so(tmp_path: Path) -> None:
     folder = write_cells(
-        tmp_path / "run", [cell("a", TEXT), cell("b", TEXT, scheme="x")], precision={"share": 0.01}
+        tmp_path / "run", [cell("a", TEXT), cell("b", TEXT, scheme="x")], precision=PRECISION
     )
     for text in (render([folder], "b"), render_intervals([folder])):
         assert "documents were added until it was sure" in text

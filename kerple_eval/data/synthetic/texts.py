@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.data.sources.kinds import SyntheticSource
@@ -12,6 +12,7 @@ from kerple_eval.data.synthetic.catalogue import make_generator
 from kerple_eval.data.task import open_task
 from kerple_eval.data.texts import (
     DocumentSelection,
+    PreparedText,
     TextSource,
     TokenizedText,
     check_marker,
@@ -19,6 +20,7 @@ from kerple_eval.data.texts import (
     tokens_hash,
 )
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.records.specification import AppliedRule, SelectionRecord, TaskRecord
 from kerple_eval.types import BosRule, Spec, UserError
 
 
@@ -40,18 +42,18 @@ def made_text(spec: Spec, bos: BosRule | None, lengths: Sequence[int], seed: int
         )
     generator, name = make_generator(source.generator)
     drawn = source.seed if seed is None else seed
-    record = {
-        "name": task.name,
-        "version": task.version,
-        "source": {
+    record = TaskRecord(
+        task.name,
+        task.version,
+        source={
             "kind": "synthetic",
             "generator": name,
             "depths": source.depths,
             "samples": source.samples,
         },
-        "bos": rule,
-        "packing": task.packing,
-    }
+        packing=task.packing,
+        bos=rule,
+    )
     if generator.of_ids and rule == "tokenizer":
         rule = "never"  # random ids are no text that a tokeniser would begin
     return MadeText(task.name, record, [], bos=rule, generator=generator, source=source,
@@ -69,7 +71,7 @@ class MadeText(TextSource):
 
     def prepare(
         self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: DocumentSelection
-    ) -> dict[str, TokenizedText]:
+    ) -> PreparedText[TokenizedText]:
         """Made anew for every tokeniser (or vocabulary, where documents are ids) and marker."""
         keys: dict[str, tuple[str, str]] = {}
         readings: dict[tuple[str, str], TokenizedText] = {}
@@ -81,23 +83,25 @@ class MadeText(TextSource):
                 made = self._documents(ModelTokens(label, tokenizer, vocabulary, number))
                 readings[key] = TokenizedText(made, rule, number, self.generator.of_ids)
             check_vocabulary(readings[key].documents, label, vocabulary)
-        self.record["selection"] = {
-            "documents": self.source.depths * self.source.samples,  # at each length
-            "passed_over_as_short": 0,
-            "count": None,
-            "seed": self.drawn,
-        }
-        self.record["tokens_sha256"] = {
+        selection = SelectionRecord(
+            documents=self.source.depths * self.source.samples,  # at each length
+            passed_over_as_short=0,
+            seed=self.drawn,
+        )
+        hashes = {
             " ".join(key): {
                 str(length): tokens_hash(d for d in reading.documents if len(d) == length + 1)
                 for length in self.lengths
             }
             for key, reading in readings.items()
         }
-        self.record["first_token"] = {label: readings[key].marker for label, key in keys.items()}
-        return {label: readings[key] for label, key in keys.items()}
+        by_model = {label: readings[key] for label, key in keys.items()}
+        markers = {label: reading.marker for label, reading in by_model.items()}
+        return PreparedText(
+            by_model, replace(self.record, selection=selection, tokens_sha256=hashes, first_token=markers)
+        )
 
-    def _rule(self, label: str, tokenizer: Tokenizer | None) -> tuple[str, int | None]:
+    def _rule(self, label: str, tokenizer: Tokenizer | None) -> tuple[AppliedRule, int | None]:
         if self.generator.of_ids and self.bos == "never":
             return "never", None  # no tokeniser is needed
         if tokenizer is None:

@@ -114,6 +114,7 @@ class FlexScores:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # a cached mask serves training too, which cannot save inference tensors
 def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> BlockMask:
     """Which blocks are seen in part and which in whole, by arithmetic: no [rows, keys] mask is formed."""
     from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
@@ -155,8 +156,8 @@ def _allowing_shapes(count: int, compiled: Any) -> Any:
     """``compiled``, during whose calls torch keeps ``count`` programs: its limit (8 in torch 2.13) counts
     every shape.
 
-    The setting is private. Where a torch has none of that name, the limit stays, and ``fullgraph=True`` makes
-    a shape beyond it an error, never a slow form without a word.
+    The setting is private, and the process's, so it is put back. Where a torch has none of that name, the
+    limit stays, and ``fullgraph=True`` makes a shape beyond it an error, never a silent slow form.
     """
     try:
         from torch._dynamo import config  # noqa: PLC0415

@@ -133,13 +133,13 @@ def _read(
 
 def _binned(cell: Cell, label: str) -> Binned:
     edges = bin_edges(cell.key.length)
-    bins, documents = len(edges) - 1, len(cell.header["documents"])
+    bins, documents = len(edges) - 1, len(cell.header.documents)
     owner = np.repeat(cell.document, [window.targets for window in cell.windows])
     place = owner * bins + np.searchsorted(edges, contexts(cell.windows), side="right") - 1
     losses = np.concatenate(cell.losses).astype(np.float64)
     shape, size = (documents, bins), documents * bins
     return Binned(
-        label, cell.key.length, cell.header["train_length"], edges,
+        label, cell.key.length, cell.header.train_length, edges,
         np.bincount(place, weights=losses, minlength=size).astype(np.float64).reshape(shape),
         np.bincount(place, minlength=size).reshape(shape),
     )  # fmt: skip

@@ -39,16 +39,17 @@ def asked(found: Gathered) -> Section:
         if len(found.runs) > 1:
             blocks.append(Heading(run.folder.resolve().name))
         # The last of each run that it was merged of.
-        last = {s.get("run", ""): s["command"] for s in provenance["sessions"]}
+        last = {session.run: session.command for session in provenance.sessions}
         blocks += [Code(shlex.join(["kerple-eval", *command[1:]])) for command in last.values()]
-        models = [model["label"] for model in spec["models"]]
-        protocols = [f"{p['protocol']} at {', '.join(map(str, p['lengths']))}" for p in spec["protocols"]]
+        models = [model.label for model in spec.models]
+        protocols = [f"{p.protocol} at {', '.join(map(str, p.lengths))}" for p in spec.protocols]
         facts = [
             ("models", TableCell(", ".join(models), link=f"models-{number}")),
-            ("texts", TableCell(", ".join(t["name"] for t in spec["tasks"]), link=f"texts-{number}")),
+            ("texts", TableCell(", ".join(task.name for task in spec.tasks), link=f"texts-{number}")),
             ("protocols", TableCell("; ".join(protocols))),
         ]
-        facts += [(name, TableCell(str(spec[key]))) for key, name in _ASKED.items() if spec.get(key)]
+        settings = [(name, getattr(spec, key)) for key, name in _ASKED.items()]
+        facts += [(name, TableCell(str(setting))) for name, setting in settings if setting]
         blocks.append(Facts(tuple(facts)))
     return Section("What was asked", "asked", tuple(blocks))
 
@@ -67,14 +68,14 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         lacking = [key for key in wanted if (run.folder, key) not in done]
         if lacking:
             yield Warn(f"{run.folder.resolve().name}: {len(lacking)} cells asked for have not been run")
-        for plan in run.specification["protocols"]:
-            if "reduction" in plan:
+        for plan in run.specification.protocols:
+            if plan.reduction is not None:
                 yield Warn(
-                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}), and so are "
+                    f"{plan.protocol}: its number is another tool's ({plan.reduction}), and so are "
                     "intervals and comparisons; bits per byte, the split of a change and losses by context "
                     "are of the mean over targets"
                 )
-        if "precision" in run.specification:
+        if run.specification.precision is not None:
             yield Warn(
                 f"{run.folder.resolve().name}: documents were added until it was sure (--precision), so that "
                 "intervals here cover less than they say; precision.json there holds those corrected for it"

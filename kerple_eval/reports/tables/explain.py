@@ -114,9 +114,9 @@ def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
             notes.append(f"warning: {who}: the two lengths were computed on different targets{told}")
         if split.needs:
             notes.append(f"{who}: not split: {split.needs}")
-    for plan in splits[0].run.specification["protocols"]:
-        if plan["protocol"] == splits[0].key.protocol and "reduction" in plan:
-            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan['reduction']}")
+    for plan in splits[0].run.specification.protocols:
+        if plan.protocol == splits[0].key.protocol and plan.reduction is not None:
+            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan.reduction}")
     strides = {(s.key.length, s.stride, s.short_of) for s in splits if s.stride is not None}
     for length, stride, short in sorted(strides, key=lambda x: (x[0], x[1] or 0)):
         at = f"sliding-window at {length}, stride {stride}"
