@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kerple_eval.data.documents import Document, TokenDocument, spellable, text_hash
+from kerple_eval.data.documents import Document, TokenDocument, check_encodable, text_hash
 from kerple_eval.data.sources.read import text_files
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.records.specification import TaskRecord
@@ -55,7 +55,7 @@ def _documents(part: Any, number: int, column: str) -> list[Document]:
             )
         if not part.strip():
             raise UserError(f"text: document {number} is empty; a document needs text")
-        return [Document(f"text:{number}", spellable(part, f"text: document {number}"))]
+        return [Document(f"text:{number}", check_encodable(part, f"text: document {number}"))]
     if _is_dataset(part):
         if column not in part.column_names:
             raise UserError(
@@ -67,7 +67,9 @@ def _documents(part: Any, number: int, column: str) -> list[Document]:
             raise UserError(f"text: row {wrong} of column {column!r} is {_kind(rows[wrong])}, expected text")
         name = "row" if number == 1 else f"row {number}"
         return [
-            Document(f"{name}:{i}", spellable(row, f"row {i}")) for i, row in enumerate(rows) if row.strip()
+            Document(f"{name}:{i}", check_encodable(row, f"row {i}"))
+            for i, row in enumerate(rows)
+            if row.strip()
         ]
     raise UserError(f"text: expected a string, a Path or a datasets.Dataset, got {_kind(part)}")
 
