@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import io
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -14,31 +14,19 @@ from typing import Any, TextIO, cast
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from kerple_eval.cli.parameters import Command
 from kerple_eval.support.interrupts import STOPPED
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 
-class Number(click.FloatRange):
-    """A finite number within bounds; click's own type takes nan, which no bound holds back."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-
-def filled(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """A place that is named: an empty word (a shell variable unset) would be the folder at hand."""
-    if value == "":
-        raise click.BadParameter("is empty.", context, option)
-    return value
-
-
 def typed_words() -> tuple[str, ...]:
     """The command as it was typed, for the record."""
     return ("kerple-eval", *sys.argv[1:])
+
+
+class BrokenOffError(Exception):
+    """The command could not go on after it had computed something (a full disk, say): exit status 1."""
 
 
 class OutputError(Exception):
@@ -78,6 +66,8 @@ def _output() -> Iterator[None]:
     if stream is None:  # closed before the program began
         yield
         return
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     sys.stdout = cast(TextIO, _Output(stream))
     try:
         try:
@@ -99,15 +89,28 @@ def is_terminal() -> bool:
 
 
 def _print_error(line: str) -> None:
-    """One line on standard error, from rank 0 alone where torchrun started several."""
+    """One line on standard error, from rank 0 alone where torchrun started several.
+
+    What cannot be printed (an escape sequence in a file's name) is shown escaped.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         return
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(line.split()))
     with suppress(OSError):
-        click.echo(" ".join(line.split()), err=True)
+        click.echo(shown, err=True)
 
 
-class Group(click.Group):
-    """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
+class Group(Command, click.Group):
+    """The whole command: a user's mistake is one line and exit status 2, with did-you-mean where it helps.
+
+    ``sections``: the commands by heading, in the order of ``--help``.
+    """
+
+    command_class = Command
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.sections = sections
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         status: Any = 0
@@ -125,6 +128,9 @@ class Group(click.Group):
         except UserError as error:
             _print_error(f"error: {error}")
             status = 2
+        except BrokenOffError as error:
+            _print_error(f"error: {error}")
+            status = 1
         except OutputError as error:
             if not error.closed:
                 _print_error(f"error: {error}")
@@ -139,10 +145,16 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except (UserError, BrokenOffError) as error:
             if ctx.params.get("traceback"):
                 print_traceback(error)
             raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """By sections; no line is cut."""
+        for section, names in self.sections.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, self.commands[name].short_help or "") for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kerple_eval.cli import dry_run as dry
-from kerple_eval.cli.errors import is_terminal
+from kerple_eval.cli.errors import BrokenOffError, is_terminal
 from kerple_eval.evaluation.ranks import RankLostError, launched_rank
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
@@ -34,9 +35,6 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
     except RankLostError as error:
         click.echo(f"rank {rank}: {error}; finished cells are kept, the same command goes on", err=True)
         return 1
-    except _BrokenOffError as error:
-        click.echo(f"error: {error}; finished cells are kept, the same command goes on", err=True)
-        return 1
     except KeyboardInterrupt:
         if not rank:
             click.echo(
@@ -44,10 +42,6 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
             )
         return 130
     return finish(result)
-
-
-class _BrokenOffError(Exception):
-    """The run could not go on after cells had been computed (a full disk, say)."""
 
 
 def _watched(request: RunRequest) -> Run:
@@ -77,7 +71,7 @@ def _watched(request: RunRequest) -> Run:
         except UserError as error:
             progress.live.transient = True  # the error's line stands alone
             if computed:
-                raise _BrokenOffError(str(error)) from error
+                raise BrokenOffError(f"{error}; finished cells are kept, the same command goes on") from error
             raise
 
 
@@ -98,5 +92,6 @@ def finish(result: Run) -> int:
     if said is not None:
         print(said)
     kind = "depth" if answered else "curve"
-    print(f"figure: kerple-eval plot {folder} --kind {kind} --out {Path(folder) / f'{kind}.png'}")
+    figure = Path(folder) / f"{kind}.png"
+    print("figure: " + shlex.join(["kerple-eval", "plot", str(folder), "--kind", kind, "--out", str(figure)]))
     return 1 if failed else 0

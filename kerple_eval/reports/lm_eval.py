@@ -33,6 +33,7 @@ from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
 from kerple_eval.support.files import write_atomically
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import to_json
@@ -74,6 +75,7 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
         )
     folders: dict[str, str] = {}
     for label in wanted:
+        check_label(label, f"{folder}: model label", "a run begun today would refuse it")
         other = folders.setdefault(_sanitized(label), label)
         if other != label:
             raise UserError(
