@@ -161,7 +161,7 @@ class HfCheckpoint(Checkpoint):
 
     @cached_property
     def description(self) -> Description:
-        from kerple_eval.models.hf.describe import longest_window, rounding, shape  # noqa: PLC0415
+        from kerple_eval.models.hf.describe import attends_eagerly, longest_window, rounding, shape  # noqa: PLC0415
 
         text = self.text
         more = (
@@ -186,7 +186,7 @@ class HfCheckpoint(Checkpoint):
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
             warnings=(*self.warnings, *(more if self._scheme == "unknown" else []), *rounding(text)),
-            eager=getattr(self.empty.config, "_attn_implementation", None) == "eager",
+            eager=attends_eagerly(self.empty),
         )
 
     @property
@@ -201,9 +201,13 @@ class HfCheckpoint(Checkpoint):
     def _prefix_invariant(self) -> bool:
         """False where frequencies follow the window's length, and where positions are not understood.
 
+        Of code that a checkpoint brings nothing is claimed.
+
         What is claimed here is measured when the model is loaded.
         """
         types = rope_types(self.text)
+        if self.own_code:
+            return False
         return self._scheme not in ("unknown", "t5") and not any(name in types for name in LENGTH_DEPENDENT)
 
     def _details(self, text: Any) -> dict[str, Any]:

@@ -199,7 +199,10 @@ def code_sha256(*classes: Any) -> str:
 def text_config(config: Any, where: str) -> Any:
     """The part that describes the decoder of text, for models that also see or hear."""
     with foreign(where, "transformers finds no single decoder of text in it"):
-        return config.get_text_config(decoder=True)
+        text = config.get_text_config(decoder=True)
+    if not isinstance(getattr(text, "model_type", None), str):
+        raise UserError(f"{where}: its configuration of text is {quoted(text)}, expected that of a model")
+    return text
 
 
 def model_class(config: Any, folder: CheckpointFolder, *, remote: bool) -> Any:

@@ -116,3 +116,9 @@ def rounding(config: Any) -> tuple[str, ...]:
     if config.model_type == "bloom":
         return ("BLOOM's own code rounds ALiBi's bias to the run's dtype; --dtype float32 keeps it",)
     return ()
+
+
+def attends_eagerly(model: nn.Module) -> bool:
+    """Whether some module forms the whole matrix of attention's scores."""
+    eager = getattr(model.config, "_attn_implementation", None) == "eager"
+    return eager and any("Attention" in type(module).__name__ for module in model.modules())

@@ -128,16 +128,21 @@ def check(
         for name, header in tensors.items()
     }
     model, info = load(model_class, config, state, where, meta=True)
-    left_out = refuse_gaps(info, where)
+    refuse_gaps(info, where)
     kept = model.state_dict()
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
-    left_out += [n for n in tensors if n not in kept and any(re.search(p, n) for p in patterns)]
+    left_out = [
+        name
+        for name in sorted(tensors)
+        if name not in kept
+        and (name.endswith(_OLD_BUFFERS) or any(re.search(pattern, name) for pattern in patterns))
+    ]
     for name, header in tensors.items():
         if header.dtype.startswith(("F", "BF")) or name in left_out:
             continue
         if name not in kept or kept[name].is_floating_point():
             raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
-    return model, sorted(set(left_out))
+    return model, left_out
 
 
 def load(
@@ -181,10 +186,10 @@ def _placing_without_accelerate() -> Iterator[None]:
         placing.is_accelerate_available = asked
 
 
-def refuse_gaps(info: Mapping[str, Any], where: str) -> list[str]:
+def refuse_gaps(info: Mapping[str, Any], where: str) -> None:
     """One line for what transformers reports as missing, mismatched or unclaimed.
 
-    Returns the unclaimed buffers of older releases, which are left out.
+    Unclaimed buffers of older releases are left out.
     """
     if info["missing_keys"]:
         raise UserError(f"{where}: missing tensor {some(info['missing_keys'])}")
@@ -196,7 +201,6 @@ def refuse_gaps(info: Mapping[str, Any], where: str) -> list[str]:
         raise UserError(f"{where}: tensor not claimed by the model: {some(more)}")
     if info["error_msgs"]:
         raise UserError(f"{where}: {' '.join(str(info['error_msgs'][0]).split())[:200]}")
-    return unclaimed
 
 
 def read_state(weights: Weights) -> dict[str, Any]:
