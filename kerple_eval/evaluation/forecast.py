@@ -23,6 +23,7 @@ from kerple_eval.models.footprint import window_bytes
 from kerple_eval.models.pass_time import PassShape, pass_seconds, pass_work
 from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget, batches
 from kerple_eval.records.cell import Cell
+from kerple_eval.records.header import DocumentRecord, FinishedHeader
 from kerple_eval.types import CellKey
 
 SHAPES = 5  # passes on the clock for each model
@@ -92,9 +93,21 @@ def _served(task: Work, every: Sequence[Work]) -> set[int]:
 
 def _as_if(task: Work) -> Cell:
     """A cell as it will be, without losses: for asking what it will serve."""
+    about = task.model.description
     return Cell(
         key=task.key,
-        header={"documents": [{"sha256": h} for h in task.cell.hashes]},
+        header=FinishedHeader(
+            scheme=about.scheme,
+            seed=about.seed,
+            train_length=about.train_length,
+            dtype="",
+            device="",
+            first_token=task.reading.marker,
+            documents=tuple(
+                DocumentRecord(d.name, len(d), h)
+                for d, h in zip(task.documents, task.cell.hashes, strict=True)
+            ),
+        ),
         document=np.array([d for d, _ in task.windows], dtype=np.int64),
         windows=[w for _, w in task.windows],
         losses=[np.empty(0, dtype=np.float32)] * len(task.windows),

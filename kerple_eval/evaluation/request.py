@@ -10,14 +10,14 @@ from __future__ import annotations
 import operator
 import os
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import whole_number
 from kerple_eval.types import BosRule, DeviceName, DtypeName, UserError
@@ -53,6 +53,10 @@ class RunRequest:
     precision: str | None = None
     against: str | None = None
     typed: tuple[str, ...] | None = None
+    #: Label -> model in memory (:mod:`kerple_eval.models.in_memory`); ``models`` names each by its label.
+    in_memory: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    #: Texts given as values (:mod:`kerple_eval.data.values`), after those of tasks and files.
+    values: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, **options: Any) -> RunRequest:
@@ -77,12 +81,12 @@ class RunRequest:
         if self.typed is not None:
             return self.typed
         words = ["kerple-eval", "run", *self.models]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("models", "typed") or value == field.default:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in ("models", "typed", "in_memory", "values") or value == setting.default:
                 continue
-            option = f"--{_option(field.name)}"
-            if field.name == "lengths":
+            option = f"--{_option(setting.name)}"
+            if setting.name == "lengths":
                 words += [option, ",".join(map(str, value))]
             elif isinstance(value, tuple):
                 words += [word for part in value for word in (option, part)]
@@ -129,25 +133,20 @@ def _option(field: str) -> str:
     return plural.get(field, field.replace("_", "-"))
 
 
-def _quoted(value: Any) -> str:
-    """A value for a message, cut before it is spelled out."""
-    return reprlib.repr(value)
-
-
 def _one_word(name: str, value: Any) -> str:
     """A string or a path."""
     if isinstance(value, str | os.PathLike):
         word = os.fspath(value)
         if isinstance(word, str) and word and "\0" not in word:
             return word
-    raise UserError(f"{name} {_quoted(value)}: expected a string or a path that is not empty")
+    raise UserError(f"{name} {quoted(value)}: expected a string or a path that is not empty")
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
     """A string or a path, or several."""
     several = [value] if isinstance(value, str | os.PathLike) else value
     if isinstance(several, bytes | Mapping) or not isinstance(several, Iterable):
-        raise UserError(f"{name} {_quoted(value)}: expected a string, a path or a sequence of them")
+        raise UserError(f"{name} {quoted(value)}: expected a string, a path or a sequence of them")
     return tuple(_one_word(name, part) for part in several)
 
 
@@ -162,7 +161,7 @@ def _integer(name: str, value: Any) -> int:
             return operator.index(value)
         except TypeError:
             pass
-    raise UserError(f"{name} {_quoted(value)} must be a whole number")
+    raise UserError(f"{name} {quoted(value)} must be a whole number")
 
 
 def _at_least(least: int) -> Callable[[str, Any], int]:
@@ -191,17 +190,21 @@ def _tokens(value: Any) -> int:
     try:
         return _at_least(1)("length", value)
     except UserError:
-        raise UserError(f"length {_quoted(value)} must be a whole number of tokens, at least 1") from None
+        raise UserError(f"length {quoted(value)} must be a whole number of tokens, at least 1") from None
 
 
 def _truth(name: str, value: Any) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise UserError(f"{name} {_quoted(value)}: expected True or False")
+    raise UserError(f"{name} {quoted(value)}: expected True or False")
 
 
 def _as_printed(name: str, value: Any) -> str:
     return str(value)
+
+
+def _as_given(name: str, value: Any) -> Any:
+    return value
 
 
 def _command(name: str, value: Any) -> tuple[str, ...]:
@@ -246,6 +249,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "precision": _as_printed,
     "against": _one_word,
     "typed": _command,
+    "in_memory": _as_given,
+    "values": _as_given,
 }
 #: Options that may not be empty, the first two not absent either, with what to give.
 _NEEDED = {

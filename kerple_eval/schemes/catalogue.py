@@ -13,7 +13,8 @@ class SchemeEntry:
 
     ``parameters`` is a sum of products of H (heads), d (head dim), W (hidden size), R (buckets), P
     (positions), K (names in a formula), M (units of a small network), C (columns of a convolution); "a
-    layer" at its end says that each layer has its own.
+    layer" at its end says that each layer has its own. With the option ``per_layer=true`` a scheme
+    whose layers share parameters has that many a layer (see ``assembly.may_be_per_layer``).
     ``use`` is "trainable", or "post-hoc" for what is usually applied to a trained model. ``text_option``
     names the option that takes all the text after ``name:``. A modifier ``stands_on`` a scheme when
     it is named alone, and ``value_option`` is the option that ``name=VALUE`` gives it (see ``parse_scheme``).

@@ -17,7 +17,8 @@ def parse_scheme(text: str) -> SchemeSpec:
     ``kerple-log,window=512`` lays the modifier ``window`` on ``kerple-log``, its main option being 512. A
     scheme with a ``text_option`` takes all after the colon as that, commas and equals signs included:
     ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``; ``kernel:formula=...`` says
-    the same, so that ``str`` of the result reads back.
+    the same, so that ``str`` of the result reads back. Names of options may be written with dashes,
+    ``per-layer=true``; the result has them with underscores.
     """
     head, colon, rest = (part.strip() for part in text.partition(":"))
     name, *parts = (part.strip() for part in head.split(","))
@@ -26,7 +27,7 @@ def parse_scheme(text: str) -> SchemeSpec:
     modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if parts else ()
     if entry is None or not (entry.text_option and colon):
         spec = parse_spec(name + (f":{rest}" if colon else ""))
-        return SchemeSpec(spec.name, spec.options, modifiers)
+        return SchemeSpec(spec.name, tuple((option_name(k), v) for k, v in spec.options), modifiers)
     if not rest:
         raise UserError(f"nothing after the colon in {text!r}; expected {name}: {entry.text_option.upper()}")
     key, equals, value = (part.strip() for part in rest.partition("="))
@@ -49,10 +50,15 @@ def parse_modifiers(
             last = key
             found[last] = {known[key].value_option: value}
         elif last:
-            found[last][key] = value
+            found[last][option_name(key)] = value
         else:
             raise unknown("modifier", key, known)
     return tuple((name, tuple(options.items())) for name, options in found.items())
+
+
+def option_name(text: str) -> str:
+    """The name of a scheme's option as Python has it: ``per-layer`` is ``per_layer``."""
+    return text.replace("-", "_")
 
 
 def format_scheme(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:

@@ -200,7 +200,7 @@ def test_token_ids_as_given(invoke: Cli, tmp_path: Path) -> None:
     line = refusal(invoke(*words, str(tmp_path / "a"), "--protocol", "yarn:stride=5,bos_token_id=9999"))
     assert "id 9999, beyond its vocabulary" in line
     run = kerple_eval.evaluate(
-        f"hf:{place}", out=tmp_path / "r", tokens=str(path), lengths=[17], keep_short=True,
+        f"hf:{place}", out=tmp_path / "r", tokens=path, lengths=[17], keep_short=True,
         protocols=["yarn:stride=5", "yarn:stride=5,bos_token_id=0", "lm-eval-rolling:prefix_token_id=0"],
     ).summary().set_index("protocol")  # fmt: skip
     assert run.index[1] == "yarn:stride=5,bos_token_id=0"
@@ -271,10 +271,10 @@ def test_positions_that_depend_on_length_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sound"),
+    ("name", "better"),
     [("lm-eval-rolling", "sliding-window"), ("yarn", "sliding-window"), ("hf-guide", "sliding-window"),
      ("dape", "aligned"), ("kerple-release", "aligned")],
 )  # fmt: skip
-def test_the_list_names_the_sound_protocol(name: str, sound: str, invoke: Cli) -> None:
+def test_the_list_names_the_better_protocol(name: str, better: str, invoke: Cli) -> None:
     line = next(x for x in invoke("list", "protocols").stdout.splitlines() if x.startswith(name + " "))
-    assert line.endswith(f"sound: {sound}")
+    assert line.endswith(f"better: {better}")

@@ -75,7 +75,7 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
         )  # fmt: skip
         served = 0
         for cell in open_run(tmp_path / "run").cells():
-            if cell.key.model == model["model"] and cell.header["losses_from"].startswith("prefix of"):
+            if cell.key.model == model["model"] and cell.header.losses_from.startswith("prefix of"):
                 served += len(cell.windows)  # type: ignore[union-attr]
         assert model["served"] >= served > 0
         assert model["seconds"] > 0
@@ -119,5 +119,5 @@ def test_the_time_is_within_half_of_the_truth(invoke: Cli, tmp_path: Path) -> No
     assert invoke(*words).exit_code == 0
     models = json.loads((tmp_path / "run" / "estimate.json").read_text())["models"]
     guess = sum(model["seconds"] for model in models)
-    took = sum(cell.header["seconds"] for cell in open_run(tmp_path / "run").cells())
+    took = sum(cell.header.seconds for cell in open_run(tmp_path / "run").cells())
     assert 1 / 1.5 < guess / took < 1.5

@@ -265,7 +265,7 @@ def test_a_cell_that_fails_at_its_second_look(
     again = kerple_eval.evaluate(**one, out=tmp_path / "out", precision="0.0001%")
     assert again.summary().equals(whole.summary())
     (cell,) = again.cells()
-    assert cell.header["precision"]["documents"] == cell.header["precision"]["of"] == COUNT
+    assert cell.header.precision.documents == cell.header.precision.of == COUNT
 
 
 def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str,
     row = list(lines[0].encode())[:80]
     tokens.write_text("".join(json.dumps({"tokens": row[i % 3 :]}) + "\n" for i in range(25)))
     run = kerple_eval.evaluate(
-        models["alibi"], text=shelf, tokens=str(tokens), lengths=[16], out=tmp_path / "o", precision="2%"
+        models["alibi"], text=shelf, tokens=tokens, lengths=[16], out=tmp_path / "o", precision="2%"
     )
     records = json.loads((tmp_path / "o" / "precision.json").read_text())["tasks"]
     assert records["tokens"]["stopped_because"] == "sure"

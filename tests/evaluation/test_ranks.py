@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +17,23 @@ import numpy as np
 import pytest
 import torch
 
+import kerple_eval
 from kerple_eval.evaluation.ranks import RankGroup, ScoreRequest
 from kerple_eval.models.scoring import Batch, Budget
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import open_run
+from kerple_eval.types import UserError
 from tests.helpers.command import make_model
+from tests.helpers.ranks import Done, as_ranks, in_processes
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def command(folder: Path, ranks: int, out: str, *more: str) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python"]
+def command(folder: Path, out: str, *more: str, device: str = "cpu") -> list[str]:
     return [
-        *(torchrun if ranks > 1 else []), sys.executable, "-m", "kerple_eval", "run",
-        str(folder / "kerple-log"), str(folder / "rope"), "--text", str(folder / "text.txt"),
+        "run", str(folder / "kerple-log"), str(folder / "rope"), "--text", str(folder / "text.txt"),
         "--length", "16,48", "--protocol", "full-context", "--protocol", "sliding-window:stride=8",
-        "--device", "cpu", "--out", str(folder / out), *more,
+        "--device", device, "--out", str(folder / out), *more,
     ]  # fmt: skip
 
 
@@ -43,10 +45,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, ranks: int, out: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, ranks, out, *more), env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+def torchrun(folder: Path, ranks: int, out: str) -> list[str]:
+    """The words that a user types."""
+    python = sys.executable
+    launcher = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python"]
+    return [*launcher, python, "-m", "kerple_eval", *command(folder, out)]
 
 
 def losses(folder: Path) -> list[bytes]:
@@ -57,46 +60,65 @@ def losses(folder: Path) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None:
-    alone, together = run(folder, 1, "one"), run(folder, ranks, "many")
-    assert alone.returncode == together.returncode == 0, together.stderr
+def alone(folder: Path, out: str) -> Done:
+    (done,) = in_processes(folder / f"{out}-output", command(folder, out), {})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_ranks_give_the_same_bytes(folder: Path) -> None:
+    one, (first, second) = alone(folder, "one"), as_ranks(folder / "ranks", 2, command(folder, "many"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert (folder / "one" / "summary.csv").read_bytes() == (folder / "many" / "summary.csv").read_bytes()
     assert losses(folder / "one") == losses(folder / "many")
     assert len(losses(folder / "many")) == 8
-    assert together.stdout.replace("/many", "/one") == alone.stdout  # rank 0 alone talks
-    assert open_run(folder / "many").provenance["sessions"][0]["ranks"] == ranks
-    again = run(folder, ranks, "many")  # nothing left to do
-    assert again.returncode == 0
+    assert first.stdout.replace("/many", "/one") == one.stdout
+    assert second.stdout == ""  # rank 0 alone talks
+    assert open_run(folder / "many").provenance.sessions[0].ranks == 2
+    again = as_ranks(folder / "again", 2, command(folder, "many"))  # nothing left to do
+    assert [done.returncode for done in again] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_torchrun_as_a_user_types_it(folder: Path, ranks: int) -> None:
+    one = alone(folder, "one")
+    done = subprocess.run(
+        torchrun(folder, ranks, "many"), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "one" / "summary.csv").read_bytes() == (folder / "many" / "summary.csv").read_bytes()
+    assert losses(folder / "one") == losses(folder / "many")
+    assert done.stdout.replace("/many", "/one") == one.stdout
+    assert open_run(folder / "many").provenance.sessions[0].ranks == ranks
 
 
 def test_a_cluster_s_own_rank_means_nothing(folder: Path) -> None:
     """Some schedulers set RANK and WORLD_SIZE for jobs that stand alone."""
-    environment = ENVIRONMENT | {"RANK": "3", "WORLD_SIZE": "8"}
-    done = subprocess.run(
-        command(folder, 1, "out"), env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    (done,) = in_processes(folder / "alone", command(folder, "out"), {"RANK": "3", "WORLD_SIZE": "8"})
     assert done.returncode == 0, done.stderr
     assert "8 cells in" in done.stdout
 
 
 WRONG = [
-    (["--protocol", "fullcontext"], "did you mean 'full-context'"),
+    ("cpu", ["--protocol", "fullcontext"], "did you mean 'full-context'"),
     pytest.param(
-        ["--device", "cuda"], "no CUDA device is visible",
+        "cuda", [], "no CUDA device is visible",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here"),
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "said"), WRONG)
-def test_a_wrong_command_is_one_line_of_rank_0(folder: Path, words: list[str], said: str) -> None:
-    done = run(folder, 2, "out", *words)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert said in lines[0]
-    assert "is gone" not in done.stderr
-    assert "exitcode  : 2 " in done.stderr  # torchrun's own status is 1 whatever went wrong
+@pytest.mark.parametrize(("device", "words", "message"), WRONG)
+def test_a_wrong_command_is_one_line_of_rank_0(
+    folder: Path, device: str, words: list[str], message: str
+) -> None:
+    first, second = as_ranks(folder / "ranks", 2, command(folder, "out", *words, device=device))
+    (line,) = first.stderr.splitlines()
+    assert line.startswith("error:")
+    assert message in line
+    assert second.stderr == ""
+    assert (first.returncode, second.returncode) == (2, 2)
     assert not (folder / "out").exists()
 
 
@@ -105,12 +127,12 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     scored: list[tuple[int, tuple[int, int]]] = []
 
     class Fixed(ScoreRequest):
-        def scored(self, model: Any, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        def run(self, model: Any, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
             scored.append((budget.tokens, share))
             yield [0], [np.zeros(1, dtype=np.float32)]
 
     others: list[Any] = [None, ([([1], [])], 16), ([([2], [])], 48)]
-    monkeypatch.setattr(RankGroup, "_tell", lambda self, order: order)
+    monkeypatch.setattr(RankGroup, "_broadcast", lambda self, message: message)
     monkeypatch.setattr(RankGroup, "_gather", lambda self, error: others)
     budget = Budget(64)
     found = RankGroup(0, 3).score(SimpleNamespace(), Fixed([], [], None, False), budget)  # type: ignore[arg-type]
@@ -119,28 +141,107 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     assert budget.tokens == 16
 
 
+GUEST = """
+import sys, torch, torch.distributed as dist, kerple_eval
+model, text, folder = sys.argv[1:]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+def evaluate(name, **options):
+    try:
+        out = f"{folder}/{name}"
+        run = kerple_eval.evaluate(model, text=text, lengths=[16, 48], out=out, device="cpu", **options)
+        print(name, rank, len(run.summary()), flush=True)
+    except BaseException as error:
+        print(name, rank, type(error).__name__, str(error)[:28], flush=True)
+
+def interrupt(progress):
+    if progress.work_done:
+        raise KeyboardInterrupt
+
+evaluate("interrupted", on_progress=interrupt)
+evaluate("refused", protocols="fullcontext")
+evaluate("whole")
+total = torch.ones(1)
+dist.all_reduce(total)
+print("after", rank, int(total), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_a_script_s_own_process_group_is_joined_and_left(folder: Path) -> None:
+    """It works after a run that was interrupted, one that was refused and one that went well."""
+    (folder / "guest.py").write_text(GUEST)
+    words = [str(folder / name) for name in ("rope", "text.txt", "out")]
+    ranks = as_ranks(folder / "ranks", 2, words, folder / "guest.py")
+    assert sorted(line for done in ranks for line in done.stdout.splitlines()) == [
+        "after 0 2",
+        "after 1 2",
+        "interrupted 0 KeyboardInterrupt ",
+        "interrupted 1 RankLostError another process of this run ",
+        "refused 0 UserError unknown protocol 'fullcontex",
+        "refused 1 UserError unknown protocol 'fullcontex",
+        "whole 0 2",
+        "whole 1 2",
+    ], [done.stderr for done in ranks]
+    assert [done.returncode for done in ranks] == [0, 0]
+    single = kerple_eval.evaluate(
+        folder / "rope", text=folder / "text.txt", lengths=[16, 48], device="cpu", out=folder / "alone"
+    )
+    assert losses(folder / "out" / "whole") == losses(single.folder)
+
+
+def test_errors_travel_with_their_traceback() -> None:
+    """As themselves where they can be pickled, by name and message where not; gloo is not asked."""
+
+    class OwnError(Exception):  # no module can name it
+        pass
+
+    def fails(error: Exception) -> None:
+        raise error
+
+    ranks = RankGroup(3, 4)
+    for error, kind, line in (
+        (UserError("no such thing"), UserError, "no such thing"),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+        (OwnError("odd"), RuntimeError, "OwnError: odd"),
+    ):
+        result, portable = ranks._attempt(partial(fails, error))
+        assert result is None
+        assert type(portable) is kind
+        assert str(portable) == line
+        (note,) = portable.__notes__
+        assert note.startswith("on rank 3:\nTraceback")
+        assert "in fails" in note
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_costs_no_finished_cell(folder: Path, rank: int) -> None:
     (folder / "text.txt").write_text("A line of text, and a longer one after it. " * 1500)
-    assert run(folder, 1, "whole").returncode == 0
+    alone(folder, "whole")
     began = subprocess.Popen(
-        command(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        torchrun(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((folder / "killed").glob("cells/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for place in Path("/proc").glob("[0-9]*/environ"):
+    for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
-            facts = place.read_bytes().split(b"\0")
+            facts = entry.read_bytes().split(b"\0")
         except OSError:
             continue
         if (
             f"RANK={rank}".encode() in facts
-            and str(folder).encode() in (place.parent / "cmdline").read_bytes()
+            and str(folder).encode() in (entry.parent / "cmdline").read_bytes()
         ):
-            os.kill(int(place.parent.name), signal.SIGKILL)
-    assert began.wait(timeout=120) != 0
-    done = run(folder, 2, "killed")
-    assert done.returncode == 0, done.stderr
+            os.kill(int(entry.parent.name), signal.SIGKILL)
+    _, errors = began.communicate(timeout=120)
+    assert began.returncode != 0
+    assert "kerple_eval/" not in errors  # no traceback of this package; torchrun's own stays
+    # The other rank's line, unless torchrun ended it first.
+    assert errors.count("finished cells are kept, the same command goes on") <= 1
+    for done in as_ranks(folder / "again", 2, command(folder, "killed")):
+        assert done.returncode == 0, done.stderr
     assert (folder / "killed" / "summary.csv").read_bytes() == (folder / "whole" / "summary.csv").read_bytes()

@@ -134,7 +134,10 @@ def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
     scale = scheme.row_scale(positions)
-    return q if scale is None else q * scale[..., None].to(q.dtype)
+    if scale is None:
+        return q
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (q * scale[..., None].to(wide)).to(q.dtype)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -215,7 +218,7 @@ class _Block:
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
-    """Outside autocast: what a scheme computes stays in float32 at least."""
+    """Outside autocast: products, softmax and what a scheme computes are float32 at least."""
     with torch.autocast(v.device.type, enabled=False):
         return _scored(block, v, scheme, observed)
 
@@ -231,12 +234,12 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     visible = scheme.visible(positions_q, positions_k)
     if visible is not None:
         seen = seen & visible
-    scores = (q @ k.transpose(-1, -2)).to(dtype)
+    scores = q.to(dtype) @ k.transpose(-1, -2).to(dtype)
     moved = scheme.remap(positions_q, positions_k)
     if moved is not None:
         far, moved_q, moved_k = moved
         far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
-        scores = torch.where(far, (far_q @ far_k.transpose(-1, -2)).to(dtype), scores)
+        scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
     every, index = _distances(distance.clamp(min=0), dtype)
@@ -253,8 +256,8 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
     scores = scores.masked_fill(~seen, -math.inf)
-    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v[:, :, : len(positions_k)]
-    return out
+    out: Tensor = scores.softmax(dim=-1) @ v[:, :, : len(positions_k)].to(scores.dtype)
+    return out.to(v.dtype)
 
 
 def _distances(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ def train(
     ):
         raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
-    torch.set_num_threads(recipe.threads)
-    with locked(out), interruptible() as interrupted:
+    with _threads(recipe.threads), locked(out), interruptible() as interrupted:
         run = _Run(recipe, corpus)
         if state_file.exists():
             run.restore(state_file, identity)
@@ -144,6 +144,17 @@ def train(
         state_file.unlink(missing_ok=True)
     (out / ".lock").unlink(missing_ok=True)
     return training
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's CPU threads inside; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run:
@@ -226,7 +237,7 @@ class _Run:
         except NotFiniteError as error:
             raise UserError(f"training diverged: held-out {error} at step {self.step}; lower --lr") from None
         decoder.train()
-        counts = [documents[index].spelled(window) for index, window in windows]
+        counts = [documents[index].byte_count(window) for index, window in windows]
         byte_count = None if None in counts else sum(count or 0 for count in counts)
         return total, byte_count, sum(window.targets for _, window in windows)
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import escapes
 from kerple_eval.reports.tables.explain_command import commands
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.context_gain import Part, Split, explain
+from kerple_eval.support.specs import whole_number
 from kerple_eval.types import UserError
 
 HEAD = ("model", "lengths", "change", "dilution", "context gain", "stride", "documents", "targets")
@@ -26,31 +28,32 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     """``512,4096`` -> two lengths, the shorter first."""
     if text is None:
         return None
-    words = [word.strip() for word in text.split(",")]
-    if len(words) != 2 or not all(w.isascii() and w.isdigit() for w in words) or words[0] == words[1]:
-        raise UserError(f"--length {text}: expected two different lengths, as in 512,4096")
-    first, second = sorted(int(word) for word in words)
+    lengths = [whole_number(word.strip()) for word in text.split(",")]
+    if len(lengths) != 2 or None in lengths or lengths[0] == lengths[1]:
+        raise UserError(f"--length {text}: expected two different lengths, as in 512,4096 or 1k,16k")
+    first, second = sorted(length for length in lengths if length is not None)
     return first, second
 
 
-def render(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
+def make(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
     """Splits of one or several runs; nats per target, negative is better."""
     check_format(style)
-    splits = explain(folders, lengths)
+    reader = RunReader(folders, keep=True)
+    splits = explain(reader, lengths)
     if style == "csv":
         return typeset(records_table(COLUMNS, [_record(split) for split in splits]), style)
     blocks = [typeset(table, style) for table in _tables(splits)]
-    if lines := _missing(splits, folders, "explain"):
+    if lines := _missing(splits, reader.folders, "explain"):
         if style == "markdown":
             lines = escapes.markdown_block("\n".join(lines))
         blocks.append("\n".join(f"% {line}" if style == "latex" else line for line in lines) + "\n")
     return "\n".join(blocks)
 
 
-def tables(folders: Sequence[str | Path]) -> tuple[list[Table], list[str]]:
-    """The tables that ``render`` prints, and how the cells that they lack are computed."""
-    splits = explain(folders)
-    return _tables(splits), _missing(splits, folders, "report")
+def tables(reader: RunReader) -> tuple[list[Table], list[str]]:
+    """The tables that ``make`` prints, and how the cells that they lack are computed."""
+    splits = explain(reader)
+    return _tables(splits), _missing(splits, reader.folders, "report")
 
 
 def _tables(splits: Sequence[Split]) -> list[Table]:
@@ -66,12 +69,12 @@ def _tables(splits: Sequence[Split]) -> list[Table]:
     ]
 
 
-def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: str) -> list[str]:
+def _missing(splits: Sequence[Split], folders: Sequence[str], command: str) -> list[str]:
     """The commands that compute the sliding-window cells that a split needs, and the one that uses them."""
     missing = commands(splits)
     if not missing:
         return []
-    asked = shlex.join([*map(str, folders), *(words[-1] for words in missing)])  # --out is last
+    asked = shlex.join([*folders, *(words[-1] for words in missing)])  # --out is last
     lines = ["missing sliding-window cells are computed by", *(f"  {shlex.join(w)}" for w in missing)]
     lines += ["and then used by", f"  kerple-eval {command} {asked}"]
     return [escapes.printable(line) for line in lines]
@@ -114,9 +117,9 @@ def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
             notes.append(f"warning: {who}: the two lengths were computed on different targets{told}")
         if split.needs:
             notes.append(f"{who}: not split: {split.needs}")
-    for plan in splits[0].run.specification["protocols"]:
-        if plan["protocol"] == splits[0].key.protocol and "reduction" in plan:
-            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan['reduction']}")
+    for plan in splits[0].run.specification.protocols:
+        if plan.protocol == splits[0].key.protocol and plan.reduction is not None:
+            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan.reduction}")
     strides = {(s.key.length, s.stride, s.short_of) for s in splits if s.stride is not None}
     for length, stride, short in sorted(strides, key=lambda x: (x[0], x[1] or 0)):
         at = f"sliding-window at {length}, stride {stride}"

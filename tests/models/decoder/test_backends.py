@@ -67,7 +67,7 @@ def evaluated(place: Path, model: str, asked: str, **more: Any) -> kerple_eval.R
     make_model(place / model, model)
     (place / "text.txt").write_text("A line of text, and another. " * 20)
     return kerple_eval.evaluate(
-        str(place / model), text=str(place / "text.txt"), lengths=[16, 48], device="cpu", attention=asked,
+        str(place / model), text=place / "text.txt", lengths=[16, 48], device="cpu", attention=asked,
         out=place / f"{model}-{asked}", **more,
     )  # fmt: skip
 
@@ -76,12 +76,12 @@ def test_the_record_says_it(tmp_path: Path) -> None:
     runs = {asked: evaluated(tmp_path, "kerple-log", asked) for asked in ("auto", "sdpa", "eager")}
     for asked, run in runs.items():
         cells = [cell for cell in run.cells() if isinstance(cell, Cell)]
-        assert {cell.header["attention"] for cell in cells} == {"eager" if asked == "eager" else "sdpa"}
-        assert run.specification.get("attention", "auto") == asked
+        assert {cell.header.attention for cell in cells} == {"eager" if asked == "eager" else "sdpa"}
+        assert (run.specification.attention or "auto") == asked
     nll = [run.summary()["nll"].tolist() for run in runs.values()]
     assert nll[0] == nll[1] == pytest.approx(nll[2], abs=1e-6)
     chunks = evaluated(tmp_path, "cope", "auto")
-    assert {c.header["attention"] for c in chunks.cells() if isinstance(c, Cell)} == {"chunks"}
+    assert {c.header.attention for c in chunks.cells() if isinstance(c, Cell)} == {"chunks"}
 
 
 def test_a_run_refuses_before_it_begins(tmp_path: Path) -> None:
