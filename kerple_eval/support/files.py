@@ -35,7 +35,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
         ) as file:
             name = file.name
-            _take_lock(file)  # while it is held, nobody sweeps the file
+            with suppress(OSError):  # where the file system has no locks
+                _take_lock(file)  # while it is held, nobody sweeps the file
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -61,7 +62,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     if _fcntl is None:
         raise UserError(
-            f"{folder}: this system has no file locks, which writing here needs; use Linux or macOS"
+            f"{folder}: this system has no file locks (fcntl), which writing here needs; use Linux, macOS or "
+            "WSL (reading works without)"
         )
     path = folder / LOCK
     try:
@@ -70,7 +72,11 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _cannot_write(folder, error) from None
     with file:
-        if not (_take_lock(file) and _is_still(file, path)):
+        try:
+            held = _take_lock(file) and _is_still(file, path)
+        except OSError as error:  # some network file systems have none
+            raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+        if not held:
             raise UserError(f"{folder}: another kerple-eval is writing here; wait for it")
         _sweep(folder)
         yield
