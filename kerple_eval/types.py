@@ -104,7 +104,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class SchemeSpec:
-    """A parsed scheme: its options, and the modifiers laid on it with theirs.
+    """A parsed scheme: its options, and the modifiers applied to it with theirs.
 
     A modifier's main option comes first, with an empty value where it is left at its default.
     """
@@ -114,14 +114,14 @@ class SchemeSpec:
     modifiers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
     def __str__(self) -> str:
-        laid = [
+        parts = [
             ",".join(
                 f"{name if i == 0 else key}={value}" if value else name
                 for i, (key, value) in enumerate(options)
             )
             for name, options in self.modifiers
         ]
-        return str(Spec(",".join([self.name, *laid]), self.options))
+        return str(Spec(",".join([self.name, *parts]), self.options))
 
 
 @dataclass(frozen=True, slots=True)

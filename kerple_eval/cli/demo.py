@@ -8,7 +8,7 @@ from pathlib import Path
 from kerple_eval.cli import run as run_command
 from kerple_eval.cli.errors import typed_words
 from kerple_eval.evaluation.request import RunRequest
-from kerple_eval.models.zoo import one_a_scheme
+from kerple_eval.models.zoo import first_seeds
 from kerple_eval.reports.figures import curve, position
 from kerple_eval.reports.page import page
 
@@ -19,7 +19,7 @@ MAX_TOKENS = 16385
 
 def run(out: str) -> int:
     """Seven schemes trained at 512, evaluated to 16,384 on held-out addresses. Goes on if stopped."""
-    models = [f"zoo:{name}" for name in one_a_scheme()]
+    models = [f"zoo:{name}" for name in first_seeds()]
     print(
         f"{len(models)} decoders trained at 512 bytes, one a positional scheme, on held-out speeches "
         f"of the task sotu: {DOCUMENTS} documents of {MAX_TOKENS:,} bytes"
@@ -33,9 +33,9 @@ def run(out: str) -> int:
     if status == 130:
         return status
     folder = Path(out)
-    for kind, draw in (("curve", curve.draw), ("position", position.draw)):
-        draw([folder], folder / f"{kind}.png")
+    for kind, make in (("curve", curve.make), ("position", position.make)):
+        make([folder], folder / f"{kind}.png")
         print(f"figure: {folder / f'{kind}.png'}")
-    for path in page.write([folder]):
+    for path in page.make([folder]):
         print(f"report: {path}  ({time.monotonic() - began:.0f} s)")
     return status

@@ -15,10 +15,10 @@ from kerple_eval.evaluation.forecast import Forecast, forecast
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
-from kerple_eval.records.cell import read_cell
+from kerple_eval.evaluation.run import refuse_another
+from kerple_eval.records.cell import Cell, read_cell
 from kerple_eval.records.run import Run, open_run
-from kerple_eval.reports.rows import Listing, draw
-from kerple_eval.support.differences import differences
+from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
 from kerple_eval.support.files import write_atomically
 from kerple_eval.support.readers import read_json
 from kerple_eval.types import CellKey, UserError
@@ -34,16 +34,14 @@ def run(request: RunRequest) -> int:
     kept: int | None = None  # the budget of the run begun
     if (folder / "run.json").exists():
         begun = open_run(folder)
-        different = differences(begun.specification, plan.specification)
-        if different:
-            raise UserError(f"{folder}: holds a run with another specification: {different[0]}")
-        kept = begun.provenance.get("tokens_per_pass")
+        refuse_another(begun, plan.specification)
+        kept = begun.provenance.tokens_per_pass
         finished = {cell.key for cell in begun.cells() if cell.summary()["status"] == "ok"}
     entries = forecast(plan, finished, kept or _tokens(plan))
-    print(draw(_table(entries), "text"))
+    print(typeset(_table(entries), "text"))
     if plan.precision is not None:
         print("with --precision this is the most it can take; it stops when it is sure")
-    keys = [key for key in Run(folder, plan.specification).keys() if key not in finished]  # noqa: SIM118
+    keys = [key for key in Run(folder, plan.specification, plan.provenance).keys() if key not in finished]  # noqa: SIM118
     record = {
         "device": plan.device.type,
         "models": [{k: v for k, v in asdict(entry).items() if k != "passes"} for entry in entries],
@@ -64,21 +62,23 @@ def _tokens(plan: RunPlan) -> int | None:
 HEAD = ("model", "cells", "windows", "targets", "held already", "TFLOP", "GB", "time")
 
 
-def _table(entries: Sequence[Forecast]) -> Listing:
+def _table(entries: Sequence[Forecast]) -> Table:
     rows = [_row(entry.model, [entry]) for entry in entries]
     if len(entries) > 1:
         rows.append(_row("all", entries))
     note = "held already: windows whose losses come from other cells of the run"
-    notes = [note] if any(entry.served for entry in entries) else []
-    return Listing("What the run will take", HEAD, rows, notes)
+    notes = (note,) if any(entry.served for entry in entries) else ()
+    words = frozenset({0, len(HEAD) - 1})
+    return Table("What the run will take", HEAD, tuple(rows), notes, words)
 
 
-def _row(label: str, entries: Sequence[Forecast]) -> tuple[str, ...]:
+def _row(label: str, entries: Sequence[Forecast]) -> TableRow:
     counts = [sum(getattr(e, k) for e in entries) for k in ("cells", "windows", "targets", "served")]
     work = sum(entry.work for entry in entries) / 1e12
     memory = max(entry.memory for entry in entries) / 1e9
     seconds = sum(entry.seconds for entry in entries)
-    return (label, *(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", _time(seconds))
+    numbers = (*(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", _time(seconds))
+    return TableRow(tuple(map(TableCell, (label, *numbers))))
 
 
 def _time(seconds: float) -> str:
@@ -100,7 +100,7 @@ def verdict(folder: Path) -> str | None:
     took = 0.0
     for key in keys:
         cell = read_cell(folder, key)
-        if cell is None or "seconds" not in cell.header:
+        if not isinstance(cell, Cell) or cell.header.seconds is None:
             return None
-        took += cell.header["seconds"]
+        took += cell.header.seconds
     return f"estimated {_time(guess)}, took {_time(took)}"

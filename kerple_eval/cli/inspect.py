@@ -56,7 +56,7 @@ def _memory(description: Description) -> Iterator[tuple[str, str]]:
 def _flat(details: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in details.items():
         if key == "tokenizer":
-            continue  # has a line of its own
+            continue  # already on the line "tokeniser"
         if isinstance(value, dict) and value:
             yield from ((f"{key}.{k}", v) for k, v in _flat(value))
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kerple_eval.cli.errors import Group, Number, filled, typed_words
+from kerple_eval.cli.errors import Group, Number, filled, is_terminal, typed_words
 from kerple_eval.support.interrupts import leaving_at_once
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.version import VERSION
@@ -21,7 +21,8 @@ from kerple_eval.support.version import VERSION
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="kerple-eval")
-def cli() -> None:
+@click.option("--traceback", is_flag=True, help="Before an error's line, print where in the code it arose.")
+def cli(traceback: bool) -> None:
     """How well language models extrapolate to lengths they were not trained on."""
 
 
@@ -93,7 +94,7 @@ def train(**options: Any) -> None:
 )  # fmt: skip
 @click.option(
     "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
-    help="How attention is computed: what is named is had or refused.",
+    help="How attention is computed; a backend chosen by name is used or refused.",
 )  # fmt: skip
 @click.option(
     "--precision",
@@ -131,16 +132,18 @@ def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **
 @click.option("--down", default="models", show_default=True, help="What goes down: models or lengths.")
 def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of run directories."""
-    from kerple_eval.reports.tables.table import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.table import make  # noqa: PLC0415
 
-    color = style == "text" and sys.stdout.isatty()
-    click.echo(render(folders, style, color=color, **options), nl=False)
+    color = style == "text" and is_terminal()
+    click.echo(make(folders, style, color=color, **options), nl=False)
 
 
 STATISTICS = (
     click.option("--task", help="This task only."),
     click.option("--protocol", help="This protocol only, as the table spells it."),
-    click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv."),
+    click.option(
+        "--format", "style", default="text", show_default=True, help="text, markdown, latex or csv."
+    ),
     click.option(
         "--level", type=Number(0, 1, min_open=True, max_open=True), default=0.95,
         show_default=True, help="Level of the intervals.",
@@ -161,25 +164,25 @@ def statistics(command: Any) -> Any:
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--length", help="Two lengths, as in 512,4096; every two neighbours unless given.")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
     """Why mean loss changed with length: fewer cold starts (dilution) or more context.
 
     Loss at a context of the shorter length is taken from a sliding-window cell, in any of DIR.
     """
-    from kerple_eval.reports.tables.explain import parse_pair, render  # noqa: PLC0415
+    from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
 
-    click.echo(render(folders, style, parse_pair(length)), nl=False)
+    click.echo(make(folders, style, parse_pair(length)), nl=False)
 
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def answers(folders: tuple[str, ...], style: str) -> None:
     """Exact match and loss of passkey, needle, copy and associative-recall, by length and depth."""
-    from kerple_eval.reports.tables.answers import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.answers import make  # noqa: PLC0415
 
-    click.echo(render(folders, style), nl=False)
+    click.echo(make(folders, style), nl=False)
 
 
 @cli.command("longppl")
@@ -190,16 +193,16 @@ def answers(folders: tuple[str, ...], style: str) -> None:
 )
 @click.option("--beta", type=Number(), default=-2.0, show_default=True, help="Its loss is below minus this.")
 @click.option("--short", type=click.IntRange(min=1), help="The short length; the reference's shortest.")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown or csv.")
+@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     """LongPPL: perplexity on the tokens that need long context, at every length.
 
     Key tokens are those whose loss falls by more than alpha between the reference's short and longest
     length, and ends below -beta.
     """
-    from kerple_eval.reports.tables.longppl import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.longppl import make  # noqa: PLC0415
 
-    click.echo(render(folders, reference, **options), nl=False)
+    click.echo(make(folders, reference, **options), nl=False)
 
 
 @cli.command()
@@ -211,9 +214,9 @@ def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
 
     Models that differ in the training seed alone, and in label by a number at its end, are one scheme.
     """
-    from kerple_eval.reports.tables.compare import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
 
-    click.echo(render(folders, against, **options), nl=False)
+    click.echo(make(folders, against, **options), nl=False)
 
 
 @cli.command()
@@ -221,9 +224,9 @@ def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
 @statistics
 def intervals(folders: tuple[str, ...], **options: Any) -> None:
     """How sure each number is: intervals over documents, spread over seeds, and both pooled."""
-    from kerple_eval.reports.tables.intervals import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.intervals import make  # noqa: PLC0415
 
-    click.echo(render(folders, **options), nl=False)
+    click.echo(make(folders, **options), nl=False)
 
 
 @cli.command()
@@ -299,7 +302,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
     """Write one page that needs nothing else: tables, figures, provenance of every number."""
     from kerple_eval.reports.page import page  # noqa: PLC0415
 
-    for path in page.write(folders, Path(out) if out else None, style, against=against):
+    for path in page.make(folders, Path(out) if out else None, style, against=against):
         click.echo(path)
 
 

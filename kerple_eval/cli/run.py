@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kerple_eval.cli import dry_run as dry
-from kerple_eval.evaluation.ranks import RankLostError, launched
+from kerple_eval.cli.errors import BrokenOffError, is_terminal
+from kerple_eval.evaluation.ranks import RankLostError, launched_rank
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines
-from kerple_eval.evaluation.worker import RunProgress as Report
+from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
-from kerple_eval.reports.tables.answers import render as answers
-from kerple_eval.reports.tables.table import render
+from kerple_eval.reports.tables import answers, table
 from kerple_eval.types import UserError
 
 
 def run(request: RunRequest, *, dry_run: bool = False) -> int:
-    """The exit status: 0 all cells finished, 1 some failed, 130 interrupted."""
-    other = bool(
-        launched()
-    )  # a rank of torchrun's other than 0: it scores what rank 0 says, and says nothing
+    """The exit status: 0 all cells finished, 1 some failed or the run broke off, 130 interrupted."""
+    rank = launched_rank() or 0
     if dry_run:
-        return 0 if other else dry.run(request)
-    if other:
-        run_request(request)
-        return 0
+        return 0 if rank else dry.run(request)
+    try:
+        if rank:  # scores what rank 0 asks for, and prints nothing
+            run_request(request)
+            return 0
+        result = _watched(request)
+    except RankLostError as error:
+        click.echo(f"rank {rank}: {error}; finished cells are kept, the same command goes on", err=True)
+        return 1
+    except KeyboardInterrupt:
+        if not rank:
+            click.echo(
+                f"stopped; finished cells are kept, the same command goes on in {request.out}", err=True
+            )
+        return 130
+    return finish(result)
+
+
+def _watched(request: RunRequest) -> Run:
+    """The run, with a bar on a terminal."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -39,39 +54,32 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
         disable=not console.is_interactive,  # in a pipe or a log an error's line stands alone
     ) as progress:  # fmt: skip
         bar = progress.add_task("run", total=None, cells="preparing", cell="")
+        computed = 0.0
 
-        def show(report: Report) -> None:
-            key = report.key
+        def show(state: RunProgress) -> None:
+            nonlocal computed
+            computed = state.work_done
+            key = state.key
             progress.update(
-                bar, total=report.work, completed=report.work_done,
-                cells=f"{report.cells_done}/{report.cells} cells",
-                cell=f"{key.model} {key.protocol} {key.length}" + ", compiling" * report.compiling,
+                bar, total=state.work, completed=state.work_done,
+                cells=f"{state.cells_done}/{state.cells} cells",
+                cell=f"{key.model} {key.protocol} {key.length}" + ", compiling" * state.compiling,
             )  # fmt: skip
 
         try:
-            result = run_request(request, show)
-        except UserError:
+            return run_request(request, show)
+        except UserError as error:
             progress.live.transient = True  # the error's line stands alone
+            if computed:
+                raise BrokenOffError(f"{error}; finished cells are kept, the same command goes on") from error
             raise
-        except RankLostError as error:
-            progress.stop()
-            console.out(f"a process of this run is gone ({error}); the same command goes on", highlight=False)
-            return 1
-        except KeyboardInterrupt:
-            progress.stop()
-            console.out(
-                f"stopped; finished cells are kept, the same command goes on in {request.out}",
-                highlight=False,
-            )
-            return 130
-    return finish(result)
 
 
 def finish(result: Run) -> int:
     """Print the tables and where things are; 1 where a cell failed."""
     folder = result.folder
     answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
-    shown = answers([folder]) if answered else render([folder], "text", color=sys.stdout.isatty())
+    shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
     print(shown)
     statuses = [cell.summary()["status"] for cell in result.cells()]
     failed = statuses.count("failed")
@@ -84,5 +92,6 @@ def finish(result: Run) -> int:
     if said is not None:
         print(said)
     kind = "depth" if answered else "curve"
-    print(f"figure: kerple-eval plot {folder} --kind {kind} --out {Path(folder) / f'{kind}.png'}")
+    figure = Path(folder) / f"{kind}.png"
+    print("figure: " + shlex.join(["kerple-eval", "plot", str(folder), "--kind", kind, "--out", str(figure)]))
     return 1 if failed else 0

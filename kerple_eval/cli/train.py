@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from kerple_eval.cli.errors import typed_words
+from kerple_eval.cli.errors import BrokenOffError, typed_words
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import scheme_of
@@ -40,11 +41,11 @@ def run(
 ) -> None:  # fmt: skip
     if (task is None) == (not text):
         raise UserError("train needs text: either --task NAME or --text FILE")
-    place = resolve_device(device)
+    resolved = resolve_device(device)
     spec = parse_scheme(scheme)
-    reader: Tokenizer = JsonTokenizer(Path(tokenizer)) if tokenizer else ByteTokenizer()
+    tokeniser: Tokenizer = JsonTokenizer(Path(tokenizer)) if tokenizer else ByteTokenizer()
     model = DecoderConfig(
-        vocab_size=reader.vocab_size, layers=layers, width=width, heads=heads,
+        vocab_size=tokeniser.vocab_size, layers=layers, width=width, heads=heads,
         mlp_width=4 * width, train_length=length, scheme=spec.name,
         scheme_options=dict(spec.options), tie_embeddings=tie_embeddings,
         modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
@@ -55,44 +56,54 @@ def run(
     recipe = Recipe(
         model=model, seed=seed, steps=steps, batch=batch, learning_rate=lr, warmup=warmup,
         weight_decay=weight_decay, beta1=0.9, beta2=0.95, clip=clip,
-        precision=precision_for(precision, place), device=place.type,
+        precision=precision_for(precision, resolved), device=resolved.type,
         threads=threads or torch.get_num_threads(),
     )  # fmt: skip
-    corpus = training_corpus(parse_spec(task) if task else None, text, reader)
+    corpus = training_corpus(parse_spec(task) if task else None, text, tokeniser)
     console = Console(stderr=True)
     record: dict[str, Any] = {"command": list(typed_words())}
     if ngram is not None:
         record["ngram"] = {"order": ngram, "bits_per_byte": _ngram(corpus, ngram)}
     with Progress(
-        TextColumn(f"train {spec}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn(f"train {spec}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
     ) as progress:  # fmt: skip
         bar = progress.add_task("train", total=steps, note="")
 
+        computed = 0
+
         def on_step(step: int, loss: float) -> None:
+            nonlocal computed
+            computed = step
             progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
         def on_report(report: TrainingStep) -> None:
-            progress.console.print(
+            progress.console.out(
                 f"step {report.step}: training {report.train_loss:.4f}, "
                 f"held out {report.held_out_loss:.4f} nats per token "
-                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s"
+                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s",
+                highlight=False,
             )
 
         try:
             result = train(
                 recipe, corpus, Path(out), weights_dtype=DTYPES[store],
-                tokenizer=reader, record=record, on_report=on_report, on_step=on_step,
+                tokenizer=tokeniser, record=record, on_report=on_report, on_step=on_step,
             )  # fmt: skip
+        except UserError as error:
+            if computed:
+                raise BrokenOffError(str(error)) from error
+            raise
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"stopped; the same command goes on from {out}")
+            console.out(f"stopped; the same command goes on from {out}", highlight=False)
             sys.exit(130)
     held_out = result["held_out"]
     bits = held_out["bits_per_byte"]
     figure = f"{bits:.4f} bits per byte" if bits is not None else f"{held_out['nll']:.4f} nats"
     print(f"{out}: held-out {figure} at {length} over {held_out['targets']} targets")
-    print(f"next: kerple-eval run native:{out} --task {task or '...'} --out runs/first")
+    source = ["--task", task] if task else ["--text", text[0]]
+    print("next: " + shlex.join(["kerple-eval", "run", f"native:{out}", *source, "--out", "runs/first"]))
 
 
 def _ngram(corpus: Corpus, order: int) -> float:

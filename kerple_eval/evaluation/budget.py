@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kerple_eval.evaluation.forecast import Pass, pass_seconds
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.pass_time import PassShape, pass_seconds
 from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget
-from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
 
 START, MOST = 4096, 1 << 20
@@ -53,10 +52,10 @@ def measured(model: LanguageModel, longest: int) -> int:
     def attempt(tokens: int) -> Trial | None:
         torch.cuda.reset_peak_memory_stats(model.device)
         budget = Budget(tokens)
-        work = Pass(max(1, tokens // length), length, length)
+        shape = PassShape(max(1, tokens // length), length, length)
         try:
-            pass_seconds(model, work, budget)  # warms up: compiles, fills the allocator
-            seconds = pass_seconds(model, work, budget)
+            pass_seconds(model, shape, budget)  # warms up: compiles, fills the allocator
+            seconds = pass_seconds(model, shape, budget)
         except torch.OutOfMemoryError:
             return None
         if budget.tokens < tokens:
@@ -72,7 +71,7 @@ class RunBudget:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.pass_ = Budget(TOKENS_PER_PASS[run.specification["device"]])
+        self.pass_ = Budget(TOKENS_PER_PASS[run.specification.device])
         self.settled = False
 
     def settle(self, model: LanguageModel, longest: int) -> None:
@@ -80,18 +79,18 @@ class RunBudget:
         if self.settled or model.device.type != "cuda":
             return
         self.settled = True
-        kept = self.run.provenance.get("tokens_per_pass")
+        kept = self.run.provenance.tokens_per_pass
         self.pass_.tokens = kept or measured(model, longest)
         self._write()
 
-    def keep(self, cell: Cell) -> None:
-        """Where memory ran out the cell says at which budget, and the run keeps the smaller one."""
-        kept = self.run.provenance.get("tokens_per_pass", TOKENS_PER_PASS[self.run.specification["device"]])
-        if self.pass_.tokens < kept:
-            cell.header.update(tokens_per_pass=self.pass_.tokens, out_of_memory_at=kept)
-            self._write()
+    def keep(self) -> int | None:
+        """After a cell: the budget that did not fit, where memory ran out; the run then keeps the smaller."""
+        kept = self.run.provenance.tokens_per_pass or TOKENS_PER_PASS[self.run.specification.device]
+        if self.pass_.tokens >= kept:
+            return None
+        self._write()
+        return kept
 
     def _write(self) -> None:
-        if self.run.provenance.get("tokens_per_pass") != self.pass_.tokens:
-            self.run.provenance["tokens_per_pass"] = self.pass_.tokens
-            self.run.write_specification()
+        if self.run.provenance.tokens_per_pass != self.pass_.tokens:
+            self.run.update_provenance(tokens_per_pass=self.pass_.tokens)

@@ -1,11 +1,6 @@
 """What a run will take, before it is spent: cells, windows, work, memory and, from a few passes, time.
 
-Work counts the multiplications and additions of matrix products: of a pass over B windows of N tokens of
-which R rows are scored,
-
-    linear     2 B (p (N (l - 1) + R) + kv N)      p, kv: a layer's weights that all rows, or keys alone, need
-    attention  2 B h (N^2 (l - 1) + 2 N R - R^2)    h = heads x head dim; causal, so half of N x N
-    head       2 B W V R
+Work is counted as in :mod:`kerple_eval.models.pass_time`.
 
 Time is measured on the device: a few shapes of pass are run once to warm up and once on the clock, and the
 others follow from a non-negative least-squares fit of a constant, linear and attention work (SciPy's
@@ -18,30 +13,21 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.worklist import Work, before, worklist
-from kerple_eval.models.base import Description, LanguageModel
 from kerple_eval.models.footprint import window_bytes
-from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget, batches, score
+from kerple_eval.models.pass_time import PassShape, pass_seconds, pass_work
+from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget, batches
 from kerple_eval.records.cell import Cell
-from kerple_eval.types import CellKey, Window
+from kerple_eval.records.header import DocumentRecord, FinishedHeader
+from kerple_eval.types import CellKey
 
 SHAPES = 5  # passes on the clock for each model
 DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapolated
-
-
-class Pass(NamedTuple):
-    """The shape of a forward pass: windows, tokens and scored rows of each."""
-
-    batch: int
-    inputs: int
-    rows: int
 
 
 @dataclass
@@ -56,24 +42,7 @@ class Forecast:
     work: float = 0.0
     memory: int = 0
     seconds: float = 0.0
-    passes: Counter[Pass] = field(default_factory=Counter)
-
-
-def work_of(shape: Pass, description: Description) -> tuple[float, float]:
-    """(linear and head, attention) FLOPs of a pass."""
-    s, v = description.shape, description.vocab_size
-    batch, n, rows = shape
-    hidden = s.heads * s.head_dim
-    keys = 2 * s.width * s.kv_heads * s.head_dim
-    plain = 2 * s.width * hidden + keys + 2 * s.width * s.mlp_width
-    body = description.parameters - s.width * v
-    if body - s.width * v >= 0.95 * s.layers * plain:  # a head apart from the embedding
-        body -= s.width * v
-    rest = max(plain, body / s.layers) - keys  # more where the MLP is gated
-    linear = 2.0 * batch * ((rest + keys) * n * (s.layers - 1) + rest * rows + keys * n)
-    head = 2.0 * batch * s.width * v * rows
-    attention = 2.0 * batch * hidden * (n**2 * (s.layers - 1) + 2 * n * rows - rows**2)
-    return linear + head, attention
+    passes: Counter[PassShape] = field(default_factory=Counter)
 
 
 def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | None = None) -> list[Forecast]:
@@ -107,9 +76,9 @@ def _planned(
         entry.served += len(served)
         for members in batches(windows, budget.tokens, lead):
             window = windows[members[0]][1]
-            entry.passes[Pass(len(members), window.inputs + lead, window.targets)] += 1
+            entry.passes[PassShape(len(members), window.inputs + lead, window.targets)] += 1
             longest = max(longest, window.inputs + lead)
-    entry.work = sum(sum(work_of(p, model.description)) * n for p, n in entry.passes.items())
+    entry.work = sum(sum(pass_work(p, model.description)) * n for p, n in entry.passes.items())
     if longest:
         entry.memory = window_bytes(model.description, longest, plan.dtype.itemsize, plan.device.type)
     return entry
@@ -124,9 +93,21 @@ def _served(task: Work, every: Sequence[Work]) -> set[int]:
 
 def _as_if(task: Work) -> Cell:
     """A cell as it will be, without losses: for asking what it will serve."""
+    about = task.model.description
     return Cell(
         key=task.key,
-        header={"documents": [{"sha256": h} for h in task.cell.hashes]},
+        header=FinishedHeader(
+            scheme=about.scheme,
+            seed=about.seed,
+            train_length=about.train_length,
+            dtype="",
+            device="",
+            first_token=task.reading.marker,
+            documents=tuple(
+                DocumentRecord(d.name, len(d), h)
+                for d, h in zip(task.documents, task.cell.hashes, strict=True)
+            ),
+        ),
         document=np.array([d for d, _ in task.windows], dtype=np.int64),
         windows=[w for _, w in task.windows],
         losses=[np.empty(0, dtype=np.float32)] * len(task.windows),
@@ -134,13 +115,13 @@ def _as_if(task: Work) -> Cell:
     )
 
 
-def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass], budget: Budget) -> float:
+def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[PassShape], budget: Budget) -> float:
     """Seconds of all passes, loading the model included."""
     began = time.monotonic()
     loaded = model.checkpoint.load(plan.device, plan.dtype)
     loading = time.monotonic() - began
-    work = {shape: work_of(shape, model.description) for shape in passes}
-    timed: dict[Pass, float] = {}
+    work = {shape: pass_work(shape, model.description) for shape in passes}
+    timed: dict[PassShape, float] = {}
     for shape in _chosen(passes, work):
         if timed and _predicted(shape, work, timed) > DEAREST:
             break
@@ -152,7 +133,7 @@ def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[Pass], budget:
     )
 
 
-def _chosen(passes: Counter[Pass], work: dict[Pass, tuple[float, float]]) -> list[Pass]:
+def _chosen(passes: Counter[PassShape], work: dict[PassShape, tuple[float, float]]) -> list[PassShape]:
     """Some shapes from the cheapest to the dearest, the costliest in total among them."""
     order = sorted(passes, key=lambda shape: sum(work[shape]))
     dominant = max(order, key=lambda shape: passes[shape] * sum(work[shape]))
@@ -162,7 +143,7 @@ def _chosen(passes: Counter[Pass], work: dict[Pass, tuple[float, float]]) -> lis
 
 
 def _predicted(
-    shape: Pass, work: dict[Pass, tuple[float, float]], timed: dict[Pass, float]
+    shape: PassShape, work: dict[PassShape, tuple[float, float]], timed: dict[PassShape, float]
 ) -> float:  # fmt: skip
     """Seconds by the fit of constant, linear and attention work, each weighed by its own time."""
     from scipy.optimize import nnls  # noqa: PLC0415
@@ -173,15 +154,3 @@ def _predicted(
     solved, _ = nnls(rows / seconds[:, None], np.ones(len(seconds)))
     wanted = [1.0, work[shape][0] / unit[0], work[shape][1] / unit[1]]
     return float(np.dot(solved, wanted))
-
-
-def pass_seconds(model: LanguageModel, shape: Pass, budget: Budget | None = None) -> float:
-    """Seconds of one pass over made-up tokens, losses brought back."""
-    ids = np.zeros(shape.inputs + 1, dtype=np.int64)
-    window = Window(0, shape.inputs, shape.inputs - shape.rows + 1)
-    began = time.monotonic()
-    for _ in score(model, [ids], [(0, window)] * shape.batch, budget=budget):
-        pass
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic() - began

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from kerple_eval.data.texts import TokenizedText
 from kerple_eval.evaluation.stopping_plan import StoppingPlan
 from kerple_eval.models.base import Checkpoint, Description
 from kerple_eval.protocols.base import Protocol
+from kerple_eval.records.specification import ModelRecord, Provenance, RunSpecification
 from kerple_eval.types import CellKey, Window
 
 
@@ -81,11 +81,13 @@ class PlannedModel:
     cells: dict[tuple[str, str, int], CellPlan]  # by text name, protocol and length
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> ModelRecord:
         """What ``run.json`` says of it."""
-        said = ("format", "scheme", "seed", "train_length", "parameters", "weights_sha256")
-        facts = {name: getattr(self.description, name) for name in said}
-        return {"label": self.label, **facts, **self.description.details}
+        about = self.description
+        return ModelRecord(
+            self.label, about.format, about.scheme, about.seed, about.train_length, about.parameters,
+            about.weights_sha256, about.details,
+        )  # fmt: skip
 
 
 @dataclass
@@ -94,8 +96,8 @@ class RunPlan:
     protocols: list[ProtocolPlan]
     device: torch.device
     dtype: torch.dtype
-    specification: dict[str, Any]
-    provenance: dict[str, Any]
+    specification: RunSpecification
+    provenance: Provenance
     precision: StoppingPlan | None = None
 
     @property

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from kerple_eval.data.first_tokens import tokenize_by_rules
-from kerple_eval.data.synthetic.texts import is_made, made_text
+from kerple_eval.data.opening import own_text, own_tokens, task_text
+from kerple_eval.data.synthetic.texts import is_synthetic, synthetic_text
 from kerple_eval.data.texts import (
     DocumentSelection,
     TextSource,
     TokenizedText,
     check_vocabulary,
-    own_text,
-    own_tokens,
-    task_text,
     tokens_hash,
 )
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.evaluation.checks import (
     check_bos,
     check_precision,
@@ -34,6 +33,8 @@ from kerple_eval.models.devices import DTYPES, resolve_device
 from kerple_eval.models.open import label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
+from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
@@ -87,56 +88,75 @@ def make_plan(request: RunRequest) -> RunPlan:
     choice = DocumentSelection(
         longest, request.documents, request.keep_short, request.max_tokens, request.seed, draws
     )
-    readers = {
-        label: (label, checkpoint.tokenizer, description.vocab_size)
+    readers = [
+        ModelTokens(label, checkpoint.tokenizer, description.vocab_size)
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
-    }
+    ]
     rules = [plan.protocol.first_token for plan in plans if plan.protocol.first_token]
     prepared = {t.name: tokenize_by_rules(t, readers, choice, rules) for t in texts}
     planned = [
-        PlannedModel(label, checkpoint, description, {n: by[label] for n, by in prepared.items()}, {})
+        PlannedModel(label, checkpoint, description, {n: p.by_model[label] for n, p in prepared.items()}, {})
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
     ]
-    seeds = {} if draws else {t.name: int(t.record["selection"]["seed"]) for t in texts}
-    base = {text: {label: found.base for label, found in by.items()} for text, by in prepared.items()}
+    selections = {name: p.record.selection for name, p in prepared.items()}
+    seeds = {name: s.seed for name, s in selections.items() if s is not None and s.seed is not None}
+    base = {name: {label: m.base for label, m in p.by_model.items()} for name, p in prepared.items()}
     looks = plan_looks(request.precision, request.against, base, seeds, labels)
-    _plan_cells(planned, plans, {t.name: t.record for t in texts})
-    specification = {  # what was asked comes first, so that a refusal names it before what follows from it
-        "keep_short": request.keep_short,
-        "max_tokens": request.max_tokens,
-        "device": device.type,
-        "dtype": request.dtype,
-        **({} if request.attention == "auto" else {"attention": request.attention}),
-        **({} if looks is None else {"precision": looks.record}),
-        "protocols": [_protocol_record(plan, planned) for plan in plans],
-        "models": [model.record for model in planned],
-        "tasks": [t.record for t in texts],
-    }
-    provenance = {
-        "models": {m: s.text for m, s in zip(labels, specs, strict=True)},
-        "text_files": list(request.text),
-        "tokens_files": list(request.tokens),
-    }
+    _plan_cells(planned, plans)
+    specification = RunSpecification(
+        keep_short=request.keep_short,
+        max_tokens=request.max_tokens,
+        device=device.type,
+        dtype=request.dtype,
+        attention=None if request.attention == "auto" else request.attention,
+        precision=None if looks is None else looks.record,
+        protocols=tuple(_protocol_record(plan, planned) for plan in plans),
+        models=tuple(model.record for model in planned),
+        tasks=tuple(
+            replace(p.record, drawn_sha256=_drawn_hashes(name, planned, plans))
+            for name, p in prepared.items()
+        ),
+    )
+    provenance = Provenance(
+        models={label: spec.text for label, spec in zip(labels, specs, strict=True)},
+        text_files=request.text,
+        tokens_files=request.tokens,
+        sessions=(),
+    )
     return RunPlan(planned, plans, device, dtype, specification, provenance, looks)
 
 
-def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> dict[str, Any]:
-    """What ``run.json`` says of a protocol, with a reduction or a first-token rule of its own."""
-    longest = plan.longest if plan.protocol.depends_on_longest else None
-    record: dict[str, Any] = {"protocol": plan.name, "lengths": list(plan.lengths), "longest": longest}
-    if plan.protocol.reduction != Protocol.reduction:
-        record["reduction"] = plan.protocol.reduction
-    if rule := plan.protocol.first_token:
-        record["first_token"] = {
-            text: {m.label: m.texts[text].of(rule).marker for m in models} for text in models[0].texts
-        }
-    return record
+def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> ProtocolRecord:
+    """What ``run.json`` says of a protocol, with the reduction or first-token rule that it brings."""
+    rule = plan.protocol.first_token
+    first_token = {text: {m.label: m.texts[text].of(rule).marker for m in models} for text in models[0].texts}
+    return ProtocolRecord(
+        plan.name,
+        plan.lengths,
+        plan.longest if plan.protocol.depends_on_longest else None,
+        reduction=None if plan.protocol.reduction == Protocol.reduction else plan.protocol.reduction,
+        first_token=first_token if rule else None,
+    )
+
+
+def _drawn_hashes(
+    text: str, models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]
+) -> dict[str, dict[str, str]] | None:
+    """Protocol -> length -> hash of the tokens it draws of token ids used as given; None where none does."""
+    hashes: dict[str, dict[str, str]] = {}
+    for plan in plans:
+        if plan.protocol.draws_samples and models[0].texts[text].of(plan.protocol.first_token).given:
+            cells = {length: models[0].cells[text, plan.name, length] for length in plan.lengths}
+            hashes[plan.name] = {str(n): tokens_hash(cell.documents) for n, cell in cells.items()}
+    return hashes or None
 
 
 def _texts(request: RunRequest) -> list[TextSource]:
     bos = request.bos
     texts = [
-        made_text(spec, bos, request.lengths, request.seed) if is_made(spec) else task_text(spec, bos)
+        synthetic_text(spec, bos, request.lengths, request.seed)
+        if is_synthetic(spec)
+        else task_text(spec, bos)
         for spec in map(parse_spec, request.tasks)
     ]
     texts += [own_text(request.text, bos)] if request.text else []
@@ -144,12 +164,12 @@ def _texts(request: RunRequest) -> list[TextSource]:
     if not texts:
         raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
     _refuse_repeats([t.name for t in texts], "task")
+    for text in texts:
+        check_label(text.name, "task name", "name its file otherwise")
     return texts
 
 
-def _plan_cells(
-    models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan], records: dict[str, dict[str, Any]]
-) -> None:
+def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -> None:
     """Every cell of every model; models that read a text alike share its cells. Refuses empty ones."""
     made: dict[tuple[TokenizedText, str, int], CellPlan] = {}
     for model in models:
@@ -176,9 +196,6 @@ def _plan_cells(
                         )
                     if plan.protocol.draws_samples:
                         check_vocabulary(cell.documents, model.label, model.description.vocab_size)
-                        if reading.given:
-                            drawn = records[text].setdefault("drawn_sha256", {}).setdefault(plan.name, {})
-                            drawn[str(length)] = tokens_hash(cell.documents)
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:

@@ -1,17 +1,21 @@
 """Several processes on one run: ``torchrun --nproc-per-node N -m kerple_eval run ...``.
 
-Rank 0 does what a run alone does (plans, writes cells, talks) but for scoring: it tells the others which
-model to load and which windows to score, every rank takes whole batches r, r + W, r + 2 W, ... of the
-same list, and rank 0 puts the losses together. Batches do not depend on how many share them, so neither do
-losses (on CPU to the bit, with the same threads a rank); no window is padded or scored twice.
+Rank 0 does what a run in a single process does (it plans, writes cells and reports progress), except for
+the forward passes. It tells the other ranks which model to load and which windows to score; rank r of W
+scores the batches r, r + W, r + 2 W, ... of the same list, and rank 0 puts the losses together. Batches do
+not depend on the number of ranks, so neither do the losses (on the CPU to the bit, with the same number of
+threads a rank); no window is padded or scored twice.
 
-Control and losses travel through gloo, also between GPUs: a few bytes a target. On CUDA each rank takes
-the card of its local rank.
+Requests and losses travel through gloo, also between GPUs: a few bytes a target. A script that has
+initialised ``torch.distributed`` keeps its own process group as it is; the ranks of a run then talk in a
+gloo group of their own beside it.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,39 +30,34 @@ from numpy.typing import NDArray
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import DTYPES, resolve_device
 from kerple_eval.models.open import open_model, parse_model
-from kerple_eval.models.scoring import Batch, Budget, NotFiniteError, score
+from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
-PATIENCE = timedelta(days=2)  # a rank may wait that long for the others' share of a cell
-_KINDS: dict[str, type[Exception]] = {
-    e.__name__: e
-    for e in (
-        UserError,
-        NotFiniteError,
-        ArithmeticError,
-        MemoryError,
-        torch.OutOfMemoryError,
-        RuntimeError,
-    )
-}
+TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' batches of a cell
 
 
 class RankLostError(Exception):
-    """Another rank is gone: the run stops, and the same command goes on."""
+    """Another rank has ended: the run stops, and the same command goes on from its finished cells."""
+
+    def __str__(self) -> str:
+        return "another process of this run has ended or cannot be reached"
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is to be scored, as ``scoring.score`` takes it."""
+    """The windows to score, in the form that :func:`kerple_eval.models.scoring.score` reads.
+
+    ``windows``: pairs of a document's index and a window; ``bos``: the first-token marker before each
+    window, or None; ``hits``: whether to return beside each loss whether the target was the argmax.
+    """
 
     documents: Sequence[NDArray[np.int64]]
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
 
-    def scored(
-        self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[Batch]:
+    def run(self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Losses batch by batch; ``share`` (r, W): the batches r, r + W, r + 2 W, ... only."""
         return score(
             model, self.documents, self.windows,
             bos=self.bos, hits=self.hits, share=share, budget=budget,
@@ -66,129 +65,185 @@ class ScoreRequest:
 
 
 class SingleProcess:
-    """One process: loads and scores itself."""
+    """One process: it loads and scores by itself."""
 
+    rank = 0
     size = 1
 
     def load(
-        self, checkpoint: Checkpoint, text: str, device: torch.device, dtype: torch.dtype
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
     ) -> LanguageModel:
+        """The model of a checkpoint that MODEL ``argument`` names."""
         return checkpoint.load(device, dtype)
 
-    def score(self, model: LanguageModel, asked: ScoreRequest, budget: Budget) -> Iterator[Batch]:
-        return asked.scored(model, budget)
+    def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
+        return request.run(model, budget)
 
-    def release(self) -> None:
-        """Nobody to dismiss."""
+    def release(self, result: Any = None, error: BaseException | None = None) -> None:
+        """End the run on every rank: the others return ``result``, or raise ``error``."""
 
 
-@dataclass
 class RankGroup(SingleProcess):
-    """The ranks of a torchrun, seen from one of them."""
+    """Several ranks, seen from one of them: rank 0 loads and scores, the others run the worker loop.
 
-    rank: int
-    size: int
+    ``group``: the gloo group that they talk in; None is the default group. ``owns_default``: whether this
+    object initialised the default group, which ``release`` then destroys.
+    """
+
+    def __init__(
+        self, rank: int, size: int, group: dist.ProcessGroup | None = None, *, owns_default: bool = False
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.group = group
+        self.owns_default = owns_default
+        self.device_before: int | None = None  # the CUDA device that was current
 
     @classmethod
-    def join(cls) -> RankGroup:
+    def beside(cls) -> RankGroup:
+        """The ranks of a script that has initialised ``torch.distributed``; every one must call this."""
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        return cls(dist.get_rank(), dist.get_world_size(), group)
+
+    @classmethod
+    def start(cls) -> RankGroup:
+        """The ranks that torchrun started; on CUDA each rank uses the card of its local rank."""
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        ranks = cls(dist.get_rank(), dist.get_world_size(), owns_default=True)
         if torch.cuda.is_available():
+            ranks.device_before = torch.cuda.current_device()
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        dist.init_process_group("gloo", timeout=PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size())
+        return ranks
 
     def load(
-        self, checkpoint: Checkpoint, text: str, device: torch.device, dtype: torch.dtype
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
     ) -> LanguageModel:
-        self._tell(("load", text))
-        model, error = _tried(partial(checkpoint.load, device, dtype))
+        self._broadcast(("load", argument))
+        model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
         return model
 
-    def score(self, model: LanguageModel, asked: ScoreRequest, budget: Budget) -> Iterator[Batch]:
-        self._tell(("score", (asked, budget.tokens)))
+    def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
+        self._broadcast(("score", (request, budget.tokens)))
         error = None
         try:
-            yield from asked.scored(model, budget, (self.rank, self.size))
-        except tuple(_KINDS.values()) as problem:
-            error = _named(problem)
-        for part, tokens in self._gather(error)[1:]:
+            yield from request.run(model, budget, (self.rank, self.size))
+        except Exception as problem:
+            error = self._portable(problem)
+        for batches, tokens in self._gather(error)[1:]:
             budget.tokens = min(budget.tokens, tokens)
-            yield from part
+            yield from batches
 
-    def release(self) -> None:
-        """Rank 0 has nothing more to do; the others may go."""
-        self._tell(("stop", None))
-        dist.destroy_process_group()
-
-    def run_worker_loop(self, device: str, dtype: str, way: str) -> None:
-        """What every rank but 0 does until it is dismissed; what is asked for is checked by rank 0."""
-        model: LanguageModel | None = None
-        while True:
-            order, what = self._tell(None)
-            error, result = None, None
-            if order == "stop":
-                dist.destroy_process_group()
-                return
-            if order == "load":
-                model = None  # the last one's memory goes first
-                model, error = _tried(partial(_loaded, what, device, dtype, way))
-            else:
-                assert model is not None
-                result, error = _tried(partial(self._share, model, *what))
-            self._gather(error, result)
-
-    def _share(self, model: LanguageModel, asked: ScoreRequest, tokens: int) -> tuple[list[Batch], int]:
-        """This rank's passes, and the tokens of one that fitted."""
-        budget = Budget(tokens)
-        return list(asked.scored(model, budget, (self.rank, self.size))), budget.tokens
-
-    def _tell(self, order: tuple[str, Any] | None) -> Any:
-        box = [order]
+    def release(self, result: Any = None, error: BaseException | None = None) -> None:
         try:
-            dist.broadcast_object_list(box, src=0)
-        except RuntimeError as error:
-            raise RankLostError(str(error)) from None
+            if error is None or isinstance(error, UserError):
+                self._broadcast(("stop", (result, error)))
+        except RankLostError:
+            if error is None:
+                raise
+        finally:  # after any other error the others may be in the middle of a cell: the group ends for them
+            self._leave()
+
+    def run_worker_loop(self, device: str, dtype: str, attention: str) -> Any:
+        """What every rank but 0 does: load and score what rank 0 asks for, until it releases the others.
+
+        Returns:
+            What rank 0 releases the others with.
+
+        Raises:
+            UserError: rank 0 refused the request; every rank raises the same.
+            RankLostError: another rank has ended.
+        """
+        model: LanguageModel | None = None
+        try:
+            while True:
+                action, argument = self._broadcast(None)
+                error, result = None, None
+                if action == "stop":
+                    returned, refusal = argument
+                    if refusal is not None:
+                        raise refusal
+                    return returned
+                if action == "load":
+                    model = None  # free the last model's memory before the next is loaded
+                    model, error = self._attempt(partial(_load, argument, device, dtype, attention))
+                else:
+                    assert model is not None
+                    result, error = self._attempt(partial(self._score_share, model, *argument))
+                self._gather(error, result)
+        finally:
+            self._leave()
+
+    def _score_share(
+        self, model: LanguageModel, request: ScoreRequest, tokens: int
+    ) -> tuple[list[Batch], int]:
+        """This rank's batches, and the number of tokens of a pass that fitted in memory."""
+        budget = Budget(tokens)
+        return list(request.run(model, budget, (self.rank, self.size))), budget.tokens
+
+    def _broadcast(self, message: tuple[str, Any] | None) -> Any:
+        """Rank 0's message, on every rank."""
+        box = [message]
+        try:
+            dist.broadcast_object_list(box, src=0, group=self.group)
+        except RuntimeError as problem:
+            raise RankLostError from problem
         return box[0]
 
-    def _gather(self, error: tuple[str, str] | None, result: Any = None) -> list[Any]:
-        """Everyone's results at rank 0; the first error of any rank is raised there."""
+    def _gather(self, error: Exception | None, result: Any = None) -> list[Any]:
+        """Every rank's result, at rank 0; the first error of any rank is raised there."""
         boxes: list[Any] | None = [None] * self.size if self.rank == 0 else None
         try:
-            dist.gather_object((error, result), boxes)
+            dist.gather_object((error, result), boxes, dst=0, group=self.group)
         except RuntimeError as problem:
-            raise RankLostError(str(problem)) from None
-        if boxes is None:
-            return []
-        for found, _ in boxes:
-            if found is not None:
-                raise _KINDS.get(found[0], RuntimeError)(found[1])
-        return [part for _, part in boxes]
+            raise RankLostError from problem
+        for other, _ in boxes or ():
+            if other is not None:
+                raise other
+        return [result for _, result in boxes or ()]
+
+    def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        """A result or an error, for rank 0 to raise."""
+        try:
+            return work(), None
+        except Exception as problem:
+            return None, self._portable(problem)
+
+    def _portable(self, error: Exception) -> Exception:
+        """The error in a form that another rank can raise, with this rank's traceback as a note."""
+        note = f"on rank {self.rank}:\n" + "".join(traceback.format_exception(error))
+        try:
+            error = pickle.loads(pickle.dumps(error))
+        except Exception:  # a class that cannot be pickled, or not be made again
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        error.add_note(note)
+        return error
+
+    def _leave(self) -> None:
+        """Leave ``torch.distributed`` and the current CUDA device as they were."""
+        if self.owns_default:
+            dist.destroy_process_group()
+        elif self.group is not None:
+            dist.destroy_process_group(self.group)
+        if self.device_before is not None:
+            torch.cuda.set_device(self.device_before)
 
 
-def _loaded(text: str, device: str, dtype: str, way: str) -> LanguageModel:
-    checkpoint, place = open_model(parse_model(text)), resolve_device(device)
-    checkpoint.set_attention(way, place, DTYPES[dtype])
-    return checkpoint.load(place, DTYPES[dtype])
+def _load(argument: str, device_name: str, dtype: str, attention: str) -> LanguageModel:
+    checkpoint, device = open_model(parse_model(argument)), resolve_device(device_name)
+    checkpoint.set_attention(attention, device, DTYPES[dtype])
+    return checkpoint.load(device, DTYPES[dtype])
 
 
-def _tried(work: Callable[[], Any]) -> tuple[Any, tuple[str, str] | None]:
-    try:
-        return work(), None
-    except tuple(_KINDS.values()) as problem:
-        return None, _named(problem)
-
-
-def _named(problem: BaseException) -> tuple[str, str]:
-    return type(problem).__name__, str(problem)
-
-
-def launched() -> int | None:
+def launched_rank() -> int | None:
     """This process's rank where torchrun started several; a cluster's own RANK alone means nothing."""
     several = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     return int(os.environ["RANK"]) if several else None
 
 
-def join_ranks() -> SingleProcess | RankGroup:
-    """The join_ranks of this process."""
-    return SingleProcess() if launched() is None else RankGroup.join()
+def join_ranks() -> SingleProcess:
+    """The ranks that share this process's run: a script's own group, torchrun's, or this process alone."""
+    if dist.is_available() and dist.is_initialized():
+        return RankGroup.beside() if dist.get_world_size() > 1 else SingleProcess()
+    return SingleProcess() if launched_rank() is None else RankGroup.start()

@@ -73,7 +73,7 @@ def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | No
         cell = read(source.key)
         if cell is None:
             continue
-        hashes = [str(entry["sha256"]) for entry in cell.header["documents"]]
+        hashes = [document.sha256 for document in cell.header.documents]
         held = [(hashes[d], w) for d, w in zip(cell.document.tolist(), cell.windows, strict=True)]
         rows = _serving(task.windows, wanted, held, invariant)
         for index, row in rows.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -15,8 +16,10 @@ from kerple_eval.evaluation.ranks import RankGroup, SingleProcess, join_ranks
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.worker import RunProgress, Worker
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.specification import RunSpecification, Session
 from kerple_eval.support.differences import differences
 from kerple_eval.support.files import locked
+from kerple_eval.support.typed_json import to_json
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import UserError
 
@@ -25,27 +28,28 @@ def run_request(
     request: RunRequest, on_progress: Callable[[RunProgress], None] = lambda progress: None
 ) -> Run:
     """Score what a request asks for, into its folder; see :func:`kerple_eval.evaluate`."""
-    team = join_ranks()
-    if isinstance(team, RankGroup) and team.rank:
-        team.run_worker_loop(request.device, request.dtype, request.attention)
-        if not (request.out / "run.json").is_file():
-            sys.exit(0)  # refused before it began: rank 0 says why
-        return open_run(request.out)
+    ranks = join_ranks()
+    if isinstance(ranks, RankGroup) and ranks.rank:
+        shared: Run = ranks.run_worker_loop(request.device, request.dtype, request.attention)
+        return shared
     try:
-        return _run(request, make_plan(request), on_progress, team)
-    finally:
-        team.release()
+        run = _run(request, make_plan(request), on_progress, ranks)
+    except BaseException as error:
+        ranks.release(error=error)
+        raise
+    ranks.release(run)
+    return run
 
 
 def _run(
-    request: RunRequest, plan: RunPlan, on_progress: Callable[[RunProgress], None], team: SingleProcess
+    request: RunRequest, plan: RunPlan, on_progress: Callable[[RunProgress], None], ranks: SingleProcess
 ) -> Run:
     folder = request.out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
-        run = _open_or_start(request, plan, team.size)
-        worker = Worker(run, plan, on_progress, team)  # reads every finished cell, so refuses a damaged one
+        run = _open_or_start(request, plan, ranks.size)
+        worker = Worker(run, plan, on_progress, ranks)  # reads every finished cell, so refuses a damaged one
         run.write_specification()
         worker.work()
     return run
@@ -53,35 +57,39 @@ def _run(
 
 def _open_or_start(request: RunRequest, plan: RunPlan, ranks: int) -> Run:
     folder = request.out
-    session = {
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(request.command),
-        **({"from_python": True} if request.from_python else {}),
-        "kerple_eval": VERSION,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        **({"ranks": ranks} if ranks > 1 else {}),
-        **_transformers(),
-        "device": torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
-    }
-    if (folder / "run.json").exists():
-        run = open_run(folder)
-        different = differences(run.specification, plan.specification)
-        if different:
-            more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-            raise UserError(
-                f"{folder}: holds a run with another specification: {different[0]}{more}; "
-                "choose another --out"
-            )
-        run.provenance["sessions"].append(session)
-    else:
-        run = Run(folder, plan.specification, {**plan.provenance, "sessions": [session]})
+    session = Session(
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        from_python=True if request.from_python else None,
+        kerple_eval=VERSION,
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        threads=torch.get_num_threads(),
+        ranks=ranks if ranks > 1 else None,
+        transformers=_transformers(),
+        device=torch.cuda.get_device_name() if plan.device.type == "cuda" else platform.machine(),
+    )
+    if not (folder / "run.json").exists():
+        return Run(folder, plan.specification, replace(plan.provenance, sessions=(session,)))
+    run = open_run(folder)
+    refuse_another(run, plan.specification)
+    run.provenance = replace(run.provenance, sessions=(*run.provenance.sessions, session))
     return run
 
 
-def _transformers() -> dict[str, str]:
+def refuse_another(run: Run, specification: RunSpecification) -> None:
+    """Refuse to go on into a run that was asked for otherwise."""
+    different = differences(to_json(run.specification), to_json(specification))
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise UserError(
+            f"{run.folder}: holds a run with another specification: {different[0].describe()}{more}; "
+            "choose another --out"
+        )
+
+
+def _transformers() -> str | None:
     """Its version where a model of this run needed it: numbers may differ between releases."""
     module = sys.modules.get("transformers")
-    return {} if module is None else {"transformers": str(module.__version__)}
+    return None if module is None else str(module.__version__)

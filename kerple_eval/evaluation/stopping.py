@@ -17,8 +17,9 @@ from typing import Any
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.stopping_plan import StoppingPlan
 from kerple_eval.records.cell import Cell
+from kerple_eval.records.header import LookRecord
 from kerple_eval.stats.documents import DocumentSums, document_sums
-from kerple_eval.stats.looks import Look, look, look_level
+from kerple_eval.stats.looks import LEVEL, Look, look, look_level
 from kerple_eval.support.files import write_atomically
 from kerple_eval.types import CellKey, UserError
 
@@ -50,13 +51,10 @@ class StoppingState:
             return False
         return key not in self.sums or not names <= set(self.sums[key].names)
 
-    def header(self, text: str, documents: int) -> dict[str, Any]:
+    def header(self, text: str, documents: int) -> LookRecord:
         """For a cell's header: at which look it stands, of which budget, and what more waits for."""
-        return {
-            "documents": documents,
-            "of": max(self.precision.looks[text]),
-            "until": {"share": self.precision.share, "against": self.precision.against},
-        }
+        until = {"share": self.precision.share, "against": self.precision.against}
+        return LookRecord(documents, max(self.precision.looks[text]), until)
 
     def rounds(self) -> Iterator[dict[str, frozenset[str]]]:
         """Text -> documents every cell of it must hold next; the caller scores them before the next."""
@@ -98,7 +96,9 @@ class StoppingState:
 
     def write(self, folder: Path) -> None:
         content = {
-            **{k: v for k, v in self.precision.record.items() if k != "looks"},
+            "share": self.precision.share,
+            "against": self.precision.against,
+            "level": LEVEL,
             "tasks": {text: self._record(text) for text in self.reasons},
         }
         write_atomically(folder / FILE, json.dumps(content, indent=2).encode() + b"\n")

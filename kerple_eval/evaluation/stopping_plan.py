@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kerple_eval.data.documents import choose
 from kerple_eval.data.texts import TokenizedText
+from kerple_eval.records.specification import PrecisionRecord
 from kerple_eval.stats.looks import LEVEL, parse_precision, schedule
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
@@ -27,14 +27,10 @@ class StoppingPlan:
     looks: dict[str, dict[int, frozenset[str]]]
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> PrecisionRecord:
         """For the run's specification."""
-        return {
-            "share": self.share,
-            "against": self.against,
-            "level": LEVEL,
-            "looks": {text: list(looks) for text, looks in self.looks.items()},
-        }
+        looks = {text: tuple(by_number) for text, by_number in self.looks.items()}
+        return PrecisionRecord(self.share, self.against, LEVEL, looks)
 
 
 def plan_looks(

@@ -23,6 +23,7 @@ from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.scoring import batches
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.records.cell import Cell, FailedCell, read_cell, write_cell, write_failure
+from kerple_eval.records.header import CellHeader, DocumentRecord, FinishedHeader
 from kerple_eval.records.run import Run, write_summary
 from kerple_eval.types import CellKey, UserError, Window
 
@@ -88,7 +89,7 @@ class Worker:
         try:
             if self.loaded is not task.model:
                 self.model = None  # the last model's memory goes before the next is loaded
-                text = self.plan.provenance["models"][task.model.label]
+                text = self.plan.provenance.models[task.model.label]
                 self.model = self.team.load(task.model.checkpoint, text, self.plan.device, self.plan.dtype)
                 self.loaded = task.model
                 self.budget.settle(self.model, self.plan.longest)
@@ -97,22 +98,30 @@ class Worker:
             losses, source = self._losses(task, self.model, earlier)
         except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            failure = FailedCell(task.key, self._header(task), f"{type(error).__name__}: {reason}")
+            failure = FailedCell(
+                task.key, CellHeader(**self._facts(task)), f"{type(error).__name__}: {reason}"
+            )
             write_failure(self.run.folder, failure)
             self.rows[task.key] = failure.summary()
             if self.growth is not None:
                 self.growth.drop(task.key)
         else:
-            cell = self._cell(task, losses)
-            cell.header["losses_from"] = source
+            growth = self.growth
+            too_large = self.budget.keep()
+            seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
+            facts = self._facts(task)
             # A checkpoint may fix its own precision (neox: numerics=release).
-            cell.header["dtype"] = str(self.model.dtype).removeprefix("torch.")
-            cell.header["attention"] = self.model.attention
-            self.budget.keep(cell)
-            seconds = time.monotonic() - began + (earlier.header["seconds"] if earlier else 0)
-            cell.header["seconds"] = round(seconds, 3)
-            if self.growth is not None:
-                cell.header["precision"] = self.growth.header(task.key.task, len(task.wanted or ()))
+            facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
+            header = FinishedHeader(
+                **facts,
+                documents=_document_records(task),
+                losses_from=source,
+                attention=self.model.attention,
+                out_of_memory_at=too_large,
+                seconds=round(seconds, 3),
+                precision=growth.header(task.key.task, len(task.wanted or ())) if growth else None,
+            )
+            cell = _cell(task, header, losses)
             write_cell(self.run.folder, cell)
             self.rows[task.key] = cell.summary()
             if self.growth is not None:
@@ -166,7 +175,8 @@ class Worker:
         cell = read_cell(self.run.folder, key)
         return cell if isinstance(cell, Cell) else None
 
-    def _header(self, task: Work) -> dict[str, Any]:
+    def _facts(self, task: Work) -> dict[str, Any]:
+        """What a header says of a cell whether it finished or failed."""
         description = task.model.description
         rule = task.plan.protocol.reduction
         return {
@@ -174,32 +184,13 @@ class Worker:
             "seed": description.seed,
             "train_length": description.train_length,
             "weights_sha256": description.weights_sha256,
-            "dtype": self.run.specification["dtype"],
+            "dtype": self.run.specification.dtype,
             "device": self.plan.device.type,
             "tokens_per_pass": self.budget.pass_.tokens,
             "threads": torch.get_num_threads(),
             "first_token": task.reading.marker,
-            **({} if rule == Protocol.reduction else {"reduction": rule}),
+            "reduction": None if rule == Protocol.reduction else rule,
         }
-
-    def _cell(self, task: Work, losses: Losses) -> Cell:
-        used = sorted({index for index, _ in task.windows})
-        place = {index: position for position, index in enumerate(used)}
-        header = self._header(task) | {
-            "documents": [task.documents[index].facts for index in used],
-        }
-        hits = None
-        if task.plan.protocol.scores_answers:
-            losses, hits = [row[0] for row in losses], [row[1] > 0 for row in losses]
-        return Cell(
-            key=task.key,
-            header=header,
-            document=np.array([place[index] for index, _ in task.windows], dtype=np.int64),
-            windows=[window for _, window in task.windows],
-            losses=losses,
-            byte_counts=_byte_counts(task.documents, task.windows),
-            hits=hits,
-        )
 
     def _tell(self, task: Work, *, compiling: bool = False) -> None:
         done = sum(row["status"] == "ok" for row in self.rows.values())
@@ -212,8 +203,30 @@ class Worker:
         write_summary(self.run.folder, rows)
 
 
+def _document_records(task: Work) -> tuple[DocumentRecord, ...]:
+    """The documents that the cell's windows are over, in plan order."""
+    documents = [task.documents[index] for index in sorted({index for index, _ in task.windows})]
+    return tuple(DocumentRecord(d.name, len(d), d.sha256, d.answer, d.depth) for d in documents)
+
+
+def _cell(task: Work, header: FinishedHeader, losses: Losses) -> Cell:
+    number = {index: n for n, index in enumerate(sorted({index for index, _ in task.windows}))}
+    hits = None
+    if task.plan.protocol.scores_answers:
+        losses, hits = [row[0] for row in losses], [row[1] > 0 for row in losses]
+    return Cell(
+        key=task.key,
+        header=header,
+        document=np.array([number[index] for index, _ in task.windows], dtype=np.int64),
+        windows=[window for _, window in task.windows],
+        losses=losses,
+        byte_counts=_byte_counts(task.documents, task.windows),
+        hits=hits,
+    )
+
+
 def _byte_counts(
     documents: Sequence[TokenDocument], windows: Sequence[tuple[int, Window]]
 ) -> list[int] | None:
-    counts = [documents[index].spelled(window) for index, window in windows]
+    counts = [documents[index].byte_count(window) for index, window in windows]
     return None if None in counts else [count for count in counts if count is not None]

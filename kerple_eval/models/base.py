@@ -36,10 +36,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint is. ``seed`` and ``train_length`` are None where unknown.
+    """What a checkpoint is. ``seed`` and ``train_length`` (tokens) are None where unknown.
 
-    ``details`` belong to the run's specification: whatever else decides the losses, and nothing that
-    names a place on a disk. ``warnings`` are for people: what was changed or left out in reading.
+    ``details`` belong to the run's specification: whatever else decides the losses, without file paths.
+    ``warnings`` are for people: what was changed or left out in reading.
     """
 
     format: str
@@ -63,7 +63,7 @@ class LanguageModel(ABC):
 
     device: torch.device
     dtype: torch.dtype
-    attention: str = "own"  # how it is computed; cells record it
+    attention: str = "own"  # the backend that computes it ("own": the model's own code); cells record it
 
     @abstractmethod
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
@@ -77,7 +77,7 @@ class LanguageModel(ABC):
 class Checkpoint(ABC):
     """A validated checkpoint on disk."""
 
-    way: str = "auto"  # how the loaded model attends
+    attention: str = "auto"  # how the loaded model computes attention; see ``set_attention``
 
     @classmethod
     @abstractmethod
@@ -86,8 +86,12 @@ class Checkpoint(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        """Validate what MODEL names; UserError says what is wrong with which file."""
+    def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
+        """The checkpoint at ``location`` (a folder, a name or an id), validated.
+
+        Raises:
+            UserError: what is wrong with which file or option.
+        """
 
     @property
     @abstractmethod
@@ -99,20 +103,30 @@ class Checkpoint(ABC):
         """None where the checkpoint has none; then only token ids can be scored."""
 
     def scheme_parameters(self) -> dict[str, list[float]]:
-        """The scheme's learned parameters by name, flat (KERPLE: r1, r2, one a head); few, or none."""
+        """The scheme's learned parameters by name, flattened (KERPLE: r1 and r2, one number a head)."""
         return {}
 
     def decoder(self) -> Decoder:
-        """The native decoder on CPU that computes what this checkpoint does; UserError where none can."""
+        """The native decoder, on CPU, that computes the same function as this checkpoint.
+
+        Raises:
+            UserError: the native decoder cannot compute it.
+        """
         raise UserError(
             f"{self.description.format}: {self.description.architecture} has no native form, "
             "so it cannot be converted"
         )
 
-    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Settle how ``load`` has attention computed (``model.ways``); UserError where ``way`` is not to be
-        had by name. Before ``description`` is read, which may say it."""
-        self.way = way
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose how the model that ``load`` returns computes attention.
+
+        ``attention`` is one of :data:`kerple_eval.models.decoder.backends.ATTENTION_CHOICES`. Call it before
+        reading ``description``, which may record the choice.
+
+        Raises:
+            UserError: this model, device or dtype cannot be computed by the named backend.
+        """
+        self.attention = attention
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:

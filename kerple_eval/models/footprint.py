@@ -14,7 +14,7 @@ from kerple_eval.models.base import Description
 from kerple_eval.models.decoder.attention import QUERY_CHUNK
 from kerple_eval.models.scoring import TOKENS_PER_PASS
 
-WORKSPACE = 1.4  # measured on the CPU: tests/run/test_footprint.py
+WORKSPACE = 1.4  # measured on the CPU: tests/models/test_footprint.py
 LOGIT_CHUNK = 2 * (1 << 23) * 4  # a chunk of logits and its log-softmax, float32
 
 

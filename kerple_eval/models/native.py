@@ -7,7 +7,7 @@
     tokenizer.json     where config.json names it
 
 Loading is strict: a missing, unclaimed or wrongly shaped tensor is named and refused, and so are
-weights whose sha256 is not the one in ``config.json`` (safetensors has no checksum of its own). Weights
+weights whose sha256 is not the one in ``config.json`` (safetensors itself has no checksum). Weights
 may be stored in half precision; the scheme's parameters are stored in float32.
 """
 
@@ -32,7 +32,7 @@ from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.extend import extended
 from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.decoder.scored import DecoderModel
-from kerple_eval.models.zoo import shipped_as
+from kerple_eval.models.zoo import shipped_folder
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.support.files import inside, write_atomically
 from kerple_eval.types import UserError
@@ -91,10 +91,10 @@ class NativeCheckpoint(Checkpoint):
         return isinstance(data, dict) and data.get("format") == FORMAT
 
     @classmethod
-    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        folder = Path(place)
+    def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
+        folder = Path(location)
         if not folder.is_dir():
-            raise UserError(f"{place}: no such folder; a native checkpoint is one with {CONFIG}")
+            raise UserError(f"{location}: no such folder; a native checkpoint is one with {CONFIG}")
         return cls(folder, options)
 
     @cached_property
@@ -156,11 +156,11 @@ class NativeCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
 
-    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.way = resolve_backend(way, self._evaluated, self.config.scheme_name, device, dtype)
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.attention = resolve_backend(attention, self._evaluated, self.config.scheme_name, device, dtype)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> DecoderModel:
-        return DecoderModel(self.decoder(), device, dtype, self.way)
+        return DecoderModel(self.decoder(), device, dtype, self.attention)
 
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""
@@ -274,5 +274,5 @@ class ZooCheckpoint(NativeCheckpoint):
         return False  # reached by name only; its folders are native ones
 
     @classmethod
-    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        return NativeCheckpoint.open(str(shipped_as(place)), options)
+    def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
+        return NativeCheckpoint.open(str(shipped_folder(location)), options)

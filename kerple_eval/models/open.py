@@ -1,4 +1,4 @@
-"""MODEL arguments to checkpoints: ``[LABEL=]FORMAT:PLACE[,key=value...]`` or a bare directory."""
+"""MODEL arguments to checkpoints: ``[LABEL=]FORMAT:LOCATION[,key=value...]`` or a bare directory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.schemes.catalogue import SCHEMES
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_options
 from kerple_eval.types import UserError
 
@@ -26,16 +27,21 @@ class ModelSpec:
     text: str
     label: str | None
     format: str | None
-    place: str
+    location: str
     options: tuple[tuple[str, str], ...] = ()
 
     @property
     def short(self) -> str:
         """The label's default: a zoo name, or the last part of a path."""
-        return self.place if self.format == "zoo" else Path(self.place).resolve().name
+        return self.location if self.format == "zoo" else Path(self.location).resolve().name
 
 
 def parse_model(text: str) -> ModelSpec:
+    """``[LABEL=][FORMAT:]LOCATION[,key=value...]``, as on the command line.
+
+    Raises:
+        UserError: an unknown format, or options that cannot be read.
+    """
     label = None
     rest = text
     if match := _LABEL.fullmatch(text):
@@ -44,16 +50,22 @@ def parse_model(text: str) -> ModelSpec:
     if match := _FORMAT.fullmatch(rest):
         kind, rest = match["format"], match["rest"]
         CHECKPOINT_FORMATS.entry(kind)
-    place, *options = _OPTIONS.split(rest, maxsplit=1)
-    if not place:
-        raise UserError(f"model {text!r} names no place; expected FORMAT:PLACE or a directory")
+    location, *options = _OPTIONS.split(rest, maxsplit=1)
+    if not location:
+        raise UserError(
+            f"model {text!r} has nothing after its format; expected FORMAT:LOCATION or a directory"
+        )
     pairs = parse_options(options[0], text, may_be_empty=SCHEMES) if options else ()
-    return ModelSpec(text, label, kind, place, pairs)
+    return ModelSpec(text, label, kind, location, pairs)
 
 
 def label_models(specs: Sequence[ModelSpec]) -> list[str]:
-    """Labels, unique in the run: given ones, else short names, else the whole argument."""
-    labels = [spec.label or spec.short for spec in specs]
+    """One label a model, unique in the run: the given one, else the short name, else the whole argument.
+
+    Raises:
+        UserError: two models have the same label, or one is not allowed (``check_label``).
+    """
+    labels = [spec.short if spec.label is None else spec.label for spec in specs]
     shared = {label for label, count in Counter(labels).items() if count > 1}
     labels = [
         spec.text if spec.label is None and label in shared else label
@@ -62,25 +74,30 @@ def label_models(specs: Sequence[ModelSpec]) -> list[str]:
     for label, count in Counter(labels).items():
         if count > 1:
             raise UserError(f"two models are labelled {label!r}; write LABEL= before one of them")
+        check_label(label, "model label", "write another LABEL= before the model")
     return labels
 
 
 def open_model(spec: ModelSpec) -> Checkpoint:
-    """Validate the checkpoint a MODEL argument names, without loading its weights."""
-    kind = spec.format or _recognise(spec.place)
+    """The checkpoint a MODEL argument names, validated; no weights are put on a device.
+
+    Raises:
+        UserError: it does not exist, fits no format or several, or is damaged; says what and where.
+    """
+    kind = spec.format or _recognise(spec.location)
     opener: type[Checkpoint] = CHECKPOINT_FORMATS.load(kind)
-    return opener.open(spec.place, dict(spec.options))
+    return opener.open(spec.location, dict(spec.options))
 
 
-def _recognise(place: str) -> str:
-    folder = Path(place)
+def _recognise(location: str) -> str:
+    folder = Path(location)
     if not folder.is_dir():
         names = ", ".join(f"{known}:" for known in CHECKPOINT_FORMATS)
-        raise UserError(f"no model {place!r}: not a directory, and no format before it ({names})")
+        raise UserError(f"no model {location!r}: not a directory, and no format before it ({names})")
     candidates = [name for name in CHECKPOINT_FORMATS if CHECKPOINT_FORMATS.load(name).recognises(folder)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        raise UserError(f"{place} could be {' or '.join(candidates)}; write {candidates[0]}:{place}")
+        raise UserError(f"{location} could be {' or '.join(candidates)}; write {candidates[0]}:{location}")
     known = ", ".join(CHECKPOINT_FORMATS)
-    raise UserError(f"{place}: not recognised as a checkpoint of any format ({known})")
+    raise UserError(f"{location}: not recognised as a checkpoint of any format ({known})")

@@ -8,19 +8,25 @@ The scan runs the pickle machine on placeholders, so that before anything is unp
 * every class a pickle names is known, and one that is neither a tensor's nor a plain container's is
   refused by name (an allow-list narrower than ``torch.load(weights_only=True)``'s, and one that
   nothing else in the process can widen);
-* every storage is known with its size in bytes;
-* tuples nested past ``DEEPEST`` are refused (hashing one recurses in C without a guard).
+* every storage is known with its size in bytes, and no tensor reaches beyond its storage (torch would
+  enlarge it);
+* only what ``torch.save`` calls is called: ``_codecs.encode`` with latin1 alone (other codecs take
+  quadratic time), no storage by its size, and no attribute is set but a state dict's ``_metadata``;
+* tuples nested more than ``DEEPEST`` deep, or whose members repeated come to more than ``MOST_MEMBERS``,
+  are refused: hashing a tuple recurses in C, and visits a member as often as it appears.
 """
 
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
 from kerple_eval.types import UserError
 
 DEEPEST = 100
+MOST_MEMBERS = 1 << 24  # members of all tuples, repeated ones counted each time
 
 #: Bytes an element of each storage class takes.
 STORAGES = {
@@ -34,31 +40,29 @@ _DTYPES = (
     "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2",
 )  # fmt: skip
 
-ALLOWED = frozenset(
+_REBUILD = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
+CALLED = frozenset(
     {
-        "collections.OrderedDict", "torch.Size", "torch.device",
-        "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter",
-        "torch.nn.parameter.Parameter", "_codecs.encode",
+        "collections.OrderedDict", "torch.Size", "torch.device", *_REBUILD,
+        "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter", "_codecs.encode",
         "builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex",
-        "torch.storage.UntypedStorage",
     }
-    | {f"torch.{name}" for name in (*STORAGES, *_DTYPES)}
 )  # fmt: skip
+ALLOWED = CALLED | {"torch.storage.UntypedStorage"} | {f"torch.{name}" for name in (*STORAGES, *_DTYPES)}
 
 _MARK = object()
 _OTHER = object()  # anything the scan need not know more of
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_POPS = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "STOP": 1, "POP": 1}
-_POPS_MARK = {"APPENDS", "SETITEMS", "ADDITEMS", "LIST", "DICT"}
+_POPS = {"APPEND": 1, "STOP": 1, "POP": 1}
+_POPS_MARK = {"APPENDS", "ADDITEMS", "LIST", "DICT"}
 _CONSTANTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING",
 }  # fmt: skip
 _PLAIN = {
-    "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "FLOAT", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET",
+    "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "FLOAT", "EMPTY_LIST", "EMPTY_SET",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-    "REDUCE", "NEWOBJ", "LIST", "DICT",
+    "LIST", "DICT",
 }  # fmt: skip  # what leaves one object on the stack
 
 
@@ -68,6 +72,7 @@ class Storage:
 
     key: str
     size: int
+    width: int = 1  # bytes an element takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,14 @@ class _Global:
 class _Tuple:
     items: tuple[Any, ...]
     depth: int
+    members: int  # of it and of the tuples in it
+
+
+class _Dict:
+    """A dictionary's string keys; others are not needed."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
 
 
 def scan(file: IO[bytes], where: str) -> list[Storage]:
@@ -109,6 +122,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        self.members = 0
 
     def step(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:
@@ -117,16 +131,12 @@ class _Machine:
             self._pop(_POPS[name])
         elif name in _POPS_MARK:
             self._pop_mark()
-        elif name == "MARK":
-            self.stack.append(_MARK)
+        elif name in _ACTIONS:
+            _ACTIONS[name](self)
         elif "TUPLE" in name:
             self._tuple(self._pop_mark() if name == "TUPLE" else self._pop(_TUPLES[name]))
         elif name in ("GLOBAL", "INST"):
             self._global(*str(argument).rsplit(" ", 1))
-        elif name == "STACK_GLOBAL":
-            self._global(*(str(part) for part in self._pop(2)))
-        elif name == "BINPERSID":
-            self._storage(*self._pop(1))
         elif "GET" in name or "PUT" in name or name == "MEMOIZE":
             self._memo(name, argument)
         elif name not in _PLAIN and name not in ("PROTO", "FRAME"):
@@ -136,7 +146,10 @@ class _Machine:
 
     def _memo(self, name: str, argument: Any) -> None:
         if "GET" in name:
-            self.stack.append(self.memo[int(argument)])
+            item = self.memo[int(argument)]
+            self.stack.append(item)
+            if isinstance(item, _Tuple):
+                self._count(item.members)
         else:
             self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = self.stack[-1]
 
@@ -159,13 +172,55 @@ class _Machine:
         depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
         if depth > DEEPEST:
             raise UserError(f"{self.where}: tuples nested more than {DEEPEST} deep")
-        self.stack.append(_Tuple(tuple(items), depth))
+        members = len(items) + sum(item.members for item in items if isinstance(item, _Tuple))
+        self._count(members)
+        self.stack.append(_Tuple(tuple(items), depth, members))
+
+    def _count(self, members: int) -> None:
+        self.members += members
+        if self.members > MOST_MEMBERS:
+            raise UserError(f"{self.where}: refused: tuples of more than {MOST_MEMBERS} members in all")
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, _Dict):
+            target.keys.update(key if isinstance(key, str) else "" for key in items[::2])
+
+    def _call(self, callee: Any, arguments: Any) -> None:
+        name = callee.name if isinstance(callee, _Global) else "what is no function"
+        items = arguments.items if isinstance(arguments, _Tuple) else ()
+        if name not in CALLED:
+            raise UserError(f"{self.where}: refused: the pickle calls {name}, which torch.save never does")
+        if name == "_codecs.encode" and (len(items) != 2 or items[1] not in ("latin1", "latin-1")):
+            raise UserError(f"{self.where}: refused: the pickle encodes text by another codec than latin1")
+        if name in _REBUILD:
+            self._check_tensor(items)
+        self.stack.append(_OTHER)
+
+    def _check_tensor(self, items: tuple[Any, ...]) -> None:
+        """``(storage, offset, shape, strides, ...)``: the last element lies inside the storage."""
+        storage, offset, shape, strides = (items + (None,) * 4)[:4]
+        damaged = f"{self.where}: damaged pickle: a tensor"
+        if not (isinstance(storage, Storage) and isinstance(shape, _Tuple) and isinstance(strides, _Tuple)):
+            raise UserError(f"{damaged} without storage, shape and strides")
+        numbers = [offset, *shape.items, *strides.items]
+        if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 1 << 63 for n in numbers):
+            raise UserError(f"{damaged} whose offset, shape or strides are not whole numbers")
+        if len(shape.items) != len(strides.items):
+            raise UserError(f"{damaged} with {len(shape.items)} sizes and {len(strides.items)} strides")
+        last = offset + sum((n - 1) * step for n, step in zip(shape.items, strides.items, strict=True))
+        if 0 not in shape.items and (last + 1) * storage.width > storage.size:
+            raise UserError(f"{damaged} exceeds its storage of {storage.size} bytes")
+
+    def _build(self, state: Any) -> None:
+        if not isinstance(state, _Dict) or not state.keys <= {"_metadata"}:
+            raise UserError(f"{self.where}: refused: the pickle sets attributes, which no weights need")
 
     def _global(self, module: str, attribute: str = "") -> None:
         name = f"{module}.{attribute}"
         if name not in ALLOWED:
             raise UserError(
-                f"{self.where}: refused: the pickle wants {name!r}; "
+                f"{self.where}: refused: the pickle wants {name[:80]!r}; "
                 "only tensors and plain containers are read"
             )
         self.stack.append(_Global(name))
@@ -176,7 +231,21 @@ class _Machine:
         width = STORAGES.get(storage.name.rpartition(".")[2]) if isinstance(storage, _Global) else None
         if kind != "storage" or width is None or not isinstance(key, str) or not isinstance(count, int):
             raise UserError(f"{self.where}: damaged pickle: a persistent id that is no tensor's storage")
-        stored = Storage(key, width * count)
-        if count < 0 or self.storages.setdefault(key, stored) != stored:
-            raise UserError(f"{self.where}: damaged pickle: storage {key!r} is given two sizes")
-        self.stack.append(_OTHER)
+        stored = Storage(key, width * count, width)
+        if not 0 <= count < 1 << 60 or self.storages.setdefault(key, stored) != stored:
+            raise UserError(f"{self.where}: damaged pickle: storage {key[:80]!r} is given two sizes")
+        self.stack.append(stored)
+
+
+#: Operations on the stack, by opcode.
+_ACTIONS: dict[str, Callable[[_Machine], None]] = {
+    "MARK": lambda machine: machine.stack.append(_MARK),
+    "EMPTY_DICT": lambda machine: machine.stack.append(_Dict()),
+    "SETITEM": lambda machine: machine._set_items(machine._pop(2)),
+    "SETITEMS": lambda machine: machine._set_items(machine._pop_mark()),
+    "REDUCE": lambda machine: machine._call(*machine._pop(2)),
+    "NEWOBJ": lambda machine: machine._call(*machine._pop(2)),
+    "BUILD": lambda machine: machine._build(*machine._pop(1)),
+    "STACK_GLOBAL": lambda machine: machine._global(*(str(part) for part in machine._pop(2))),
+    "BINPERSID": lambda machine: machine._storage(*machine._pop(1)),
+}

@@ -95,19 +95,19 @@ def _check_names(entries: list[zipfile.ZipInfo], size: int, where: str) -> None:
     for entry in entries:
         name = entry.filename
         if entry.orig_filename != name or name.startswith("/") or "\\" in name or ":" in name:
-            raise UserError(f"{where}: refused: zip entry {name!r} has no plain relative name")
+            raise UserError(f"{where}: refused: zip entry {name[:80]!r} has no plain relative name")
         if any(part in ("", ".", "..") for part in name.split("/")):
-            raise UserError(f"{where}: refused: zip entry {name!r} leaves the archive's folder")
+            raise UserError(f"{where}: refused: zip entry {name[:80]!r} leaves the archive's folder")
         if name.casefold() in seen:
-            raise UserError(f"{where}: refused: zip entry {name!r} appears twice")
+            raise UserError(f"{where}: refused: zip entry {name[:80]!r} appears twice")
         seen.add(name.casefold())
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise UserError(
-                f"{where}: refused: zip entry {name!r} is compressed "
+                f"{where}: refused: zip entry {name[:80]!r} is compressed "
                 f"({entry.compress_size} to {entry.file_size} bytes); torch.save stores plainly"
             )
         if entry.flag_bits & 1:
-            raise UserError(f"{where}: refused: zip entry {name!r} is encrypted")
+            raise UserError(f"{where}: refused: zip entry {name[:80]!r} is encrypted")
     if sum(entry.file_size for entry in entries) > size:
         raise UserError(f"{where}: refused: its zip entries claim more bytes than the file has")
     pickles = [name for name in seen if name.endswith("/data.pkl")]
@@ -131,10 +131,11 @@ def _check_storages(storages: list[Storage], root: str, entries: list[zipfile.Zi
     for storage in storages:
         held = sizes.get(f"{root}data/{storage.key}")
         if held is None:
-            raise UserError(f"{where}: truncated or damaged: no entry for storage {storage.key!r}")
+            raise UserError(f"{where}: truncated or damaged: no entry for storage {storage.key[:80]!r}")
         if held != storage.size:
             raise UserError(
-                f"{where}: damaged: storage {storage.key!r} claims {storage.size} bytes, its entry has {held}"
+                f"{where}: damaged: storage {storage.key[:80]!r} claims {storage.size} bytes, "
+                f"its entry has {held}"
             )
 
 

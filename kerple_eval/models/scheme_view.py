@@ -46,8 +46,8 @@ class SchemeView:
         for more in _BEYOND_DISTANCE:
             if self._scheme.implements(more):
                 raise UserError(
-                    f"{self.label} ({self.scheme}): what is laid on makes the bias more than a function of "
-                    "distance; --kind matrix draws it"
+                    f"{self.label} ({self.scheme}): a modifier makes the bias more than a function "
+                    "of distance; --kind matrix draws it"
                 )
         values = getattr(self._scheme, hook)(torch.from_numpy(distances).to(torch.float64))
         return None if values is None else _array(values.expand(self.heads, len(distances)))

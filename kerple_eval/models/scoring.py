@@ -1,4 +1,4 @@
-"""Windows to losses: the one place where inputs and targets are shifted against each other.
+"""Windows to losses: the only code that shifts inputs and targets against each other.
 
 A window's inputs are ``tokens[start:stop]``, after a first-token marker (BOS) where the task's rule
 puts one before every window; the logits at its last ``targets`` positions predict
@@ -27,11 +27,11 @@ class NotFiniteError(ArithmeticError):
     """A loss came out as NaN or infinity."""
 
 
-def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, lead: int = 0) -> list[list[int]]:
+def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix: int = 0) -> list[list[int]]:
     """Indices of (document, window) pairs that share a forward pass.
 
     Windows of one shape (inputs, targets) go together, in order, at most ``tokens_per_pass`` input
-    tokens at a time: a function of the plan alone, so a resumed run repeats the same passes. ``lead``
+    tokens at a time: a function of the plan alone, so a resumed run repeats the same passes. ``prefix``
     tokens stand before every window's own.
     """
     groups: dict[tuple[int, int], list[int]] = {}
@@ -39,7 +39,7 @@ def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, lead: i
         groups.setdefault((window.inputs, window.targets), []).append(index)
     passes = []
     for (inputs, _), members in groups.items():
-        size = max(1, tokens_per_pass // (inputs + lead))
+        size = max(1, tokens_per_pass // (inputs + prefix))
         passes += [members[i : i + size] for i in range(0, len(members), size)]
     return passes
 
@@ -79,10 +79,10 @@ def score(
     Raises:
         NotFiniteError: a loss is NaN or infinite; names the document position.
     """
-    lead = np.array([] if bos is None else [bos], dtype=np.int64)
+    prefix = np.array([] if bos is None else [bos], dtype=np.int64)
     budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
-    passes = batches(windows, budget.tokens, len(lead))
-    maker = _Passes(model, documents, windows, lead, hits=hits)
+    passes = batches(windows, budget.tokens, len(prefix))
+    maker = _Passes(model, documents, windows, prefix, hits=hits)
     waiting: list[tuple[list[int], Tensor]] = []  # on CUDA one pass computes while another's losses are read
     for members in passes[share[0] :: share[1]]:
         for part, found in maker.fitting(members, budget):
@@ -94,26 +94,26 @@ def score(
 
 
 class _Passes:
-    """Forward passes over windows of ``documents``, each after ``lead``."""
+    """Forward passes over windows of ``documents``, each after ``prefix``."""
 
     def __init__(
         self,
         model: LanguageModel,
         documents: Sequence[NDArray[np.int64]],
         windows: Sequence[tuple[int, Window]],
-        lead: NDArray[np.int64],
+        prefix: NDArray[np.int64],
         *,
         hits: bool,
     ) -> None:
         self.model = model
         self.documents = documents
         self.windows = windows
-        self.lead = lead
+        self.prefix = prefix
         self.hits = hits
 
     def fitting(self, members: list[int], budget: Budget) -> Iterator[tuple[list[int], Tensor]]:
         """The passes that windows of one shape take: one, or as many as memory makes of it."""
-        inputs = self.windows[members[0]][1].inputs + len(self.lead)
+        inputs = self.windows[members[0]][1].inputs + len(self.prefix)
         todo = [members]
         while todo:
             part = todo.pop(0)
@@ -143,7 +143,7 @@ class _Passes:
         for index in members:
             document, window = self.windows[index]
             tokens = self.documents[document]
-            inputs.append(np.concatenate([self.lead, tokens[window.start : window.stop]]))
+            inputs.append(np.concatenate([self.prefix, tokens[window.start : window.stop]]))
             targets.append(tokens[window.first_target : window.stop + 1])
         rows = len(targets[0])
         wanted = _moved(np.stack(targets), self.model.device)

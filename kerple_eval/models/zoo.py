@@ -30,8 +30,8 @@ def shipped() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: (order.index(_SEED.sub("", item[0])), item[0])))
 
 
-def shipped_as(name: str) -> Path:
-    """The folder of a name; ``NAME-s1`` is ``NAME``.
+def shipped_folder(name: str) -> Path:
+    """The folder of the zoo model ``name``; ``NAME-s1`` is ``NAME``.
 
     Raises:
         UserError: an unknown name, or a further seed where only the package is installed.
@@ -48,8 +48,8 @@ def shipped_as(name: str) -> Path:
     raise unknown("zoo model", name, folders)
 
 
-def one_a_scheme() -> list[str]:
-    """Names of seed 1: one model a scheme."""
+def first_seeds() -> list[str]:
+    """Names of the models of seed 1: one a scheme."""
     return [name for name in shipped() if not _SEED.search(name)]
 
 

@@ -27,10 +27,9 @@ def answers(cell: Cell) -> list[Answer]:
     assert cell.hits is not None
     found = []
     for number, row, hits in zip(cell.document.tolist(), cell.losses, cell.hits, strict=True):
-        entry = cell.header["documents"][number]
+        entry = cell.header.documents[number]
         mean = math.fsum(row.tolist()) / len(row)
         right = int(hits.sum())
-        found.append(
-            Answer(float(entry["depth"]), str(entry["name"]), len(row), right, right == len(row), mean)
-        )
+        assert entry.depth is not None
+        found.append(Answer(entry.depth, entry.name, len(row), right, right == len(row), mean))
     return found

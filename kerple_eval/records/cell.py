@@ -21,34 +21,35 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records import reductions
+from kerple_eval.records.header import CellHeader, FinishedHeader
 from kerple_eval.records.reductions import weighted_mean
 from kerple_eval.records.schema import CELL_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.support.files import write_atomically
 from kerple_eval.support.readers import read_json
+from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError, Window
 
+Header = TypeVar("Header", bound=CellHeader)
 COLUMNS = (
     "model", "scheme", "seed", "train_length", "task", "protocol", "length", "documents",
     "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte", "dtype", "device",
     "status", "error",
 )  # fmt: skip
-#: What every cell says of itself beside its key; ``summary.csv`` repeats it.
-FACTS = ("scheme", "seed", "train_length", "dtype", "device")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished cell: rows are windows in plan order; ``document`` indexes ``header['documents']``."""
+    """A finished cell: rows are windows in plan order; ``document`` indexes ``header.documents``."""
 
     key: CellKey
-    header: dict[str, Any]
+    header: FinishedHeader
     document: NDArray[np.int64]
     windows: Sequence[Window]
     losses: Sequence[NDArray[np.float32]]
@@ -69,8 +70,8 @@ class Cell:
             "nll": nll,
             "ppl": reductions.perplexity(nll),
             "bits_per_byte": reductions.bits_per_byte(self.losses, total),
-            "dtype": self.header["dtype"],
-            "device": self.header["device"],
+            "dtype": self.header.dtype,
+            "device": self.header.device,
             "status": "ok",
             "error": None,
         }
@@ -78,7 +79,7 @@ class Cell:
     @property
     def weights(self) -> list[float] | None:
         """What each window's mean loss weighs in ``nll``; None: its targets."""
-        if "reduction" not in self.header:
+        if self.header.reduction is None:
             return None
         return make_protocol(self.key.protocol)[0].weights(self.windows)
 
@@ -86,7 +87,7 @@ class Cell:
         """Document name -> losses of its windows, in plan order."""
         found: dict[str, list[NDArray[np.float32]]] = {}
         for document, row in zip(self.document.tolist(), self.losses, strict=True):
-            found.setdefault(str(self.header["documents"][document]["name"]), []).append(row)
+            found.setdefault(self.header.documents[document].name, []).append(row)
         return found
 
     @cached_property
@@ -100,9 +101,9 @@ class Cell:
         for document, window in zip(self.document.tolist(), self.windows, strict=True):
             spans.setdefault(document, []).append((window.first_target, window.stop + 1))
         digest = hashlib.sha256()
-        documents = self.header["documents"]
-        for document in sorted(spans, key=lambda d: str(documents[d]["name"])):
-            digest.update(json.dumps([documents[document]["sha256"], _merge(spans[document])]).encode())
+        documents = self.header.documents
+        for document in sorted(spans, key=lambda d: documents[d].name):
+            digest.update(json.dumps([documents[document].sha256, _merge(spans[document])]).encode())
         return digest.hexdigest()[:16]
 
 
@@ -119,26 +120,26 @@ def _merge(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 @dataclass(frozen=True)
 class FailedCell:
     key: CellKey
-    header: dict[str, Any]
+    header: CellHeader
     error: str
 
     def summary(self) -> dict[str, Any]:
         return {
             **dict.fromkeys(COLUMNS),
             **_identity(self.key, self.header),
-            "dtype": self.header["dtype"],
-            "device": self.header["device"],
+            "dtype": self.header.dtype,
+            "device": self.header.device,
             "status": "failed",
             "error": self.error,
         }
 
 
-def _identity(key: CellKey, header: dict[str, Any]) -> dict[str, Any]:
+def _identity(key: CellKey, header: CellHeader) -> dict[str, Any]:
     return {
         "model": key.model,
-        "scheme": header["scheme"],
-        "seed": header["seed"],
-        "train_length": header["train_length"],
+        "scheme": header.scheme,
+        "seed": header.seed,
+        "train_length": header.train_length,
         "task": key.task,
         "protocol": key.protocol,
         "length": key.length,
@@ -157,8 +158,8 @@ def write_cell(folder: Path, cell: Cell) -> None:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    names = [entry["name"] for entry in cell.header["documents"]]
-    spelled: Sequence[int | None] = cell.byte_counts or [None] * len(cell.windows)
+    names = [document.name for document in cell.header.documents]
+    byte_counts: Sequence[int | None] = cell.byte_counts or [None] * len(cell.windows)
     answers = {} if cell.hits is None else {"hits": pa.array(list(cell.hits), pa.list_(pa.bool_()))}
     table = pa.table(
         {
@@ -167,11 +168,11 @@ def write_cell(folder: Path, cell: Cell) -> None:
             "stop": pa.array([w.stop for w in cell.windows], pa.int64()),
             "first_target": pa.array([w.first_target for w in cell.windows], pa.int64()),
             "losses": pa.array(list(cell.losses), pa.list_(pa.float32())),
-            "bytes": pa.array(spelled, pa.int64()),
+            "bytes": pa.array(byte_counts, pa.int64()),
             **answers,
         }
     )
-    header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **cell.header}
+    header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **to_json(cell.header)}
     table = table.replace_schema_metadata({"kerple_eval": json.dumps(header)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -185,7 +186,7 @@ def write_failure(folder: Path, cell: FailedCell) -> None:
         "schema_version": SCHEMA_VERSION,
         "cell": asdict(cell.key),
         "error": cell.error,
-        **cell.header,
+        **to_json(cell.header),
     }
     path = folder / "cells" / f"{file_name(cell.key)}.json"
     write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
@@ -199,14 +200,14 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
         return _read_parquet(path, key)
     failure = path.with_suffix(".json")
     if failure.exists():
-        header = read_json(failure)
+        content = read_json(failure)
+        error = str(content.pop("error", ""))
         with _readable(failure):
-            header = _checked(header, failure, key, FACTS)
-            return FailedCell(key, header, str(header.pop("error")))
+            return FailedCell(key, _checked(CellHeader, content, failure, key), error)
     return None
 
 
-def read_header(folder: Path, key: CellKey) -> dict[str, Any] | None:
+def read_header(folder: Path, key: CellKey) -> FinishedHeader | None:
     """What a finished cell says of itself, without its losses; None where there is no such file."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -232,21 +233,20 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _header(schema: Any, path: Path, key: CellKey) -> dict[str, Any]:
-    header = _checked(dict(json.loads(schema.metadata[b"kerple_eval"])), path, key, (*FACTS, "first_token"))
-    for entry in header["documents"]:
-        _ = entry["name"], entry["sha256"], entry["tokens"]
-    return header
+def _header(schema: Any, path: Path, key: CellKey) -> FinishedHeader:
+    return _checked(FinishedHeader, dict(json.loads(schema.metadata[b"kerple_eval"])), path, key)
 
 
-def _checked(header: dict[str, Any], path: Path, key: CellKey, facts: Sequence[str]) -> dict[str, Any]:
+def _checked(kind: type[Header], content: dict[str, Any], path: Path, key: CellKey) -> Header:
     """The header as this release writes it, without what the file's own name and version say."""
-    header = up_to_date(header, CELL_STEPS, path)
-    for fact in facts:
-        _ = header[fact]
-    if CellKey(**header["cell"]) != key:
-        raise ValueError(f"it holds the cell {header['cell']}")
-    return {k: v for k, v in header.items() if k not in ("cell", "schema_version")}
+    content = up_to_date(content, CELL_STEPS, path)
+    if CellKey(**content["cell"]) != key:
+        raise ValueError(f"it holds the cell {content['cell']}")
+    rest = {name: value for name, value in content.items() if name not in ("cell", "schema_version")}
+    try:
+        return from_json(kind, rest, "header")
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _read_parquet(path: Path, key: CellKey) -> Cell:
@@ -259,7 +259,7 @@ def _read_parquet(path: Path, key: CellKey) -> Cell:
         losses = table.column("losses").combine_chunks()
         edges = losses.offsets.to_numpy()
         flat = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        index = {entry["name"]: i for i, entry in enumerate(header["documents"])}
+        index = {document.name: i for i, document in enumerate(header.documents)}
         windows = [
             Window(start, stop, first, after_marker=first == start)
             for start, stop, first in zip(

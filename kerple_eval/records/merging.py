@@ -13,6 +13,7 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import numpy as np
 
 from kerple_eval.records.cell import Cell, FailedCell, read_cell, write_cell, write_failure
 from kerple_eval.records.run import Run, open_run, write_summary
+from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.differences import differences
 from kerple_eval.support.files import locked
+from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
 PARTS = {"models": "label", "tasks": "name", "protocols": "protocol"}
@@ -42,15 +45,15 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
     for place in places:
         if places.count(place) > 1:
             raise UserError(f"{place.name} is given twice")
-    specification = runs[0].specification
+    specification = to_json(runs[0].specification)
     for run in runs:
-        if "precision" in run.specification:
+        if run.specification.precision is not None:
             raise UserError(
                 f"{run.folder}: holds cells that grew until they were sure (--precision), by its own looks; "
                 "such runs cannot be joined"
             )
-        specification = _join(specification, run.specification, runs[0].folder, run.folder)
-    joined = Run(out, specification, _provenance(runs))
+        specification = _join(specification, to_json(run.specification), runs[0].folder, run.folder)
+    joined = Run(out, from_json(RunSpecification, specification, str(out)), _provenance(runs))
     keys = joined.keys()
     # Agreement is settled before anything is written, cell by cell, so that one at a time is in memory.
     held = [(run, set(run.keys())) for run in runs]
@@ -125,11 +128,9 @@ def _union(one: Any, two: Any, where: str, first: Path, second: Path) -> Any:
 def _same(one: Any, two: Any, where: str, first: Path, second: Path) -> None:
     different = differences(one, two)
     if different:
-        said = different[0].replace(" there and is ", f" in {first} and is ").removesuffix(" now")
+        what = different[0].describe(f"in {first}", f"in {second}")
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-        raise UserError(
-            f"{second} cannot join {first}: {where}{': ' if where else ''}{said.strip()} in {second}{more}"
-        )
+        raise UserError(f"{second} cannot join {first}: {where}{': ' if where else ''}{what}{more}")
 
 
 def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float) -> Run | None:
@@ -152,14 +153,15 @@ def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float
 
 def _disagreement(one: Cell, two: Cell, within: float) -> str:
     """How two finished cells of one key differ; nothing where they agree."""
-    documents = [[d["sha256"] for d in cell.header["documents"]] for cell in (one, two)]
+    documents = [[d.sha256 for d in cell.header.documents] for cell in (one, two)]
     if documents[0] != documents[1]:
         return "they scored other documents"
     if list(one.windows) != list(two.windows) or one.document.tolist() != two.document.tolist():
         return "they scored other windows"
     for name in ("dtype", "first_token", "reduction"):
-        if one.header.get(name) != two.header.get(name):
-            return f"{name} is {one.header.get(name)} in one and {two.header.get(name)} in the other"
+        values = [to_json(getattr(cell.header, name)) for cell in (one, two)]
+        if values[0] != values[1]:
+            return f"{name} is {values[0]} in one and {values[1]} in the other"
     apart = max(float(np.abs(a - b).max()) for a, b in zip(one.losses, two.losses, strict=True))
     if apart > within:
         return f"their losses differ by up to {apart:.3g} nats; --within NATS allows as much"
@@ -174,21 +176,19 @@ def _alike(one: Sequence[Any] | None, two: Sequence[Any] | None) -> bool:
     return all((a == b).all() for a, b in zip(one, two, strict=True))
 
 
-def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
+def _provenance(runs: Sequence[Run]) -> Provenance:
     """Where each part came from; sessions of all runs, in their order, each with its run's name."""
     models: dict[str, str] = {}
     for run in runs:
-        models = run.provenance.get("models", {}) | models
-    return {
-        "models": models,
-        **{
-            key: list(dict.fromkeys(path for run in runs for path in run.provenance.get(key, [])))
-            for key in ("text_files", "tokens_files")
-        },
-        "merged": [run.folder.resolve().name for run in runs],
-        "sessions": [
-            {"run": run.folder.resolve().name, **session}
+        models = {**run.provenance.models, **models}
+    return Provenance(
+        models=models,
+        text_files=tuple(dict.fromkeys(path for run in runs for path in run.provenance.text_files)),
+        tokens_files=tuple(dict.fromkeys(path for run in runs for path in run.provenance.tokens_files)),
+        merged=tuple(run.folder.resolve().name for run in runs),
+        sessions=tuple(
+            replace(session, run=session.run or run.folder.resolve().name)
             for run in runs
-            for session in run.provenance["sessions"]
-        ],
-    }
+            for session in run.provenance.sessions
+        ),
+    )

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ from kerple_eval.records import reductions
 from kerple_eval.records.answers import Answer, answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
+from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.files import write_atomically
 from kerple_eval.support.readers import read_json
+from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
@@ -37,17 +39,17 @@ class Run:
     """A run directory. ``summary()`` and ``losses()`` are pandas frames."""
 
     folder: Path
-    specification: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    specification: RunSpecification
+    provenance: Provenance
 
     def keys(self) -> list[CellKey]:
         """Every cell the specification asks for, in the summary's order."""
         return [
-            CellKey(model["label"], task["name"], plan["protocol"], length, plan["longest"])
-            for model in self.specification["models"]
-            for task in self.specification["tasks"]
-            for plan in self.specification["protocols"]
-            for length in plan["lengths"]
+            CellKey(model.label, task.name, plan.protocol, length, plan.longest)
+            for model in self.specification.models
+            for task in self.specification.tasks
+            for plan in self.specification.protocols
+            for length in plan.lengths
         ]
 
     def cells(self) -> Iterable[Cell | FailedCell]:
@@ -60,10 +62,15 @@ class Run:
     def write_specification(self) -> None:
         content = {
             "schema_version": SCHEMA_VERSION,
-            "specification": self.specification,
-            "provenance": self.provenance,
+            "specification": to_json(self.specification),
+            "provenance": to_json(self.provenance),
         }
         write_atomically(self.folder / "run.json", json.dumps(content, indent=2).encode() + b"\n")
+
+    def update_provenance(self, **changes: Any) -> None:
+        """Replace fields of the provenance, on disk too."""
+        self.provenance = replace(self.provenance, **changes)
+        self.write_specification()
 
     def summary(self) -> pd.DataFrame:
         """One row a cell that has been run, columns as in ``summary.csv``."""
@@ -114,7 +121,7 @@ class Run:
             cell = read_cell(self.folder, key)
             if not isinstance(cell, Cell):
                 continue
-            names = [entry["name"] for entry in cell.header["documents"]]
+            names = [document.name for document in cell.header.documents]
             counts = [w.targets for w in cell.windows]
             frame = pd.DataFrame(
                 {
@@ -149,18 +156,13 @@ def open_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: not a run directory (no run.json)")
-    data = up_to_date(read_json(path / "run.json"), RUN_STEPS, path / "run.json")
-    try:
-        run = Run(path, data["specification"], data["provenance"])
-        run.keys()
-        sessions, models = run.provenance["sessions"], run.provenance.get("models", {})
-        if not (isinstance(sessions, list) and all(isinstance(session, dict) for session in sessions)):
-            raise TypeError("sessions is not a list of objects")
-        if not isinstance(models, dict):
-            raise TypeError("provenance.models is not an object")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path / 'run.json'}: damaged: {type(error).__name__} {error}") from None
-    return run
+    file = path / "run.json"
+    data = up_to_date(read_json(file), RUN_STEPS, file)
+    return Run(
+        path,
+        from_json(RunSpecification, data.get("specification"), f"{file}: specification"),
+        from_json(Provenance, data.get("provenance"), f"{file}: provenance"),
+    )
 
 
 def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:

@@ -27,13 +27,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.records.answers import answers
-from kerple_eval.records.cell import Cell, FailedCell
+from kerple_eval.records.cell import Cell, FailedCell, read_cell
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
 from kerple_eval.support.files import write_atomically
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
+from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
     if style not in EXPORT_FORMATS:
         raise unknown("format of an export", style, EXPORT_FORMATS)
     run = open_run(folder)
-    labels = [entry["label"] for entry in run.specification["models"]]
+    labels = [model_.label for model_ in run.specification.models]
     if model is not None and model not in labels:
         raise unknown("model", model, labels)
     wanted = labels if model is None else [model]
@@ -72,6 +75,7 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
         )
     folders: dict[str, str] = {}
     for label in wanted:
+        check_label(label, f"{folder}: model label", "a run begun today would refuse it")
         other = folders.setdefault(_sanitized(label), label)
         if other != label:
             raise UserError(
@@ -91,16 +95,17 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
 
 def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
     """The results of one model of a run in lm-eval's layout."""
-    (entry,) = (m for m in run.specification["models"] if m["label"] == model)
-    texts = {task["name"]: task for task in run.specification["tasks"]}
+    entry = run.specification.model(model)
+    texts = {task.name: task for task in run.specification.tasks}
     parts: dict[str, dict[str, Any]] = {
         name: {} for name in ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
     }
     failed: dict[str, str] = {}
     seconds = 0.0
     dtype = device = None
-    for cell in run.cells():
-        if cell.key.model != model:
+    keys = [key for key in run.keys() if key.model == model]  # noqa: SIM118 - no mapping's
+    for cell in (read_cell(run.folder, key) for key in keys):
+        if cell is None:
             continue
         name = f"{cell.key.task}/{cell.key.protocol}/{cell.key.length}"
         if isinstance(cell, FailedCell):
@@ -110,26 +115,25 @@ def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
         metrics = _metrics(cell)
         parts["results"][name] = {"alias": name, **_spelled(metrics)}
         parts["configs"][name] = _config(cell, text, list(metrics))
-        parts["versions"][name] = text.get("version", "N/A")
+        parts["versions"][name] = _version(text)
         parts["n-shot"][name] = 0
         parts["higher_is_better"][name] = {metric: HIGHER_IS_BETTER[metric] for metric in metrics}
         used = len(set(cell.document.tolist()))
-        there = text.get("selection", {}).get("documents", used)
+        there = used if text.selection is None else text.selection.documents
         parts["n-samples"][name] = {"original": max(there, used), "effective": used}
-        seconds += float(cell.header.get("seconds", 0.0))
-        dtype, device = cell.header["dtype"], cell.header["device"]
-    sessions = run.provenance["sessions"]
-    last = sessions[-1] if sessions else {}
+        seconds += cell.header.seconds or 0.0
+        dtype, device = cell.header.dtype, cell.header.device
+    last = run.provenance.sessions[-1] if run.provenance.sessions else None
     return {
         "results": parts.pop("results"),
         "group_subtasks": {},
         **parts,
         "config": {
-            "model": entry.get("format"),
-            "model_args": run.provenance.get("models", {}).get(model),
-            "model_num_parameters": entry.get("parameters"),
+            "model": entry.format,
+            "model_args": run.provenance.models.get(model),
+            "model_num_parameters": entry.parameters,
             "model_dtype": dtype,
-            "model_sha": entry.get("weights_sha256"),
+            "model_sha": entry.weights_sha256,
             "batch_size": None,
             "batch_sizes": [],
             "device": device,
@@ -138,14 +142,18 @@ def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
             "bootstrap_iters": 0,
             "gen_kwargs": {},
         },
-        "date": datetime.fromisoformat(last["began"]).timestamp() if "began" in last else None,
-        "transformers_version": last.get("transformers"),
-        "model_source": entry.get("format"),
+        "date": None if last is None else datetime.fromisoformat(last.began).timestamp(),
+        "transformers_version": None if last is None else last.transformers,
+        "model_source": entry.format,
         "model_name": model,
         "model_name_sanitized": _sanitized(model),
         "total_evaluation_time_seconds": str(seconds),
         "task_hashes": {},
-        "kerple_eval": {"version": last.get("kerple_eval"), "model": entry, "failed": failed},
+        "kerple_eval": {
+            "version": None if last is None else last.kerple_eval,
+            "model": to_json(entry),
+            "failed": failed,
+        },
     }
 
 
@@ -180,7 +188,7 @@ def _spelled(metrics: dict[str, tuple[float, float | None]]) -> dict[str, Any]:
     return spelled
 
 
-def _config(cell: Cell, text: dict[str, Any], metrics: list[str]) -> dict[str, Any]:
+def _config(cell: Cell, text: TaskRecord, metrics: list[str]) -> dict[str, Any]:
     row = cell.summary()
     identity = ("task", "protocol", "length", "windows", "targets", "targets_hash", "dtype", "device")
     return {
@@ -192,12 +200,16 @@ def _config(cell: Cell, text: dict[str, Any], metrics: list[str]) -> dict[str, A
             {"metric": metric, "higher_is_better": HIGHER_IS_BETTER[metric]} for metric in metrics
         ],
         "metadata": {
-            "version": text.get("version", "N/A"),
+            "version": _version(text),
             **{key: row[key] for key in identity},
             "longest": cell.key.longest,
-            "text": text,
+            "text": to_json(text),
         },
     }
+
+
+def _version(text: TaskRecord) -> int | str:
+    return "N/A" if text.version is None else text.version
 
 
 def _sanitized(name: str) -> str:

@@ -11,6 +11,8 @@ from kerple_eval.schemes.composite import Combined, Stacked
 from kerple_eval.support.specs import typed_options
 from kerple_eval.types import Geometry, UserError
 
+PER_LAYER = "per_layer"
+
 
 def build_scheme(
     name: str,
@@ -20,24 +22,46 @@ def build_scheme(
 ) -> Scheme:
     """The scheme ``name`` for a model of ``geometry``, with ``modifiers`` (name -> options) applied in order.
 
-    A scheme that has parameters of its own in every layer is built once a layer.
+    A ``per_layer`` scheme is built once a layer, and so is one with the option ``per_layer=true``
+    (:func:`may_be_per_layer`): each layer then has its own parameters.
 
     Raises:
         UserError: a wrong name, option or combination.
     """
     entry = SCHEMES.entry(name)
+    options = dict(options)
+    per_layer = _per_layer(name, options.pop(PER_LAYER)) if PER_LAYER in options else False
     parts = {modifier: _made(modifier, given, geometry) for modifier, given in modifiers.items()}
     for modifier in parts:
         if not SCHEMES.entry(modifier).stands_on:
-            raise UserError(f"{modifier} is a scheme of its own: it cannot be combined with {name}")
+            raise UserError(f"{modifier} is no modifier: it cannot be combined with {name}")
     if entry.stands_on:  # a modifier alone
         parts = {name: _made(name, options, geometry), **parts}
         base = _made(entry.stands_on, {}, geometry)
-    elif SCHEMES.load(name).per_layer:
+    elif SCHEMES.load(name).per_layer or per_layer:
         base = Stacked(_made(name, options, geometry) for _ in range(geometry.layers))
     else:
         base = _made(name, options, geometry)
     return Combined(base, parts) if parts else base
+
+
+def may_be_per_layer(name: str) -> bool:
+    """Whether ``per_layer=true`` means something: the scheme has parameters that the layers share.
+
+    Not where it changes the embeddings, which stand before all layers.
+    """
+    entry, cls = SCHEMES.entry(name), SCHEMES.load(name)
+    shared = entry.parameters != "0" and not (entry.stands_on or entry.text_option or cls.per_layer)
+    return shared and cls.embed is Scheme.embed
+
+
+def _per_layer(name: str, value: Any) -> bool:
+    if not may_be_per_layer(name):
+        able = ", ".join(known for known in SCHEMES if may_be_per_layer(known))
+        raise UserError(f"{name}: it takes no {PER_LAYER}; these do: {able}")
+    if value not in (True, False, "true", "false"):
+        raise UserError(f"{name}: {PER_LAYER}={value}: expected true or false")
+    return value in (True, "true")
 
 
 def _made(name: str, options: Mapping[str, Any], geometry: Geometry) -> Scheme:

@@ -1,30 +1,29 @@
-"""What a positional scheme may say of how position enters attention.
+"""The hooks by which a positional scheme changes attention.
 
 Shapes: B batch, H heads, d head dim, Q queries, K keys, N tokens, W hidden size. Positions are 0-based
-int64; a query i attends to keys j <= i; the distance is D = i - j >= 0. A scheme is one module
-shared by every layer unless it is ``per_layer``. Each hook is a no-op unless the scheme needs it:
+int64; a query i attends to keys j <= i; the distance is D = i - j >= 0 (tokens). A scheme is one module
+shared by every layer unless it is ``per_layer``. Each hook does nothing unless the scheme defines it:
 
 * ``embed(x [B, N, W], positions [N])``: changes the token embeddings.
 * ``row_scale(positions_q [Q]) -> [1 or H, Q]``: multiplies the scaled scores of a query's row.
 * ``rotate(q [B, H, Q, d], k [B, H, K, d], positions_q [Q], positions_k [K])``.
 * ``kernel(distance [n]) -> [H, n]``: added to the scaled scores; ``weight(distance [n]) -> [H, n]``
-  multiplies the scaled scores first. Pure functions of distance: the fast path, O(H L) memory.
+  multiplies the scaled scores before that. Pure functions of distance: the fast path, O(H L) memory.
 * ``bias(positions_q [Q], positions_k [K]) -> [H, Q, K]``: added, where absolute positions matter.
-* ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: where content matters. A scheme that
-  reads the hidden states too says what it takes from them once a layer, ``observe(x [B, N, W])``, and
-  finds that in a sixth argument of ``score``.
-* ``window``: queries see the keys at D < window alone; ``visible(positions_q, positions_k) -> bool
-  [Q, K]`` where it takes more than that.
+* ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: the new scores, where content matters. A
+  scheme that reads the hidden states too computes what it needs once a layer, ``observe(x [B, N, W])``, and
+  receives that as the sixth argument of ``score``.
+* ``window``: queries see only keys at D < window; ``visible(positions_q, positions_k) -> bool [Q, K]`` for
+  any other mask.
 * ``remap(positions_q, positions_k) -> (far bool [Q, K], positions_q' [Q], positions_k' [K])``: where
-  ``far``, the pair stands at the positions i' and j' for ``rotate``, and at D' = i' - j' for ``kernel``
-  and ``weight``.
+  ``far`` is true, ``rotate`` uses the positions i' and j', and ``kernel`` and ``weight`` use D' = i' - j'.
 
-* ``inline(device) -> f(distance, head)``: ``kernel`` of one distance and one head's number, both scalar
+* ``inline(device) -> f(distance, head)``: ``kernel`` for one distance and one head number, both scalar
   tensors, for kernels that are cheaper to compute inside a fused loop than to look up.
 
-``bias``, ``score``, ``visible`` and ``remap`` are called by query chunk. Distances arrive in float32, or
-in float64 when the model runs in float64, never lower (the KERPLE release rounds them to bfloat16:
-distances above 256 collide there); kernels answer in the same dtype.
+``bias``, ``score``, ``visible`` and ``remap`` are called for one chunk of queries at a time. Distances are
+float32, or float64 when the model runs in float64, never lower (the KERPLE release rounds them to bfloat16:
+distances above 256 collide there); kernels return the same dtype.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Scheme(nn.Module):
     #: Keys at this distance and beyond are not seen; None: all are.
     window: int | None = None
 
-    #: Whether each layer has a scheme of its own.
+    #: Whether each layer has its own copy, with its own parameters.
     per_layer: ClassVar[bool] = False
 
     #: Whether losses are the same whatever follows; an instance may differ from its class by its options.
@@ -62,7 +61,7 @@ class Scheme(nn.Module):
         self.geometry = geometry
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw initial values; every random draw takes this generator."""
+        """Set initial values; every random draw uses ``generator``."""
 
     @torch.no_grad()
     def project_(self) -> dict[str, int]:
@@ -121,5 +120,5 @@ class Scheme(nn.Module):
         return None
 
     def implements(self, hook: str) -> bool:
-        """Whether the class gives ``hook`` a meaning of its own."""
+        """Whether the scheme defines ``hook``."""
         return getattr(type(self), hook) is not getattr(Scheme, hook)

@@ -48,20 +48,20 @@ class Cape(Scheme):
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         width = self.geometry.width
         t = torch.arange(0, width, 2, dtype=torch.float64, device=x.device)
-        angles = self.places(positions, x.shape[0])[..., None] * 10000.0 ** (-t / width)
+        angles = self.continuous_positions(positions, x.shape[0])[..., None] * 10000.0 ** (-t / width)
         return x + torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1).to(x.dtype)
 
-    def places(self, positions: Tensor, batch: int) -> Tensor:
+    def continuous_positions(self, positions: Tensor, batch: int) -> Tensor:
         """Continuous positions, float64 ``[N]``, or ``[B, N]`` where they are augmented."""
-        places = positions.double()
+        continuous = positions.double()
         if self.normalize:
-            places = places - places.mean()
+            continuous = continuous - continuous.mean()
         if not self.training or self.generator is None:
-            return places
+            return continuous
 
         def uniform(*shape: int) -> Tensor:
             drawn = torch.rand(*shape, dtype=torch.float64, generator=self.generator)
             return (2 * drawn - 1).to(positions.device)
 
-        moved = places + self.shift * uniform(batch, 1) + self.jitter * uniform(batch, len(positions))
+        moved = continuous + self.shift * uniform(batch, 1) + self.jitter * uniform(batch, len(positions))
         return moved * torch.exp(math.log(self.scaling) * uniform(batch, 1))

@@ -13,8 +13,9 @@ class SchemeEntry:
 
     ``parameters`` is a sum of products of H (heads), d (head dim), W (hidden size), R (buckets), P
     (positions), K (names in a formula), M (units of a small network), C (columns of a convolution); "a
-    layer" at its end says that each layer has its own.
-    ``use`` is "trainable", or "post-hoc" for what is made to be laid on a trained model. ``text_option``
+    layer" at its end says that each layer has its own. With the option ``per_layer=true`` a scheme
+    whose layers share parameters has that many a layer (see ``assembly.may_be_per_layer``).
+    ``use`` is "trainable", or "post-hoc" for what is usually applied to a trained model. ``text_option``
     names the option that takes all the text after ``name:``. A modifier ``stands_on`` a scheme when
     it is named alone, and ``value_option`` is the option that ``name=VALUE`` gives it (see ``parse_scheme``).
     """
@@ -67,7 +68,7 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
     ),
     SchemeEntry(
         "kernel", "kerple_eval.schemes.kernel:FormulaKernel", 2022,
-        "after Chi et al., KERPLE, arXiv 2205.09921", "distance kernel of one's own, kernel: -r1*D**r2",
+        "after Chi et al., KERPLE, arXiv 2205.09921", "distance kernel given as a formula, kernel: -r1*D**r2",
         "K H", True, text_option="formula",
     ),
     SchemeEntry(
@@ -178,41 +179,41 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
     SchemeEntry(
         "window", "kerple_eval.schemes.window:SlidingWindowMask", 2020,
         "Beltagy et al., Longformer, arXiv 2004.05150; Chi et al., KERPLE, arXiv 2205.09921",
-        "window, laid on any scheme", "0", True, stands_on="nope", value_option="width",
+        "window, applied to any scheme", "0", True, stands_on="nope", value_option="width",
     ),
     SchemeEntry(
         "ssmax", "kerple_eval.schemes.ssmax:SSMax", 2025,
         "Nakanishi, Scalable-Softmax, arXiv 2501.19399",
-        "scaling of scores, laid on any scheme", "H", True, stands_on="rope", value_option="start",
+        "scaling of scores, applied to any scheme", "H", True, stands_on="rope", value_option="start",
     ),
     SchemeEntry(
         "log-n", "kerple_eval.schemes.log_n:LogN", 2022,
         "Su, kexue.fm 8823; Chiang and Cholak, arXiv 2202.12172",
-        "scaling of scores, laid on any scheme", "0", True,
+        "scaling of scores, applied to any scheme", "0", True,
         use="post-hoc", stands_on="rope", value_option="original",
     ),
     SchemeEntry(
         "streaming-sink", "kerple_eval.schemes.streaming_sink:StreamingSink", 2023,
         "Xiao et al., StreamingLLM, arXiv 2309.17453",
-        "window and moved positions, laid on relative schemes", "0", True,
+        "window and moved positions, applied to relative schemes", "0", True,
         use="post-hoc", stands_on="rope", value_option="recent",
     ),
     SchemeEntry(
         "lm-infinite", "kerple_eval.schemes.lm_infinite:LmInfinite", 2023,
         "Han et al., LM-Infinite, arXiv 2308.16137",
-        "window and moved positions, laid on relative schemes", "0", True,
+        "window and moved positions, applied to relative schemes", "0", True,
         use="post-hoc", stands_on="rope", value_option="recent",
     ),
     SchemeEntry(
         "self-extend", "kerple_eval.schemes.self_extend:SelfExtend", 2024,
         "Jin et al., Self-Extend, arXiv 2401.01325",
-        "moved positions, laid on relative schemes", "0", True,
+        "moved positions, applied to relative schemes", "0", True,
         use="post-hoc", stands_on="rope", value_option="window",
     ),
     SchemeEntry(
         "rerope", "kerple_eval.schemes.rerope:ReRope", 2023,
         "Su, bojone/rerope",
-        "moved positions, laid on relative schemes", "0", True,
+        "moved positions, applied to relative schemes", "0", True,
         use="post-hoc", stands_on="rope", value_option="window",
     ),
 ))  # fmt: skip

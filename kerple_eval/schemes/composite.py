@@ -1,9 +1,9 @@
-"""Schemes made of schemes: one a layer, and one with modifiers laid on it.
+"""Schemes made of schemes: :class:`Stacked`, one a layer, and :class:`Combined`, one with modifiers.
 
-A modifier is a scheme that changes what another does (a window, a scaling of the scores, positions put
-elsewhere) and adds no position of its own. The hooks that say where a token stands (``embed``, ``rotate``,
-``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` multiplies, ``window`` is the
-smallest, ``visible`` holds where every part sees, and one part at most may ``remap``.
+A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds no
+positional information itself. Of a combined scheme, the hooks that give a token its position (``embed``,
+``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` is the product of all
+parts', ``window`` the smallest, ``visible`` true where all parts agree, and at most one part may ``remap``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kerple_eval.types import UserError
 
 
 class Stacked(Scheme):
-    """A scheme of each layer's own: ``layers`` hold the parts, every hook is asked of ``at(layer)``."""
+    """One scheme a layer, in ``layers``; hooks are called on ``at(layer)``, never on this module."""
 
     def __init__(self, parts: Iterable[Scheme]) -> None:
         made = list(parts)
@@ -61,15 +61,15 @@ class Combined(Scheme):
         super().__init__(base.geometry)
         self.base = base
         self.modifiers = nn.ModuleDict(modifiers)
-        self.parts = {"": base, **modifiers}  # no Module of its own: the same ones, by name
+        self.parts = {"": base, **modifiers}  # a plain dict of the modules registered above, by name
         remapping = [name for name, part in modifiers.items() if part.implements("remap")]
         if len(remapping) > 1:
-            raise UserError(f"{' and '.join(remapping)} both move positions; lay one of them on")
-        placed = [h for h in ("embed", "bias", "score") if base.implements(h)]
-        if remapping and placed:
+            raise UserError(f"{' and '.join(remapping)} both move positions; apply only one of them")
+        absolute = [h for h in ("embed", "bias", "score") if base.implements(h)]
+        if remapping and absolute:
             raise UserError(
                 f"{remapping[0]} needs a scheme of relative position (rope, a kernel of distance), not "
-                f"{type(base).__name__}, which places tokens by {placed[0]}"
+                f"{type(base).__name__}, which gives tokens their positions by {absolute[0]}"
             )
         if remapping and not base.prefix_invariant:
             raise UserError(f"{remapping[0]} does not go with a scheme that follows the window's length")

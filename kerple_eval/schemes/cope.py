@@ -41,9 +41,9 @@ class Cope(Scheme):
         observed: Any = None,
     ) -> Tensor:  # fmt: skip
         gates = torch.sigmoid(scores).masked_fill(positions_k > positions_q[:, None], 0.0)
-        places = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.positions - 1)
-        below = places.long()
+        counted = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.positions - 1)
+        below = counted.long()
         each = (q.to(scores.dtype) @ self.table.to(scores.dtype)) * q.shape[-1] ** -0.5  # [B, H, Q, P]
         rise = F.pad(each.diff(dim=-1), (0, 1))
-        out: Tensor = scores + each.gather(-1, below) + rise.gather(-1, below) * (places - below)
+        out: Tensor = scores + each.gather(-1, below) + rise.gather(-1, below) * (counted - below)
         return out

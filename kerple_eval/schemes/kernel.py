@@ -1,4 +1,4 @@
-"""A kernel of one's own: ``logit_ij = q_i k_j / sqrt(d) + formula(D)``, CPD by how it is written.
+"""A kernel given as a formula: ``logit_ij = q_i k_j / sqrt(d) + formula(D)``, CPD by how it is written.
 
 Source: the closure rules of Chi, Fan, Ramadge, Rudnicky, "KERPLE" (NeurIPS 2022, arXiv 2205.09921),
 Section 3; ``kernels.algebra`` states them, ``kernels.parsing`` reads the formula:

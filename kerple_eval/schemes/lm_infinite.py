@@ -5,7 +5,7 @@ Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for La
 
 A query i sees the first ``start`` keys and those at D = i - j < ``recent`` (the Lambda-shaped mask); a pair
 at D >= ``limit`` stands at distance ``limit``. ``recent`` and ``limit`` (tokens) are the trained length
-unless given, ``start`` is 10. A modifier of relative schemes, laid on a trained model; no parameters;
+unless given, ``start`` is 10. A modifier of relative schemes, applied to a trained model; no parameters;
 prefix-invariant.
 """
 

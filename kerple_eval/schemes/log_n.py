@@ -4,7 +4,7 @@ Source: Su, "The Scale of Attention from the Invariance of Entropy" (kexue.fm/ar
 bojone/rerope, ``rerope_patch.py``; Chiang and Cholak, "Overcoming a Theoretical Limitation of
 Self-Attention" (arXiv 2202.12172), Section 5.
 
-A modifier, laid on a trained model: up to position L - 1 nothing changes, beyond it attention is
+A modifier, applied to a trained model: up to position L - 1 nothing changes, beyond it attention is
 sharpened against the growing number of keys. ``original`` (tokens) is L where not the trained length. No
 parameters; i + 1 is the row's own count, so losses do not depend on what follows.
 """

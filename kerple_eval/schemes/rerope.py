@@ -5,9 +5,9 @@ Source: Su, "Rectified Rotary Position Embeddings" (2023), code bojone/rerope, `
 
 For D = i - j < w the pair stands where it is; for D >= w the query stands at w and the key at 0. With
 ``leak`` k > 1 (Leaky ReRoPE) the far pair stands at distance ``w + (D - w) / k``. ``window`` w (tokens) is
-half the trained length unless given. A modifier of relative schemes, laid on a trained model; no
+half the trained length unless given. A modifier of relative schemes, applied to a trained model; no
 parameters; prefix-invariant. The released code also sharpens queries beyond the trained length:
-``rope,rerope=256,log-n=512`` lays both on.
+``rope,rerope=256,log-n=512`` applies both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LongRoPE: every frequency divided by a number of its own, other ones for short and for long windows.
+"""LongRoPE: each frequency divided by its own number, one set for short and one for long windows.
 
 Source: Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens" (arXiv 2402.13753),
 Eq. (3); transformers' ``modeling_rope_utils.py`` ("longrope").
@@ -8,7 +8,7 @@ times ``sqrt(1 + ln s / ln L)``. ``original`` L (tokens) is the trained length u
 lists are searched for each model: d/2 numbers with slashes between, ``long=1/1.2/2.5/8``. Without ``long``
 it is the NTK-aware one, ``lambda_t = s^(2 t / (d - 2))``, where the paper's search starts from; without
 ``short`` all ones. A loss depends on how long its window is: not prefix-invariant. ``base`` and
-``fraction`` as in rope. Made to be laid on a trained model; it can also be trained. No parameters.
+``fraction`` as in rope. Usually applied to a trained model; it can also be trained. No parameters.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ Sections 3.2-3.4; code jquesnelle/yarn, ``LlamaYaRNScaledRotaryEmbedding.py``; t
     cos, sin times m(1),  m(c) = 0.1 c ln s + 1
 
 ``factor`` s, ``original`` L (tokens; the trained length unless given), ``beta_fast`` 32, ``beta_slow`` 1; d
-counts the components that turn. As in transformers, ``attention_factor`` takes the place of m(1), or
+counts the components that turn. As in transformers, ``attention_factor`` replaces m(1), or
 ``mscale`` a with ``mscale_all_dim`` b do by m(a) / m(b) (DeepSeek's), and ``truncate=false`` leaves out floor
 and ceil. Where low exceeds high (neither beta within the pairs) there is no ramp, and that is refused: the
 published code then leaves all frequencies as they were, or divides them all. s is fixed, so losses do not
-depend on what follows. ``base`` and ``fraction`` as in rope. Made to be laid on a trained model; it can also
+depend on what follows. ``base`` and ``fraction`` as in rope. Usually applied to a trained model; it can also
 be trained. No parameters.
 """
 

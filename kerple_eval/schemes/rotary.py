@@ -4,7 +4,7 @@ Half-split ("rotate_half") layout of GPT-NeoX and Llama: for pair t = 0..d/2-1 w
 components (x_t, x_{t+d/2}) of position i turn by the angle ``i theta_t``. Angles are formed in float64 (at
 position 16384 a float32 angle is off by up to 1e-3 radian) and their cosines and sines cast to the vectors'
 dtype. With ``fraction`` (GPT-NeoX's ``rotary_pct``) below 1 only the first ``r = int(fraction d)``
-components of each head turn, with r in d's place; the others pass unchanged.
+components of each head turn, with r instead of d; the others pass unchanged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def frequencies(dim: int, base: float, device: torch.device) -> Tensor:
 class Rotary(Scheme):
     """A rotation whose frequencies a subclass may change, also by the window's length."""
 
-    #: Whether laying it on a trained model (``extend=``) must say by which factor.
+    #: Whether applying it to a trained model (``extend=``) needs ``factor=``.
     needs_factor: ClassVar[bool] = True
 
     #: cos and sin are multiplied by it, so that scores are by its square.

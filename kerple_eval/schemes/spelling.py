@@ -1,4 +1,4 @@
-"""How schemes are written: ``kerple-log,window=512:key=value`` and back. Imports no torch."""
+"""Schemes as text, ``kerple-log,window=512:key=value``: read and written. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ def parse_scheme(text: str) -> SchemeSpec:
     ``kerple-log,window=512`` lays the modifier ``window`` on ``kerple-log``, its main option being 512. A
     scheme with a ``text_option`` takes all after the colon as that, commas and equals signs included:
     ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``; ``kernel:formula=...`` says
-    the same, so that ``str`` of the result reads back.
+    the same, so that ``str`` of the result reads back. Names of options may be written with dashes,
+    ``per-layer=true``; the result has them with underscores.
     """
     head, colon, rest = (part.strip() for part in text.partition(":"))
-    name, *laid = (part.strip() for part in head.split(","))
+    name, *parts = (part.strip() for part in head.split(","))
     entry = SCHEMES.entry(name) if name else None
-    bare = [f"{part}=" if part in SCHEMES else part for part in laid]
-    modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if laid else ()
+    bare = [f"{part}=" if part in SCHEMES else part for part in parts]
+    modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if parts else ()
     if entry is None or not (entry.text_option and colon):
         spec = parse_spec(name + (f":{rest}" if colon else ""))
-        return SchemeSpec(spec.name, spec.options, modifiers)
+        return SchemeSpec(spec.name, tuple((option_name(k), v) for k, v in spec.options), modifiers)
     if not rest:
         raise UserError(f"nothing after the colon in {text!r}; expected {name}: {entry.text_option.upper()}")
     key, equals, value = (part.strip() for part in rest.partition("="))
@@ -49,17 +50,22 @@ def parse_modifiers(
             last = key
             found[last] = {known[key].value_option: value}
         elif last:
-            found[last][key] = value
+            found[last][option_name(key)] = value
         else:
             raise unknown("modifier", key, known)
     return tuple((name, tuple(options.items())) for name, options in found.items())
 
 
-def spell(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
-    """A configured scheme as one writes it: ``kerple-log,window=512``."""
-    laid = []
+def option_name(text: str) -> str:
+    """The name of a scheme's option as Python has it: ``per-layer`` is ``per_layer``."""
+    return text.replace("-", "_")
+
+
+def format_scheme(scheme: str, options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A configured scheme as text, ``kerple-log,window=512``: what :func:`parse_scheme` reads."""
+    parts = []
     for name, given in modifiers.items():
         main = SCHEMES.entry(name).value_option
         rest = tuple((key, str(value)) for key, value in given.items() if key != main)
-        laid.append((name, ((main, str(given.get(main, ""))), *rest)))
-    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(laid)))
+        parts.append((name, ((main, str(given.get(main, ""))), *rest)))
+    return str(SchemeSpec(scheme, tuple((k, str(v)) for k, v in options.items()), tuple(parts)))

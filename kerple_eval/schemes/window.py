@@ -4,7 +4,7 @@ Source: the "windowed" baseline of Chi, Fan, Ramadge, Rudnicky, "KERPLE" (NeurIP
 Figure 5; Beltagy et al., "Longformer" (arXiv 2004.05150), Section 3.1.
 
 A modifier: ``kerple-log,window=512`` is KERPLE-log-windowed@512. ``width`` (tokens) is the trained
-length unless given. No parameters; laid on a trained model it changes no weight.
+length unless given. No parameters; applied to a trained model it changes no weight.
 """
 
 from __future__ import annotations

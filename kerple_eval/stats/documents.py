@@ -54,7 +54,7 @@ def document_sums(cell: Cell) -> DocumentSums:
     Where the cell's protocol weighs windows (``Protocol.weights``) the sums are of weight x mean loss and
     the counts of weights, so that their ratio is the cell's ``nll``; bytes are then left out.
     """
-    every = [str(entry["name"]) for entry in cell.header["documents"]]
+    every = [document.name for document in cell.header.documents]
     used, index = np.unique(cell.document, return_inverse=True)
     totals = np.array([row.sum(dtype=np.float64) for row in cell.losses], dtype=np.float64)
     targets = np.array([w.targets for w in cell.windows], dtype=np.float64)
@@ -93,8 +93,8 @@ class Scored:
 def scored(cell: Cell) -> Scored:
     return Scored(
         cell.key,
-        str(cell.header["scheme"]),
-        cell.header["seed"],
+        cell.header.scheme,
+        cell.header.seed,
         cell.targets_hash,
         document_sums(cell),
         sum(window.targets for window in cell.windows),

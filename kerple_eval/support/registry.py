@@ -119,7 +119,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     names = list(known)
     close = get_close_matches(name, names, n=1)
     hint = f" did you mean '{close[0]}'?" if close else ""
-    return UserError(f"unknown {what} {name!r}:{hint} available: {', '.join(names) or 'none'}")
+    return UserError(f"unknown {what} {name[:80]!r}:{hint} available: {', '.join(names) or 'none'}")
 
 
 def load(target: str) -> Any:

@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
     figure, (axes,) = panels(1)
     middle = (first + BLOCK / 2).tolist()
     curves(axes, [Curve(model, i, middle, mean.tolist()) for i, (model, mean) in enumerate(means.items())])
-    mark_trained(axes, {int(cells[0].header["train_length"])})
+    mark_trained(axes, {n for n in [cells[0].header.train_length] if n is not None})
     axes.set_xlabel(f"context (tokens seen), blocks of {BLOCK}")
     axes.set_ylabel("mean loss (nats per target)")
     axes.set_title(f"{cells[0].key.task}, {cells[0].key.protocol}, L = {longest}", fontsize=9, loc="left")

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kerple_eval.evaluation.budget import measured as found_budget
-from kerple_eval.evaluation.forecast import Pass, work_of
 from kerple_eval.models.base import Description, Shape
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import Decoder
 from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.pass_time import PassShape, pass_work
 from kerple_eval.models.scoring import Budget, score
 from kerple_eval.types import Window
 from tests.benchmarks.harness import Row, interleaved
@@ -76,7 +76,7 @@ def measured() -> list[Row]:
     slow = _release_seconds(model, ids, 16384)
     slid, whole = _sliding(model, ids)
     rate = _matrix_rate()
-    share = {n: sum(work_of(Pass(1, n, n), DESCRIPTION)) / seconds[n] / rate for n in (2048, 16384)}
+    share = {n: sum(pass_work(PassShape(1, n, n), DESCRIPTION)) / seconds[n] / rate for n in (2048, 16384)}
     hours = CHECKPOINTS * WINDOWS * sum(seconds.values()) / 3600
     found = (
         slow / seconds[16384],
@@ -104,14 +104,14 @@ def _check(decoder: Decoder, ids: np.ndarray, exact: np.ndarray) -> None:
     """Every way in both precisions against float64 on the CPU, whole windows and scored rows."""
     device = torch.device("cuda")
     for dtype, tolerance in ((torch.float32, 5e-3), (torch.bfloat16, 0.5)):
-        for way in ("flex", "sdpa", "eager"):
-            model = DecoderModel(_copy(decoder), device, dtype, way)
+        for backend in ("flex", "sdpa", "eager"):
+            model = DecoderModel(_copy(decoder), device, dtype, backend)
             found = losses(model, ids, 600)
             np.testing.assert_allclose(found, exact, rtol=0, atol=tolerance)
             assert abs(float(found.mean() - exact.mean())) < 0.02
             ((_, (rows,)),) = score(model, [ids], [(0, Window(0, 600, 541))])
             np.testing.assert_allclose(rows, exact[-60:], rtol=0, atol=tolerance)
-            _say(f"{way} in {dtype}: largest error {np.abs(found - exact).max():.2e} nats")
+            _say(f"{backend} in {dtype}: largest error {np.abs(found - exact).max():.2e} nats")
 
 
 def _copy(decoder: Decoder) -> Decoder:
@@ -169,8 +169,8 @@ def _training(decoder: Decoder) -> float:
     drawn = np.random.default_rng(1).integers(CONFIG.vocab_size, size=(2, 2049))
     tokens = torch.from_numpy(drawn).cuda()
 
-    def step(way: str) -> list[Tensor]:
-        made.way = way
+    def step(backend: str) -> list[Tensor]:
+        made.backend = backend
         made.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
             logits = made.head(made(tokens[:, :-1]))
@@ -179,7 +179,7 @@ def _training(decoder: Decoder) -> float:
 
     for a, b in zip(step("flex"), step("eager"), strict=True):
         assert float((a - b).norm()) < 0.05 * float(b.norm())
-    times = interleaved({way: partial(step, way) for way in ("flex", "eager")}, 5)
+    times = interleaved({name: partial(step, name) for name in ("flex", "eager")}, 5)
     return times["eager"] / times["flex"]
 
 

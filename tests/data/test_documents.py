@@ -11,17 +11,18 @@ import pytest
 from kerple_eval.data.documents import (
     Document,
     TokenDocument,
+    check_encodable,
     choose,
+    hashed_share,
     hold_out_tail,
     in_test_split,
     pack,
-    share,
-    spellable,
     text_hash,
     tokenize,
 )
 from kerple_eval.data.tokenizer import ByteTokenizer
 from kerple_eval.types import UserError
+from tests.helpers.cases import each_case
 
 NAMES = [f"folder/{i}.txt" for i in range(4000)]
 
@@ -32,12 +33,12 @@ def sha_share(text: str) -> float:
 
 
 def test_share_is_the_head_of_sha256() -> None:
-    assert all(share(name) == sha_share(name) for name in ["", "é", *NAMES[:50]])
+    assert all(hashed_share(name) == sha_share(name) for name in ["", "é", *NAMES[:50]])
     # sha256 of the empty string begins e3b0c442 98fc1c14 (FIPS 180-4 test value)
-    assert share("") == pytest.approx(0xE3B0C442 / 2**32, abs=2**-32)
+    assert hashed_share("") == pytest.approx(0xE3B0C442 / 2**32, abs=2**-32)
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9])
+@each_case("fraction", [0.01, 0.1, 0.5, 0.9])
 def test_the_split_is_near_its_share_and_grows_with_it(fraction: float) -> None:
     held_out = {name for name in NAMES if in_test_split(name, fraction)}
     spread = (fraction * (1 - fraction) / len(NAMES)) ** 0.5
@@ -47,9 +48,9 @@ def test_the_split_is_near_its_share_and_grows_with_it(fraction: float) -> None:
 
 def test_the_split_of_known_names_never_moves() -> None:
     """From ``printf %s NAME | sha256sum``: a change here would change every number of every task."""
-    assert share("a.txt") == pytest.approx(0x18B7CB09 / 2**32, abs=2**-32)
-    assert share("sotu.txt") == pytest.approx(0xFA4EA1E2 / 2**32, abs=2**-32)
-    assert share("x") == pytest.approx(0x2D711642 / 2**32, abs=2**-32)
+    assert hashed_share("a.txt") == pytest.approx(0x18B7CB09 / 2**32, abs=2**-32)
+    assert hashed_share("sotu.txt") == pytest.approx(0xFA4EA1E2 / 2**32, abs=2**-32)
+    assert hashed_share("x") == pytest.approx(0x2D711642 / 2**32, abs=2**-32)
     assert all(in_test_split(name, 1.0) for name in NAMES)
 
 
@@ -105,8 +106,8 @@ def test_the_hash_of_token_ids_is_of_their_bytes() -> None:
     assert TokenDocument("b", np.repeat(ids, 2)[::2]).sha256 == hashlib.sha256(raw).hexdigest()
 
 
-@pytest.mark.parametrize("length", [*range(1, 45), 1000])
-@pytest.mark.parametrize("fraction", [0.05, 0.5])
+@each_case("length", [*range(1, 45), 1000])
+@each_case("fraction", [0.05, 0.5])
 def test_a_held_out_tail_takes_nothing_away(length: int, fraction: float) -> None:
     text = "".join(chr(97 + i % 26) for i in range(length - 1)) + "é"
     train, held_out = hold_out_tail([Document("d", text)], fraction)
@@ -134,7 +135,7 @@ def test_packing_bytes() -> None:
     assert unknown.byte_counts is None  # one document without counts leaves the whole without
 
 
-@pytest.mark.parametrize("tokens", [None, 0, 1, 3, 4, 5])
+@each_case("tokens", [None, 0, 1, 3, 4, 5])
 def test_cutting_keeps_ids_and_counts_together(tokens: int | None) -> None:
     document = TokenDocument("d", np.arange(4), np.arange(4) + 10)
     cut = document.cut(tokens)
@@ -146,8 +147,8 @@ def test_cutting_keeps_ids_and_counts_together(tokens: int | None) -> None:
 
 
 def test_text_that_utf8_cannot_spell() -> None:
-    assert spellable("é🙂", "here") == "é🙂"
+    assert check_encodable("é🙂", "here") == "é🙂"
     with pytest.raises(
-        UserError, match=r"^here: half a surrogate pair at character 2, which UTF-8 cannot spell"
+        UserError, match=r"^here: half a surrogate pair at character 2, which UTF-8 cannot encode"
     ):
-        spellable("ab\udfff", "here")
+        check_encodable("ab\udfff", "here")

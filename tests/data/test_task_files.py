@@ -17,6 +17,7 @@ from kerple_eval.data.sources.kinds import HubSource
 from kerple_eval.data.task import open_task, read_task, task_files
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
+from tests.helpers.cases import each_case
 
 SOURCES: dict[str, dict[str, Any]] = {
     "files": {"kind": "files", "path": "texts", "files": "*.txt"},
@@ -160,7 +161,7 @@ def test_a_right_file_is_read_as_written(tmp_path: Path, kind: str) -> None:
     assert read == data
 
 
-@pytest.mark.parametrize(("kind", "key", "value", "right"), WRONG)
+@each_case(("kind", "key", "value", "right"), WRONG)
 def test_a_wrong_value_is_refused(tmp_path: Path, kind: str, key: str, value: Any, right: str) -> None:
     data = toy(kind)
     holder, last = place(data, key)
@@ -197,7 +198,7 @@ OPTIONAL = {
 }
 
 
-@pytest.mark.parametrize(("kind", "key"), [(k, key) for k, keys in REQUIRED.items() for key in keys])
+@each_case(("kind", "key"), [(k, key) for k, keys in REQUIRED.items() for key in keys])
 def test_a_missing_key_is_named_with_its_type(tmp_path: Path, kind: str, key: str) -> None:
     data = toy(kind)
     holder, last = place(data, key)
@@ -208,7 +209,7 @@ def test_a_missing_key_is_named_with_its_type(tmp_path: Path, kind: str, key: st
     )
 
 
-@pytest.mark.parametrize(("kind", "key"), [(k, key) for k, keys in OPTIONAL.items() for key in keys])
+@each_case(("kind", "key"), [(k, key) for k, keys in OPTIONAL.items() for key in keys])
 def test_an_optional_key_may_be_left_out(tmp_path: Path, kind: str, key: str) -> None:
     data = toy(kind)
     holder, last = place(data, key)
@@ -252,12 +253,12 @@ def test_the_name_must_be_the_files(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("data", [None, [], "text", 3])
+@each_case("data", [None, [], "text", 3])
 def test_a_file_that_is_no_mapping(tmp_path: Path, data: Any) -> None:
     assert refusal(write(tmp_path, data)).startswith("file: must be keys and values, got ")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("raw", "says"),
     [
         (b"name: [toy", "not YAML: "),

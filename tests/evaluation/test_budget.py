@@ -105,15 +105,15 @@ def test_the_record_says_where_memory_ran_out(
 ) -> None:
     words = {"text": text, "lengths": [16], "device": "cpu"}
     before = kerple_eval.evaluate(models["rope"], out=tmp_path / "roomy", **words)
-    assert "tokens_per_pass" not in before.provenance
+    assert before.provenance.tokens_per_pass is None
     short_of_memory(monkeypatch, lambda inputs: inputs.shape[0] > 2)
     run = kerple_eval.evaluate(models["rope"], out=tmp_path / "cramped", **words)
     (cell,) = run.cells()
     assert isinstance(cell, Cell)
-    assert cell.header["out_of_memory_at"] == 2048
-    assert cell.header["tokens_per_pass"] < 48
+    assert cell.header.out_of_memory_at == 2048
+    assert cell.header.tokens_per_pass < 48
     kept = json.loads((tmp_path / "cramped" / "run.json").read_text())["provenance"]["tokens_per_pass"]
-    assert kept == cell.header["tokens_per_pass"]
+    assert kept == cell.header.tokens_per_pass
     assert run.summary()["nll"][0] == pytest.approx(before.summary()["nll"][0], abs=1e-6)
 
 

@@ -72,7 +72,7 @@ def test_a_kernel_costs_copies_of_queries_and_one_vector() -> None:
     vectors = LAYERS * 4 * LENGTH * WIDTH * 4
     table = 16 * HEADS * (LENGTH + 1024) * 4
     assert 0 < extra < vectors + table
-    kernel.way = "eager"
+    kernel.backend = "eager"
     assert made(lambda: kernel(tokens)) > LAYERS * HEADS * LENGTH**2 * 4  # the counter sees score matrices
 
 

@@ -11,18 +11,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kerple_eval.cli.dry_run import verdict
-from kerple_eval.evaluation.forecast import Pass, _predicted, forecast, work_of
+from kerple_eval.evaluation.forecast import _predicted, forecast
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.models.native import NativeCheckpoint
+from kerple_eval.models.pass_time import PassShape, pass_work
 from kerple_eval.models.scoring import score
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError, Window
 from tests.helpers.command import Cli, make_model
 
 
-@pytest.mark.parametrize("shape", [Pass(1, 40, 40), Pass(3, 24, 5), Pass(2, 64, 1)])
-def test_work_is_torch_s_count(shape: Pass, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [PassShape(1, 40, 40), PassShape(3, 24, 5), PassShape(2, 64, 1)])
+def test_work_is_torch_s_count(shape: PassShape, tmp_path: Path) -> None:
     """Matrix products without attention exactly; attention by the triangle that is not masked."""
     checkpoint = NativeCheckpoint(make_model(tmp_path / "nope", "nope"))
     model = checkpoint.load(torch.device("cpu"), torch.float32)
@@ -32,7 +33,7 @@ def test_work_is_torch_s_count(shape: Pass, tmp_path: Path) -> None:
         list(score(model, [ids], [(0, window)] * shape.batch))
     counts = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}
     attention = sum(v for k, v in counts.items() if "attention" in k)
-    linear, triangle = work_of(shape, checkpoint.description)
+    linear, triangle = pass_work(shape, checkpoint.description)
     assert linear == pytest.approx(sum(counts.values()) - attention, rel=0.1)  # biases are parameters too
     assert attention == 0  # torch does not count the CPU's fused attention; pairs of tokens, then
     layers = [range(shape.inputs), range(shape.inputs - shape.rows, shape.inputs)]
@@ -41,10 +42,12 @@ def test_work_is_torch_s_count(shape: Pass, tmp_path: Path) -> None:
 
 
 def test_the_fit_is_of_constant_linear_and_attention_work() -> None:
-    work = {Pass(1, n, n): (1e6 * n, 1e3 * n * n) for n in (16, 64, 256, 1024, 4096)}
+    work = {PassShape(1, n, n): (1e6 * n, 1e3 * n * n) for n in (16, 64, 256, 1024, 4096)}
     truth = {p: 0.001 + 2e-9 * a + 3e-9 * b for p, (a, b) in work.items()}
     timed = {p: truth[p] for p in list(work)[:4]}
-    assert _predicted(Pass(1, 4096, 4096), work, timed) == pytest.approx(truth[Pass(1, 4096, 4096)], rel=1e-6)
+    assert _predicted(PassShape(1, 4096, 4096), work, timed) == pytest.approx(
+        truth[PassShape(1, 4096, 4096)], rel=1e-6
+    )
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
         )  # fmt: skip
         served = 0
         for cell in open_run(tmp_path / "run").cells():
-            if cell.key.model == model["model"] and cell.header["losses_from"].startswith("prefix of"):
+            if cell.key.model == model["model"] and cell.header.losses_from.startswith("prefix of"):
                 served += len(cell.windows)  # type: ignore[union-attr]
         assert model["served"] >= served > 0
         assert model["seconds"] > 0
@@ -116,5 +119,5 @@ def test_the_time_is_within_half_of_the_truth(invoke: Cli, tmp_path: Path) -> No
     assert invoke(*words).exit_code == 0
     models = json.loads((tmp_path / "run" / "estimate.json").read_text())["models"]
     guess = sum(model["seconds"] for model in models)
-    took = sum(cell.header["seconds"] for cell in open_run(tmp_path / "run").cells())
+    took = sum(cell.header.seconds for cell in open_run(tmp_path / "run").cells())
     assert 1 / 1.5 < guess / took < 1.5

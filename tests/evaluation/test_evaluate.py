@@ -150,7 +150,7 @@ def test_prefix_cells_of_one_pass_equal_separate_ones(
     one = kerple_eval.evaluate(
         models["alibi"], text=text, lengths=[8, 16, 64], protocols="prefix", out=tmp_path / "a"
     )
-    sources = {cell.key.length: cell.header["losses_from"] for cell in one.cells()}
+    sources = {cell.key.length: cell.header.losses_from for cell in one.cells()}
     assert sources == {8: "prefix of 64", 16: "prefix of 64", 64: "forward pass"}
     model = open_model(parse_model(models["alibi"])).load(torch.device("cpu"), torch.float64)
     tokens = Path(text).read_bytes()

@@ -58,12 +58,10 @@ def test_run(llama: Path, tokens: str, invoke: Cli, tmp_path: Path) -> None:
     assert table[5]["nll"] != table[2]["nll"]
     assert {row["scheme"] for row in table[3:]} == {"rope-dynamic"}
     run = open_run(tmp_path / "run")
-    sources = {
-        (c.key.model, c.key.length): c.header["losses_from"] for c in run.cells() if hasattr(c, "header")
-    }
+    sources = {(c.key.model, c.key.length): c.header.losses_from for c in run.cells() if hasattr(c, "header")}
     assert sources["plain", 16] == "prefix of 60"
     assert sources["longer", 16] == "forward pass"
-    assert run.specification["models"][1]["extension"] == {"rope": "dynamic", "factor": 4.0}
+    assert run.specification.models[1].other["extension"] == {"rope": "dynamic", "factor": 4.0}
 
 
 def test_inspect(llama: Path, invoke: Cli) -> None:

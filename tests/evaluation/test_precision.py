@@ -265,7 +265,7 @@ def test_a_cell_that_fails_at_its_second_look(
     again = kerple_eval.evaluate(**one, out=tmp_path / "out", precision="0.0001%")
     assert again.summary().equals(whole.summary())
     (cell,) = again.cells()
-    assert cell.header["precision"]["documents"] == cell.header["precision"]["of"] == COUNT
+    assert cell.header.precision.documents == cell.header.precision.of == COUNT
 
 
 def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+import kerple_eval
 from kerple_eval.evaluation.ranks import RankGroup, ScoreRequest
 from kerple_eval.models.scoring import Batch, Budget
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import open_run
+from kerple_eval.types import UserError
 from tests.helpers.command import make_model
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -65,7 +68,7 @@ def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None
     assert losses(folder / "one") == losses(folder / "many")
     assert len(losses(folder / "many")) == 8
     assert together.stdout.replace("/many", "/one") == alone.stdout  # rank 0 alone talks
-    assert open_run(folder / "many").provenance["sessions"][0]["ranks"] == ranks
+    assert open_run(folder / "many").provenance.sessions[0].ranks == ranks
     again = run(folder, ranks, "many")  # nothing left to do
     assert again.returncode == 0
 
@@ -105,12 +108,12 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     scored: list[tuple[int, tuple[int, int]]] = []
 
     class Fixed(ScoreRequest):
-        def scored(self, model: Any, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        def run(self, model: Any, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
             scored.append((budget.tokens, share))
             yield [0], [np.zeros(1, dtype=np.float32)]
 
     others: list[Any] = [None, ([([1], [])], 16), ([([2], [])], 48)]
-    monkeypatch.setattr(RankGroup, "_tell", lambda self, order: order)
+    monkeypatch.setattr(RankGroup, "_broadcast", lambda self, message: message)
     monkeypatch.setattr(RankGroup, "_gather", lambda self, error: others)
     budget = Budget(64)
     found = RankGroup(0, 3).score(SimpleNamespace(), Fixed([], [], None, False), budget)  # type: ignore[arg-type]
@@ -119,28 +122,110 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     assert budget.tokens == 16
 
 
+GUEST = """
+import sys, torch, torch.distributed as dist, kerple_eval
+model, text, folder = sys.argv[1:]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+def evaluate(name, **options):
+    try:
+        out = f"{folder}/{name}"
+        run = kerple_eval.evaluate(model, text=text, lengths=[16, 48], out=out, device="cpu", **options)
+        print(name, rank, len(run.summary()), flush=True)
+    except BaseException as error:
+        print(name, rank, type(error).__name__, str(error)[:28], flush=True)
+
+def interrupt(progress):
+    if progress.work_done:
+        raise KeyboardInterrupt
+
+evaluate("interrupted", on_progress=interrupt)
+evaluate("refused", protocols="fullcontext")
+evaluate("whole")
+total = torch.ones(1)
+dist.all_reduce(total)
+print("after", rank, int(total), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_a_script_s_own_process_group_is_joined_and_left(folder: Path) -> None:
+    """It works after a run that was interrupted, one that was refused and one that went well."""
+    (folder / "guest.py").write_text(GUEST)
+    words = [str(folder / name) for name in ("guest.py", "rope", "text.txt", "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert sorted(done.stdout.splitlines()) == [
+        "after 0 2",
+        "after 1 2",
+        "interrupted 0 KeyboardInterrupt ",
+        "interrupted 1 RankLostError another process of this run ",
+        "refused 0 UserError unknown protocol 'fullcontex",
+        "refused 1 UserError unknown protocol 'fullcontex",
+        "whole 0 2",
+        "whole 1 2",
+    ], done.stderr
+    assert done.returncode == 0
+    alone = kerple_eval.evaluate(
+        folder / "rope", text=folder / "text.txt", lengths=[16, 48], device="cpu", out=folder / "alone"
+    )
+    assert losses(folder / "out" / "whole") == losses(alone.folder)
+
+
+def test_errors_travel_with_their_traceback() -> None:
+    """As themselves where they can be pickled, by name and message where not; gloo is not asked."""
+
+    class OwnError(Exception):  # no module can name it
+        pass
+
+    def fails(error: Exception) -> None:
+        raise error
+
+    ranks = RankGroup(3, 4)
+    for error, kind, line in (
+        (UserError("no such thing"), UserError, "no such thing"),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+        (OwnError("odd"), RuntimeError, "OwnError: odd"),
+    ):
+        result, portable = ranks._attempt(partial(fails, error))
+        assert result is None
+        assert type(portable) is kind
+        assert str(portable) == line
+        (note,) = portable.__notes__
+        assert note.startswith("on rank 3:\nTraceback")
+        assert "in fails" in note
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_costs_no_finished_cell(folder: Path, rank: int) -> None:
     (folder / "text.txt").write_text("A line of text, and a longer one after it. " * 1500)
     assert run(folder, 1, "whole").returncode == 0
     began = subprocess.Popen(
-        command(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        command(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((folder / "killed").glob("cells/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for place in Path("/proc").glob("[0-9]*/environ"):
+    for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
-            facts = place.read_bytes().split(b"\0")
+            facts = entry.read_bytes().split(b"\0")
         except OSError:
             continue
         if (
             f"RANK={rank}".encode() in facts
-            and str(folder).encode() in (place.parent / "cmdline").read_bytes()
+            and str(folder).encode() in (entry.parent / "cmdline").read_bytes()
         ):
-            os.kill(int(place.parent.name), signal.SIGKILL)
-    assert began.wait(timeout=120) != 0
+            os.kill(int(entry.parent.name), signal.SIGKILL)
+    _, errors = began.communicate(timeout=120)
+    assert began.returncode != 0
+    assert "kerple_eval/" not in errors  # no traceback of this package; torchrun's own stays
+    # The other rank's line, unless torchrun ended it first.
+    assert errors.count("finished cells are kept, the same command goes on") <= 1
     done = run(folder, 2, "killed")
     assert done.returncode == 0, done.stderr
     assert (folder / "killed" / "summary.csv").read_bytes() == (folder / "whole" / "summary.csv").read_bytes()

@@ -12,6 +12,7 @@ import torch
 
 import kerple_eval
 from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.records.specification import SelectionRecord
 from tests.helpers.command import Cli, contents, make_model, prose, refusal
 from tests.helpers.megatron_writer import write
 from tests.protocols.test_kerple_release import drawn, split_bounds
@@ -69,10 +70,10 @@ def test_the_authors_own_evaluation_is_one_command(
         assert (row["documents"], row["windows"], row["targets"]) == (wanted, wanted, wanted * row["length"])
         assert row["protocol"] == protocol
     assert len(set(run.summary()["targets_hash"])) == 2
-    task = run.specification["tasks"][0]
-    assert task["selection"] == {"documents": 1000, "rule": "every document"}
-    assert sorted(task["drawn_sha256"][protocol]) == ["24", "8"]
-    assert task["source"]["tokens"] == sum(map(len, corpus))
+    task = run.specification.tasks[0]
+    assert task.selection == SelectionRecord(documents=1000, rule="every document")
+    assert sorted(task.drawn_sha256[protocol]) == ["24", "8"]
+    assert task.source["tokens"] == sum(map(len, corpus))
 
 
 def run_of(model: str, out: Path, protocol: str, **options: object) -> kerple_eval.Run:
@@ -226,7 +227,7 @@ def test_other_protocols_read_data_sets_too(
     run = kerple_eval.evaluate(
         models["alibi"], out=tmp_path / "r", lengths=[16, 64], tokens=f"{prefix}.bin", documents=3
     )
-    documents = {e["name"]: e["tokens"] for cell in run.cells() for e in cell.header["documents"]}
+    documents = {d.name: d.tokens for cell in run.cells() for d in cell.header.documents}
     assert len(documents) == 3
     for name, tokens in documents.items():
         stem, _, number = name.partition(":")

@@ -131,14 +131,14 @@ def test_the_record_says_what_python_asked(
         [f"a={models['alibi']}", f"b={models['rope']}"], out=out, text=text, lengths=[16, 32],
         protocols=["prefix", "full-context"], keep_short=True, dtype=torch.bfloat16, max_tokens=100,
     )  # fmt: skip
-    (session,) = open_run(out).provenance["sessions"]
-    assert session["from_python"] is True
+    (session,) = open_run(out).provenance.sessions
+    assert session.from_python is True
     assert "ipykernel" not in str(session)
-    assert session["command"][:2] == ["kerple-eval", "run"]
+    assert session.command[:2] == ("kerple-eval", "run")
     before = (out / "summary.csv").read_bytes()
-    assert invoke(*session["command"][1:]).exit_code == 0
+    assert invoke(*session.command[1:]).exit_code == 0
     assert (out / "summary.csv").read_bytes() == before
-    assert "from_python" not in open_run(out).provenance["sessions"][1]
+    assert open_run(out).provenance.sessions[1].from_python is None
 
 
 def test_a_command_of_every_option_asks_the_same() -> None:

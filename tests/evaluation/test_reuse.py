@@ -21,6 +21,7 @@ from kerple_eval.evaluation.worklist import Work
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.records.cell import Cell
 from kerple_eval.types import Window
+from tests.helpers.records import header
 from tests.helpers.victim import killed_at
 
 PROTOCOLS = (
@@ -51,7 +52,7 @@ def run(models: dict[str, str], text: str, out: Path, **changes: Any) -> kerple_
 
 def sources(made: kerple_eval.Run, model: str = "alibi") -> dict[tuple[str, int], str]:
     return {
-        (c.key.protocol, c.key.length): c.header["losses_from"] for c in made.cells() if c.key.model == model
+        (c.key.protocol, c.key.length): c.header.losses_from for c in made.cells() if c.key.model == model
     }
 
 
@@ -152,7 +153,7 @@ def test_a_failed_source_is_no_source(
     )
     assert made.summary()["status"].tolist() == ["failed", "ok"]
     (cell,) = [c for c in made.cells() if isinstance(c, Cell)]
-    assert cell.header["losses_from"] == "forward pass"
+    assert cell.header.losses_from == "forward pass"
 
 
 def work(protocol: str, length: int, ids: list[list[int]], bos: int | None = None) -> Work:
@@ -172,7 +173,7 @@ def taken(task: Work, source: Work, invariant: bool = True, only: set[int] | Non
     task.model = SimpleNamespace(description=SimpleNamespace(prefix_invariant=invariant))  # type: ignore[assignment]
     held = [(d, w) for d, w in source.windows if only is None or d in only]
     cell = Cell(
-        source.key, {"documents": [{"sha256": d.sha256} for d in source.documents]},
+        source.key, header([(d.name, len(d), d.sha256) for d in source.documents]),
         np.array([d for d, _ in held]), [w for _, w in held],
         [np.arange(w.first_target, w.stop + 1, dtype=np.float32) + base(source, d, w) for d, w in held], None,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 import kerple_eval
 from kerple_eval.records.run import Run
-from kerple_eval.reports.tables.table import render
+from kerple_eval.reports.tables.table import make
 from tests.helpers.command import make_model, prose
 
 # The library's document i (line i + 1) has 60 + 20 i bytes, i = 0..6.
@@ -32,12 +32,8 @@ def test_short_documents_are_passed_over_and_counted(
 ) -> None:
     run = kerple_eval.evaluate(models["nope"], text=library, lengths=[16, 99], out=tmp_path / "r")
     assert scored(run) == {name: set(range(1, n)) for name, n in SIZES.items() if n >= 100}
-    selection = run.specification["tasks"][0]["selection"]
-    assert (selection["documents"], selection["passed_over_as_short"], selection["least_tokens"]) == (
-        7,
-        2,
-        100,
-    )
+    selection = run.specification.tasks[0].selection
+    assert (selection.documents, selection.passed_over_as_short, selection.least_tokens) == (7, 2, 100)
 
 
 def test_keep_short_takes_all(models: dict[str, str], library: str, tmp_path: Path) -> None:
@@ -66,7 +62,7 @@ def test_documents_and_seed(models: dict[str, str], library: str, tmp_path: Path
             models["nope"], text=library, lengths=[16], documents=count, seed=seed,
             out=tmp_path / f"{count}-{seed}",
         )  # fmt: skip
-        assert run.specification["tasks"][0]["selection"]["count"] == count
+        assert run.specification.tasks[0].selection.count == count
         return frozenset(scored(run))
 
     draws = [chosen(3, seed) for seed in range(5)]
@@ -133,13 +129,13 @@ def test_models_with_different_tokenisers(
     spelled = len(content.encode()) - first
     total = math.fsum(run.losses(model="words", length=16)["loss"].astype(float))
     assert words["bits_per_byte"] == pytest.approx(total / (math.log(2) * spelled), rel=1e-12)
-    shown = render([out], "text")
+    shown = make([out], "text")
     assert "bits per byte against length" in shown
     assert "perplexity against length" not in shown
     assert "different tokenisers" in shown
     apart = kerple_eval.evaluate(models["alibi"], text=text, lengths=[8, 16], out=tmp_path / "apart")
     assert apart.summary()["nll"].tolist() == run.summary().query("model == 'alibi'")["nll"].tolist()
-    assert "perplexity against length" in render([tmp_path / "apart"], "text")
+    assert "perplexity against length" in make([tmp_path / "apart"], "text")
 
 
 def test_documents_must_be_long_enough_for_every_tokeniser(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from tests.helpers.records import model, write_run_json
 
 HEADER = (
     "model,scheme,seed,train_length,task,protocol,length,documents,windows,targets,targets_hash,"
@@ -33,12 +34,11 @@ def write_run(folder: Path, lines: list[str], tokenizers: dict[str, str] | None 
     protocols = list(dict.fromkeys(line.split(",")[5] for line in lines))
     readers = dict.fromkeys(names, "bytes") | (tokenizers or {})
     folder.mkdir(parents=True, exist_ok=True)
-    specification = {
-        "models": [{"label": name, "tokenizer": readers[name]} for name in names],
-        "tasks": [{"name": "sotu"}],
-        "protocols": [{"protocol": p, "lengths": [512, 1024], "longest": None} for p in protocols],
-    }
-    content = {"schema_version": 1, "specification": specification, "provenance": {"sessions": []}}
-    (folder / "run.json").write_text(json.dumps(content))
+    write_run_json(
+        folder,
+        models=[model(name, tokenizer=readers[name]) for name in names],
+        tasks=["sotu"],
+        protocols=[{"protocol": p, "lengths": [512, 1024], "longest": None} for p in protocols],
+    )
     (folder / "summary.csv").write_text("\n".join([HEADER, *lines]) + "\n")
     return folder

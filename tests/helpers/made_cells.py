@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from kerple_eval.records.cell import Cell, write_cell
 from kerple_eval.records.run import write_summary
 from kerple_eval.stats.documents import Scored, scored
 from kerple_eval.types import CellKey, Window
+from tests.helpers.records import header, model, write_run_json
 
 
 def cell(
-    model: str,
+    label: str,
     documents: Mapping[str, Sequence[float]],
     *,
     scheme: str = "log",
@@ -32,17 +33,15 @@ def cell(
             windows.append(Window(start, start + len(part), start + 1))
             losses.append(part)
             index.append(i)
-    header = {
-        "scheme": scheme, "seed": seed, "train_length": 64, "dtype": "float32", "device": "cpu",
-        "first_token": {"rule": "never", "id": None},
-        "documents": [
-            {"name": n, "tokens": len(v) + 1, "sha256": f"{i} {len(v)}"}
-            for i, (n, v) in enumerate(documents.items())
-        ],
-    }  # fmt: skip
+    facts = header(
+        [(n, len(v) + 1, f"{i} {len(v)}") for i, (n, v) in enumerate(documents.items())],
+        scheme=scheme,
+        seed=seed,
+        train_length=64,
+    )
     counts = None if spelled is None else [spelled * len(row) for row in losses]
-    key = CellKey(model, "book", "full-context", length)
-    return Cell(key, header, np.array(index, dtype=np.int64), windows, losses, counts)
+    key = CellKey(label, "book", "full-context", length)
+    return Cell(key, facts, np.array(index, dtype=np.int64), windows, losses, counts)
 
 
 def drawn(seed: int, sizes: Sequence[int], mean: float = 2.0, spread: float = 0.3) -> dict[str, list[float]]:
@@ -70,24 +69,22 @@ def write_finished(folder: Path, cells: Sequence[Cell]) -> Path:
     return folder
 
 
-def write_cells(folder: Path, cells: Sequence[Cell], **specification: object) -> Path:
+def write_cells(
+    folder: Path, cells: Sequence[Cell], *, tasks: Sequence[Any] = ("book",), **specification: object
+) -> Path:
     """A run directory of these cells, all of one task and protocol."""
     models = {c.key.model: c for c in cells}
-    content = {
-        "models": [
-            {"label": m, "scheme": c.header["scheme"], "seed": c.header["seed"], "tokenizer": "bytes",
-             "weights_sha256": m}
-            for m, c in models.items()
+    lengths = sorted({c.key.length for c in cells}) or [64]
+    write_run_json(
+        folder,
+        models=[
+            model(label, scheme=c.header.scheme, seed=c.header.seed, tokenizer="bytes", weights_sha256=label)
+            for label, c in models.items()
         ],
-        "tasks": [{"name": "book"}],
-        "protocols": [
-            {"protocol": "full-context", "lengths": sorted({c.key.length for c in cells}), "longest": None}
-        ],
+        tasks=tasks,
+        protocols=[{"protocol": "full-context", "lengths": lengths, "longest": None}],
         **specification,
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    run = {"schema_version": 1, "specification": content, "provenance": {"sessions": []}}
-    (folder / "run.json").write_text(json.dumps(run))
+    )
     for one in cells:
         write_cell(folder, one)
     return folder

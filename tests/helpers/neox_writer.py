@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,18 @@ def turned(x: Array, model: Model) -> Array:
     return np.concatenate([part * cos + half * sin, x[..., r:]], axis=-1)
 
 
-def losses(t: dict[str, Array], model: Model, tokens: NDArray[np.int64], *, ranks: int = 1) -> Array:
-    """Nats of targets 1..n-1 of one window over all tokens but the last; ``ranks`` shards run it."""
+def losses(
+    t: dict[str, Array],
+    model: Model,
+    tokens: NDArray[np.int64],
+    *,
+    ranks: int = 1,
+    change: Callable[[Array, Array, str], Array] | None = None,
+) -> Array:
+    """Nats of targets 1..n-1 of one window over all tokens but the last; ``ranks`` shards run it.
+
+    ``change``: scaled scores [H, N, N], queries [H, N, d] and the layer's prefix -> scores.
+    """
     inputs = tokens[:-1]
     length, w, last = len(inputs), model.width, model.layers + 3
     x = t["0.word_embeddings.weight"][inputs]
@@ -203,6 +214,7 @@ def losses(t: dict[str, Array], model: Model, tokens: NDArray[np.int64], *, rank
         if model.pos_emb == "rotary":
             q, k = turned(q, model), turned(k, model)
         scores = changed_scores(q @ k.transpose(0, 2, 1) / math.sqrt(model.dim), t, p, model)
+        scores = scores if change is None else change(scores, q, p)
         scores[:, future] = -10000.0
         probabilities = np.exp(scores - scores.max(axis=-1, keepdims=True))
         probabilities /= probabilities.sum(axis=-1, keepdims=True)

@@ -9,8 +9,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import warm
+
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.run.warm"])
+CONTEXT.set_forkserver_preload([warm.__name__])  # a name that cannot be imported would be passed over
 
 
 def _run(arguments: dict[str, Any], at: int, when: str) -> None:

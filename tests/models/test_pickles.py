@@ -133,11 +133,66 @@ def test_tuples_too_deep_to_hash(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opening", [b"]", b"}K\x00"])
 def test_deeply_nested_lists_and_dicts_do_not_break_it(opening: bytes, tmp_path: Path) -> None:
-    count = 200_000
+    count = 20_000
     close = b"a" if opening == b"]" else b"s"
     content = b"\x80\x02" + opening * count + b"N" + close * count + b"."
     rebuild(saved(tmp_path), {"data.pkl": content})
     load_tensors(tmp_path / "weights.pt")
+
+
+def text(content: str) -> bytes:
+    return b"X" + len(content).to_bytes(4, "little") + content.encode()
+
+
+def storage(kind: str, count: int) -> bytes:
+    """A tensor's storage: entry ``data/0`` of the archive, where one is needed."""
+    return (
+        b"(" + text("storage") + b"ctorch\n" + kind.encode() + b"\n" + text("0") + text("cpu")
+        + b"J" + count.to_bytes(4, "little") + b"tQ"
+    )  # fmt: skip
+
+
+def tensor(shape: bytes, strides: bytes, offset: int = 0) -> bytes:
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage("FloatStorage", 100)[1:]
+        + b"J" + offset.to_bytes(4, "little") + shape + strides + b"\x89}tR"
+    )  # fmt: skip
+
+
+REDUCED = {
+    "doubling tuples": (b"K\x01\x85q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"0", "tuples of more than"),
+    "another codec": (b"c_codecs\nencode\n" + text("a" * 9) + text("punycode") + b"\x86R", "than latin1"),
+    "no codec": (b"c_codecs\nencode\n" + text("a" * 9) + b"\x85R", "than latin1"),
+    "a storage by its size": (b"ctorch.storage\nUntypedStorage\nJ\xff\xff\xff\x7f\x85R", "UntypedStorage"),
+    "a size's new object": (b"ctorch\nFloatStorage\nK\x01\x85\x81", "FloatStorage"),
+    "a string called": (text("x") + b")R", "no function"),
+    "methods shadowed": (b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x01sb", "sets attributes"),
+    "a state that is no dictionary": (b"ccollections\nOrderedDict\n)RK\x01b", "sets attributes"),
+    "a tensor beyond its storage": (tensor(b"J\xff\xff\xff\x7f\x85", b"K\x01\x85"), "exceeds its storage"),
+    "an offset beyond it": (tensor(b"K\x01\x85", b"K\x01\x85", offset=100), "exceeds its storage"),
+    "shape without strides": (tensor(b"K\x01\x85", b")"), "1 sizes and 0 strides"),
+    "a fractional shape": (tensor(b"G?\xf0" + bytes(6) + b"\x85", b"K\x01\x85"), "not whole numbers"),
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_what_torch_save_never_writes(name: str, tmp_path: Path) -> None:
+    """Each would hang, take memory, or break whoever reads the result."""
+    operations, part = REDUCED[name]
+    content = b"\x80\x02" + operations + b"."
+    rebuild(saved(tmp_path), {"data.pkl": content})
+    refused(tmp_path / "weights.pt", part)
+    (tmp_path / "stream.pt").write_bytes(content)
+    refused(tmp_path / "stream.pt", part)
+
+
+def test_what_it_does_write_beside_tensors(tmp_path: Path) -> None:
+    """A module's state dict brings ``_metadata``, protocol 2 encodes bytes as latin1 text."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    torch.save({"module": module.state_dict(), "bytes": b"\xff\x00"}, tmp_path / "weights.pt")
+    loaded = load_tensors(tmp_path / "weights.pt")
+    assert loaded["bytes"] == b"\xff\x00"
+    assert torch.equal(loaded["module"]["0.weight"], module.state_dict()["0.weight"])
 
 
 # --- Damaged and forged archives -----------------------------------------------------------------

@@ -19,6 +19,7 @@ from kerple_eval.protocols.last import Last
 from kerple_eval.protocols.sliding_window import SlidingWindow
 from kerple_eval.types import UserError, Window
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def plan(documents: list[np.ndarray], length: int) -> list[tuple[int, Window]]:
 
 
 @pytest.mark.parametrize("scheme", tiny.SCHEMES)
-@pytest.mark.parametrize("chunk", [1, 40, 1 << 22])
+@each_case("chunk", [1, 40, 1 << 22])
 def test_losses_are_those_of_one_target_at_a_time(
     scheme: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +139,8 @@ def test_an_infinite_loss_is_not_finite_either() -> None:
         list(score(Copying(sure=-torch.inf), [np.arange(5)], [(0, Window(0, 4, 1))]))
 
 
-@pytest.mark.parametrize("budget", [1, 7, 16, 64, 2048])
-@pytest.mark.parametrize("seed", range(4))
+@each_case("budget", [1, 7, 16, 64, 2048])
+@each_case("seed", range(4))
 def test_batches_cover_each_window_once_within_the_budget(budget: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     windows = []

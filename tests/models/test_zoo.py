@@ -15,7 +15,7 @@ from kerple_eval.data.task import open_task
 from kerple_eval.models import zoo
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import score
-from kerple_eval.models.zoo import ZOO, one_a_scheme, read_config, shipped, shipped_as
+from kerple_eval.models.zoo import ZOO, first_seeds, read_config, shipped, shipped_folder
 from kerple_eval.types import Spec, UserError, Window
 from tests.helpers import oracles
 
@@ -34,13 +34,13 @@ def text() -> np.ndarray:
 
 def test_one_checkpoint_a_scheme_and_three_seeds_of_four() -> None:
     assert set(shipped()) == set(NAMES)
-    assert one_a_scheme() == list(SCHEMES)
+    assert first_seeds() == list(SCHEMES)
     for name in FURTHER:
         scheme, _, seed = name.rpartition("-s")
         assert (read_config(shipped()[name])["model"]["scheme"], read_config(shipped()[name])["seed"]) == (
             scheme, int(seed),
         )  # fmt: skip
-        assert shipped_as(f"{scheme}-s1") == shipped()[scheme]
+        assert shipped_folder(f"{scheme}-s1") == shipped()[scheme]
         assert read_config(shipped()[scheme])["seed"] == 1
 
 
@@ -51,7 +51,7 @@ def test_no_two_checkpoints_hold_the_same_weights() -> None:
 
 def test_an_unknown_seed_is_refused() -> None:
     with pytest.raises(UserError, match="unknown zoo model 'rope-s9'"):
-        shipped_as("rope-s9")
+        shipped_folder("rope-s9")
 
 
 def test_a_further_seed_without_the_clone_says_where_it_is(
@@ -62,8 +62,8 @@ def test_a_further_seed_without_the_clone_says_where_it_is(
     with pytest.raises(
         UserError, match=r"zoo:rope-s2 .* one seed a scheme.*native:results/zoo/models/rope-s2"
     ):
-        shipped_as("rope-s2")
-    assert shipped_as("rope-s1") == shipped()["rope"]
+        shipped_folder("rope-s2")
+    assert shipped_folder("rope-s1") == shipped()["rope"]
 
 
 def test_the_package_stays_small() -> None:

@@ -17,6 +17,7 @@ from kerple_eval.records.merging import merge
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, contents, refusal
+from tests.helpers.records import PRECISION
 
 PROTOCOLS = ["full-context", "aligned:k=4"]
 
@@ -67,8 +68,8 @@ def test_parts_make_the_whole(
     assert joined.specification == wanted.specification
     pd.testing.assert_frame_equal(joined.losses(), wanted.losses())
     assert said == f"8 cells of {len(parts)} runs in {tmp_path / 'out'}/summary.csv"
-    assert joined.provenance["merged"] == list(parts)
-    assert [session["run"] for session in joined.provenance["sessions"]] == list(parts)
+    assert joined.provenance.merged == parts
+    assert [session.run for session in joined.provenance.sessions] == list(parts)
     assert not passes
 
 
@@ -94,8 +95,8 @@ def test_made_tasks_join_by_model_and_length(whole: dict[str, kerple_eval.Run], 
     merge(folders(whole, "answers", "answers-long"), tmp_path / "out")
     joined = open_run(tmp_path / "out")
     assert len(joined.answers()) == 2 * 2 * 2 * 2
-    (task,) = joined.specification["tasks"]
-    assert list(task["tokens_sha256"]["ids 0..255 never None"]) == ["64", "80"]
+    (task,) = joined.specification.tasks
+    assert list(task.tokens_sha256["ids 0..255 never None"]) == ["64", "80"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_other_weights_under_one_label(whole: dict[str, kerple_eval.Run], tmp_pa
 def test_cells_that_grew(whole: dict[str, kerple_eval.Run], tmp_path: Path) -> None:
     sure = shutil.copytree(whole["alibi"].folder, tmp_path / "sure")
     data = json.loads((sure / "run.json").read_text())
-    data["specification"]["precision"] = {"share": 0.5}
+    data["specification"]["precision"] = PRECISION
     (sure / "run.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="sure: holds cells that grew until they were sure"):
         merge([whole["rope"].folder, sure], tmp_path / "out")
@@ -162,8 +163,8 @@ def test_equal_cells_must_agree(whole: dict[str, kerple_eval.Run], tmp_path: Pat
     windows = [replace(w, first_target=w.first_target + 1) for w in cell.windows]
     other = changed(run, tmp_path / "other", windows=windows, losses=[row[1:] for row in cell.losses])
     assert "they scored other windows" in refusal(invoke(*words[:2], str(other), *words[3:4], "x"))
-    documents = [entry | {"sha256": "0"} for entry in cell.header["documents"]]
-    text = changed(run, tmp_path / "text", header=cell.header | {"documents": documents})
+    documents = tuple(replace(document, sha256="0") for document in cell.header.documents)
+    text = changed(run, tmp_path / "text", header=replace(cell.header, documents=documents))
     assert "they scored other documents" in refusal(invoke(*words[:2], str(text), *words[3:4], "x"))
 
 

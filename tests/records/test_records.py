@@ -16,9 +16,10 @@ import pytest
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.sliding_window import SlidingWindow
 from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
-from kerple_eval.records.run import Run, open_run, write_summary
+from kerple_eval.records.run import open_run, write_summary
 from kerple_eval.support.differences import differences
 from kerple_eval.types import CellKey, Window
+from tests.helpers.records import failed_header, header, model, write_run_json
 
 KEY = CellKey("mine [a/b]", "text", "sliding-window:stride=8", 16, None)
 
@@ -27,22 +28,10 @@ def cell(windows: list[list[Window]], *, known: bool = True, key: CellKey = KEY)
     """A cell over one document a list of windows, with random losses."""
     draw = np.random.default_rng(5)
     flat = [w for ws in windows for w in ws]
-    header = {
-        "scheme": "alibi",
-        "seed": None,
-        "train_length": 16,
-        "dtype": "float32",
-        "device": "cpu",
-        "first_token": {"rule": "never", "id": None},
-        "seconds": 0.5,
-        "documents": [
-            {"name": f"dokument é {i}", "tokens": 99, "sha256": hashlib.sha256(b"%d" % i).hexdigest()}
-            for i in range(len(windows))
-        ],
-    }
+    documents = [(f"dokument é {i}", 99, hashlib.sha256(b"%d" % i).hexdigest()) for i in range(len(windows))]
     return Cell(
         key=key,
-        header=header,
+        header=header(documents, scheme="alibi", seconds=0.5),
         document=np.repeat(np.arange(len(windows)), [len(ws) for ws in windows]),
         windows=flat,
         losses=[draw.exponential(2, w.targets).astype(np.float32) for w in flat],
@@ -104,8 +93,7 @@ def test_file_names_are_safe_and_tell_keys_apart() -> None:
 
 
 def test_failed_cells(tmp_path: Path) -> None:
-    header = {"scheme": "rope", "seed": 1, "train_length": None, "dtype": "float32", "device": "cpu"}
-    failed = FailedCell(KEY, header, 'MemoryError: "no, really"')
+    failed = FailedCell(KEY, failed_header(seed=1, train_length=None), 'MemoryError: "no, really"')
     write_failure(tmp_path, failed)
     assert read_cell(tmp_path, KEY) is not None
     read = read_cell(tmp_path, KEY)
@@ -141,12 +129,12 @@ def test_targets_hash_knows_the_text_but_not_the_order_of_documents() -> None:
     base = cell([FullContext().plan(50, 16, 64), FullContext().plan(20, 16, 64)])
     flipped = replace(
         base,
-        header=base.header | {"documents": base.header["documents"][::-1]},
+        header=replace(base.header, documents=base.header.documents[::-1]),
         document=1 - base.document,
     )
     assert flipped.targets_hash == base.targets_hash
-    changed = json.loads(json.dumps(base.header))
-    changed["documents"][1]["sha256"] = "0" * 64
+    first, second = base.header.documents
+    changed = replace(base.header, documents=(first, replace(second, sha256="0" * 64)))
     assert replace(base, header=changed).targets_hash != base.targets_hash
 
 
@@ -172,23 +160,20 @@ def test_summary_is_the_formula(tmp_path: Path) -> None:
 
 def test_summary_does_not_see_times(tmp_path: Path) -> None:
     made = cell([FullContext().plan(50, 16, 64)])
-    later = replace(made, header=made.header | {"seconds": 99.0, "threads": 7})
+    later = replace(made, header=replace(made.header, seconds=99.0, threads=7))
     assert later.summary() == made.summary()
 
 
 def test_run_frames_of_failed_and_missing_cells(tmp_path: Path) -> None:
-    specification = {
-        "models": [{"label": "a"}, {"label": "b"}],
-        "tasks": [{"name": "text"}],
-        "protocols": [{"protocol": "full-context", "lengths": [4, 8], "longest": None}],
-    }
-    run = Run(tmp_path, specification, {"sessions": []})
+    protocol = {"protocol": "full-context", "lengths": [4, 8], "longest": None}
+    write_run_json(tmp_path, models=[model("a"), model("b")], tasks=["text"], protocols=[protocol])
+    run = open_run(tmp_path)
     run.write_specification()
-    assert open_run(tmp_path).specification == specification
+    assert open_run(tmp_path) == run
     assert len(run.summary()) == 0
     assert len(run.losses()) == 0
-    header = {"scheme": "rope", "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu"}
-    write_failure(tmp_path, FailedCell(CellKey("b", "text", "full-context", 8), header, "boom"))
+    failed = FailedCell(CellKey("b", "text", "full-context", 8), failed_header(scheme="rope"), "boom")
+    write_failure(tmp_path, failed)
     frame = run.summary()
     assert frame["nll"].dtype == np.float64
     assert frame["targets"].isna().all()
@@ -204,7 +189,7 @@ def test_differences_name_what_differs() -> None:
     old = {"a": 1, "b": [16, 32], "c": [{"label": "x", "n": 1}, {"label": "y", "n": 2}], "same": [{}]}
     assert differences(old, json.loads(json.dumps(old))) == []
     new = {"a": 2, "b": [16], "c": [{"label": "x", "n": 3}], "d": None, "same": [{}]}
-    assert differences(old, new) == [
+    assert [difference.describe() for difference in differences(old, new)] == [
         "a was 1 there and is 2 now",
         "b was [16, 32] there and is [16] now",
         "c[0].n was 1 there and is 3 now",

@@ -15,8 +15,10 @@ from kerple_eval.records import schema
 from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.records.run import open_run
 from kerple_eval.records.schema import CELL_STEPS, RUN_STEPS, SCHEMA_VERSION, up_to_date
+from kerple_eval.records.specification import Marker
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, refusal
+from tests.helpers.records import failed_header
 
 NEVER = {"rule": "never", "id": None}
 
@@ -56,7 +58,7 @@ def test_an_old_run_is_read_as_it_would_be_written_now(
     invoke: Cli,
 ) -> None:  # fmt: skip
     old = open_run(aged(now, tmp_path / "old"))
-    assert old.specification["tasks"][0]["first_token"] == {"alibi": NEVER}
+    assert old.specification.tasks[0].first_token == {"alibi": Marker("never", None)}
     assert old.specification == now.specification
     for mine, wanted in zip(old.cells(), now.cells(), strict=True):
         assert isinstance(mine, Cell) and isinstance(wanted, Cell)
@@ -74,15 +76,16 @@ def test_an_old_run_is_read_as_it_would_be_written_now(
 
 def test_an_old_failed_cell(now: kerple_eval.Run) -> None:
     cell = next(iter(now.cells()))
-    header = {k: v for k, v in cell.header.items() if k != "first_token"}
     (now.folder / "cells" / f"{file_name(cell.key)}.parquet").unlink()
-    write_failure(now.folder, FailedCell(cell.key, header, "MemoryError: no room"))
+    write_failure(now.folder, FailedCell(cell.key, failed_header(), "MemoryError: no room"))
     path = now.folder / "cells" / f"{file_name(cell.key)}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
+    content = json.loads(path.read_text())
+    assert content.pop("first_token") == NEVER
+    path.write_text(json.dumps(content | {"schema_version": 0}))
     found = read_cell(now.folder, cell.key)
     assert isinstance(found, FailedCell)
-    assert (found.header["first_token"], found.error) == (NEVER, "MemoryError: no room")
-    assert "schema_version" not in found.header
+    assert (found.header.first_token, found.error) == (Marker("never", None), "MemoryError: no room")
+    assert found.header.other == {}
 
 
 def test_every_step_is_named_and_leads_to_this_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 import kerple_eval
 from kerple_eval.records.cell import FailedCell, file_name, write_failure
 from kerple_eval.records.run import open_run
+from kerple_eval.reports.lm_eval import export
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import ratio_interval
+from tests.helpers import made_cells
 from tests.helpers.command import Cli, refusal
 
 PROTOCOLS = ["full-context", "yarn:stride=8"]
@@ -83,7 +86,7 @@ def test_layout(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
         ]
         assert data["n-samples"][name] == {"original": 7, "effective": 7}
     assert data["config"]["model"] == "native"
-    assert data["config"]["model_sha"] == run.specification["models"][0]["weights_sha256"]
+    assert data["config"]["model_sha"] == run.specification.models[0].weights_sha256
     assert data["model_name"] == "alibi"
     assert data["date"] > 1.7e9
 
@@ -119,6 +122,17 @@ def test_failed_and_few(models: dict[str, str], text: str, tmp_path: Path, invok
     assert kerple_eval.read_lm_eval(out)["stderr"].isna().all()
     (own.folder / "cells" / f"{file_name(list(open_run(own.folder).cells())[1].key)}.parquet").unlink()
     assert "no finished cell to export" in refusal(invoke("export", str(own.folder), "--out", str(out)))
+
+
+@pytest.mark.parametrize(("there", "original"), [(None, 3), (2, 3), (3, 3), (40, 40)])
+def test_samples(there: int | None, original: int, tmp_path: Path) -> None:
+    """Three documents scored: the text's count where that is more, and never fewer than were scored."""
+    task = {"name": "book"} if there is None else {"name": "book", "selection": {"documents": there}}
+    made = made_cells.cell("rope", made_cells.drawn(1, [9, 9, 9]))
+    folder = made_cells.write_cells(tmp_path / "run", [made], tasks=[task])
+    (path,) = export(folder, tmp_path / "x.json")
+    samples = json.loads(path.read_text())["n-samples"]
+    assert samples == {"book/full-context/64": {"original": original, "effective": 3}}
 
 
 def test_files_of_lm_eval_itself(tmp_path: Path) -> None:
@@ -164,8 +178,9 @@ def test_refusals(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
         assert message in refusal(invoke("export", str(run.folder), "--out", out, *words))
     assert not Path(out).exists()
     clash = open_run(run.folder)
-    for entry, label in zip(clash.specification["models"], ("a:b", "a/b"), strict=True):
-        entry["label"] = label
+    pairs = zip(clash.specification.models, ("a:b", "a/b"), strict=True)
+    models = tuple(replace(entry, label=label) for entry, label in pairs)
+    clash.specification = replace(clash.specification, models=models)
     clash.folder = tmp_path / "clash"
     clash.write_specification()
     assert "a:b and a/b would both be written to a__b" in refusal(

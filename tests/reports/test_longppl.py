@@ -14,11 +14,13 @@ import pytest
 
 from kerple_eval.records.cell import Cell, file_name, write_cell
 from kerple_eval.records.run import open_run, write_summary
-from kerple_eval.reports.tables.longppl import render
+from kerple_eval.reports.tables.longppl import make
 from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.command import Cli, refusal
 from tests.helpers.handmade import write_run
+from tests.helpers.records import header
+from tests.helpers.records import model as model_record
 
 PROTOCOL = "aligned:k=8"
 
@@ -33,24 +35,19 @@ def made(
     path = folder / "run.json"
     data = json.loads(path.read_text())
     readers = dict.fromkeys(models, "bytes") | (tokenizers or {})
-    data["specification"]["models"] = [{"label": m, "tokenizer": readers[m]} for m in models]
+    data["specification"]["models"] = [model_record(m, tokenizer=readers[m]) for m in models]
     data["specification"]["protocols"] = [{"protocol": protocol, "lengths": [16, 32, 64], "longest": 64}]
     path.write_text(json.dumps(data))
     rows = []
     for model in models:
         for length in (16, 32, 64):
             windows = [Window(e - length, e, e - 7) for _ in range(documents) for e in (64, 128)]
-            header = {
-                "scheme": model, "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
-                "first_token": {"rule": "never", "id": None},
-                "documents": [
-                    {"name": f"d{i}", "tokens": 129 + i, "sha256": f"{readers[model]}{i}"}
-                    for i in range(documents)
-                ],
-            }  # fmt: skip
+            facts = header(
+                [(f"d{i}", 129 + i, f"{readers[model]}{i}") for i in range(documents)], scheme=model
+            )
             losses = [(rng.gamma(1.5, 2.0, 8) * 16 / length).astype(np.float32) for _ in windows]
             key = CellKey(model, "sotu", protocol, length, 64)
-            cell = Cell(key, header, np.repeat(np.arange(documents), 2), windows, losses, None)
+            cell = Cell(key, facts, np.repeat(np.arange(documents), 2), windows, losses, None)
             write_cell(folder, cell)
             rows.append(cell.summary())
     write_summary(folder, rows)
@@ -73,7 +70,7 @@ def definition(frame: pd.DataFrame, short: int, alpha: float, beta: float) -> di
 def test_definition(tmp_path: Path, short: int | None, alpha: float, beta: float) -> None:
     folder = made(tmp_path / "run")
     wanted = definition(open_run(folder).losses(), short or 16, alpha, beta)
-    text = render([folder], "ref", "csv", alpha=alpha, beta=beta, short=short)
+    text = make([folder], "ref", "csv", alpha=alpha, beta=beta, short=short)
     rows = {(r["model"], int(r["length"])): r for r in csv.DictReader(io.StringIO(text))}
     assert rows.keys() == wanted.keys()
     for cell, value in wanted.items():
@@ -93,7 +90,7 @@ def test_interval_is_over_documents_with_key_tokens(tmp_path: Path) -> None:
     parts = mine.groupby("document").agg(["sum", "count"])
     found = ratio_interval(parts["sum"].to_numpy(), parts["count"].to_numpy())
     row = next(
-        r for r in csv.DictReader(io.StringIO(render([folder], "ref", "csv")))
+        r for r in csv.DictReader(io.StringIO(make([folder], "ref", "csv")))
         if (r["model"], r["length"]) == ("other", "32")
     )  # fmt: skip
     assert float(row["low"]) == pytest.approx(math.exp(found.low), rel=1e-6)
@@ -108,10 +105,10 @@ def test_more_context_is_needed(tmp_path: Path) -> None:
         assert isinstance(cell, Cell)
         windows = [Window(0, 16, 9)] * len(cell.windows)
         write_cell(folder, Cell(cell.key, cell.header, cell.document, windows, cell.losses, None))
-    text = render([folder], "ref")
+    text = make([folder], "ref")
     assert "0 key tokens (0.00% of 0 targets) in 0 documents" in text
     assert "no key tokens" in text
-    row = next(csv.DictReader(io.StringIO(render([folder], "ref", "csv"))))
+    row = next(csv.DictReader(io.StringIO(make([folder], "ref", "csv"))))
     assert (row["longppl"], row["nll"], row["low"], row["note"]) == ("", "", "", "no key tokens")
 
 
@@ -121,7 +118,7 @@ def test_a_cell_that_lacks_key_tokens_has_no_number(tmp_path: Path) -> None:
     assert isinstance(cell, Cell)
     short = Cell(cell.key, cell.header, cell.document[:4], cell.windows[:4], cell.losses[:4], None)
     write_cell(folder, short)
-    rows = list(csv.DictReader(io.StringIO(render([folder], "ref", "csv"))))
+    rows = list(csv.DictReader(io.StringIO(make([folder], "ref", "csv"))))
     (row,) = (r for r in rows if (r["model"], r["length"]) == ("other", "32"))
     assert row["longppl"] == ""
     key_tokens = next(int(r["key_tokens"]) for r in rows if r["model"] == "ref")
@@ -131,10 +128,10 @@ def test_a_cell_that_lacks_key_tokens_has_no_number(tmp_path: Path) -> None:
 
 def test_models_of_several_runs_and_no_interval_of_few(tmp_path: Path) -> None:
     first, second = (made(tmp_path / n, models=(m,), documents=3) for n, m in (("a", "ref"), ("b", "new")))
-    text = render([first, second], "ref")
+    text = make([first, second], "ref")
     assert "new" in text and "not enough documents" in text
     assert "too low" in text
-    assert "| model |" in render([first, second], "ref", "markdown")
+    assert "| model |" in make([first, second], "ref", "markdown")
 
 
 def test_refusals(tmp_path: Path, invoke: Cli) -> None:
@@ -146,7 +143,7 @@ def test_refusals(tmp_path: Path, invoke: Cli) -> None:
         ),
         (["--reference", "ref", "--short", "64"], "at length 64 and a longer one (it has 16, 32, 64)"),
         (["--reference", "ref", "--short", "17"], "at length 17 and a longer one"),
-        (["--reference", "ref", "--format", "html"], "unknown format 'html'"),
+        (["--reference", "ref", "--format", "html"], "unknown table format 'html'"),
         (["--reference", "ref", "--alpha", "nan"], "'--alpha': nan is not a finite number"),
     ]
     for words, message in cases:
@@ -158,4 +155,4 @@ def test_refusals(tmp_path: Path, invoke: Cli) -> None:
     for length in (32, 64):
         (gone / "cells" / f"{file_name(CellKey('ref', 'sotu', PROTOCOL, length, 64))}.parquet").unlink()
     with pytest.raises(UserError, match=r"no finished cells of one protocol at two lengths \(it has 16\)"):
-        render([gone], "ref")
+        make([gone], "ref")

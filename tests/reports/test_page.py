@@ -20,6 +20,7 @@ from kerple_eval.reports.page.sections import warnings
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
 from tests.helpers.made_cells import cell, drawn, shifted, write_finished
+from tests.helpers.records import session
 
 HOSTILE = '<script>alert("1")</script>&amp;<img src=x onerror=alert(2)>'
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -75,7 +76,7 @@ class Tree(HTMLParser):
 
 
 def made(*folders: Path, out: Path | None = None, against: str | None = None) -> tuple[str, Tree]:
-    (path,) = page.write(folders, out, against=against)
+    (path,) = page.make(folders, out, against=against)
     text = path.read_text(encoding="utf-8")
     return text, Tree(text)
 
@@ -163,7 +164,7 @@ def test_labels_are_text(tmp_path: Path) -> None:
     spec = json.loads((run / "run.json").read_text())
     spec["specification"]["tasks"] = [{"name": task, "version": "<u>"}]
     spec["provenance"]["sessions"] = [
-        {"command": ["kerple-eval", "run", "</code><b>", "--x"], "began": "<i>"}
+        session(command=["kerple-eval", "run", "</code><b>", "--x"], platform="<i>")
     ]
     (run / "run.json").write_text(json.dumps(spec))
     _, tree = made(run)
@@ -339,7 +340,7 @@ def test_two_runs_in_one_page(real: Path, tmp_path: Path) -> None:
 
 
 def test_markdown_says_the_same(real: Path, tmp_path: Path) -> None:
-    files = page.write([real], None, "markdown")
+    files = page.make([real], None, "markdown")
     assert [f.name for f in files] == [
         "report.md", "report-curve.png", "report-ratio.png", "report-scatter.png", "report-position.png",
     ]  # fmt: skip
@@ -364,9 +365,9 @@ def test_markdown_says_the_same(real: Path, tmp_path: Path) -> None:
 )
 def test_refusals(out: str | None, style: str | None, expected: str, real: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=expected):
-        page.write([real], tmp_path / out if out else None, style)
+        page.make([real], tmp_path / out if out else None, style)
     with pytest.raises(UserError, match="did you mean 'rope'"):
-        page.write([real], against="roppe")
+        page.make([real], against="roppe")
     assert not list(tmp_path.glob("page*"))
 
 

@@ -53,7 +53,7 @@ def test_training_shifts_jitters_and_scales() -> None:
     """Over many sequences: bounds are kept and reached; the jitter is a token's, the rest a sequence's."""
     made = cape(shift=20.0, jitter=0.4, scaling=1.5).train()
     made.begin_step(torch.Generator().manual_seed(4))
-    places = made.places(torch.arange(50), 2000)
+    places = made.continuous_positions(torch.arange(50), 2000)
     steps = places.diff(dim=1)
     scale = (places[:, -1] - places[:, 0]) / 49
     assert 1 / 1.5 - 0.02 < float(scale.min()) < 0.72
@@ -64,12 +64,12 @@ def test_training_shifts_jitters_and_scales() -> None:
     start = places[:, 0] / scale
     assert 19 < float(start.abs().max()) < 21.5
     made.begin_step(torch.Generator().manual_seed(4))
-    assert torch.equal(made.places(torch.arange(50), 2000), places)
+    assert torch.equal(made.continuous_positions(torch.arange(50), 2000), places)
     made.begin_step(torch.Generator().manual_seed(5))
-    assert not torch.equal(made.places(torch.arange(50), 2000), places)
+    assert not torch.equal(made.continuous_positions(torch.arange(50), 2000), places)
 
 
 def test_unaugmented_training_is_plain() -> None:
     made = cape(shift=0.0, jitter=0.0, scaling=1.0).train()
     made.begin_step(torch.Generator().manual_seed(4))
-    assert torch.equal(made.places(torch.arange(7), 3), torch.arange(7).double().expand(3, 7))
+    assert torch.equal(made.continuous_positions(torch.arange(7), 3), torch.arange(7).double().expand(3, 7))

@@ -17,6 +17,7 @@ from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes import adaptive, fire, path
 from kerple_eval.types import UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 from tests.helpers.one_layer import DIM, HEADS, KEYS, drawn, made, weights
 
 Array = oracles.Array
@@ -171,7 +172,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize("queries", [KEYS, 6, 1])
+@each_case("queries", [KEYS, 6, 1])
 @pytest.mark.parametrize("case", CASES)
 def test_every_row_is_the_formula(case: str, queries: int) -> None:
     name, options, row_of = CASES[case]

@@ -18,11 +18,13 @@ from kerple_eval.models.decoder import network as decoder_module
 from kerple_eval.models.decoder.attention import attention, eager_attention, make_table
 from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.native import NativeCheckpoint, write_checkpoint
+from kerple_eval.schemes.assembly import may_be_per_layer
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.catalogue import SCHEMES, SchemeEntry
 from kerple_eval.support.registry import Registry, load
 from kerple_eval.types import Geometry, UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 NAMES = list(SCHEMES)
 every_scheme = pytest.mark.parametrize("name", NAMES)
@@ -52,7 +54,7 @@ def test_the_line_names_a_scheme_with_a_source(name: str) -> None:
 
 
 @every_scheme
-@pytest.mark.parametrize("heads", [1, 2, 3, 12])
+@each_case("heads", [1, 2, 3, 12])
 def test_parameter_formula(name: str, heads: int) -> None:
     """``2 H``, ``R H``, ``P W`` or ``0``: the real count, the same for one layer and for three."""
     for layers in (1, 3):
@@ -81,6 +83,46 @@ def test_parameter_formula(name: str, heads: int) -> None:
         claimed = [p for n, p in made.named_parameters() if n.startswith("scheme.")]
         assert sum(p.numel() for p in claimed) == expected
         assert [p.shape for p in made.scheme.parameters()] == [p.shape for p in claimed]
+
+
+PER_LAYER = [name for name in NAMES if may_be_per_layer(name)]
+
+
+def test_per_layer_is_for_schemes_that_share_parameters() -> None:
+    kerple = {name for name in NAMES if name.startswith("kerple-")}
+    assert set(PER_LAYER) == kerple | {"t5", "fire"}
+    for name in set(NAMES) - set(PER_LAYER):
+        options = {**tiny.config(name).scheme_options, "per_layer": True}
+        with pytest.raises(UserError, match=f"{name}: it takes no per_layer; these do: kerple-log, "):
+            scheme_of(tiny.config(name, scheme_options=options))
+    with pytest.raises(UserError, match="kerple-log: per_layer=2: expected true or false"):
+        scheme_of(tiny.config("kerple-log", scheme_options={"per_layer": "2"}))
+
+
+@pytest.mark.parametrize("name", PER_LAYER)
+def test_per_layer_gives_each_layer_its_own(name: str, tmp_path: Path) -> None:
+    """As many parameters a layer; equal ones are the shared scheme to the bit; all are kept."""
+    shared = tiny.decoder(tiny.config(name, layers=3))
+    model = tiny.config(name, layers=3, scheme_options={"per_layer": True})
+    made = tiny.decoder(model)
+    count = sum(p.numel() for p in shared.scheme.parameters())
+    assert sum(p.numel() for p in made.scheme.parameters()) == 3 * count > 0
+    made.load_state_dict(
+        {k: v for k, v in shared.state_dict().items() if not k.startswith("scheme.")}
+        | {f"scheme.layers.{i}.{k}": v for i in range(3) for k, v in shared.scheme.state_dict().items()}
+    )
+    tokens = tiny.tokens(20)
+    assert torch.equal(logits(made, tokens), logits(shared, tokens))
+    before = logits(made, tokens)
+    with torch.no_grad():
+        for parameter in made.scheme.at(1).parameters():
+            parameter.mul_(1.25)
+    assert float((logits(made, tokens) - before).abs().max()) > 1e-6
+    write_checkpoint(tmp_path, made.float(), seed=1, tokenizer=None)
+    checkpoint = NativeCheckpoint(tmp_path)
+    assert checkpoint.config == model
+    assert torch.equal(logits(checkpoint.decoder(), tokens), logits(made, tokens))
+    assert len(checkpoint.scheme_parameters()) == 3 * len(list(shared.scheme.parameters()))
 
 
 @every_scheme
@@ -406,9 +448,9 @@ def oracle(kind: type[_Toy], a: list[float], q: np.ndarray, k: np.ndarray, offse
 KINDS = (Weighted, WeightedAndBiased, Absolute, Content, Everything)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (13, 13), (5, 13), (1, 9)])
-@pytest.mark.parametrize("elements", [1, 3 * 2 * 13 * 4, 1 << 24])
+@each_case("kind", KINDS)
+@each_case(("queries", "keys"), [(1, 1), (13, 13), (5, 13), (1, 9)])
+@each_case("elements", [1, 3 * 2 * 13 * 4, 1 << 24])
 def test_general_hooks(
     kind: type[_Toy], queries: int, keys: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

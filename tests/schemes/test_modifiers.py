@@ -25,6 +25,7 @@ from kerple_eval.schemes.spelling import parse_scheme
 from kerple_eval.schemes.window import SlidingWindowMask
 from kerple_eval.types import SchemeSpec, UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 HEADS, DIM, TRAINED = 3, 4, 8
 Pair = tuple[bool, float, float]  # seen, distance, scaling of the row
@@ -82,13 +83,13 @@ CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
 BASES = ("rope", "alibi", "kerple-log", "nope")
 
 
-def made_of(text: str) -> Scheme:
+def made_of(text: str, heads: int = HEADS) -> Scheme:
     spec = parse_scheme(text)
     return scheme_of(
         tiny.config(
             spec.name,
-            heads=HEADS,
-            width=HEADS * DIM,
+            heads=heads,
+            width=heads * DIM,
             scheme_options=dict(spec.options),
             modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
         )
@@ -108,51 +109,43 @@ def logit(base: str, pair: Pair, q: np.ndarray, k: np.ndarray, head: int) -> flo
     return score
 
 
-@pytest.fixture(params=[4, 1024])
-def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(module, "QUERY_CHUNK", request.param)
-    monkeypatch.setattr(training, "BACKWARD_ROWS", 3)
-    monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", 2 * HEADS * 33 * request.param)
-    return int(request.param)
-
-
-@pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize(("laid", "pair"), [case[1:] for case in CASES], ids=[case[1] for case in CASES])
-@pytest.mark.parametrize("queries", [33, 7, 1])
+@each_case(("modifiers", "pair"), [case[1:] for case in CASES])
 def test_every_pair_is_seen_where_the_paper_says(
-    base: str, laid: str, pair: Callable[[int, int], Pair], queries: int
+    base: str, modifiers: str, pair: Callable[[int, int], Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheme = made_of(f"{base},{laid}")
+    """All 33 queries, and the last 7 and the last one alone; in small chunks and in one."""
+    scheme = made_of(f"{base},{modifiers}")
     rng = np.random.default_rng(5)
-    q, k, v = (rng.normal(size=(2, HEADS, n, DIM)) for n in (queries, 33, 33))
+    q, k, v = (rng.normal(size=(2, HEADS, 33, DIM)) for _ in range(3))
     expected = np.stack(
         [
             oracles.attend(
-                q[b], k[b], v[b],
-                lambda h, i, j, _, b=b: logit(base, pair(i, j), q[b, h, i - 33 + queries], k[b, h, j], h),
+                q[b], k[b], v[b], lambda h, i, j, _, b=b: logit(base, pair(i, j), q[b, h, i], k[b, h, j], h)
             )
             for b in range(2)
         ]
-    )  # fmt: skip
+    )
     tensors = [torch.from_numpy(x) for x in (q, k, v)]
     table = make_table(scheme, 33, torch.float64, torch.device("cpu"))
-    with torch.no_grad():
-        out = attention(*tensors, scheme, table)
-        eager = eager_attention(*tensors, scheme)
-    np.testing.assert_allclose(eager.numpy(), expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=1e-12)
-    if queries == 33:  # training attends over whole sequences
-        trained = attention(*(x.requires_grad_() for x in tensors), scheme, table)
+    monkeypatch.setattr(training, "BACKWARD_ROWS", 3)
+    for chunk in (4, 1024):
+        monkeypatch.setattr(module, "QUERY_CHUNK", chunk)
+        monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", 2 * HEADS * 33 * chunk)
+        for queries in (33, 7, 1):
+            last = [tensors[0][:, :, -queries:], *tensors[1:]]
+            with torch.no_grad():
+                out = attention(*last, scheme, table)
+                eager = eager_attention(*last, scheme)
+            np.testing.assert_allclose(eager.numpy(), expected[:, :, -queries:], rtol=0, atol=1e-12)
+            np.testing.assert_allclose(out.numpy(), expected[:, :, -queries:], rtol=0, atol=1e-12)
+        leaves = [x.clone().requires_grad_() for x in tensors]  # training attends over whole sequences
+        trained = attention(*leaves, scheme, table)
         np.testing.assert_allclose(trained.detach().numpy(), expected, rtol=0, atol=1e-12)
-        trained.square().sum().backward()
-        mine = [x.grad.clone() for x in tensors if x.grad is not None]
-        for x in tensors:
-            x.grad = None
-        eager_attention(*tensors, scheme).square().sum().backward()
-        for grad, x in zip(mine, tensors, strict=True):
-            assert x.grad is not None
-            np.testing.assert_allclose(grad.numpy(), x.grad.numpy(), rtol=0, atol=1e-10)
+        found = torch.autograd.grad(trained.square().sum(), leaves)
+        exact = torch.autograd.grad(eager_attention(*leaves, scheme).square().sum(), leaves)
+        for left, right in zip(found, exact, strict=True):
+            np.testing.assert_allclose(left.numpy(), right.numpy(), rtol=0, atol=1e-10)
 
 
 def test_every_modifier_without_parameters_has_cases() -> None:
@@ -171,9 +164,9 @@ def test_of_two_windows_the_narrower_counts() -> None:
 @pytest.mark.parametrize("width", [1, 7, 1000, 1024, 1500, 2048])
 def test_a_window_of_float32_over_whole_blocks(width: int) -> None:
     """Blocks of which a row sees nothing are no NaN, whatever the fused kernel's blocks are."""
-    scheme = made_of(f"kerple-log,window={width}").float()
+    scheme = made_of(f"kerple-log,window={width}", heads=1).float()
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, HEADS, 2600, DIM, generator=generator) for _ in range(3))
+    q, k, v = (torch.randn(1, 1, 2600, DIM, generator=generator) for _ in range(3))
     with torch.no_grad():
         out = attention(q, k, v, scheme, make_table(scheme, 2600, torch.float32, torch.device("cpu")))
         exact = eager_attention(*(x.double() for x in (q, k, v)), scheme.double())
@@ -224,7 +217,7 @@ def test_ssmax_starts_at_one_at_the_last_trained_position() -> None:
     np.testing.assert_allclose(scale[:, -1].detach().numpy(), 1.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "expected"),
     [
         ("kerple-log,window=512", SchemeSpec("kerple-log", (), (("window", (("width", "512"),)),))),
@@ -248,7 +241,7 @@ def test_modifiers_are_read_and_written(text: str, expected: SchemeSpec) -> None
     assert parse_scheme(str(expected)) == expected
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "message"),
     [
         ("rope,windw=4", "unknown modifier 'windw': did you mean 'window'"),
@@ -262,7 +255,7 @@ def test_a_wrong_modifier_is_refused(text: str, message: str) -> None:
         made_of(text)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "message"),
     [
         ("sinusoidal,rerope=4", "needs a scheme of relative position"),

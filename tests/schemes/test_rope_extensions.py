@@ -13,6 +13,7 @@ from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.rotary import Rotary
 from kerple_eval.types import UserError
 from tests.helpers import tiny
+from tests.helpers.cases import each_case
 
 DIM, TRAINED = 16, 512
 
@@ -56,8 +57,8 @@ def test_ntk_moves_the_base() -> None:
     assert expected[-1] == pytest.approx(theta(7) / 4)  # the lowest frequency is interpolated whole
 
 
-@pytest.mark.parametrize("length", [10, 512, 513, 1024, 4096])
-@pytest.mark.parametrize("factor", [1.0, 2.0])
+@each_case("length", [10, 512, 513, 1024, 4096])
+@each_case("factor", [1.0, 2.0])
 def test_dynamic_follows_the_window(length: int, factor: float) -> None:
     growth = factor * max(length, TRAINED) / TRAINED - (factor - 1)
     base = 10000 * growth ** (DIM / (DIM - 2))
@@ -144,8 +145,8 @@ TRANSFORMERS = {
 }
 
 
-@pytest.mark.parametrize("length", [200, 256, 257, 1000])
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+@each_case("length", [200, 256, 257, 1000])
+@each_case("kind", TRANSFORMERS)
 def test_frequencies_are_transformers(kind: str, length: int) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415
@@ -169,8 +170,8 @@ def test_frequencies_are_transformers(kind: str, length: int) -> None:
     assert ours.attention_factor == pytest.approx(factor, rel=1e-12)
 
 
-@pytest.mark.parametrize("factor", [1.0, 4.0, 40.0])
-@pytest.mark.parametrize(
+@each_case("factor", [1.0, 4.0, 40.0])
+@each_case(
     "options",
     [
         {"mscale": 1.0, "mscale_all_dim": 0.707},
@@ -313,7 +314,7 @@ def test_xpos_must_reach_the_length_it_is_trained_at() -> None:
         made("xpos", trained=64, scale_base=1)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("name", "options", "message"),
     [
         ("rope", {"base": "inf"}, "rope: base=inf must be greater than 1 and finite"),

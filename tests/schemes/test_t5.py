@@ -12,6 +12,7 @@ from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.t5 import T5, bucket_index
 from kerple_eval.types import Geometry, UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 GEOMETRY = Geometry(heads=3, head_dim=4, width=12, layers=2, train_length=8)
 
@@ -51,7 +52,7 @@ def test_pinned_edges() -> None:
     assert got[113:] == [31] * (200 - 113)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("buckets", "farthest"),
     [
         (32, 128),
@@ -132,7 +133,7 @@ def test_projection_leaves_the_table_alone() -> None:
     assert bool((made.relative_bias == -50.0).all())
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("options", "message"),
     [
         ({"buckets": 5}, "buckets=5 must be even"),

@@ -40,7 +40,7 @@ def test_where_a_tool_weighs_windows_it_is_the_tools_number() -> None:
     """YaRN: all windows alike. Last windows of 1 or 2 targets of 3 set it apart from the mean."""
     plain = cell("m", drawn(8, SIZES))
     key = replace(plain.key, protocol="yarn:stride=3")
-    header = plain.header | {"reduction": "mean over windows of their means, unweighted"}
+    header = replace(plain.header, reduction="mean over windows of their means, unweighted")
     made = replace(plain, key=key, header=header)
     means = {name: [row.astype(float).mean() for row in rows] for name, rows in made.by_document().items()}
     every = [mean for of_document in means.values() for mean in of_document]

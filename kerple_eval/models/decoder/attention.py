@@ -77,19 +77,23 @@ def uses_general_path(scheme: Scheme) -> bool:
 
 
 class EagerScores:
-    """In a table's place: every score at once."""
+    """Instead of a table: compute all scores at once (:func:`eager_attention`)."""
 
 
 SharedScores = KernelTable | FlexScores | EagerScores
 
 
 def make_table(
-    scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, way: str = "sdpa"
+    scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, backend: str = "sdpa"
 ) -> SharedScores | None:
-    """What all layers of a pass share. ``way``: sdpa and chunks (whichever the scheme takes), flex, eager."""
-    if way == "eager":
+    """What all layers with one scheme share in a forward pass over at most ``reach`` tokens.
+
+    ``backend`` is sdpa, chunks, flex or eager. The scheme alone decides between sdpa and chunks, so these
+    two give the same: a kernel table, or None where the scheme needs none.
+    """
+    if backend == "eager":
         return EagerScores()
-    if way == "flex":
+    if backend == "flex":
         return FlexScores(scheme, reach, dtype, device)
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
@@ -101,15 +105,15 @@ def attention(
 ) -> Tensor:
     """Attention output ``[B, H, Q, d]`` in q's dtype, of vectors not yet rotated.
 
-    ``table`` from :func:`make_table`; ``observed`` what the scheme took from the hidden states.
+    ``table`` from :func:`make_table`; ``observed`` what ``Scheme.observe`` computed from the hidden states.
     """
     if isinstance(table, EagerScores):
         return eager_attention(q, k, v, scheme, observed)
     if isinstance(table, FlexScores):
-        return table(*_placed(q, k, scheme), v)
+        return table(*_rotated(q, k, scheme), v)
     if uses_general_path(scheme):
         return _general(q, k, v, scheme, observed)
-    q, k = _placed(q, k, scheme)
+    q, k = _rotated(q, k, scheme)
     if table is None:
         return _plain(q, k, v)
     dtype = q.dtype
@@ -120,7 +124,7 @@ def attention(
     return out.to(dtype)
 
 
-def _placed(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Queries scaled and both rotated by their positions."""
     positions = torch.arange(k.shape[2], device=q.device)
     first = k.shape[2] - q.shape[2]
@@ -130,7 +134,10 @@ def _placed(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
     scale = scheme.row_scale(positions)
-    return q if scale is None else q * scale[..., None].to(q.dtype)
+    if scale is None:
+        return q
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (q * scale[..., None].to(wide)).to(q.dtype)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -180,7 +187,7 @@ def _aligned(bias: Tensor) -> Tensor:
 def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
-    turned_q, turned_k = _placed(q, k, scheme)
+    turned_q, turned_k = _rotated(q, k, scheme)
     anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
     most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
     rows = max(1, min(queries, most // (batch * heads * keys)))
@@ -211,7 +218,7 @@ class _Block:
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
-    """Outside autocast: what a scheme computes stays in float32 at least."""
+    """Outside autocast: products, softmax and what a scheme computes are float32 at least."""
     with torch.autocast(v.device.type, enabled=False):
         return _scored(block, v, scheme, observed)
 
@@ -227,12 +234,12 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     visible = scheme.visible(positions_q, positions_k)
     if visible is not None:
         seen = seen & visible
-    scores = (q @ k.transpose(-1, -2)).to(dtype)
+    scores = q.to(dtype) @ k.transpose(-1, -2).to(dtype)
     moved = scheme.remap(positions_q, positions_k)
     if moved is not None:
         far, moved_q, moved_k = moved
         far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
-        scores = torch.where(far, (far_q @ far_k.transpose(-1, -2)).to(dtype), scores)
+        scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
     every, index = _distances(distance.clamp(min=0), dtype)
@@ -249,8 +256,8 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
     scores = scores.masked_fill(~seen, -math.inf)
-    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v[:, :, : len(positions_k)]
-    return out
+    out: Tensor = scores.softmax(dim=-1) @ v[:, :, : len(positions_k)].to(scores.dtype)
+    return out.to(v.dtype)
 
 
 def _distances(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -265,4 +272,4 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    return _score_block(_Block(q, k, *_placed(q, k, scheme), 0, q.shape[2]), v, scheme, observed)
+    return _score_block(_Block(q, k, *_rotated(q, k, scheme), 0, q.shape[2]), v, scheme, observed)

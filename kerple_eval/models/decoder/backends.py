@@ -1,12 +1,15 @@
-"""How attention is computed: what was asked, what a scheme and a device can have, and which it will be.
+"""Which backend computes the native decoder's attention.
 
-    sdpa     torch's fused attention by chunks of query rows, the kernel's vector as the bias
-    flex     FlexAttention with the formula inside (CUDA; half precision unless asked for openly)
-    chunks   scores of a chunk of query rows in memory: what content and absolute positions need
-    eager    every score at once, as in the KERPLE release: O(H L^2) memory, the oracle
-    auto     flex where it is compiled and serves, else sdpa, else chunks
+    sdpa     torch's ``scaled_dot_product_attention`` by chunks of query rows, the kernel of distance as its
+             additive mask
+    flex     torch's FlexAttention, with the scheme's formula inside the compiled loop (CUDA only)
+    chunks   the scores of a chunk of query rows in memory, for schemes of weights, content or absolute
+             positions
+    eager    all scores at once, as the KERPLE release computes them: O(H L^2) memory; used as an oracle
 
-What was asked for by name is had or refused, never replaced. Cells record the way they were computed.
+The user chooses one of :data:`ATTENTION_CHOICES`. ``auto`` means: flex in half precision where it compiles
+and can compute the scheme; else sdpa where that can; else chunks. A backend chosen by name is used or
+refused, never replaced. Each cell records the backend that computed it.
 """
 
 from __future__ import annotations
@@ -20,39 +23,47 @@ from kerple_eval.models.decoder.flex import flex_serves
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 
-ATTENTION = ("auto", "flex", "sdpa", "eager")
-LEAST_HEAD = 16  # smallest head that torch's generated kernels multiply
+ATTENTION_CHOICES = ("auto", "flex", "sdpa", "eager")
+SMALLEST_HEAD = 16  # smallest head dim that torch's generated kernels can multiply
 
 
-def resolve_backend(way: str, scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The way that ``way`` means for a model's scheme (``name`` for people), on a device, in a dtype."""
-    part = scheme.at(0)
-    if way == "eager":
-        return way
-    if way == "sdpa":
-        if uses_general_path(part):
+def resolve_backend(
+    attention: str, scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype
+) -> str:
+    """The backend that computes ``scheme`` on ``device`` in ``dtype``: sdpa, flex, chunks or eager.
+
+    ``attention`` is one of :data:`ATTENTION_CHOICES`; ``name`` is what error messages call the scheme.
+
+    Raises:
+        UserError: ``attention`` names a backend that cannot compute this scheme here.
+    """
+    layer_scheme = scheme.at(0)
+    if attention == "eager":
+        return attention
+    if attention == "sdpa":
+        if uses_general_path(layer_scheme):
             raise UserError(f"attention sdpa: {name} needs its scores in memory; use auto or eager")
-        return way
-    obstacle = _obstacle(part, name, device, dtype)
-    if way == "flex":
+        return attention
+    obstacle = _flex_obstacle(layer_scheme, name, device, dtype)
+    if attention == "flex":
         if obstacle:
             raise UserError(f"attention flex: {obstacle}; use auto, sdpa or eager")
-        return way
+        return attention
     if not obstacle and dtype.itemsize == 2:
         return "flex"
-    return "chunks" if uses_general_path(part) else "sdpa"
+    return "chunks" if uses_general_path(layer_scheme) else "sdpa"
 
 
-def _obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why FlexAttention is not to be had; None where it is."""
+def _flex_obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why FlexAttention cannot be used; None where it can."""
     if device.type != "cuda":
         return f"is compiled for CUDA, the device is {device.type}"
     if not flex_serves(scheme):
-        return f"{name} is no function of distance alone"
+        return f"{name} is not a function of distance alone"
     if dtype == torch.float64:
         return "computes in float32 at most"
-    if scheme.geometry.head_dim < LEAST_HEAD:
-        return f"heads of {scheme.geometry.head_dim} are too small for it (at least {LEAST_HEAD})"
+    if scheme.geometry.head_dim < SMALLEST_HEAD:
+        return f"heads of {scheme.geometry.head_dim} are too small for it (at least {SMALLEST_HEAD})"
     return None if _has_triton() else "needs triton, which is not installed or does not run here"
 
 

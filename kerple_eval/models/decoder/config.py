@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from kerple_eval.schemes.spelling import spell
+from kerple_eval.schemes.spelling import format_scheme
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import Geometry, UserError
 
-#: Names alone, so that reading a configuration needs no torch; ``model.pointwise`` defines them.
+#: Names alone, so that reading a configuration needs no torch; ``models.decoder.pointwise`` defines them.
 ACTIVATIONS = ("gelu", "gelu-tanh", "geglu", "relu", "softsign", "swish", "mish")
 NORMS = ("layernorm", "rmsnorm")
 
@@ -30,7 +30,7 @@ class DecoderConfig:
     train_length: int
     scheme: str
     scheme_options: dict[str, Any] = field(default_factory=dict)
-    modifiers: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> options, laid on in order
+    modifiers: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> options, applied in order
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = False
     activation: str = "gelu"
@@ -60,7 +60,7 @@ class DecoderConfig:
     @property
     def scheme_name(self) -> str:
         """The scheme with its modifiers, as one writes them: ``kerple-log,window=512``."""
-        return spell(self.scheme, {}, self.modifiers)
+        return format_scheme(self.scheme, {}, self.modifiers)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

@@ -1,9 +1,12 @@
-"""What MODEL may lay on a trained decoder: ``zoo:rope,extend=yarn,factor=8``, ``zoo:kerple-log,window=512``.
+"""The options in MODEL that change the positional scheme of a trained decoder, without changing a weight.
 
-``extend=NAME`` takes the place of the scheme where that has no parameters (RoPE by one of its extensions
-``rope-NAME``, whose base and turned fraction stay the trained ones) or is laid on it (the
-modifiers ``window``, ``self-extend``, ...); the options after it are NAME's. A modifier may also be
-named by itself. No weight is touched.
+    zoo:rope,extend=yarn,factor=8        RoPE replaced by its extension ``rope-yarn``
+    zoo:kerple-log,window=512            the modifier ``window`` applied to the trained scheme
+    zoo:rope,extend=self-extend,group=4  a modifier may also be named by ``extend=``
+
+``extend=NAME`` replaces a scheme that has no parameters (RoPE, by one of the schemes ``rope-NAME``; the
+trained base and rotated fraction stay) or applies the modifier NAME to any scheme. Options that follow it
+belong to NAME. A modifier may also be given as ``NAME=VALUE``, where VALUE is its main option.
 """
 
 from __future__ import annotations
@@ -20,51 +23,61 @@ from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import typed_options
 from kerple_eval.types import UserError
 
-#: The scheme without parameters whose place others may take: those whose names begin with its own.
+#: The scheme without parameters that its extensions, the schemes named ``rope-NAME``, may replace.
 REPLACEABLE = "rope"
-#: Options that a trained model settles.
+#: Options that keep the value the model was trained with.
 TRAINED = ("base", "fraction")
 
 
 def extended(
-    config: DecoderConfig, options: Mapping[str, str], what: str = "native", own: tuple[str, ...] = ()
+    config: DecoderConfig,
+    options: Mapping[str, str],
+    format_name: str = "native",
+    format_options: tuple[str, ...] = (),
 ) -> DecoderConfig:
-    """``config`` with the scheme that ``options`` ask for; all of them are used up or refused.
+    """``config`` with its scheme changed as ``options`` ask; every option is used or refused.
 
-    ``what`` format it is, and which options that has of its own, are for the refusal of a wrong one.
+    ``format_name`` and ``format_options`` are the checkpoint format and the options it reads itself; both
+    appear only in the message about an unknown option.
+
+    Raises:
+        UserError: an unknown option, or one that does not fit the trained scheme.
     """
-    rest = dict(options)
-    laid = {name: dict(keys) for name, keys in config.modifiers.items()}
-    name = rest.pop("extend", None)
-    choices = [*own, "extend"]
+    remaining = dict(options)
+    modifiers = {name: dict(given) for name, given in config.modifiers.items()}
+    name = remaining.pop("extend", None)
+    known = [*format_options, "extend"]
     if name is not None:
         target = _target(config.scheme, name)
-        choices = _keywords(target)
-        mine = {key: rest.pop(key) for key in list(rest) if key in choices}
+        known = _option_names(target)
+        target_options = {key: remaining.pop(key) for key in list(remaining) if key in known}
         if SCHEMES[target].stands_on:
-            laid[target] = mine
+            modifiers[target] = target_options
         else:
-            config = _replaced(config, name, target, mine)
+            config = _replaced(config, name, target, target_options)
     try:
-        named = parse_modifiers(rest.items())
+        parsed = parse_modifiers(remaining.items())
     except UserError:
-        whose = f"a {what} checkpoint" if name is None else name
-        raise unknown(f"option of {whose}", next(iter(rest)), [*choices, *_modifiers()]) from None
-    laid |= {modifier: {k: v for k, v in pairs if v} for modifier, pairs in named}
-    for modifier in laid.keys() - config.modifiers.keys() - set(_modifiers()):
-        raise UserError(f"{modifier} has parameters: it is trained (kerple-eval train --scheme), not laid on")
-    config = replace(config, modifiers={name: _typed(name, keys) for name, keys in laid.items()})
+        owner = f"a {format_name} checkpoint" if name is None else name
+        raise unknown(f"option of {owner}", next(iter(remaining)), [*known, *_modifiers()]) from None
+    modifiers |= {modifier: {k: v for k, v in pairs if v} for modifier, pairs in parsed}
+    for modifier in modifiers.keys() - config.modifiers.keys() - set(_modifiers()):
+        raise UserError(
+            f"{modifier} has parameters: it is trained (kerple-eval train --scheme), "
+            "not applied to a trained model"
+        )
+    config = replace(config, modifiers={name: _typed(name, given) for name, given in modifiers.items()})
     scheme_of(config)  # refuses what does not fit
     return config
 
 
 def _target(scheme: str, name: str) -> str:
     """The scheme that ``extend=name`` means for a model trained with ``scheme``."""
-    fits = _extensions(scheme)
+    fitting = _extensions(scheme)
     for target in (f"{scheme}-{name}", name):
-        if target in fits:
+        if target in fitting:
             return target
-    shown = [fit.removeprefix(f"{scheme}-") for fit in fits]
+    shown = [fit.removeprefix(f"{scheme}-") for fit in fitting]
     if name in SCHEMES:
         raise UserError(
             f"extend={name} does not fit a model trained with {scheme}; these do: {', '.join(shown)}"
@@ -72,32 +85,33 @@ def _target(scheme: str, name: str) -> str:
     raise unknown(f"extension of {scheme}", name, shown)
 
 
-def _replaced(config: DecoderConfig, name: str, target: str, mine: dict[str, str]) -> DecoderConfig:
-    """``target`` in the scheme's place, with the options that were trained."""
-    kept = {key: value for key, value in config.scheme_options.items() if key in _keywords(target)}
-    clash = [key for key in mine if key in TRAINED]
-    if clash:
-        raise UserError(f"extend={name}: {clash[0]} is the trained model's own; leave it out")
-    if SCHEMES.load(target).needs_factor and "factor" not in mine:
+def _replaced(config: DecoderConfig, name: str, target: str, given: dict[str, str]) -> DecoderConfig:
+    """``config`` with the scheme ``target`` and its options ``given``, trained options kept."""
+    kept = {key: value for key, value in config.scheme_options.items() if key in _option_names(target)}
+    trained = [key for key in given if key in TRAINED]
+    if trained:
+        raise UserError(
+            f"extend={name}: {trained[0]} keeps the value the model was trained with; leave it out"
+        )
+    if SCHEMES.load(target).needs_factor and "factor" not in given:
         raise UserError(f"extend={name} needs factor=F, as in extend={name},factor=8")
-    return replace(config, scheme=target, scheme_options=_typed(target, kept | mine))
+    return replace(config, scheme=target, scheme_options=_typed(target, kept | given))
 
 
 def _typed(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return typed_options(SCHEMES.load(name).__init__, options, name)
 
 
-def _keywords(name: str) -> list[str]:
-    """Options of a scheme."""
-    return list(SCHEMES.load(name).__init__.__kwdefaults__ or ())
+def _option_names(scheme: str) -> list[str]:
+    return list(SCHEMES.load(scheme).__init__.__kwdefaults__ or ())
 
 
 def _modifiers() -> list[str]:
-    """Those without parameters: what is to be trained cannot be laid on."""
+    """Modifiers without parameters: only these can be applied to a trained model."""
     return [name for name, entry in SCHEMES.items() if entry.stands_on and entry.parameters == "0"]
 
 
 def _extensions(scheme: str) -> list[str]:
     """What ``extend=`` may name for a model trained with ``scheme``."""
-    taking = [name for name in SCHEMES if scheme == REPLACEABLE and name.startswith(f"{REPLACEABLE}-")]
-    return [*taking, *_modifiers()]
+    replacing = [name for name in SCHEMES if scheme == REPLACEABLE and name.startswith(f"{REPLACEABLE}-")]
+    return [*replacing, *_modifiers()]

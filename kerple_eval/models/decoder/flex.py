@@ -1,7 +1,7 @@
 """Attention through torch's FlexAttention: the kernel's formula inside the fused loop, windows as blocks.
 
 For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
-bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula of its own
+bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula
 (``Scheme.inline``), or where its parameters are being trained: the backward pass then adds each score's
 gradient at its distance, not at one of H places, and autograd goes on from there. Blocks of 128 x 128
 that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the
@@ -114,6 +114,7 @@ class FlexScores:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # a cached mask serves training too, which cannot save inference tensors
 def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> BlockMask:
     """Which blocks are seen in part and which in whole, by arithmetic: no [rows, keys] mask is formed."""
     from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
@@ -148,23 +149,23 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    _allow_shapes(SHAPES)
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return _allowing_shapes(SHAPES, torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
-def _allow_shapes(count: int) -> None:
-    """Let torch keep ``count`` compiled programs: its limit (8 in torch 2.13) counts every shape.
+def _allowing_shapes(count: int, compiled: Any) -> Any:
+    """``compiled``, during whose calls torch keeps ``count`` programs: its limit (8 in torch 2.13) counts
+    every shape.
 
-    The setting is private. Where a torch has none of that name, the limit stays, and ``fullgraph=True`` makes
-    a shape beyond it an error, never a slow form without a word.
+    The setting is private, and the process's, so it is put back. Where a torch has none of that name, the
+    limit stays, and ``fullgraph=True`` makes a shape beyond it an error, never a silent slow form.
     """
     try:
         from torch._dynamo import config  # noqa: PLC0415
     except ImportError:
-        return
-    for name in ("recompile_limit", "accumulated_recompile_limit"):
-        if hasattr(config, name):
-            setattr(config, name, max(getattr(config, name), count))
+        return compiled
+    names = ("recompile_limit", "accumulated_recompile_limit")
+    limits = {name: max(getattr(config, name), count) for name in names if hasattr(config, name)}
+    return config.patch(limits)(compiled) if limits else compiled
 
 
 def _uncompiled() -> Any:

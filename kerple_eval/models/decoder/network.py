@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme: Scheme = scheme_of(config)
-        self.way = "sdpa"  # how attention is computed: ``ways`` settles it
+        self.backend = "sdpa"  # how attention is computed: set to what ``resolve_backend`` answers
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights from ``seed``; every scheme gets the same ones outside the scheme."""
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         residual = small / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
             if name.startswith("scheme."):
-                continue  # it has a generator of its own
+                continue  # drawn below, by a second generator
             if isinstance(module, nn.Linear | nn.Embedding):
                 std = residual if name.endswith(("attention.out", "mlp_out")) else small
                 nn.init.normal_(module.weight, 0.0, std, generator=generator)
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             before, scheme = scheme, self.scheme.at(index)
             if scheme is not before:  # one table serves all layers that share a scheme
-                table = make_table(scheme, length, x.dtype, tokens.device, self.way)
+                table = make_table(scheme, length, x.dtype, tokens.device, self.backend)
             x = layer(x, scheme, table, rows if index == len(self.layers) - 1 else length)
         out: Tensor = self.norm(x)
         return out

@@ -13,6 +13,9 @@ Hendrycks and Gimpel, arXiv 1606.08415 (GELU); Shazeer, arXiv 2002.05202 (GEGLU)
 Norms of the hidden size W: ``layernorm``, and ``rmsnorm`` as GPT-NeoX writes it,
 ``w x / (rms(x) + epsilon)`` with epsilon outside the root (``megatron/model/norms.py``; Zhang and
 Sennrich, arXiv 1910.07467).
+
+What is written out here is computed in float32 at least and rounded to x's dtype once, at the end: a float16
+square overflows from 256 on. torch's own functions do the same inside.
 """
 
 from __future__ import annotations
@@ -24,8 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def gelu_tanh(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
+    wide = _wide(x)
+    return (0.5 * wide * (1 + torch.tanh(0.79788456 * wide * (1 + 0.044715 * wide * wide)))).to(x.dtype)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -55,8 +64,10 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        rms = x.square().mean(dim=-1, keepdim=True).sqrt()
-        return self.weight * (x / (rms + self.eps))
+        """x ``[..., W]`` -> ``[..., W]`` in x's dtype."""
+        wide = _wide(x)
+        rms = wide.square().mean(dim=-1, keepdim=True).sqrt()
+        return (self.weight * (wide / (rms + self.eps))).to(x.dtype)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {

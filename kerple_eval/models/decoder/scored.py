@@ -1,4 +1,4 @@
-"""The native decoder, ready to score: what every format that maps onto it loads."""
+"""The native decoder as a :class:`LanguageModel`: what every format that maps onto it loads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
 
 
 class DecoderModel(LanguageModel):
-    def __init__(self, decoder: Decoder, device: torch.device, dtype: torch.dtype, way: str = "auto") -> None:
+    """``decoder`` on ``device`` with weights in ``dtype``; ``attention`` as in ``Checkpoint.set_attention``.
+
+    The decoder itself is moved, cast and put into eval mode: pass a copy to keep the original.
+    """
+
+    def __init__(
+        self, decoder: Decoder, device: torch.device, dtype: torch.dtype, attention: str = "auto"
+    ) -> None:
         name = decoder.config.scheme_name
-        decoder.way = self.attention = resolve_backend(way, decoder.scheme, name, device, dtype)
+        decoder.backend = self.attention = resolve_backend(attention, decoder.scheme, name, device, dtype)
         self.decoder = decoder.cast(dtype).to(device).eval()
         self.device = device
         self.dtype = dtype

@@ -191,12 +191,12 @@ class HfCheckpoint(Checkpoint):
         loaded = self.load(torch.device("cpu"), torch.float32)
         return as_native(loaded.model, self.train_length, where)
 
-    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
-        if way == "flex" and device.type != "cuda":
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
+        if attention == "flex" and device.type != "cuda":
             raise UserError(f"attention flex: is compiled for CUDA, the device is {device.type}")
-        if way != "auto":
-            set_attention(self.empty, way, str(self.weights.files[0]))
-        self.way = way
+        if attention != "auto":
+            set_attention(self.empty, attention, str(self.weights.files[0]))
+        self.attention = attention
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
         from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
@@ -213,22 +213,23 @@ class HfCheckpoint(Checkpoint):
                 state = hf_weights.read_state(self.weights)
                 model, info = hf_weights.load(self.model_class, self.config, state, where, dtype=dtype)
             hf_weights.refuse_gaps(info, where)
-            if self.way != "auto":
-                set_attention(model, self.way, where)
+            if self.attention != "auto":
+                set_attention(model, self.attention, where)
             return HfModel(model, device, dtype, where)
 
 
-def set_attention(model: Any, way: str, where: str) -> None:
+def set_attention(model: Any, attention: str, where: str) -> None:
     """transformers' own implementation of that name, or a refusal."""
-    name = {"flex": "flex_attention"}.get(way, way)
+    name = {"flex": "flex_attention"}.get(attention, attention)
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: attention {way}: {reason}") from None
+        raise UserError(f"{where}: attention {attention}: {reason}") from None
     if model.config._attn_implementation != name:
         raise UserError(
-            f"{where}: attention {way}: {type(model).__name__} attends as its code does; use --attention auto"
+            f"{where}: attention {attention}: {type(model).__name__} attends as its code does; "
+            "use --attention auto"
         )
 
 

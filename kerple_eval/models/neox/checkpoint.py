@@ -27,8 +27,9 @@ from kerple_eval.models.decoder.extend import extended
 from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.neox.config import POS_EMBS, read_config
+from kerple_eval.models.neox.dape import ForkScheme
 from kerple_eval.models.neox.files import locate, looks_like_neox
-from kerple_eval.models.neox.position import choose
+from kerple_eval.models.neox.position import NeoxScheme, choose
 from kerple_eval.models.neox.release import ReleaseModel, release_dtype
 from kerple_eval.models.neox.tensors import Notes
 from kerple_eval.models.neox.tokenizer import OPTIONS, find_tokenizer
@@ -47,7 +48,16 @@ class NeoxCheckpoint(Checkpoint):
         self.neox = read_config(files.configs)
         self._notes = Notes()
         self.weights = NeoxWeights(files, self.neox, self._notes)
-        self.position = choose(self.neox, options.get("pos-emb"), self.weights.names, self.where, self._notes)
+        release = options.get("numerics") == "release"
+        self.position = choose(
+            self.neox,
+            options.get("pos-emb"),
+            self.weights.embedding,
+            self.weights.layer,
+            self.where,
+            self._notes,
+        )
+        self._refuse_layer_scaling(release=release)
         try:
             self.stored_config = self._configure()
             with torch.device("meta"):
@@ -65,13 +75,13 @@ class NeoxCheckpoint(Checkpoint):
         self._max_positions = evaluated.max_positions
         self._prefix_invariant = evaluated.prefix_invariant
         scheme.load_state_dict(scheme_state, strict=True)
-        self._report_clamps(scheme.project_(), scheme.constraints)
+        self._report_clamps(scheme.project_(), scheme.at(0).constraints)
         self._scheme_state = {name: tensor.detach() for name, tensor in scheme.state_dict().items()}
         self.release: torch.dtype | None = None
-        if options.get("numerics") == "release":
-            if changes:
+        if release:
+            if changes or isinstance(self.position, ForkScheme):
                 raise UserError(f"{self.where}: numerics=release computes the release's own schemes alone")
-            self.release = release_dtype(self.neox, self.weights.dtypes, self.where)
+            self.release = release_dtype(self.neox, self.where)
             self._notes.add(f"numerics=release: everything in {_name(self.release)}, whatever --dtype says")
         self._sha256 = self.weights.sha256()
         self._tokenizer = find_tokenizer(self.neox, files.folders, options)
@@ -111,11 +121,22 @@ class NeoxCheckpoint(Checkpoint):
     ) -> None:
         names = {new: old for old, new in self.position.shared.items()}
         for name, count in moved.items():
-            lowest, highest = intervals[name]
+            lowest, highest = intervals[name.rpartition(".")[2]]
             bounds = f"at least {lowest}" if highest is None else f"within [{lowest}, {highest}]"
             self._notes.add(
                 f"{count} of {self.neox.heads} values of {name} ({names.get(name, name)}) were clamped "
                 f"to be {bounds}, as the release does"
+            )
+
+    def _refuse_layer_scaling(self, *, release: bool) -> None:
+        """With a bias, apply-query-key-layer-scaling changes more than rounding: it multiplies the bias."""
+        position = self.position
+        if not self.neox.layer_scaling or (release and isinstance(position, NeoxScheme)):
+            return
+        if isinstance(position, ForkScheme) or position.biased:
+            raise UserError(
+                f"{self.where}: apply-query-key-layer-scaling with pos-emb {position.pos_emb} multiplies the "
+                "bias by the layer's number; only numerics=release computes that"
             )
 
     def _check_vocabulary(self) -> None:
@@ -172,20 +193,23 @@ class NeoxCheckpoint(Checkpoint):
         return self._tokenizer
 
     def scheme_parameters(self) -> dict[str, list[float]]:
-        if not self.position.pos_emb.startswith("kerple"):
+        if not isinstance(self.position, NeoxScheme) or not self.position.shared:
             return {}
         return {name: tensor.flatten().tolist() for name, tensor in self._scheme_state.items()}
 
-    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if self.release is None:
-            self.way = resolve_backend(way, self._evaluated, self.config.scheme_name, device, dtype)
-        elif way != "auto":
-            raise UserError(f"attention {way}: numerics=release attends as the release does; use auto")
+            self.attention = resolve_backend(
+                attention, self._evaluated, self.config.scheme_name, device, dtype
+            )
+        elif attention != "auto":
+            raise UserError(f"attention {attention}: numerics=release attends as the release does; use auto")
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         if self.release is not None:
+            assert isinstance(self.position, NeoxScheme)
             return ReleaseModel(self.decoder(), self.position, self.neox, device, self.release)
-        return DecoderModel(self.decoder(), device, dtype, self.way)
+        return DecoderModel(self.decoder(), device, dtype, self.attention)
 
     def decoder(self) -> Decoder:
         """The whole model as a native decoder on CPU, in float32, or float64 where stored so."""

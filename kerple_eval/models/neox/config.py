@@ -2,9 +2,8 @@
 
 Source: EleutherAI/gpt-neox and chijames/KERPLE, ``megatron/neox_arguments/neox_args.py`` (names and
 defaults). The files are YAML flow mappings with comments, trailing commas and ``True``; several are
-merged. Keys may be written with ``-`` or ``_``. They are read by YAML's safe loader: plain values
-only. Keys that do not change what the model computes are ignored; those that change it in a way
-that is not supported here are refused by name.
+merged. Keys may be written with ``-`` or ``_``. Keys that do not change what the model computes are
+ignored; those that change it in a way that is not supported here are refused by name.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kerple_eval.support.readers import LARGEST_YAML, parse_yaml, quoted, read_bytes
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 POS_EMBS = (
     "kerple_log", "kerple_power_ap_", "kerple_power__ap", "kerple_power_ap_ap", "kerple_power_original",
     "rpe", "alibi", "rotary", "learned", "sinusoidal", "none",
+    "kerple", "kerple_c", "kerple_dapev2", "alibi_c", "alibi_dapev2", "nope_c", "fire", "cope",
 )  # fmt: skip
 
 #: Value under which a key changes nothing; any other is refused.
@@ -32,7 +31,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_bias_in_attn_linear": (True,), "use_bias_in_mlp": (True,), "small_emb": (False,),
     "rotary_interleaved": (False,),
 }  # fmt: skip
-_LARGEST = 1 << 20  # bytes of a configuration file
+_MOST = 1 << 48  # of any whole number in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,8 @@ class NeoxConfig:
     shards: int | None
     seed: int | None
     softmax_in_fp32: bool
-    precision: str | None
+    precision: str  # by the release's rule
+    loss_in_fp16: bool  # fp16_lm_cross_entropy
     vocab_file: str | None
     merge_file: str | None
 
@@ -85,6 +85,9 @@ def _build(values: _Values) -> NeoxConfig:
     assert heads is not None
     if width % heads:
         raise values.wrong("hidden_size", f"is not a multiple of num-attention-heads {heads}")
+    fraction = values.number("rotary_pct", 1.0)
+    if fraction > 1:
+        raise values.wrong("rotary_pct", "must be a number above 0 and at most 1")
     unique = values.whole("num_unique_layers")
     if unique is not None and unique != layers:
         raise values.wrong("num_unique_layers", "is not supported: layers that share weights")
@@ -107,7 +110,7 @@ def _build(values: _Values) -> NeoxConfig:
         position_offset=values.whole("opt_pos_emb_offset", least=0) or 0,
         pos_emb=pos_emb,
         rotary_base=values.number("rotary_emb_base", 10000.0),
-        rotary_fraction=values.number("rotary_pct", 1.0),
+        rotary_fraction=fraction,
         buckets=values.whole("rpe_num_buckets") or 32,
         max_distance=values.whole("rpe_max_distance") or 128,
         activation=_activation(values),
@@ -121,6 +124,7 @@ def _build(values: _Values) -> NeoxConfig:
         shards=values.whole("model_parallel_size"),
         seed=values.whole("seed", least=None),
         softmax_in_fp32=bool(values.flag("attention_softmax_in_fp32", False)),
+        loss_in_fp16=bool(values.flag("fp16_lm_cross_entropy", False)),
         precision=_precision(values),
         vocab_file=values.text("vocab_file"),
         merge_file=values.text("merge_file"),
@@ -134,15 +138,20 @@ def _activation(values: _Values) -> str:
     return "gelu-tanh" if name == "gelu" and values.flag("bias_gelu_fusion", False) else name
 
 
-def _precision(values: _Values) -> str | None:
-    """fp16, bfloat16 or fp32, from ``precision`` or DeepSpeed's ``fp16`` and ``bf16`` blocks."""
-    if values.text("precision") is not None:
-        return values.text("precision")
-    for key, kind in (("fp16", "fp16"), ("bf16", "bfloat16")):
-        block = values.get(key)
-        if isinstance(block, dict) and block.get("enabled") is True:
-            return str(block.get("type", kind))
-    return None
+def _precision(values: _Values) -> str:
+    """The release's rule (``neox_arguments/arguments.py``, ``calculate_derived``).
+
+    bfloat16 where the block ``fp16`` has ``type: bfloat16`` (or, without a type, where ``precision`` says
+    so), else fp16 where the block is enabled, else fp32, whatever the weights are stored in.
+    """
+    named = values.text("precision")
+    if named not in (None, "fp16", "bfloat16", "fp32"):
+        return str(named)
+    block = values.get("fp16")
+    block = block if isinstance(block, dict) else {}
+    if block.get("type", named) == "bfloat16":
+        return "bfloat16"
+    return "fp16" if block.get("enabled") is True else "fp32"
 
 
 def _check_attention(values: _Values) -> None:
@@ -171,15 +180,17 @@ class _Values:
                 self.items[name] = (value, path)
 
     def get(self, key: str) -> Any:
-        value, path = self.items.get(key, (None, None))
+        if key not in self.items:
+            return None
+        value, path = self.items[key]
         if key in self.clashes:
-            other = next(file for file in self.files if file != path)
+            other = next((file for file in self.files if file != path), path)
             raise UserError(f"{path}: {_yaml_name(key)} has another value in {other.name}; they must agree")
         return value
 
     def wrong(self, key: str, why: str) -> UserError:
         value, path = self.items[key]
-        return UserError(f"{path}: {_yaml_name(key)}: {value!r} {why}")
+        return UserError(f"{path}: {_yaml_name(key)}: {quoted(value)} {why}")
 
     def whole(self, key: str, *, needed: bool = False, least: int | None = 1) -> int | None:
         value = self.get(key)
@@ -190,6 +201,8 @@ class _Values:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
             raise self.wrong(key, "must be an integer" + ("" if least is None else f" of at least {least}"))
+        if abs(value) > _MOST:
+            raise self.wrong(key, "is larger than any model's")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -223,22 +236,15 @@ def _yaml_name(key: str) -> str:
     return key.replace("_", "-")
 
 
-def _read(path: Path) -> dict[Any, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > _LARGEST:
-        raise UserError(f"{path}: larger than {_LARGEST} bytes; no configuration is")
+def _read(path: Path) -> dict[str, Any]:
     try:
         # A tab between tokens, legal in JSON, is not in YAML.
-        data = yaml.safe_load(raw.decode("utf-8").replace("\t", "    "))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark is not None else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"{path}: not a GPT-NeoX configuration: {problem}{line}") from None
+        text = read_bytes(path, LARGEST_YAML).decode("utf-8").replace("\t", "    ")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not a GPT-NeoX configuration: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
+    data = parse_yaml(text, path)
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerple_eval.support.files import inside
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 _STEP = re.compile(r"global_step\d+")
@@ -57,6 +58,10 @@ def looks_like_neox(folder: Path) -> bool:
 
 def locate(place: str) -> NeoxFiles:
     folder = Path(place)
+    if folder.suffix == ".zip" and folder.is_file():
+        raise UserError(
+            f"{place}: a zip archive, as the release ships them; unpack it, and give the folder with `latest`"
+        )
     if not folder.is_dir():
         raise UserError(
             f"{place}: no such folder; a GPT-NeoX checkpoint is one with `latest` and global_stepN"
@@ -85,12 +90,20 @@ def _step(folder: Path) -> Path:
         except OSError as error:
             raise UserError(f"{latest}: cannot be read: {error.strerror}") from None
         if not _STEP.fullmatch(name):
-            raise UserError(f"{latest}: names {name!r}; expected the name of a folder here, global_stepN")
+            raise UserError(
+                f"{latest}: names {quoted(name)}; expected the name of a folder here, global_stepN"
+            )
         step = folder / name
         if not step.is_dir():
             raise UserError(f"{latest}: names {name}, which is not a folder in {folder}")
     else:
         steps = sorted(p for p in folder.glob("global_step*") if _STEP.fullmatch(p.name))
+        below = [] if steps else [path for path in sorted(folder.glob("*")) if looks_like_neox(path)]
+        if below:
+            raise UserError(
+                f"{folder}: no checkpoint itself, but holds {', '.join(p.name for p in below[:4])}; give "
+                f"neox:{below[0]}"
+            )
         if len(steps) != 1:
             names = ", ".join(p.name for p in steps) or "no global_stepN"
             raise UserError(f"{folder}: no file `latest`, and {names} in it; name the step's folder itself")

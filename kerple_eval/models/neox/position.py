@@ -13,6 +13,8 @@ forward pass:
     kerple_power_original  - bias_a D, bias_a ALiBi's slopes (and clamped too)    kerple-power, r2 = 1
     rpe                    + sqrt(d) b[bucket(D), h]                              t5, scale = sqrt(d)
     alibi, rotary, learned, sinusoidal, none                                      the native ones
+
+Those of the DAPE authors' fork are in :mod:`dape`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from kerple_eval.models.neox.config import NeoxConfig
+from kerple_eval.models.neox.dape import MODULES, ForkScheme, fork_scheme
 from kerple_eval.models.neox.tensors import COLUMNS, COPIES, ROWS, Notes, Rule
 from kerple_eval.schemes.slopes import slopes
 from kerple_eval.types import UserError
@@ -43,6 +46,14 @@ class NeoxScheme:
     #: GPT-NeoX's tensor of every layer -> the native scheme's parameter
     shared: dict[str, str] = field(default_factory=dict)
     learned: bool = False  # position_embeddings.weight beside the embedding
+    per_layer: bool = False  # each layer has parameters of its own
+
+    @property
+    def biased(self) -> bool:
+        """Whether something is added to the scaled scores."""
+        return self.pos_emb in ("rpe", "alibi") or (
+            self.pos_emb.startswith("kerple") and self.pos_emb != "kerple_power__ap"
+        )
 
     def layer_rules(self, config: NeoxConfig, shards: int) -> dict[str, Rule]:
         heads = config.heads // shards
@@ -68,6 +79,9 @@ class NeoxScheme:
         return state
 
 
+#: Of the release, or of the DAPE authors' fork.
+Position = NeoxScheme | ForkScheme
+
 _KERPLE = {
     "kerple_log": ("kerple-log", {"bias_p": "r1", "bias_a": "r2"}),
     "kerple_power_ap_": ("kerple-power", {"bias_a": "r1", "bias_p": "r2"}),
@@ -78,25 +92,32 @@ _KERPLE = {
 
 
 def choose(
-    config: NeoxConfig, requested: str | None, names: set[str], where: str, notes: Notes
-) -> NeoxScheme:
-    """The scheme by option, else by configuration, else by the tensors' ``names`` where one fits."""
+    config: NeoxConfig,
+    requested: str | None,
+    embedding: Mapping[str, Tensor],
+    layer: Mapping[str, Tensor],
+    where: str,
+    notes: Notes,
+) -> Position:
+    """The scheme by option, else by configuration, else by the names of the tensors where one fits.
+
+    ``embedding`` and ``layer`` are the tensors of the embedding and of the first layer (first shard); sizes
+    that the configuration gives are compared with theirs before anything is built.
+    """
     pos_emb = requested or config.pos_emb
     if requested and config.pos_emb and requested != config.pos_emb:
         notes.add(f"pos-emb {requested} as given; the configuration says {config.pos_emb}")
     if pos_emb is None:
-        pos_emb = _infer(names, where)
+        pos_emb = _infer({*embedding, *layer}, where)
         notes.add(f"the configuration has no pos-emb; the tensors are {pos_emb}'s")
     head_dim = config.width // config.heads
-    if config.layer_scaling and (pos_emb.startswith("kerple") or pos_emb in ("rpe", "alibi")):
-        raise UserError(
-            f"{where}: apply-query-key-layer-scaling with pos-emb {pos_emb} multiplies the bias by the "
-            "layer's number there; that is not supported"
-        )
+    if pos_emb in MODULES:
+        return fork_scheme(pos_emb, layer, config.heads, where)
     if pos_emb in _KERPLE:
         scheme, shared = _KERPLE[pos_emb]
         return NeoxScheme(pos_emb, scheme, shared=shared)
     if pos_emb == "rpe":
+        _same_rows(where, "rpe-num-buckets", config.buckets, layer, _RPE + "weight")
         options = {"buckets": config.buckets, "max_distance": config.max_distance}
         return NeoxScheme(pos_emb, "t5", {**options, "scale": math.sqrt(head_dim)})
     if pos_emb == "rotary":
@@ -105,11 +126,25 @@ def choose(
         positions = (config.max_positions or 0) - config.position_offset
         if positions < 1:
             raise UserError(f"{where}: pos-emb learned needs max-position-embeddings")
+        _same_rows(where, "max-position-embeddings", config.max_positions or 0, embedding, _POSITIONS)
         return NeoxScheme(pos_emb, "learned", {"positions": positions}, learned=True)
     return NeoxScheme(pos_emb, "nope" if pos_emb == "none" else pos_emb)
 
 
+def _same_rows(where: str, key: str, count: int, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse ``key: count`` where the tensor ``name`` has another number of rows."""
+    if name in tensors and (tensors[name].dim() != 2 or tensors[name].shape[0] != count):
+        raise UserError(f"{where}: {key} is {count}, but {name} has shape {list(tensors[name].shape)}")
+
+
 def _infer(names: set[str], where: str) -> str:
+    fork = [
+        name
+        for name, (module, *_) in MODULES.items()
+        if any(stored.startswith(f"attention.{module}.") for stored in names)
+    ]
+    if len(fork) == 1:
+        return fork[0]
     rpe = {name.removeprefix(_RPE) for name in names if name.startswith(_RPE)}
     fits = [name for name, (_, shared) in _KERPLE.items() if set(shared) == rpe]
     if rpe == {"weight"}:
@@ -131,26 +166,30 @@ def _infer(names: set[str], where: str) -> str:
 
 
 def check_buffers(
-    scheme: NeoxScheme, config: NeoxConfig, shards: Sequence[Mapping[str, Tensor]], paths: Sequence[Path]
+    scheme: Position,
+    config: NeoxConfig,
+    shards: Sequence[Mapping[str, Tensor]],
+    paths: Sequence[Path],
 ) -> None:
     """Buffers in the file must be the configuration's, to the rounding of half precision."""
     head_dim = config.width // config.heads
     rotated = int(head_dim * config.rotary_fraction)
     per_shard = config.heads // len(shards)
     for shard, (tensors, path) in enumerate(zip(shards, paths, strict=True)):
+        alibi = torch.tensor(
+            slopes(config.heads)[shard * per_shard : (shard + 1) * per_shard], dtype=torch.float64
+        )
         expected = {
-            "attention.rotary_emb.inv_freq": _inverse(rotated, config.rotary_base),
-            "position_embeddings.inv_freq": _inverse(config.width, 10000.0),
-            "attention.alibi_embed.slopes": torch.tensor(
-                slopes(config.heads)[shard * per_shard : (shard + 1) * per_shard], dtype=torch.float64
-            ),
+            "attention.rotary_emb.inv_freq": ("rotary", _inverse(rotated, config.rotary_base)),
+            "position_embeddings.inv_freq": ("sinusoidal", _inverse(config.width, 10000.0)),
+            "attention.alibi_embed.slopes": ("alibi", alibi),
+            "attention.alibi_c_embed.slopes": ("alibi_c", alibi),
+            "attention.alibi_dapev2.slopes": ("alibi_dapev2", alibi),
         }
-        owner = {"attention.rotary_emb.inv_freq": "rotary", "attention.alibi_embed.slopes": "alibi",
-                 "position_embeddings.inv_freq": "sinusoidal"}  # fmt: skip
-        for name, values in expected.items():
+        for name, (owner, values) in expected.items():
             if name not in tensors:
                 continue
-            if scheme.pos_emb != owner[name]:
+            if scheme.pos_emb != owner:
                 raise UserError(f"{path}: holds {name}, which pos-emb {scheme.pos_emb} does not have")
             stored = tensors[name].to(torch.float64).flatten()
             if stored.shape != values.shape or not torch.allclose(stored, values, rtol=0.01, atol=1e-6):

@@ -10,6 +10,9 @@ Everything is in the run's precision t (bfloat16 for the paper): weights, activa
   512, of 64 from 8192), and each operation of ``-p log(1 + a D)`` rounds;
 * rotary and sinusoidal angles are products of t-rounded positions and t-rounded frequencies;
 * future scores are set to -10000, and the softmax runs in t unless ``attention-softmax-in-fp32``;
+* with ``apply-query-key-layer-scaling`` the layer n (from 0) divides its scores by max(1, n) while they are
+  in t, adds the bias, then multiplies both by it in float32, where the softmax then runs;
+* rmsnorm is ``scale * (x / (|x| W^(-1/2) + eps))``, each operation rounded (``norms.py``);
 * logits leave in t; the loss is taken in float32.
 
 Only the query rows are cut into chunks, so that [N, N] never exists; every row is computed as there.
@@ -21,7 +24,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.network import Decoder, Layer
@@ -29,6 +32,7 @@ from kerple_eval.models.neox.config import NeoxConfig
 from kerple_eval.models.neox.position import NeoxScheme
 from kerple_eval.schemes.slopes import slopes
 from kerple_eval.schemes.t5 import bucket_index
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 SCORE_ELEMENTS = 1 << 24  # scores a chunk of query rows may hold
@@ -37,17 +41,19 @@ MASKED = -10000.0
 PRECISIONS = {"bfloat16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def release_dtype(config: NeoxConfig, stored: set[torch.dtype], where: str) -> torch.dtype:
-    """The run's precision: as configured, else as stored, else the paper's bfloat16."""
-    if config.precision is not None:
-        if config.precision not in PRECISIONS:
-            known = ", ".join(PRECISIONS)
-            raise UserError(
-                f"{where}: numerics=release knows {known}, the configuration {config.precision!r}"
-            )
-        return PRECISIONS[config.precision]
-    halves = stored & {torch.bfloat16, torch.float16}
-    return halves.pop() if len(halves) == 1 else torch.bfloat16
+def release_dtype(config: NeoxConfig, where: str) -> torch.dtype:
+    """The run's precision, by the release's rule; refuses what this module does not compute."""
+    if config.precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise UserError(
+            f"{where}: numerics=release knows {known}, the configuration {quoted(config.precision)}"
+        )
+    if config.loss_in_fp16:
+        raise UserError(
+            f"{where}: fp16-lm-cross-entropy takes the loss in float16, which numerics=release does not "
+            "compute; without numerics=release losses are those of the stored weights"
+        )
+    return PRECISIONS[config.precision]
 
 
 class ReleaseModel(LanguageModel):
@@ -77,20 +83,28 @@ class ReleaseModel(LanguageModel):
         length = inputs.shape[1]
         x = self._embed(self.decoder.embedding(inputs), length)
         kernel, weight = self._by_distance(length)
-        for layer in self.decoder.layers:
+        for index, layer in enumerate(self.decoder.layers):
             assert isinstance(layer, Layer)
             residual = x
-            attended = self._attend(layer, layer.attention_norm(x), kernel, weight)
+            divisor = max(1, index) if self.neox.layer_scaling else None
+            attended = self._attend(layer, self._norm(layer.attention_norm, x), kernel, weight, divisor)
             attended = attended + layer.attention.out.bias
             if not self.neox.parallel_residual:
                 residual = attended = residual + attended
-            z = layer.mlp_norm(x if self.neox.parallel_residual else residual)
+            z = self._norm(layer.mlp_norm, x if self.neox.parallel_residual else residual)
             z = layer.activation(F.linear(z, layer.mlp_in.weight) + layer.mlp_in.bias)
             z = F.linear(z, layer.mlp_out.weight) + layer.mlp_out.bias
             x = attended + z
             if self.neox.parallel_residual:
                 x = residual + x
-        out: Tensor = self.decoder.norm(x)
+        return self._norm(self.decoder.norm, x)
+
+    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
+        if self.neox.norm == "rmsnorm":
+            rms = x.norm(2, dim=-1, keepdim=True) * self.neox.width**-0.5
+            scaled: Tensor = module.get_parameter("weight") * (x / (rms + self.neox.norm_epsilon))
+            return scaled
+        out: Tensor = module(x)
         return out
 
     def _embed(self, x: Tensor, length: int) -> Tensor:
@@ -134,8 +148,10 @@ class ReleaseModel(LanguageModel):
             weight = (-d.pow(p) * a).exp()
         return kernel, weight
 
-    def _attend(self, layer: Layer, x: Tensor, kernel: Tensor | None, weight: Tensor | None) -> Tensor:
-        """Attention's output before its bias: ``[B, N, W]``."""
+    def _attend(
+        self, layer: Layer, x: Tensor, kernel: Tensor | None, weight: Tensor | None, divisor: int | None
+    ) -> Tensor:
+        """Attention's output before its bias: ``[B, N, W]``; ``divisor`` is the layer scaling's."""
         batch, length, width = x.shape
         heads, dim = self.neox.heads, width // self.neox.heads
         qkv = layer.attention.qkv(x).view(batch, length, 3, heads, dim).permute(2, 0, 3, 1, 4)
@@ -145,18 +161,21 @@ class ReleaseModel(LanguageModel):
         keys = torch.arange(length, device=self.device)
         rows = max(1, SCORE_ELEMENTS // (batch * heads * length))
         parts = []
+        alpha = 1.0 / (dim**0.5 * (divisor or 1))
         for start in range(0, length, rows):
             queries = keys[start : start + rows]
             distance = queries[:, None] - keys
             scores = torch.baddbmm(
-                q.new_empty(1), q[:, start : start + rows], k.transpose(1, 2), beta=0.0, alpha=dim**-0.5
+                q.new_empty(1), q[:, start : start + rows], k.transpose(1, 2), beta=0.0, alpha=alpha
             ).view(batch, heads, len(queries), length)
             if weight is not None:
                 scores = scores * weight[:, distance.clamp(min=0)]
             if kernel is not None:
                 scores = scores + kernel[:, distance.clamp(min=0)]
-            if self.neox.softmax_in_fp32:
+            if self.neox.softmax_in_fp32 or divisor is not None:
                 scores = scores.float()
+            if divisor is not None:
+                scores = scores * divisor
             scores = scores.masked_fill(distance < 0, MASKED)
             parts.append(torch.bmm(scores.softmax(dim=-1).to(self.dtype).flatten(0, 1), v))
         context = torch.cat(parts, dim=1).view(batch, heads, length, dim).transpose(1, 2)

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 Shards = Sequence[Mapping[str, Tensor]]
@@ -41,7 +42,11 @@ ROWS, COLUMNS, COPIES, NORM, SUMMED, HALVES = "rows", "columns", "copies", "norm
 #: Buffers that the configuration also determines; they are compared with it, not merged.
 BUFFERS = {
     "position_embeddings.inv_freq", "attention.rotary_emb.inv_freq", "attention.alibi_embed.slopes",
+    "attention.alibi_c_embed.slopes", "attention.alibi_dapev2.slopes",
 }  # fmt: skip
+#: Later GPT-NeoX's names of the MLP's layers -> those of the release.
+_RENAMED = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.dense_4h_to_h."}
+_WHOLE_NUMBERS = ("init_L",)  # FIRE's threshold in the DAPE fork: a count of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,17 @@ def flat(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a layer's tensors by name, but a {type(loaded).__name__}")
     for name, tensor in loaded.items():
         if not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: {name!r} is no tensor but a {type(tensor).__name__}")
-        if not tensor.is_floating_point():
+            raise UserError(f"{path}: {quoted(name)} is no tensor but a {type(tensor).__name__}")
+        if not tensor.is_floating_point() and not name.endswith(_WHOLE_NUMBERS):
             raise UserError(f"{path}: tensor {name} is {tensor.dtype}, expected floating point")
-    return {name: tensor.detach() for name, tensor in loaded.items()}
+    return {_release_name(name): tensor.detach() for name, tensor in loaded.items()}
+
+
+def _release_name(name: str) -> str:
+    for later, release in _RENAMED.items():
+        if name.startswith(later):
+            return release + name.removeprefix(later)
+    return name
 
 
 def check(shards: Shards, rules: Mapping[str, Rule], paths: Sequence[Path], notes: Notes) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kerple_eval.models.neox.config import NeoxConfig
 from kerple_eval.models.neox.files import NeoxFiles
-from kerple_eval.models.neox.position import NeoxScheme, check_buffers
+from kerple_eval.models.neox.position import Position, check_buffers
 from kerple_eval.models.neox.tensors import (
     COLUMNS,
     ROWS,
@@ -32,7 +32,6 @@ from kerple_eval.models.pickles import load_tensors
 from kerple_eval.types import UserError
 
 EMBEDDING, FINAL = "word_embeddings.weight", "final_linear.weight"
-_SCHEMES = ("attention.rpe.", "position_embeddings.")
 _SPARE = "post_attention_layernorm"  # stored but unused where gpt_j_tied shares one norm
 
 
@@ -49,16 +48,29 @@ class NeoxWeights:
         self.untied = self._is_untied()
         self.paths = self._claim()
         self._rules: dict[int, dict[str, Rule]] = {}
-        first, second = self._read(0)[0], self._read(2)[0]
-        self.names = {*first, *second}
-        table, inner = first.get(EMBEDDING), second.get("mlp.dense_4h_to_h.weight")
+        self._scheme_names: set[str] = set()
+        self.embedding, self.layer = self._read(0)[0], self._read(2)[0]
+        table, inner = self.embedding.get(EMBEDDING), self.layer.get("mlp.dense_4h_to_h.weight")
         if table is None or table.dim() != 2:
             raise UserError(f"{self.paths[0][0]}: missing tensor {EMBEDDING} [vocabulary, hidden size]")
+        if table.shape[1] != config.width:
+            raise UserError(
+                f"{self.paths[0][0]}: hidden-size is {config.width}, but {EMBEDDING} has shape "
+                f"{list(table.shape)}"
+            )
         self.vocabulary = table.shape[0] * self.shards
         self.mlp_width = config.mlp_width or 4 * config.width
         self._gated = config.activation == "geglu"
-        if self._gated and config.mlp_width is None and inner is not None and inner.dim() == 2:
-            self.mlp_width = inner.shape[1] * self.shards  # int(8/3 W) or 2 W, as the version had it
+        if inner is not None and inner.dim() == 2:
+            stored = inner.shape[1] * self.shards
+            # Gated ones have int(8/3 W) or 2 W, and later versions round up to multiples of 256.
+            if config.mlp_width is None and (self._gated or stored == -(-self.mlp_width // 256) * 256):
+                self.mlp_width = stored
+            if self.mlp_width != stored:
+                raise UserError(
+                    f"{self.paths[2][0]}: tensor mlp.dense_4h_to_h.weight has shape {list(inner.shape)}, "
+                    f"expected {[config.width, self.mlp_width // self.shards]}"
+                )
         if self.mlp_width % self.shards or config.width % self.shards:
             raise UserError(f"{files.step}: the MLP's width does not divide into {self.shards} shards")
         self._tied_norms = config.parallel_residual and config.tied_norms
@@ -77,6 +89,11 @@ class NeoxWeights:
     def _claim(self) -> dict[int, list[Path]]:
         """Index in the pipeline -> the shards' files; a missing or an unclaimed one is named."""
         last = self.last
+        stored = 1 + max((index for index, _ in self.files.layers if index < last + 2), default=0)
+        if self.neox.layers > stored:
+            raise UserError(
+                f"{self.files.step}: layer file {stored} is missing: num-layers is {self.neox.layers}"
+            )
         indices = [0, *range(2, last + 1), last + 2, *([last + 3] if self.untied else [])]
         for (index, _), path in self.files.layers.items():
             if index not in indices:
@@ -90,12 +107,16 @@ class NeoxWeights:
         """One layer's tensors, memory-mapped, a dictionary a shard."""
         return [flat(load_tensors(path), path) for path in self.paths[index]]
 
-    def _rules_of(self, index: int, shards: list[dict[str, Tensor]], position: NeoxScheme) -> dict[str, Rule]:
+    def _rules_of(self, index: int, shards: list[dict[str, Tensor]], position: Position) -> dict[str, Rule]:
         c, rows = self.neox, self.vocabulary // self.shards
         if index == 0:
-            return {EMBEDDING: Rule((rows, c.width), ROWS), **position.embedding_rules(c)}
+            embedded = position.embedding_rules(c)
+            self._scheme_names |= set(embedded)
+            return {EMBEDDING: Rule((rows, c.width), ROWS), **embedded}
         if index <= self.last:
             spare = norm_rules(_SPARE, c.width, c.norm) if self._tied_norms else {}
+            positional = position.layer_rules(c, self.shards)
+            self._scheme_names |= set(positional)
             return {
                 **layer_rules(
                     width=c.width,
@@ -106,7 +127,7 @@ class NeoxWeights:
                     summed=c.parallel_residual,
                     tied_norms=self._tied_norms,
                 ),
-                **position.layer_rules(c, self.shards),
+                **positional,
                 **{name: rule for name, rule in spare.items() if name in shards[0]},
             }
         if index == self.last + 2:
@@ -115,8 +136,11 @@ class NeoxWeights:
         stored = tuple(shards[0][FINAL].shape) if FINAL in shards[0] else ()
         return {FINAL: by_columns if stored == by_columns.shape else Rule((rows, c.width), ROWS)}
 
-    def check(self, position: NeoxScheme) -> dict[str, Tensor]:
-        """Every file against the configuration; the scheme's parameters, the same in every layer."""
+    def check(self, position: Position) -> dict[str, Tensor]:
+        """Every file against the configuration; the scheme's parameters.
+
+        Where one scheme serves all layers, their copies must be equal.
+        """
         state: dict[str, Tensor] = {}
         for index, paths in self.paths.items():
             shards = self._read(index)
@@ -125,9 +149,10 @@ class NeoxWeights:
             check_buffers(position, self.neox, shards, paths)
             self.dtypes |= {tensors[name].dtype for tensors in shards for name in rules}
             for name, rule in rules.items():
-                if name.startswith(_SCHEMES):
+                if name in self._scheme_names:
                     tensor = merge(name, shards, rule, torch.float64)
-                    if not torch.equal(state.setdefault(name, tensor), tensor):
+                    key = f"{index - 2}.{name}" if position.per_layer else name
+                    if not torch.equal(state.setdefault(key, tensor), tensor):
                         raise UserError(
                             f"{paths[0]}: {name} differs from the layers before; one serves all layers"
                         )
@@ -141,14 +166,14 @@ class NeoxWeights:
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """Native name and tensor of all but the scheme, one layer's files open at a time."""
         ends = {EMBEDDING: "embedding.weight", FINAL: "head.weight", "norm.scale": "norm.weight"}
-        passed_over = (*_SCHEMES, _SPARE + ".") if self._tied_norms else _SCHEMES
+        unused = (_SPARE + ".",) if self._tied_norms else ()
         for index, paths in self.paths.items():
             shards, rules = self._read(index), self._rules[index]
             check(shards, rules, paths, Notes())
             tensors = {
                 name: merge(name, shards, rule, self.wide)
                 for name, rule in rules.items()
-                if not name.startswith(passed_over)
+                if name not in self._scheme_names and not name.startswith(unused)
             }
             if 2 <= index <= self.last:
                 yield from native_layer(index - 2, tensors, self.neox.heads, self._tied_norms).items()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from kerple_eval.schemes.spelling import spell
+from kerple_eval.schemes.spelling import format_scheme
 
 
 def card(name: str, model: dict[str, Any], seed: int | None, training: dict[str, Any]) -> str:
     """Markdown from the ``model`` and ``training`` parts of a native checkpoint's config.json."""
     recipe, data, held_out = training["recipe"], training["data"], training["held_out"]
-    scheme = spell(model["scheme"], model["scheme_options"], model.get("modifiers", {}))
+    scheme = format_scheme(model["scheme"], model["scheme_options"], model.get("modifiers", {}))
     lines = [
         f"# {name}",
         "",

@@ -1,4 +1,4 @@
-"""Training text: a task's or files of one's own, split, tokenised and described for the record."""
+"""Training text: a task's or the user's own files, split, tokenised and described for the record."""
 
 from __future__ import annotations
 

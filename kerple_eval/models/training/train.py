@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ def train(
     ):
         raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
-    torch.set_num_threads(recipe.threads)
-    with locked(out), interruptible() as interrupted:
+    with _threads(recipe.threads), locked(out), interruptible() as interrupted:
         run = _Run(recipe, corpus)
         if state_file.exists():
             run.restore(state_file, identity)
@@ -123,7 +123,7 @@ def train(
             **(record or {}),
             "recipe": {k: v for k, v in asdict(recipe).items() if k != "model"},
             "data": corpus.record,
-            "attention": run.way,
+            "attention": run.backend,
             "parameters": sum(p.numel() for p in run.decoder.parameters()),
             "tokens_seen": recipe.steps * recipe.batch * recipe.model.train_length,
             "hours": round(run.seconds / 3600, 4),
@@ -146,8 +146,19 @@ def train(
     return training
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's CPU threads inside; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Run:
-    """Model, optimiser and place in the data; what a saved state holds."""
+    """Model, optimiser and position in the data: what a saved state holds."""
 
     def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
         self.recipe = recipe
@@ -157,7 +168,9 @@ class _Run:
         self.decoder.reset_parameters(recipe.seed)
         self.decoder.to(self.device)
         narrow = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-        self.way = resolve_backend("auto", self.decoder.scheme, recipe.model.scheme_name, self.device, narrow)
+        self.backend = resolve_backend(
+            "auto", self.decoder.scheme, recipe.model.scheme_name, self.device, narrow
+        )
         self.optimizer = _optimizer(self.decoder, recipe)
         self.batches = PackedBatches(corpus, recipe.model.train_length, recipe.batch, recipe.seed)
         self.step = 0
@@ -175,7 +188,7 @@ class _Run:
             group["lr"] = recipe.learning_rate * schedule(self.step, recipe.warmup, recipe.steps)
         self.decoder.scheme.begin_step(torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step))
         narrow = recipe.precision == "bfloat16"
-        self.decoder.way = self.way  # held-out losses between steps may be computed another way
+        self.decoder.backend = self.backend  # held-out losses between steps may be computed by another
         with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             logits = self.decoder.head(self.decoder(tokens[:, :-1]))
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
@@ -224,9 +237,9 @@ class _Run:
         except NotFiniteError as error:
             raise UserError(f"training diverged: held-out {error} at step {self.step}; lower --lr") from None
         decoder.train()
-        counts = [documents[index].spelled(window) for index, window in windows]
-        spelled = None if None in counts else sum(count or 0 for count in counts)
-        return total, spelled, sum(window.targets for _, window in windows)
+        counts = [documents[index].byte_count(window) for index, window in windows]
+        byte_count = None if None in counts else sum(count or 0 for count in counts)
+        return total, byte_count, sum(window.targets for _, window in windows)
 
     def finish(self, dtype: torch.dtype) -> dict[str, Any]:
         """The figure of the weights as they will be stored, on all held-out text."""
@@ -236,8 +249,8 @@ class _Run:
             for name, parameter in stored.named_parameters():
                 if not name.startswith("scheme."):
                     parameter.data = parameter.data.to(dtype).to(torch.float32)
-        nats, spelled, targets = self.held_out(stored, None)
-        bits = None if spelled is None else nats / (math.log(2) * spelled)
+        nats, byte_count, targets = self.held_out(stored, None)
+        bits = None if byte_count is None else nats / (math.log(2) * byte_count)
         gain = None
         before = [r for r in self.reports if r.step <= 0.9 * self.recipe.steps]
         if before:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 
+from kerple_eval.reports import escapes
 from kerple_eval.support.files import write_atomically
 from kerple_eval.types import UserError
 
@@ -87,8 +88,8 @@ def compose(pictures: Sequence[Picture]) -> Figure:
         picture.paint(panel)
         panel.xaxis.label.set_fontsize(WORDS)
         panel.yaxis.label.set_fontsize(WORDS)
-        title = "\n".join(textwrap.wrap(picture.title, 44, break_on_hyphens=False))
-        panel.set_title(plain(title), fontsize=WORDS, loc="left")
+        lines = textwrap.wrap(escapes.printable(picture.title), 44, break_on_hyphens=False)
+        panel.set_title("\n".join(map(plain, lines)), fontsize=WORDS, loc="left")
     _legends(figure, axes)
     return figure
 
@@ -113,7 +114,7 @@ def _legends(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def plain(text: str) -> str:
     """A label as it stands: no mathematics in it, and not left out of a legend for its underscore."""
-    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
+    return ("\u200b" if text.startswith("_") else "") + escapes.printable(text).replace("$", r"\$")
 
 
 def curves(axes: Axes, found: Sequence[Curve]) -> None:

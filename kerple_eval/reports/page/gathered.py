@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import Run
 from kerple_eval.reports import sums
 from kerple_eval.reports.grid import Entry, Grid, model_names, read_grids
 
@@ -27,12 +30,15 @@ class Placed:
 
 @dataclass(frozen=True)
 class Gathered:
-    folders: Sequence[Path]
-    runs: Sequence[Run]
+    reader: RunReader
     grids: Sequence[Grid]
     known: sums.Sums
     reference: str | None  # a model of some grid
     anchors: dict[tuple[str, str, str, int], str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.reader.runs
 
     def cells(self) -> Iterator[Placed]:
         """In the order of the tables: by grid, model, length."""
@@ -40,26 +46,30 @@ class Gathered:
             for model in grid.models:
                 for length in grid.lengths:
                     if entry := grid.entries.get((model, length)):
-                        yield Placed(grid, model, length, entry, self.anchor(grid, model, length))
+                        yield Placed(
+                            grid, model, length, entry, self.anchor(grid.task, grid.protocol, model, length)
+                        )
 
-    def anchor(self, grid: Grid, model: str, length: int) -> str:
-        """Of the cell's row in the provenance; "" where it has not been run."""
-        return self.anchors.get((grid.task, grid.protocol, model, length), "")
+    def anchor(self, task: str, protocol: str, model: str, length: int) -> str:
+        """Of the cell's row in the provenance, by its label in the grid; "" where it has not been run."""
+        return self.anchors.get((task, protocol, model, length), "")
 
-    def links(self, task: str, protocol: str) -> dict[tuple[str, int], str]:
-        """(model, length) -> anchor, for tables that name models by the runs' own labels.
+    def link(self, task: str, protocol: str, model: str, length: int) -> str:
+        """The same for tables that name models by the runs' own labels.
 
         Only labels that one run alone has: of two, the table's and the grid's need not be the same.
         """
-        grid = next(g for g in self.grids if (g.task, g.protocol) == (task, protocol))
-        own = [
-            next(e for (name, _), e in grid.entries.items() if name == m).row["model"] for m in grid.models
-        ]
-        return {
-            (model, length): self.anchor(grid, model, length)
-            for model, length in grid.entries
-            if own.count(model) == 1
-        }
+        return self.anchor(task, protocol, model, length) if model in self._unshared[task, protocol] else ""
+
+    @cached_property
+    def _unshared(self) -> dict[tuple[str, str], set[str]]:
+        """Labels of each grid whose model bears the same label in one run alone."""
+        found = {}
+        for grid in self.grids:
+            own = {label: entry.row["model"] for (label, _), entry in grid.entries.items()}
+            count = Counter(own.values())
+            found[grid.task, grid.protocol] = {label for label, name in own.items() if count[name] == 1}
+        return found
 
     def run_of(self, entry: Entry) -> int:
         """The number of an entry's run, from 1."""
@@ -68,11 +78,11 @@ class Gathered:
 
 def gather(folders: Sequence[str | Path], against: str | None) -> Gathered:
     """Read everything; ``against`` must be a model of the runs, kerple-log where it is there if None."""
-    paths = [Path(folder) for folder in dict.fromkeys(map(str, folders))]
-    grids = read_grids(paths)
+    reader = RunReader(folders, keep=True)
+    grids = read_grids(reader)
     names = model_names(grids, against)
     reference = against or (REFERENCE if REFERENCE in names and len(names) > 1 else None)
-    found = Gathered(paths, [open_run(path) for path in paths], grids, sums.read(paths), reference)
+    found = Gathered(reader, grids, sums.read(reader, grids), reference)
     number = 0
     for grid in grids:
         for model in grid.models:

@@ -11,10 +11,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from html import escape
-from itertools import groupby
 from pathlib import Path
 
+from kerple_eval.reports import escapes
 from kerple_eval.reports.figures.style import COLORS, Picture, compose, rendered
 from kerple_eval.reports.page.blocks import (
     Block,
@@ -23,18 +22,15 @@ from kerple_eval.reports.page.blocks import (
     Figures,
     Heading,
     Paragraph,
-    Row,
     Section,
-    Table,
-    Value,
     Warn,
 )
+from kerple_eval.reports.typeset import Table, html_cell, typeset
 
 _STYLE = Path(__file__).with_name("page.css")
 _SCRIPT = Path(__file__).with_name("page.js")
 #: Greys of text and lines in figures, which take the page's own colour of text: light or dark.
 _INK = re.compile(r"(?P<what>fill|stroke): #(?:000000|4d4d4d|666666)\b")
-_FEWEST_TO_FILTER = 6  # rows
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
@@ -45,16 +41,18 @@ def render(title: str, sections: Sequence[Section]) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
         "form-action 'none'"
     )
-    links = "".join(f'<li><a href="#{escape(s.anchor)}">{escape(s.title)}</a></li>' for s in sections)
+    links = "".join(
+        f'<li><a href="#{escapes.html(s.anchor)}">{escapes.html(s.title)}</a></li>' for s in sections
+    )
     figures = _Figures()
     body = "".join(_section(section, figures) for section in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escapes.html(policy)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<a class="skip" href="#page">Skip to the page</a>\n<header><h1>{escape(title)}</h1>\n'
+        f"<title>{escapes.html(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#page">Skip to the page</a>\n<header><h1>{escapes.html(title)}</h1>\n'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n'
         f'<main id="page" tabindex="-1">\n{body}</main>\n<script>{script}</script>\n</body>\n</html>\n'
     )
@@ -69,7 +67,11 @@ class _Figures:
     def set(self, picture: Picture) -> str:
         self.count += 1
         name = f"figure-{self.count}"
-        title, words, note = escape(picture.title), escape(picture.words), escape(picture.note)
+        title, words, note = (
+            escapes.html(picture.title),
+            escapes.html(picture.words),
+            escapes.html(picture.note),
+        )
         noted = f" <span class=note>{note}</span>" if note else ""
         return (
             f'<figure id="{name}">{inline(picture, name)}'
@@ -98,78 +100,34 @@ def _svg(box: str, name: str) -> str:
 
 
 def _section(section: Section, figures: _Figures) -> str:
-    anchor = escape(section.anchor)
+    anchor = escapes.html(section.anchor)
     blocks = "".join(_block(block, figures) for block in section.blocks)
     return (
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">\n'
-        f'<h2 id="{anchor}-title">{escape(section.title)}</h2>\n{blocks}</section>\n'
+        f'<h2 id="{anchor}-title">{escapes.html(section.title)}</h2>\n{blocks}</section>\n'
     )
 
 
 def _block(block: Block, figures: _Figures) -> str:
     match block:
         case Table():
-            text = _table(block)
-        case Paragraph(said):
-            text = f"<p>{escape(said)}</p>"
-        case Warn(said, link):
-            more = f' <a href="#{escape(link)}">see there</a>' if link else ""
-            text = f'<p class="warn" role="note"><strong>Warning:</strong> {escape(said)}{more}</p>'
-        case Code(said):
-            text = f'<pre tabindex="0"><code>{escape(said)}</code></pre>'
-        case Heading(said, anchor):
-            own = f' id="{escape(anchor)}"' if anchor else ""
-            text = f"<h3{own}>{escape(said)}</h3>"
+            text = typeset(block, "html")
+        case Paragraph(words):
+            text = f"<p>{escapes.html(words)}</p>"
+        case Warn(words, link):
+            more = f' <a href="#{escapes.html(link)}">see there</a>' if link else ""
+            text = f'<p class="warn" role="note"><strong>Warning:</strong> {escapes.html(words)}{more}</p>'
+        case Code(lines):
+            code = "\n".join(map(escapes.html, lines.split("\n")))
+            text = f'<pre tabindex="0"><code>{code}</code></pre>'
+        case Heading(words, anchor):
+            own = f' id="{escapes.html(anchor)}"' if anchor else ""
+            text = f"<h3{own}>{escapes.html(words)}</h3>"
         case Facts(pairs):
-            items = "".join(f"<dt>{escape(name)}</dt><dd>{_value(value)}</dd>" for name, value in pairs)
+            items = "".join(
+                f"<dt>{escapes.html(name)}</dt><dd>{html_cell(value)}</dd>" for name, value in pairs
+            )
             text = f"<dl>{items}</dl>"
         case Figures(_, pictures):
             text = f'<div class="figures">{"".join(map(figures.set, pictures))}</div>'
     return text + "\n"
-
-
-def _table(table: Table) -> str:
-    head = "".join(
-        f'<th scope="col"{_kind(i in table.words)}>{escape(text)}</th>' for i, text in enumerate(table.head)
-    )
-    bodies = []
-    for group, rows in groupby(table.rows, key=lambda row: row.group):
-        named = ""
-        if group:
-            span = f'<th scope="rowgroup" colspan="{len(table.head)}">{escape(group)}</th>'
-            named = f'<tr class="group">{span}</tr>'
-        bodies.append(f"<tbody>{named}{''.join(_row(row, table.words) for row in rows)}</tbody>")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    noted = f'<ul class="notes">{notes}</ul>' if notes else ""
-    filtered = " data-filter" if len(table.rows) >= _FEWEST_TO_FILTER else ""
-    title = escape(table.title)
-    return (
-        f'<div class="table"{filtered}><div class="scroll" role="region" tabindex="0" aria-label="{title}">'
-        f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div>"
-        f"{noted}</div>\n"
-    )
-
-
-def _row(row: Row, words: frozenset[int]) -> str:
-    first, *rest = row.values
-    own = f' id="{escape(row.anchor)}" tabindex="-1"' if row.anchor else ""
-    cells = "".join(
-        f"<td{_kind(i in words)}{' data-missing' if value.missing else ''}>{_value(value)}</td>"
-        for i, value in enumerate(rest, 1)
-    )
-    return f'<tr{own}><th scope="row">{_value(first)}</th>{cells}</tr>'
-
-
-def _kind(words: bool) -> str:
-    return "" if words else ' class="number"'
-
-
-def _value(value: Value) -> str:
-    text = escape(value.text)
-    if value.code:
-        text = f"<code>{text}</code>"
-    if value.best:
-        text = f"<strong>{text}</strong>"
-    if value.link:
-        text = f'<a href="#{escape(value.link)}">{text}</a>'
-    return text + escape(value.mark)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kerple_eval.reports import escapes
 from kerple_eval.reports.figures.style import compose, save
 from kerple_eval.reports.page.blocks import (
     Block,
@@ -14,18 +15,17 @@ from kerple_eval.reports.page.blocks import (
     Heading,
     Paragraph,
     Section,
-    Table,
-    Value,
     Warn,
 )
+from kerple_eval.reports.typeset import Table, markdown_cell, markdown_lines
 
 
 def render(title: str, sections: Sequence[Section], out: Path) -> tuple[str, list[Path]]:
     """The text, and the figures written beside ``out``: ``STEM-NAME.png``, ``STEM-NAME-2.png``, ..."""
-    lines, written = [f"# {_safe(title)}", ""], list[Path]()
+    lines, written = [f"# {escapes.markdown(title)}", ""], list[Path]()
     taken: dict[str, int] = {}
     for section in sections:
-        lines += [f"## {_safe(section.title)}", ""]
+        lines += [f"## {escapes.markdown(section.title)}", ""]
         for block in section.blocks:
             lines += _figures(block, out, taken, written) if isinstance(block, Figures) else _block(block)
     return "\n".join(lines).rstrip("\n") + "\n", written
@@ -40,8 +40,8 @@ def _figures(block: Figures, out: Path, taken: dict[str, int], written: list[Pat
         save(compose([picture]), path)
         written.append(path)
         note = f" ({picture.note})" if picture.note else ""
-        words = _safe(picture.words).replace("[", "\\[").replace("]", "\\]")
-        lines += [f"![{words}](<{path.name}>)", "", f"*{_safe(picture.title + note)}*", ""]
+        words, target = escapes.markdown_alt(picture.words), escapes.markdown_target(path.name)
+        lines += [f"![{words}](<{target}>)", "", f"*{escapes.markdown(picture.title + note)}*", ""]
     return lines
 
 
@@ -49,46 +49,18 @@ def _block(block: Block) -> list[str]:
     lines: list[str]
     match block:
         case Table():
-            return _table(block)
+            lines = markdown_lines(block)
+            return [*lines, ""] if block.notes else lines
         case Paragraph(text):
-            lines = [_safe(text)]
+            lines = [escapes.markdown_line(text)]
         case Warn(text, _):
-            lines = [f"**Warning:** {_safe(text)}"]
+            lines = [f"**Warning:** {escapes.markdown(text)}"]
         case Code(text):
-            lines = ["```", text, "```"]
+            lines = escapes.markdown_block(text)
         case Heading(text, _):
-            lines = [f"### {_safe(text)}"]
+            lines = [f"### {escapes.markdown(text)}"]
         case Facts(pairs):
-            lines = [f"* {_safe(name)}: {_value(value)}" for name, value in pairs]
+            lines = [f"* {escapes.markdown(name)}: {markdown_cell(value)}" for name, value in pairs]
         case Figures():
             raise AssertionError("figures are files, set where their folder is known")
     return [*lines, ""]
-
-
-def _table(table: Table) -> list[str]:
-    rules = "|".join("---" if i in table.words else "---:" for i in range(len(table.head)))
-    lines = [f"**{_safe(table.title)}**", "", _bar([_safe(text) for text in table.head]), f"|{rules}|"]
-    group = ""
-    for row in table.rows:
-        if row.group != group:
-            group = row.group
-            lines.append(_bar([f"*{_safe(group)}*", *[""] * (len(table.head) - 1)]))
-        lines.append(_bar([_value(value) for value in row.values]))
-    return [*lines, "", *(f"* {_safe(note)}" for note in table.notes), *([""] if table.notes else [])]
-
-
-def _bar(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _value(value: Value) -> str:
-    if value.code:
-        return f"`{value.text.replace('|', '&#124;')}`" if value.text else ""
-    text = _safe(value.text)
-    return (f"**{text}**" if value.best else text) + value.mark
-
-
-def _safe(text: str) -> str:
-    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), ("*", "\\*"), ("|", "\\|"), ("`", "\\`")):
-        text = text.replace(mark, instead)
-    return text

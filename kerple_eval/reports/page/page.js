@@ -7,6 +7,7 @@
     const cell = row.cells[column];
     const text = cell.textContent.trim();
     if (text === "" || cell.hasAttribute("data-missing")) return { missing: true };
+    if (cell.hasAttribute("data-value")) return { text, number: Number(cell.getAttribute("data-value")) };
     const found = numeric.exec(text);
     return { text, number: found ? Number(found[0].replace(/,/g, "").replace("\u2212", "-")) : NaN };
   }

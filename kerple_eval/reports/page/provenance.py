@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
-from kerple_eval.records.cell import file_name, read_header
+from kerple_eval.records.cell import Cell, file_name
 from kerple_eval.records.run import Run
-from kerple_eval.reports.page.blocks import Block, Facts, Heading, Row, Section, Table, Value
+from kerple_eval.records.specification import Session
+from kerple_eval.reports.page.blocks import Block, Facts, Heading, Section
 from kerple_eval.reports.page.gathered import Gathered, Placed
+from kerple_eval.reports.typeset import Table, TableCell, TableRow
+from kerple_eval.support.typed_json import to_json
 
 HEAD = (
     "model", "task", "protocol", "length", "nats per target", "perplexity", "bits per byte", "documents",
@@ -40,88 +44,89 @@ def provenance(found: Gathered) -> Section:
     return Section("Provenance", "provenance", tuple(blocks))
 
 
-def _cell(found: Gathered, placed: Placed) -> Row:
+def _cell(found: Gathered, placed: Placed) -> TableRow:
     entry, row = placed.entry, placed.entry.row
     name = "" if entry.key is None else file_name(entry.key)
-    header = (None if entry.key is None else read_header(entry.folder, entry.key)) or {}
+    cell = None if entry.key is None or not entry.ok else found.reader.cell(entry.folder, entry.key)
+    header = cell.header if isinstance(cell, Cell) else None
     number = found.run_of(entry)
-    model: dict[str, Any] = next(
-        (m for m in found.runs[number - 1].specification["models"] if m["label"] == row["model"]), {}
-    )
-    weights = str(header.get("weights_sha256") or model.get("weights_sha256") or "")
+    models = found.runs[number - 1].specification.models
+    recorded = next((model.weights_sha256 for model in models if model.label == row["model"]), "")
+    weights = (header.weights_sha256 if header else None) or recorded
     ending = ".parquet" if entry.ok else ".json"
     file = f"cells/{name}{ending}" if name else ""
     here = bool(file) and (entry.folder / file).exists()
     values = (
-        Value(placed.label), Value(row["task"]), Value(row["protocol"]), Value(str(row["length"])),
+        TableCell(placed.label), TableCell(row["task"]), TableCell(row["protocol"]),
+        TableCell(str(row["length"]), row["length"]),
         _number(row["nll"]), _number(row["ppl"]), _number(row["bits_per_byte"]),
         *(_whole(row[key]) for key in ("documents", "windows", "targets")),
-        Value(row["targets_hash"] or "", code=True), Value(row["status"]), Value(row["dtype"] or ""),
-        Value(row["device"] or ""), _seconds(header.get("seconds")),
-        Value(weights[:16], f"models-{number}" if weights else "", code=True),
-        Value(f"{number}: {entry.folder.resolve().name}", f"run-{number}"),
-        Value(file, code=True, mark="" if here or not file else " (not here)"),
+        TableCell(row["targets_hash"] or "", code=True), TableCell(row["status"]),
+        TableCell(row["dtype"] or ""),
+        TableCell(row["device"] or ""), _seconds(header.seconds if header else None),
+        TableCell(weights[:16], link=f"models-{number}" if weights else "", code=True),
+        TableCell(f"{number}: {entry.folder.resolve().name}", link=f"run-{number}"),
+        TableCell(file, code=True, mark="" if here or not file else " (not here)"),
     )  # fmt: skip
-    return Row(values, placed.anchor)
+    return TableRow(values, anchor=placed.anchor)
 
 
-def _number(value: float | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:#.8g}")
+def _number(value: float | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:#.8g}", value)
 
 
-def _seconds(value: float | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:.1f}")
+def _seconds(value: float | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:.1f}", value)
 
 
-def _whole(value: int | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:,}")
+def _whole(value: int | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:,}", value)
 
 
 def _run(number: int, run: Run) -> list[Block]:
     spec = run.specification
-    arguments = run.provenance.get("models", {})
+    arguments = run.provenance.models
     models = tuple(
-        Row(
+        TableRow(
             (
-                Value(m["label"]), Value(str(arguments.get(m["label"], "")), code=True),
-                Value(str(m.get("format", ""))), Value(str(m.get("scheme", ""))),
-                _plain(m.get("train_length")),
-                _plain(m.get("seed")), _plain(m.get("parameters")), Value(str(m.get("tokenizer", ""))),
-                Value(str(m.get("weights_sha256", "")), code=True),
+                TableCell(m.label), TableCell(arguments.get(m.label, ""), code=True),
+                TableCell(m.format), TableCell(m.scheme), _plain(m.train_length),
+                _plain(m.seed), _plain(m.parameters), TableCell(m.tokenizer or ""),
+                TableCell(m.weights_sha256, code=True),
             )
         )
-        for m in spec["models"]
+        for m in spec.models
     )  # fmt: skip
     head = ("model", "given as", "format", "scheme", "trained at", "seed", "parameters", "tokeniser",
             "weights sha256")  # fmt: skip
     blocks: list[Block] = [
         Heading(f"Run {number}: {run.folder.resolve().name}", f"run-{number}"),
-        _sessions(run.provenance["sessions"]),
+        _sessions(run.provenance.sessions),
         Heading(f"Models of run {number}", f"models-{number}"),
         Table("Checkpoints as they were scored", head, models, (), frozenset({0, 1, 2, 3, 7, 8})),
         Heading(f"Texts of run {number}", f"texts-{number}"),
     ]
-    for task in spec["tasks"]:
-        pairs = [(key, value) for key, value in _flat(task) if value]
-        blocks.append(Facts(tuple((key, Value(value, code="sha256" in key)) for key, value in pairs)))
+    for task in spec.tasks:
+        pairs = [(key, value) for key, value in _flat(to_json(task)) if value]
+        blocks.append(Facts(tuple((key, TableCell(value, code="sha256" in key)) for key, value in pairs)))
     return blocks
 
 
-def _plain(value: int | None) -> Value:
-    return Value("", missing=True) if value is None else Value(f"{value:,}")
+def _plain(value: int | None) -> TableCell:
+    return TableCell("", missing=True) if value is None else TableCell(f"{value:,}", value)
 
 
-def _sessions(sessions: list[dict[str, Any]]) -> Table:
+def _sessions(sessions: Sequence[Session]) -> Table:
     """Every command that added to the run, with what it ran on."""
     keys = ("began", "kerple_eval", "torch", "python", "platform", "device", "threads")
     rows = tuple(
-        Row(
+        TableRow(
             (
-                *(Value(str(session.get(key, ""))) for key in keys),
-                Value(
-                    shlex.join(["kerple-eval", *session["command"][1:]]),
+                *(TableCell(str(getattr(session, key))) for key in keys),
+                TableCell(
+                    shlex.join(["kerple-eval", *session.command[1:]]),
                     code=True,
-                    mark=" (asked from Python)" if session.get("from_python") else "",
+                    mark=" (asked from Python)" if session.from_python else "",
                 ),
             )
         )

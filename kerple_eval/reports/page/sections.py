@@ -19,13 +19,11 @@ from kerple_eval.reports.page.blocks import (
     Heading,
     Paragraph,
     Section,
-    Value,
     Warn,
-    of_listing,
-    of_sheet,
 )
 from kerple_eval.reports.page.gathered import Gathered
 from kerple_eval.reports.tables import answers, compare, explain, intervals, table
+from kerple_eval.reports.typeset import TableCell
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
 from kerple_eval.types import UserError
@@ -41,16 +39,17 @@ def asked(found: Gathered) -> Section:
         if len(found.runs) > 1:
             blocks.append(Heading(run.folder.resolve().name))
         # The last of each run that it was merged of.
-        last = {s.get("run", ""): s["command"] for s in provenance["sessions"]}
+        last = {session.run: session.command for session in provenance.sessions}
         blocks += [Code(shlex.join(["kerple-eval", *command[1:]])) for command in last.values()]
-        models = [model["label"] for model in spec["models"]]
-        protocols = [f"{p['protocol']} at {', '.join(map(str, p['lengths']))}" for p in spec["protocols"]]
+        models = [model.label for model in spec.models]
+        protocols = [f"{p.protocol} at {', '.join(map(str, p.lengths))}" for p in spec.protocols]
         facts = [
-            ("models", Value(", ".join(models), f"models-{number}")),
-            ("texts", Value(", ".join(t["name"] for t in spec["tasks"]), f"texts-{number}")),
-            ("protocols", Value("; ".join(protocols))),
+            ("models", TableCell(", ".join(models), link=f"models-{number}")),
+            ("texts", TableCell(", ".join(task.name for task in spec.tasks), link=f"texts-{number}")),
+            ("protocols", TableCell("; ".join(protocols))),
         ]
-        facts += [(name, Value(str(spec[key]))) for key, name in _ASKED.items() if spec.get(key)]
+        settings = [(name, getattr(spec, key)) for key, name in _ASKED.items()]
+        facts += [(name, TableCell(str(setting))) for name, setting in settings if setting]
         blocks.append(Facts(tuple(facts)))
     return Section("What was asked", "asked", tuple(blocks))
 
@@ -69,14 +68,14 @@ def _warnings(found: Gathered) -> Iterator[Block]:
         lacking = [key for key in wanted if (run.folder, key) not in done]
         if lacking:
             yield Warn(f"{run.folder.resolve().name}: {len(lacking)} cells asked for have not been run")
-        for plan in run.specification["protocols"]:
-            if "reduction" in plan:
+        for plan in run.specification.protocols:
+            if plan.reduction is not None:
                 yield Warn(
-                    f"{plan['protocol']}: its number is another tool's ({plan['reduction']}), and so are "
+                    f"{plan.protocol}: its number is another tool's ({plan.reduction}), and so are "
                     "intervals and comparisons; bits per byte, the split of a change and losses by context "
                     "are of the mean over targets"
                 )
-        if "precision" in run.specification:
+        if run.specification.precision is not None:
             yield Warn(
                 f"{run.folder.resolve().name}: documents were added until it was sure (--precision), so that "
                 "intervals here cover less than they say; precision.json there holds those corrected for it"
@@ -125,17 +124,16 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
 def results(found: Gathered) -> Section:
     """The tables, each number linked to its cell, with the curve beside."""
     blocks: list[Block] = []
-    pictures = curve.pictures(found.folders, found.known)
+    pictures = curve.pictures(found.grids, found.known)
     for place, grid in enumerate(found.grids):
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
-        links = [[found.anchor(grid, model, length) for length in grid.lengths] for model in grid.models]
-        sheets = [table.sheet(grid, value) for value in grid.values()]
-        sheets[:-1] = [replace(sheet, notes=()) for sheet in sheets[:-1]]  # said once, under the last
-        blocks += [of_sheet(sheet, links) for sheet in sheets]
+        made = [table.model_table(grid, value, found.anchor) for value in grid.values()]
+        made[:-1] = [replace(one, notes=()) for one in made[:-1]]  # the same notes: once, under the last
+        blocks += made
         try:
             seeds = table.over_seeds(grid, found.reference)
             if seeds is not None:
-                blocks.append(of_sheet(seeds))
+                blocks.append(seeds)
                 pictures[place : place + 1] = curve.seed_pictures([grid])
         except UserError as error:
             blocks.append(Paragraph(f"No table over seeds: {error}."))
@@ -147,9 +145,8 @@ def told(found: Gathered) -> Section | None:
     """Exact match and loss of made tasks by length and depth."""
     if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
         return None
-    tables = [of_listing(one, {}) for one in answers.listings(found.folders)]
-    drawn = Figures("depth", tuple(depth.pictures(found.folders)))
-    return Section("Is what was told still there", "told", (*tables, drawn))
+    drawn = Figures("depth", tuple(depth.pictures(found.reader)))
+    return Section("Is what was told still there", "told", (*answers.tables(found.reader), drawn))
 
 
 def explained(found: Gathered) -> Section | None:
@@ -163,10 +160,10 @@ def explained(found: Gathered) -> Section | None:
         )
     ]
     try:
-        tables, missing = explain.explained(found.folders)
+        tables, missing = explain.tables(found.reader)
     except UserError as error:
         return Section("Why it changed", "explained", (Paragraph(f"No explanation: {error}."),))
-    blocks += [of_listing(one, {}) for one in tables]
+    blocks += tables
     blocks += [Code("\n".join(missing))] if missing else []
     return Section("Why it changed", "explained", tuple(blocks))
 
@@ -178,18 +175,17 @@ def compared(found: Gathered) -> Section | None:
         return None
     blocks: list[Block] = []
     try:
-        for one in compare.listings(found.folders, against):
-            blocks.append(of_listing(one, found.links(one.task, one.protocol)))
+        blocks += compare.tables(found.reader, against, link=found.link)
     except UserError as error:
         blocks.append(Paragraph(f"No tests: {error}."))
     try:
-        blocks.append(Figures("ratio", tuple(ratio.pictures(found.folders, found.known, against=against))))
+        blocks.append(Figures("ratio", tuple(ratio.pictures(found.grids, found.known, against=against))))
     except UserError as error:
         blocks.append(Paragraph(f"No figure of ratios: {error}."))
     enough = any(len(cell.sums) >= MINIMUM_DOCUMENTS for cell in found.known.values())
     if enough:
         try:
-            drawn = scatter.pictures(found.folders, found.known, against=against)
+            drawn = scatter.pictures(found.grids, found.known, against=against)
             blocks.append(Figures("scatter", tuple(drawn)))
         except UserError as error:
             blocks.append(Paragraph(f"No figure by document: {error}."))
@@ -200,11 +196,10 @@ def sure(found: Gathered) -> Section | None:
     """Intervals of every number."""
     if not found.known:
         return None
-    tables = [of_listing(x, found.links(x.task, x.protocol)) for x in intervals.listings(found.folders)]
-    return Section("How sure", "sure", tuple(tables))
+    return Section("How sure", "sure", tuple(intervals.tables(found.reader, link=found.link)))
 
 
 def by_context(found: Gathered) -> Section:
-    drawn = position.pictures(found.folders)
+    drawn = position.pictures(found.reader)
     block = Figures("position", tuple(drawn)) if drawn else Paragraph("No finished cell's contexts vary.")
     return Section("Loss against context", "context", (block,))

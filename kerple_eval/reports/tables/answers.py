@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.reports.rows import Listing, check_format, csv_text, draw
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.answer_grids import AnswerGrid, read_answers
 from kerple_eval.stats.answers import Share, by_depth, share
 
@@ -16,21 +17,22 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(folders: Sequence[str | Path], style: str = "text") -> str:
+def make(folders: Sequence[str | Path], style: str = "text") -> str:
     """Tables of one or several runs; ``csv`` has one row a depth, and one without depth for all."""
     check_format(style)
     if style == "csv":
-        return csv_text(COLUMNS, [row for grid in read_answers(folders) for row in _csv(grid)])
-    return "\n".join(draw(one, style) for one in listings(folders))
+        records = [record for grid in read_answers(RunReader(folders)) for record in _records(grid)]
+        return typeset(records_table(COLUMNS, records), style)
+    return "\n".join(typeset(table, style) for table in tables(RunReader(folders)))
 
 
-def listings(folders: Sequence[str | Path]) -> list[Listing]:
+def tables(reader: RunReader) -> list[Table]:
     """One table a task."""
-    return [_table(grid) for grid in read_answers(folders)]
+    return [_table(grid) for grid in read_answers(reader)]
 
 
-def _table(grid: AnswerGrid) -> Listing:
-    head = ["model", "length", *(f"{depth:.2g}" for depth in grid.depths), "all", "95 % interval", "loss"]
+def _table(grid: AnswerGrid) -> Table:
+    head = ("model", "length", *(f"{depth:.2g}" for depth in grid.depths), "all", "95 % interval", "loss")
     rows, notes = [], []
     for model in grid.models:
         for length in grid.lengths:
@@ -38,17 +40,23 @@ def _table(grid: AnswerGrid) -> Listing:
                 notes.append(f"{model} at {length} failed: {grid.failed[model, length]}")
             if (model, length) not in grid.cells:
                 continue
-            found = grid.cells[model, length]
-            depths = by_depth(found)
-            every = share(found)
+            depths = by_depth(grid.cells[model, length])
+            every = share(grid.cells[model, length])
             low, high = every.interval()
-            shown = [_percent(depths[d].exact_match) if d in depths else "-" for d in grid.depths]
             rows.append(
-                [model, str(length), *shown, _percent(every.exact_match),
-                 f"{_percent(low)} to {_percent(high)}", f"{every.loss:.4g}"]
-            )  # fmt: skip
+                TableRow(
+                    (
+                        TableCell(model),
+                        TableCell(str(length), length),
+                        *(_percent(depths[d].exact_match if d in depths else None) for d in grid.depths),
+                        _percent(every.exact_match),
+                        TableCell(f"{100 * low:.0f} to {100 * high:.0f}"),
+                        TableCell(f"{every.loss:.4g}", every.loss),
+                    )
+                )
+            )
     title = f"{grid.task}: exact matches in % by depth (0 is the beginning), loss in nats per target"
-    return Listing(title, head, rows, [*_notes(grid), *notes], grid.task, "answer", last_is_number=True)
+    return Table(title, head, tuple(rows), (*_notes(grid), *notes))
 
 
 def _notes(grid: AnswerGrid) -> list[str]:
@@ -67,11 +75,13 @@ def _notes(grid: AnswerGrid) -> list[str]:
     return lines
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f}"
+def _percent(share_of_one: float | None) -> TableCell:
+    if share_of_one is None:
+        return TableCell("-", missing=True)
+    return TableCell(f"{100 * share_of_one:.0f}", 100 * share_of_one)
 
 
-def _csv(grid: AnswerGrid) -> list[dict[str, Any]]:
+def _records(grid: AnswerGrid) -> list[dict[str, Any]]:
     rows = []
     for (model, length), found in grid.cells.items():
         parts: list[tuple[float | None, Share]] = [*by_depth(found).items(), (None, share(found))]

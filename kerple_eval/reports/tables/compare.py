@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.reports.rows import Listing, check_format, csv_text, draw, number, probability
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.numbers import number, probability
+from kerple_eval.reports.typeset import (
+    Link,
+    Table,
+    TableCell,
+    TableRow,
+    check_format,
+    no_link,
+    records_table,
+    typeset,
+)
 from kerple_eval.stats.compare import Comparison, Side, compare, find_group
 from kerple_eval.stats.groups import SchemeTable, read_tables
 from kerple_eval.stats.intervals import Interval
@@ -31,7 +42,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(
+def make(
     folders: Sequence[str | Path], against: str, style: str = "text", *, task: str | None = None,
     protocol: str | None = None, level: float = 0.95, seed: int = 0,
 ) -> str:  # fmt: skip
@@ -41,25 +52,27 @@ def render(
         UserError: no such model; nothing to compare it with, or nothing on the same targets.
     """
     check_format(style)
-    found = _compared_tables(read_tables(folders, task=task, protocol=protocol), against, level, seed)
+    found = _compared_tables(
+        read_tables(RunReader(folders), task=task, protocol=protocol), against, level, seed
+    )
     if style == "csv":
-        return csv_text(COLUMNS, [_record(table, c) for table, cs in found for c in cs])
-    return "\n".join(draw(_listing(table, cs, against, level), style) for table, cs in found)
+        return typeset(records_table(COLUMNS, [_record(table, c) for table, cs in found for c in cs]), style)
+    return "\n".join(typeset(_table(table, cs, against, level, no_link), style) for table, cs in found)
 
 
-def listings(
-    folders: Sequence[str | Path], against: str, *, level: float = 0.95, seed: int = 0
-) -> list[Listing]:
-    """The tables that ``render`` prints."""
-    found = _compared_tables(read_tables(folders), against, level, seed)
-    return [_listing(table, cs, against, level) for table, cs in found]
+def tables(
+    reader: RunReader, against: str, *, level: float = 0.95, seed: int = 0, link: Link = no_link
+) -> list[Table]:
+    """The tables that ``make`` prints, measured numbers linked by ``link``."""
+    found = _compared_tables(read_tables(reader), against, level, seed)
+    return [_table(table, cs, against, level, link) for table, cs in found]
 
 
 def _compared_tables(
-    tables: Sequence[SchemeTable], against: str, level: float, seed: int
+    every: Sequence[SchemeTable], against: str, level: float, seed: int
 ) -> list[tuple[SchemeTable, list[Comparison]]]:
-    tables, _ = find_group(tables, against)
-    found = [(table, compare(table, against, level=level, seed=seed)) for table in tables]
+    having, _ = find_group(every, against)
+    found = [(table, compare(table, against, level=level, seed=seed)) for table in having]
     if not any(comparisons for _, comparisons in found):
         raise UserError(f"nothing to compare {against} with: no other model has a finished cell")
     if not any(c.side for _, comparisons in found for c in comparisons):
@@ -67,47 +80,75 @@ def _compared_tables(
     return found
 
 
-def _listing(table: SchemeTable, found: Sequence[Comparison], against: str, level: float) -> Listing:
+def _table(table: SchemeTable, found: Sequence[Comparison], against: str, level: float, link: Link) -> Table:
     name = find_group([table], against)[1].name
     rows = []
     for length in table.lengths:
         here = [c for c in found if c.length == length]
         side = next((c.other for c in here if c.other), None)
-        rows.append(_row(name, length, side, "reference"))
-        rows += [_compared(c) for c in here]
+        rows.append(_row(name, length, side, link(table.task, table.protocol, name, length)))
+        rows += [
+            _row(c.model, length, c.side, link(table.task, table.protocol, c.model, length), c) for c in here
+        ]
     title = f"{table.task}, {table.protocol}: against {name}"
-    return Listing(title, HEAD, rows, _notes(table, found, level), table.task, table.protocol)
+    words = frozenset({0, len(HEAD) - 1})
+    return Table(title, HEAD, tuple(rows), _notes(table, found, level), words).without_empty_columns()
 
 
-def _row(model: str, length: int, side: Side | None, verdict: str) -> list[str]:
-    numbers = ["", ""] if side is None else [f"{side.nll.mean:.4f}", _spread(side)]
-    return [model, str(length), *numbers, *[""] * (len(HEAD) - 5), verdict]
+def _row(
+    model: str, length: int, side: Side | None, anchor: str, comparison: Comparison | None = None
+) -> TableRow:
+    """A row of the reference, or of what ``comparison`` compares with it."""
+    numbers = [TableCell("")] * (len(HEAD) - 5)
+    if comparison is not None:
+        numbers = _compared(comparison)
+    return TableRow(
+        (
+            TableCell(model, mark="†" if comparison is not None and comparison.dagger else ""),
+            TableCell(str(length), length),
+            *([TableCell("")] * 2 if side is None else _levels(side, anchor)),
+            *numbers,
+            TableCell("reference" if comparison is None else comparison.verdict),
+        )
+    )
 
 
-def _spread(side: Side) -> str:
+def _levels(side: Side, anchor: str) -> list[TableCell]:
+    """Mean loss and perplexity of one side."""
+    nll = TableCell(f"{side.nll.mean:.4f}", side.nll.mean, link=anchor)
     if side.ppl is None:
-        return ""
+        return [nll, TableCell("")]
     std = "" if side.ppl.std is None else f"±{number(side.ppl.std)}"
-    return number(side.ppl.mean) + std
+    return [nll, TableCell(number(side.ppl.mean) + std, side.ppl.mean, link=anchor)]
 
 
-def _compared(c: Comparison) -> list[str]:
-    row = _row(c.model + ("†" if c.dagger else ""), c.length, c.side, c.verdict)
-    if c.mean_difference is not None:
-        row[4] = f"{c.mean_difference:+.4f}"
-    if c.difference is not None:
-        row[5:8] = [_ends(c.difference), _ends(c.bootstrap), "" if c.effect is None else f"{c.effect:+.2f}"]
-        row[8] = probability(c.p_documents)
-    row[9] = "" if c.over_seeds is None else probability(c.over_seeds.p)
-    row[10] = probability(c.p_corrected)
-    return row
+def _compared(c: Comparison) -> list[TableCell]:
+    """The columns from ``difference`` to ``p Holm``."""
+    tested = c.difference is not None
+    return [
+        _signed(c.mean_difference, 4),
+        _ends(c.difference),
+        _ends(c.bootstrap if tested else None),
+        _signed(c.effect if tested else None, 2),
+        _p(c.p_documents if tested else None),
+        _p(None if c.over_seeds is None else c.over_seeds.p),
+        _p(c.p_corrected),
+    ]
 
 
-def _ends(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
+def _signed(value: float | None, digits: int) -> TableCell:
+    return TableCell("" if value is None else f"{value:+.{digits}f}", value)
 
 
-def _notes(table: SchemeTable, found: Sequence[Comparison], level: float) -> list[str]:
+def _p(value: float | None) -> TableCell:
+    return TableCell(probability(value), value)
+
+
+def _ends(interval: Interval | None) -> TableCell:
+    return TableCell("" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}")
+
+
+def _notes(table: SchemeTable, found: Sequence[Comparison], level: float) -> tuple[str, ...]:
     lines = [
         f"difference: nats per target, model - reference, with its {100 * level:g} % interval: "
         + _over(found)
@@ -136,8 +177,7 @@ def _notes(table: SchemeTable, found: Sequence[Comparison], level: float) -> lis
             f"by it at {ALPHA:g}, as in the KERPLE paper"
         )
     lines += dict.fromkeys(c.note for c in found if c.note)
-    lines += table.notes + [f"{place} failed" for place in table.failed]
-    return lines
+    return (*lines, *table.notes, *(f"{cell} failed" for cell in table.failed))
 
 
 def _over(found: Sequence[Comparison]) -> str:

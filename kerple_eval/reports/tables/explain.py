@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.reports.rows import Listing, check_format, csv_text, draw
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports import escapes
 from kerple_eval.reports.tables.explain_command import commands
+from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.context_gain import Part, Split, explain
 from kerple_eval.types import UserError
 
@@ -32,73 +34,76 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     return first, second
 
 
-def render(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
-    """Splits of one or several runs in text, Markdown or CSV; nats per target, negative is better."""
+def make(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
+    """Splits of one or several runs; nats per target, negative is better."""
     check_format(style)
-    splits = explain(folders, lengths)
+    reader = RunReader(folders, keep=True)
+    splits = explain(reader, lengths)
     if style == "csv":
-        return csv_text(COLUMNS, [_record(split) for split in splits])
-    blocks = [draw(one, style) for one in _listings(splits)]
-    if lines := _missing(splits, folders, "explain"):
+        return typeset(records_table(COLUMNS, [_record(split) for split in splits]), style)
+    blocks = [typeset(table, style) for table in _tables(splits)]
+    if lines := _missing(splits, reader.folders, "explain"):
         if style == "markdown":
-            lines = ["```", *lines, "```"]
-        blocks.append("\n".join(lines) + "\n")
+            lines = escapes.markdown_block("\n".join(lines))
+        blocks.append("\n".join(f"% {line}" if style == "latex" else line for line in lines) + "\n")
     return "\n".join(blocks)
 
 
-def explained(folders: Sequence[str | Path]) -> tuple[list[Listing], list[str]]:
-    """The tables that ``render`` prints, and how the cells that they lack are computed."""
-    splits = explain(folders)
-    return _listings(splits), _missing(splits, folders, "report")
+def tables(reader: RunReader) -> tuple[list[Table], list[str]]:
+    """The tables that ``make`` prints, and how the cells that they lack are computed."""
+    splits = explain(reader)
+    return _tables(splits), _missing(splits, reader.folders, "report")
 
 
-def _listings(splits: Sequence[Split]) -> list[Listing]:
+def _tables(splits: Sequence[Split]) -> list[Table]:
     groups: dict[tuple[str, str], list[Split]] = {}
     for split in splits:
         groups.setdefault((split.key.task, split.key.protocol), []).append(split)
     what = "change of mean loss with length, nats per target (negative is better)"
     return [
-        Listing(
-            f"{task}, {protocol}: {what}",
-            HEAD,
-            [_row(s) for s in members],
-            _notes(members),
-            task,
-            protocol,
-            last_is_number=True,
-        )
+        Table(
+            f"{task}, {protocol}: {what}", HEAD, tuple(map(_row, members)), _notes(members)
+        ).without_empty_columns()
         for (task, protocol), members in groups.items()
     ]
 
 
-def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: str) -> list[str]:
+def _missing(splits: Sequence[Split], folders: Sequence[str], command: str) -> list[str]:
     """The commands that compute the sliding-window cells that a split needs, and the one that uses them."""
     missing = commands(splits)
     if not missing:
         return []
-    asked = shlex.join([*map(str, folders), *(words[-1] for words in missing)])  # --out is last
+    asked = shlex.join([*folders, *(words[-1] for words in missing)])  # --out is last
     lines = ["missing sliding-window cells are computed by", *(f"  {shlex.join(w)}" for w in missing)]
-    return [*lines, "and then used by", f"  kerple-eval {command} {asked}"]
+    lines += ["and then used by", f"  kerple-eval {command} {asked}"]
+    return [escapes.printable(line) for line in lines]
 
 
-def _row(split: Split) -> tuple[str, ...]:
+def _row(split: Split) -> TableRow:
     stride = "" if split.stride is None else str(split.stride)
-    return (
-        split.key.model, f"{split.key.length} -> {split.longer}", _shown(split.change),
-        _shown(split.dilution), _shown(split.context_gain), stride, str(split.documents),
-        f"{split.targets:,}",
-    )  # fmt: skip
+    return TableRow(
+        (
+            TableCell(split.key.model),
+            TableCell(f"{split.key.length} -> {split.longer}"),
+            _shown(split.change),
+            _shown(split.dilution),
+            _shown(split.context_gain),
+            TableCell(stride, split.stride),
+            TableCell(str(split.documents), split.documents),
+            TableCell(f"{split.targets:,}", split.targets),
+        )
+    )
 
 
-def _shown(part: Part | None) -> str:
+def _shown(part: Part | None) -> TableCell:
     if part is None:
-        return "-"
+        return TableCell("-", missing=True)
     numbers = [f"{value:+.4f}" for value in (part.value, *(part.interval or ()))]
     value, *ends = ["0.0000" if number[1:] == "0.0000" else number for number in numbers]
-    return f"{value} [{', '.join(ends)}]" if ends else value
+    return TableCell(f"{value} [{', '.join(ends)}]" if ends else value, part.value)
 
 
-def _notes(splits: Sequence[Split]) -> list[str]:
+def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
     notes = []
     for split in splits:
         who = f"{split.key.model}, {split.key.length} -> {split.longer}"
@@ -111,9 +116,9 @@ def _notes(splits: Sequence[Split]) -> list[str]:
             notes.append(f"warning: {who}: the two lengths were computed on different targets{told}")
         if split.needs:
             notes.append(f"{who}: not split: {split.needs}")
-    for plan in splits[0].run.specification["protocols"]:
-        if plan["protocol"] == splits[0].key.protocol and "reduction" in plan:
-            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan['reduction']}")
+    for plan in splits[0].run.specification.protocols:
+        if plan.protocol == splits[0].key.protocol and plan.reduction is not None:
+            notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan.reduction}")
     strides = {(s.key.length, s.stride, s.short_of) for s in splits if s.stride is not None}
     for length, stride, short in sorted(strides, key=lambda x: (x[0], x[1] or 0)):
         at = f"sliding-window at {length}, stride {stride}"
@@ -124,7 +129,7 @@ def _notes(splits: Sequence[Split]) -> list[str]:
         notes.append(f"not enough documents for an interval ({max(s.documents for s in few)}; 5 needed)")
     if any(split.change.interval for split in splits):
         notes.append("95 % intervals over documents (ratio of sums, linearised, t)")
-    return list(dict.fromkeys(notes))
+    return tuple(dict.fromkeys(notes))
 
 
 def _record(split: Split) -> dict[str, Any]:

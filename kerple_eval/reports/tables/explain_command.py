@@ -26,9 +26,9 @@ def commands(splits: Sequence[Split]) -> list[list[str]]:
 
 def _bos(split: Split) -> str:
     """The first-token rule of a protocol of its own that the new cells must share, or nothing."""
-    for plan in split.run.specification["protocols"]:
-        if plan["protocol"] == split.key.protocol and "first_token" in plan:
-            rule = str(plan["first_token"][split.key.task][split.key.model]["rule"])
+    for plan in split.run.specification.protocols:
+        if plan.protocol == split.key.protocol and plan.first_token is not None:
+            rule = plan.first_token[split.key.task][split.key.model].rule
             return "window" if rule == "window" else "tokenizer"
     return ""
 
@@ -49,16 +49,16 @@ def _command(splits: Sequence[Split], bos: str) -> list[str]:
 
 def _same_documents(run: Run) -> bool:
     """Whether a run of shorter windows alone would score the same documents, and perhaps more."""
-    if run.specification["keep_short"]:
+    if run.specification.keep_short:
         return True
-    chosen = [task["selection"] for task in run.specification["tasks"]]
-    return all(s["count"] is None or s["passed_over_as_short"] == 0 for s in chosen)
+    chosen = [task.selection for task in run.specification.tasks]
+    return all(s is not None and (s.count is None or s.passed_over_as_short == 0) for s in chosen)
 
 
 def _asked(run: Run) -> list[str]:
     """The run's command without protocols, first-token rule and directory."""
-    command = [str(word) for word in run.provenance["sessions"][-1]["command"]]
-    if command[1:2] != ["run"] or "merged" in run.provenance:  # a part's command is not the whole's
+    command = run.provenance.sessions[-1].command if run.provenance.sessions else ()
+    if command[1:2] != ("run",) or run.provenance.merged is not None:  # a part's command is not the whole's
         return _from_record(run)
     kept, skip = [], False
     for word in command:
@@ -75,21 +75,21 @@ def _from_record(run: Run) -> list[str]:
     """A run that Python started, as a command."""
     specification, provenance = run.specification, run.provenance
     words = ["kerple-eval", "run"]
-    for label, place in provenance["models"].items():
+    for label, place in provenance.models.items():
         words.append(place if place.startswith(f"{label}=") else f"{label}={place}")
-    for task in specification["tasks"]:
-        if task["name"] not in ("text", "tokens"):
-            words += ["--task", task["name"]]
-    for option in ("text", "tokens"):
-        for path in provenance[f"{option}_files"]:
+    for task in specification.tasks:
+        if task.name not in ("text", "tokens"):
+            words += ["--task", task.name]
+    for option, paths in (("text", provenance.text_files), ("tokens", provenance.tokens_files)):
+        for path in paths:
             words += [f"--{option}", path]
-    lengths = sorted({n for plan in specification["protocols"] for n in plan["lengths"]})
+    lengths = sorted({n for plan in specification.protocols for n in plan.lengths})
     words += ["--length", ",".join(map(str, lengths))]
-    selection = specification["tasks"][0]["selection"]
-    if selection["count"] is not None:
-        words += ["--documents", str(selection["count"]), "--seed", str(selection["seed"])]
-    if specification["keep_short"]:
+    selection = specification.tasks[0].selection
+    if selection is not None and selection.count is not None:
+        words += ["--documents", str(selection.count), "--seed", str(selection.seed)]
+    if specification.keep_short:
         words.append("--keep-short")
-    if specification["max_tokens"] is not None:
-        words += ["--max-tokens", str(specification["max_tokens"])]
-    return [*words, "--device", specification["device"], "--dtype", specification["dtype"]]
+    if specification.max_tokens is not None:
+        words += ["--max-tokens", str(specification.max_tokens)]
+    return [*words, "--device", specification.device, "--dtype", specification.dtype]

@@ -12,8 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.reports.rows import Listing, between, check_format, csv_text, draw, number
+from kerple_eval.reports.numbers import between, number
+from kerple_eval.reports.typeset import (
+    Link,
+    Table,
+    TableCell,
+    TableRow,
+    check_format,
+    no_link,
+    records_table,
+    typeset,
+)
 from kerple_eval.stats.documents import Scored, different_targets
 from kerple_eval.stats.groups import Group, SchemeTable, read_tables
 from kerple_eval.stats.intervals import CellInterval, Interval, shortage, sums_interval
@@ -29,22 +40,22 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(
+def make(
     folders: Sequence[str | Path], style: str = "text", *, task: str | None = None,
     protocol: str | None = None, level: float = 0.95, seed: int = 0,
 ) -> str:  # fmt: skip
     """Intervals of every finished cell, and of every group of seeds, of one or several runs."""
     check_format(style)
-    tables = read_tables(folders, task=task, protocol=protocol)
-    found = [(table, _records(table, level, seed)) for table in tables]
+    read = read_tables(RunReader(folders), task=task, protocol=protocol)
+    found = [(table, _records(table, level, seed)) for table in read]
     if style == "csv":
-        return csv_text(COLUMNS, [row for _, rows in found for row in rows])
-    return "\n".join(draw(_listing(table, rows, level), style) for table, rows in found)
+        return typeset(records_table(COLUMNS, [record for _, records in found for record in records]), style)
+    return "\n".join(typeset(_table(table, records, level, no_link), style) for table, records in found)
 
 
-def listings(folders: Sequence[str | Path], *, level: float = 0.95, seed: int = 0) -> list[Listing]:
-    """The tables that ``render`` prints."""
-    return [_listing(table, _records(table, level, seed), level) for table in read_tables(folders)]
+def tables(reader: RunReader, *, level: float = 0.95, seed: int = 0, link: Link = no_link) -> list[Table]:
+    """The tables that ``make`` prints, measured numbers linked by ``link``."""
+    return [_table(table, _records(table, level, seed), level, link) for table in read_tables(reader)]
 
 
 def _records(table: SchemeTable, level: float, seed: int) -> list[dict[str, Any]]:
@@ -126,39 +137,54 @@ def _blank(table: SchemeTable, model: str, cell: Scored, level: float) -> dict[s
     }  # fmt: skip
 
 
-def _listing(table: SchemeTable, records: Sequence[dict[str, Any]], level: float) -> Listing:
-    rows = [_shown(row) for row in records]
+def _table(table: SchemeTable, records: Sequence[dict[str, Any]], level: float, link: Link) -> Table:
     notes = [
         f"{100 * level:g} % intervals over documents (linearised ratio of sums, t); bootstrap: of ppl; "
         "± standard deviation over seeds"
     ]
-    if any(row["over"] == "seeds and documents" for row in records):
+    if any(record["over"] == "seeds and documents" for record in records):
         notes.append("pooled: seeds and documents as crossed random effects; its ppl is exp of the mean nll")
-    notes += dict.fromkeys(row["note"] for row in records if row["note"] and row["over"] == "documents")
-    notes += table.notes + [f"{place} failed" for place in table.failed]
+    notes += dict.fromkeys(r["note"] for r in records if r["note"] and r["over"] == "documents")
+    notes += [*table.notes, *(f"{cell} failed" for cell in table.failed)]
     title = f"{table.task}, {table.protocol}: how sure"
-    return Listing(title, HEAD, rows, notes, table.task, table.protocol)
+    rows = tuple(_row(r, link(table.task, table.protocol, r["model"], r["length"])) for r in records)
+    words = frozenset({0, len(HEAD) - 1})
+    return Table(title, HEAD, rows, tuple(notes), words).without_empty_columns()
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
-    def ends(name: str) -> str:
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        if row["nll_low"] is None:  # no interval at all; perplexity alone may lack an end
-            std = row.get(f"{name}_std")
-            return "" if std is None else f"±{number(std) if name == 'ppl' else f'{std:.4f}'}"
-        if name.startswith("ppl"):
-            return "" if name == "ppl_bootstrap" and low is None and high is None else between(low, high)
-        return "" if low is None else f"{low:.4f} to {high:.4f}"
+def _row(record: dict[str, Any], anchor: str) -> TableRow:
+    nll, ppl, bits = record["nll"], record["ppl"], record["bits_per_byte"]
+    return TableRow(
+        (
+            TableCell(record["model"]),
+            TableCell(str(record["length"]), record["length"]),
+            TableCell(f"{nll:.4f}", nll, link=anchor),
+            TableCell(_ends(record, "nll")),
+            TableCell(number(ppl), ppl, link=anchor if ppl is not None else ""),
+            TableCell(_ends(record, "ppl")),
+            TableCell(_ends(record, "ppl_bootstrap")),
+            TableCell("" if bits is None else f"{bits:.4f}", bits, link=anchor if bits is not None else ""),
+            TableCell(_ends(record, "bits_per_byte")),
+            TableCell(_remark(record)),
+        )
+    )
 
-    bits = row["bits_per_byte"]
-    over = {"documents": f"{row['documents']} documents", "seeds": "over seeds"}
-    said = over.get(row["over"], "pooled: " + str(row["note"]))
-    if row["over"] == "documents" and row["nll_low"] is None:
-        said = row["note"]
-    if row["over"] == "seeds" and row["note"]:
-        said += f": {row['note']}"
-    return [
-        row["model"], str(row["length"]), f"{row['nll']:.4f}", ends("nll"), number(row["ppl"]),
-        ends("ppl"), ends("ppl_bootstrap"), "" if bits is None else f"{bits:.4f}", ends("bits_per_byte"),
-        said,
-    ]  # fmt: skip
+
+def _ends(record: dict[str, Any], name: str) -> str:
+    """The interval of one number, or its standard deviation over seeds."""
+    low, high = record[f"{name}_low"], record[f"{name}_high"]
+    if record["nll_low"] is None:  # no interval at all; perplexity alone may lack an end
+        std = record.get(f"{name}_std")
+        return "" if std is None else f"±{number(std) if name == 'ppl' else f'{std:.4f}'}"
+    if name.startswith("ppl"):
+        return "" if name == "ppl_bootstrap" and low is None and high is None else between(low, high)
+    return "" if low is None else f"{low:.4f} to {high:.4f}"
+
+
+def _remark(record: dict[str, Any]) -> str:
+    note = record["note"]
+    if record["over"] == "documents":
+        return str(note) if record["nll_low"] is None else f"{record['documents']} documents"
+    if record["over"] == "seeds":
+        return "over seeds" + (f": {note}" if note else "")
+    return f"pooled: {note}"

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.reports.rows import Listing, between, check_format, csv_text, draw, number
+from kerple_eval.reports.numbers import between, number
+from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.longppl import ALPHA, BETA, LongPplTable, Score, longppl
 
 HEAD = ("model", "length", "LongPPL", "95 % interval", "ppl of all", "")
@@ -17,20 +19,20 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(
+def make(
     folders: Sequence[str | Path], reference: str, style: str = "text", *,
     alpha: float = ALPHA, beta: float = BETA, short: int | None = None,
 ) -> str:  # fmt: skip
     """Tables of one or several runs; intervals (95 %) are over documents with key tokens."""
     check_format(style)
-    tables = longppl(folders, reference, alpha=alpha, beta=beta, short=short)
+    tables = longppl(RunReader(folders), reference, alpha=alpha, beta=beta, short=short)
     if style == "csv":
-        return csv_text(COLUMNS, [_row(t, s, alpha, beta) for t in tables for s in t.scores])
-    return "\n".join(draw(_listing(table, alpha, beta), style) for table in tables)
+        records = [_record(t, s, alpha, beta) for t in tables for s in t.scores]
+        return typeset(records_table(COLUMNS, records), style)
+    return "\n".join(typeset(_table(table, alpha, beta), style) for table in tables)
 
 
-def _listing(table: LongPplTable, alpha: float, beta: float) -> Listing:
-    rows = [_shown(score) for score in table.scores]
+def _table(table: LongPplTable, alpha: float, beta: float) -> Table:
     share = table.key_tokens / table.common if table.common else 0.0
     notes = [
         f"{table.key_tokens:,} key tokens ({share:.2%} of {table.common:,} targets) in {table.documents} "
@@ -40,17 +42,31 @@ def _listing(table: LongPplTable, alpha: float, beta: float) -> Listing:
     ]
     notes += dict.fromkeys(s.found.note for s in table.scores if s.found and s.found.note)
     title = f"{table.task}, {table.protocol}: LongPPL, key tokens by {table.reference}"
-    return Listing(title, HEAD, rows, notes, table.task, table.protocol)
+    rows = tuple(map(_row, table.scores))
+    return Table(title, HEAD, rows, tuple(notes), frozenset({0, len(HEAD) - 1})).without_empty_columns()
 
 
-def _shown(score: Score) -> list[str]:
-    found = score.found
-    value = "-" if found is None else number(perplexity(found.mean)) or "too large"
-    ends = between(*found.ppl) if found is not None and found.ppl is not None else ""
-    return [score.model, str(score.length), value, ends, number(perplexity(score.nll)), score.why]
+def _row(score: Score) -> TableRow:
+    found, of_all = score.found, perplexity(score.nll)
+    if found is None:
+        value, ends = TableCell("-", missing=True), ""
+    else:
+        ppl = perplexity(found.mean)
+        value = TableCell(number(ppl) or "too large", ppl)
+        ends = "" if found.ppl is None else between(*found.ppl)
+    return TableRow(
+        (
+            TableCell(score.model),
+            TableCell(str(score.length), score.length),
+            value,
+            TableCell(ends),
+            TableCell(number(of_all), of_all),
+            TableCell(score.why),
+        )
+    )
 
 
-def _row(table: LongPplTable, score: Score, alpha: float, beta: float) -> dict[str, Any]:
+def _record(table: LongPplTable, score: Score, alpha: float, beta: float) -> dict[str, Any]:
     found = score.found
     low, high = (None, None) if found is None or found.ppl is None else found.ppl
     return {

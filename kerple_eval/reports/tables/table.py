@@ -7,23 +7,32 @@ Over seeds a cell is mean ± standard deviation, rounded by its uncertainty, wit
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
-from kerple_eval.reports.rows import number
+from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables import paper
 from kerple_eval.reports.tables.seeds import choose_reference, families, gathered, significantly_worse
-from kerple_eval.reports.typeset import STYLES, Item, Line, Sheet, typeset
+from kerple_eval.reports.typeset import (
+    Link,
+    Table,
+    TableCell,
+    TableRow,
+    Value,
+    check_format,
+    no_link,
+    records_table,
+    typeset,
+)
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
-TABLE_FORMATS = (*STYLES, "csv")
 DAGGER = "†"
+COLUMNS = ("task", "protocol", "value", "model", "train_length")  # of CSV, before one a length
 
 
 def uncertain(value: float, error: float | None) -> str:
@@ -42,7 +51,7 @@ def uncertain(value: float, error: float | None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def render(
+def make(
     folders: Sequence[str | Path],
     style: str = "text",
     *,
@@ -52,18 +61,17 @@ def render(
     against: str | None = None,
     down: str = "models",
 ) -> str:
-    """The tables of one or several runs in one of ``TABLE_FORMATS``.
+    """The tables of one or several runs in one of :data:`~kerple_eval.reports.typeset.TABLE_FORMATS`.
 
     ``over_seeds`` makes one row of the seeds of a scheme, with daggers where ``reference`` beats it;
     ``against`` ("paper[:table=T,dataset=NAME]") sets the paper's rows beside; ``down`` says what rows are.
     """
-    if style not in TABLE_FORMATS:
-        raise unknown("table format", style, TABLE_FORMATS)
+    check_format(style)
     if down not in ("models", "lengths"):
         raise unknown("what goes down", down, ("models", "lengths"))
     if reference is not None and not over_seeds:
         raise UserError("--reference goes with --over-seeds: a dagger is a test over seeds")
-    grids = read_grids(folders)
+    grids = read_grids(RunReader(folders))
     if against is not None:
         paper.rows(against, grids[0].task)  # refuses a wrong name
         if not any(map(_papers, grids)):
@@ -73,70 +81,82 @@ def render(
             raise UserError(
                 "csv has one row a model at full precision; leave out the options that set tables"
             )
-        return _csv(grids)
+        return typeset(_records(grids), style)
     blocks = []
     for grid in grids:
-        made = [
-            seeds_sheet(grid, value, reference) if over_seeds else sheet(grid, value)
+        tables = [
+            seeds_table(grid, value, reference) if over_seeds else model_table(grid, value)
             for value in grid.values()
         ]
         if against is not None and _papers(grid):
-            made = [_with_paper(made[0], grid, against)]
-        noted = [replace(s, notes=()) for s in made[:-1]] + made[-1:] if style != "latex" else made
-        turned = [s.transposed() if down == "lengths" else s for s in noted]
-        blocks.append("\n".join(typeset(s, style, color=color) for s in turned))
+            tables = [_with_paper(tables[0], grid, against)]
+        if style != "latex":  # the same notes: once, under the last
+            tables = [replace(table, notes=()) for table in tables[:-1]] + tables[-1:]
+        if down == "lengths":
+            tables = [table.transposed("length") for table in tables]
+        blocks += [typeset(table, style, color=color) for table in tables]
     return "\n".join(blocks)
 
 
-def sheet(grid: Grid, value: str) -> Sheet:
-    """One row a model."""
+def model_table(grid: Grid, value: str, link: Link = no_link) -> Table:
+    """One row a model; numbers are linked by ``link``."""
     trained = _trained(grid)
-    lines = tuple(
-        Line(
-            model,
-            (*([Item(trained[index])] if trained else []), *(Item(text, best) for text, best in row)),
-        )
-        for index, (model, row) in enumerate(cells(grid, value))
-    )
-    return Sheet(
-        title(grid, value),
-        "model",
-        (*(["trained"] if trained else []), *headings(grid)),
-        lines,
-        tuple(grid.notes()),
-        _ruled(grid),
+    best = {length: grid.best(length, value) for length in grid.lengths}
+    rows = []
+    for index, model in enumerate(grid.models):
+        numbers = []
+        for length in grid.lengths:
+            entry = grid.entries.get((model, length))
+            number_ = entry.row[value] if entry is not None and entry.ok else None
+            text = "-" if entry is None else number(number_) if entry.ok else "failed"
+            numbers.append(
+                TableCell(
+                    text,
+                    number_,
+                    best=model in best[length],
+                    link=link(grid.task, grid.protocol, model, length),
+                    missing=number_ is None,
+                )
+            )
+        rows.append(TableRow((TableCell(model), *(trained[index : index + 1]), *numbers)))
+    head = ("model", *(["trained"] if trained else []), *headings(grid))
+    return Table(
+        title(grid, value), head, tuple(rows), tuple(grid.notes()), ruled_column=_ruled(grid), spaced=True
     )
 
 
 def _ruled(grid: Grid) -> int | None:
     trained = grid.shared_train_length
-    return grid.lengths.index(trained) if trained in grid.lengths else None
+    return 1 + grid.lengths.index(trained) if trained in grid.lengths else None
 
 
-def over_seeds(grid: Grid, reference: str | None) -> Sheet | None:
+def over_seeds(grid: Grid, reference: str | None) -> Table | None:
     """One row a scheme, where the grid holds several seeds of one; daggers where ``reference`` is in it."""
     if all(len(family.models) == 1 for family in gathered(grid)):
         return None
     known = {family.label for family in families(grid)}
-    return seeds_sheet(grid, grid.values()[0], reference if reference in known else None)
+    return seeds_table(grid, grid.values()[0], reference if reference in known else None)
 
 
-def seeds_sheet(grid: Grid, value: str, reference: str | None) -> Sheet:
+def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
     """One row a scheme: mean ± standard deviation over its seeds."""
     members = families(grid)
     against = choose_reference(members, reference)
-    lines = []
+    rows = []
     found = {(f.label, n): f.spread(n, value) for f in members for n in grid.lengths}
     for family in members:
-        items = []
+        cells = []
         for length in grid.lengths:
             own = found[family.label, length]
             means = [s.mean for f in members if (s := found[f.label, length]) is not None]
             best = own is not None and own.mean == min(means) and len(means) > 1 and grid.same_targets(length)
             worse = against is not None and significantly_worse(family, against, length, value)
-            text = "-" if own is None else uncertain(own.mean, own.std)
-            items.append(Item(text, best, DAGGER if worse else ""))
-        lines.append(Line(family.label, tuple(items)))
+            if own is None:
+                cells.append(TableCell("-", missing=True))
+            else:
+                mark = DAGGER if worse else ""
+                cells.append(TableCell(uncertain(own.mean, own.std), own.mean, best=best, mark=mark))
+        rows.append(TableRow((TableCell(family.label), *cells)))
     counts = sorted({len(family.models) for family in members})
     seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     notes = [f"mean ± standard deviation (n - 1) over {seeds}"]
@@ -145,13 +165,13 @@ def seeds_sheet(grid: Grid, value: str, reference: str | None) -> Sheet:
             f"{DAGGER}: {against.label} is significantly better "
             "(paired two-sided t-test over seeds, p < 0.05)"
         )
-    return Sheet(
+    return Table(
         title(grid, value),
-        "scheme",
-        tuple(headings(grid)),
-        tuple(lines),
+        ("scheme", *headings(grid)),
+        tuple(rows),
         (*notes, *grid.notes()),
-        _ruled(grid),
+        ruled_column=_ruled(grid),
+        spaced=True,
     )
 
 
@@ -160,35 +180,23 @@ def _papers(grid: Grid) -> bool:
     return grid.protocol.partition(":")[0] in paper.PROTOCOLS and "ppl" in grid.values()
 
 
-def _with_paper(made: Sheet, grid: Grid, against: str) -> Sheet:
+def _with_paper(measured: Table, grid: Grid, against: str) -> Table:
     """The paper's rows in groups of their own below the measured ones, without bold."""
-    lines = [replace(line, group="measured here") for line in made.lines]
-    extra = len(made.head) - len(grid.lengths)  # a column of trained lengths
+    rows = [replace(row, group="measured here") for row in measured.rows]
+    trained = len(measured.head) - 1 - len(grid.lengths)  # 1 where there is a column of trained lengths
     for row in paper.rows(against, grid.task):
-        found = [row.values.get(length) for length in grid.lengths]
-        items = [Item("-") if x is None else Item(x[0], mark=DAGGER if x[1] else "") for x in found]
-        before = [Item(str(row.train_length))] * extra
-        column = f"{row.scheme} (paper, {row.dataset})"
-        lines.append(Line(row.scheme, (*before, *items), row.group, column=column))
+        printed = [row.values.get(length) for length in grid.lengths]
+        numbers = [
+            TableCell("-", missing=True) if x is None else TableCell(x[0], mark=DAGGER if x[1] else "")
+            for x in printed
+        ]
+        cells = (TableCell(row.scheme), *[TableCell(str(row.train_length))] * trained, *numbers)
+        rows.append(TableRow(cells, row.group, heading=f"{row.scheme} (paper, {row.dataset})"))
     note = (
         "the paper's rows are not comparable with the measured ones: other text and tokeniser; its daggers "
         "are against its own kerple-log"
     )
-    return replace(made, lines=tuple(lines), notes=(*made.notes, note))
-
-
-def cells(grid: Grid, value: str) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """(model, [(text, best) a length]); ``failed`` and ``-`` stand for cells without a number."""
-    best = {length: grid.best(length, value) for length in grid.lengths}
-    rows = []
-    for model in grid.models:
-        row = []
-        for length in grid.lengths:
-            entry = grid.entries.get((model, length))
-            shown = "-" if entry is None else number(entry.row[value]) if entry.ok else "failed"
-            row.append((shown, model in best[length]))
-        rows.append((model, row))
-    return rows
+    return replace(measured, rows=tuple(rows), notes=(*measured.notes, note))
 
 
 def headings(grid: Grid) -> list[str]:
@@ -204,25 +212,22 @@ def title(grid: Grid, value: str) -> str:
     return f"{grid.task}, {grid.protocol}: {VALUES[value]} against length{mark}"
 
 
-def _trained(grid: Grid) -> list[str] | None:
-    """A column of trained lengths where they differ between models."""
+def _trained(grid: Grid) -> list[TableCell]:
+    """A column of trained lengths where they differ between models; empty where they do not."""
     lengths = [grid.trained(model) for model in grid.models]
-    return None if len(set(lengths)) == 1 else ["?" if n is None else str(n) for n in lengths]
+    if len(set(lengths)) == 1:
+        return []
+    return [TableCell("?", missing=True) if n is None else TableCell(str(n), n) for n in lengths]
 
 
-def _csv(grids: Sequence[Grid]) -> str:
+def _records(grids: Sequence[Grid]) -> Table:
     lengths = sorted({length for grid in grids for length in grid.lengths})
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["task", "protocol", "value", "model", "train_length", *lengths])
+    records: list[dict[str, Value]] = []
     for grid in grids:
         for value in grid.values():
             for model in grid.models:
                 entries = [grid.entries.get((model, length)) for length in lengths]
-                found = [None if e is None or not e.ok else e.row[value] for e in entries]
-                numbers = ["" if x is None else repr(x) for x in found]
-                trained = grid.trained(model)
-                writer.writerow(
-                    [grid.task, grid.protocol, value, model, "" if trained is None else trained, *numbers]
-                )
-    return buffer.getvalue()
+                numbers = [None if e is None or not e.ok else e.row[value] for e in entries]
+                facts = (grid.task, grid.protocol, value, model, grid.trained(model))
+                records.append(dict(zip((*COLUMNS, *map(str, lengths)), (*facts, *numbers), strict=True)))
+    return records_table((*COLUMNS, *map(str, lengths)), records)

@@ -69,7 +69,7 @@ class CPD(ABC):
 
     @abstractmethod
     def uses(self) -> Iterator[tuple[str, Role]]:
-        """Every place a parameter stands in."""
+        """Every occurrence of a parameter: its name and its role."""
 
     @property
     def parameters(self) -> dict[str, Range]:

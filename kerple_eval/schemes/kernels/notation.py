@@ -15,7 +15,7 @@ from kerple_eval.schemes.kernels.parameters import Exponent, Scale
 
 @dataclass(frozen=True)
 class Notation:
-    """The signs of one way of writing, and what is put together from them."""
+    """One notation: its signs, and what is written with them."""
 
     times: str
     divide: Callable[[str, list[str]], str]

@@ -9,7 +9,7 @@ subspace orthogonal to the all-ones vector **1**, and PD when it is so everywher
 number to every logit of a row. The lemma needs care: c grows with the number of points (an
 unbounded ``-D^p`` has none that serves an infinite set), and at exponent 2 the matrix is singular
 on **1**'s complement and *no* c works for three or more points, although the kernel is CPD.
-:func:`pd_offset` computes the smallest c or says that there is none.
+:func:`pd_offset` computes the smallest c or raises :class:`NoOffsetError`.
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ def parse_kernel(text: str) -> CPD:
         raise ClosureError(f"character {foreign[0]!a} at column {foreign.start() + 1}: {GRAMMAR}{hint}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's advice on how numbers are spelt
+            warnings.simplefilter("ignore")  # Python's advice on how numbers are written
             tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        place = f"column {error.offset} of " if error.offset else ""
-        raise ClosureError(f"not an expression at {place}'{text}': {error.msg}") from None
+        column = f"column {error.offset} of " if error.offset else ""
+        raise ClosureError(f"not an expression at {column}'{text}': {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ClosureError(f"not an expression: {error}") from None
     value = _read(tree, text, 0)
@@ -72,8 +72,8 @@ def parse_kernel(text: str) -> CPD:
 
 def _refusal(node: ast.expr, text: str, rule: str) -> ClosureError:
     part = text[node.col_offset : node.end_col_offset]
-    place = "" if part == text else f" (column {node.col_offset + 1} of '{text}')"
-    return ClosureError(f"'{part}'{place}: {rule}")
+    context = "" if part == text else f" (column {node.col_offset + 1} of '{text}')"
+    return ClosureError(f"'{part}'{context}: {rule}")
 
 
 def _read(node: ast.expr, text: str, depth: int) -> Value:

@@ -20,6 +20,7 @@ from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.kernels import log_kernel
 from kerple_eval.types import Geometry
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 HEADS, DIM = 3, 4
 CHUNK = 4
@@ -77,8 +78,8 @@ def attend(scheme: Scheme, *tensors: Tensor, reach: int | None = None) -> Tensor
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("name", [*KERNELS, "nope"])
-@pytest.mark.parametrize(("queries", "keys"), SIZES)
+@each_case("name", [*KERNELS, "nope"])
+@each_case(("queries", "keys"), SIZES)
 def test_inference_is_the_formula(name: str, queries: int, keys: int) -> None:
     """Queries the last Q of K positions, around every chunk edge, batch 2."""
     scheme = scheme_of(name)
@@ -95,8 +96,8 @@ def test_inference_is_the_formula(name: str, queries: int, keys: int) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("chunk", [1, 2, 5, 64])
-@pytest.mark.parametrize("name", KERNELS)
+@each_case("chunk", [1, 2, 5, 64])
+@each_case("name", KERNELS)
 def test_chunk_size_does_not_matter(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUERY_CHUNK", chunk)
     scheme = scheme_of(name)
@@ -108,7 +109,7 @@ def test_chunk_size_does_not_matter(name: str, chunk: int, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("reach", [9, 10, 12, 30])
+@each_case("reach", [9, 10, 12, 30])
 def test_a_table_may_reach_farther_than_the_keys(reach: int) -> None:
     scheme = scheme_of("kerple-log")
     arrays = drawn(9, 9)
@@ -149,9 +150,9 @@ def naive_bias(name: str, leaves: dict[str, Tensor], length: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 22])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@each_case("name", KERNELS)
+@each_case("length", [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 22])
+@each_case("dtype", [torch.float64, torch.float32])
 def test_training_gradients(name: str, length: int, dtype: torch.dtype) -> None:
     """Outputs and gradients in q, k, v and every scheme parameter, batch 2."""
     scheme = scheme_of(name, dtype)
@@ -289,8 +290,8 @@ def largest_storage(call: Callable[[], Any]) -> int:
     return sizes.largest
 
 
-@pytest.mark.parametrize("name", [*KERNELS, "nope"])
-@pytest.mark.parametrize(("queries", "length"), [(600, 600), (1200, 1200), (200, 1200)])
+@each_case("name", [*KERNELS, "nope"])
+@each_case(("queries", "length"), [(600, 600), (1200, 1200), (200, 1200)])
 def test_inference_memory_grows_linearly(
     name: str, queries: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,8 +306,8 @@ def test_inference_memory_grows_linearly(
     assert largest_storage(lambda: eager_attention(*tensors, scheme)) >= HEADS * queries * length
 
 
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("length", [300, 600])
+@each_case("name", KERNELS)
+@each_case("length", [300, 600])
 def test_training_memory_grows_linearly(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward hold no more than one [H, rows, K] block (and its sheared copy)."""
     monkeypatch.setattr(module, "QUERY_CHUNK", 32)
@@ -345,9 +346,9 @@ def test_the_paths_are_chosen_by_the_hooks() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", [*KERNELS, "nope"])
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (9, 9), (64, 64), (65, 65), (5, 67), (33, 64)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 0.02)])
+@each_case("name", [*KERNELS, "nope"])
+@each_case(("queries", "keys"), [(1, 1), (9, 9), (64, 64), (65, 65), (5, 67), (33, 64)])
+@each_case(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 0.02)])
 def test_cuda_is_the_formula(
     monkeypatch: pytest.MonkeyPatch,
     *,

@@ -1,4 +1,4 @@
-"""Which way attention is computed: asked for by name it is had or refused, and the record says it."""
+"""Which backend computes attention: one asked for by name is used or refused, and the record says which."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from tests.helpers.command import make_model
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def way(asked: str, scheme: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> str:
+def backend(asked: str, scheme: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> str:
     return resolve_backend(asked, scheme_of(tiny.config(scheme, width=48)), scheme, device, dtype)
 
 
 def test_auto_on_the_cpu() -> None:
-    assert {way("auto", name) for name in tiny.SCHEMES} == {"sdpa"}
-    assert {way("auto", name) for name in ("fire", "cope", "kerple-bias-wht")} == {"chunks"}
+    assert {backend("auto", name) for name in tiny.SCHEMES} == {"sdpa"}
+    assert {backend("auto", name) for name in ("fire", "cope", "kerple-bias-wht")} == {"chunks"}
 
 
 def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
-    assert way("auto", "kerple-log", CUDA, torch.bfloat16) == "flex"
-    assert way("auto", "kerple-bias-wht", CUDA, torch.float16) == "flex"
-    assert way("auto", "kerple-log", CUDA, torch.float32) == "sdpa"
-    assert way("flex", "kerple-log", CUDA, torch.float32) == "flex"
-    assert way("auto", "cope", CUDA, torch.bfloat16) == "chunks"
+    assert backend("auto", "kerple-log", CUDA, torch.bfloat16) == "flex"
+    assert backend("auto", "kerple-bias-wht", CUDA, torch.float16) == "flex"
+    assert backend("auto", "kerple-log", CUDA, torch.float32) == "sdpa"
+    assert backend("flex", "kerple-log", CUDA, torch.float32) == "flex"
+    assert backend("auto", "cope", CUDA, torch.bfloat16) == "chunks"
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
-    assert way("auto", "kerple-log", CUDA, torch.bfloat16) == "sdpa"
+    assert backend("auto", "kerple-log", CUDA, torch.bfloat16) == "sdpa"
     with pytest.raises(UserError, match="needs triton"):
-        way("flex", "kerple-log", CUDA, torch.bfloat16)
+        backend("flex", "kerple-log", CUDA, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
     ("asked", "scheme", "device", "dtype", "reason"),
     [
         ("flex", "kerple-log", CPU, torch.float32, "is compiled for CUDA, the device is cpu; use auto"),
-        ("flex", "fire", CUDA, torch.float32, "fire is no function of distance alone"),
+        ("flex", "fire", CUDA, torch.float32, "fire is not a function of distance alone"),
         ("flex", "kerple-log", CUDA, torch.float64, "float32 at most"),
         ("sdpa", "cope", CPU, torch.float32, "cope needs its scores in memory; use auto or eager"),
     ],
 )
 def test_refusals(asked: str, scheme: str, device: torch.device, dtype: torch.dtype, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        way(asked, scheme, device, dtype)
+        backend(asked, scheme, device, dtype)
 
 
 def test_heads_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_HEAD", 17)
+    monkeypatch.setattr(module, "SMALLEST_HEAD", 17)
     with pytest.raises(UserError, match="heads of 16 are too small"):
-        way("flex", "kerple-log", CUDA)
+        backend("flex", "kerple-log", CUDA)
 
 
 def evaluated(place: Path, model: str, asked: str, **more: Any) -> kerple_eval.Run:
@@ -76,12 +76,12 @@ def test_the_record_says_it(tmp_path: Path) -> None:
     runs = {asked: evaluated(tmp_path, "kerple-log", asked) for asked in ("auto", "sdpa", "eager")}
     for asked, run in runs.items():
         cells = [cell for cell in run.cells() if isinstance(cell, Cell)]
-        assert {cell.header["attention"] for cell in cells} == {"eager" if asked == "eager" else "sdpa"}
-        assert run.specification.get("attention", "auto") == asked
+        assert {cell.header.attention for cell in cells} == {"eager" if asked == "eager" else "sdpa"}
+        assert (run.specification.attention or "auto") == asked
     nll = [run.summary()["nll"].tolist() for run in runs.values()]
     assert nll[0] == nll[1] == pytest.approx(nll[2], abs=1e-6)
     chunks = evaluated(tmp_path, "cope", "auto")
-    assert {c.header["attention"] for c in chunks.cells() if isinstance(c, Cell)} == {"chunks"}
+    assert {c.header.attention for c in chunks.cells() if isinstance(c, Cell)} == {"chunks"}
 
 
 def test_a_run_refuses_before_it_begins(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_run_says_when_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from torch.nn.attention import flex_attention  # noqa: PLC0415
 
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(module, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(module, "_flex_obstacle", lambda *_: None)
     said: list[tuple[int, bool]] = []
     run = evaluated(tmp_path, "alibi", "flex", on_progress=lambda p: said.append((p.key.length, p.compiling)))
     assert run.summary()["status"].tolist() == ["ok", "ok"]

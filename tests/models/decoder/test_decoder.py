@@ -15,6 +15,7 @@ from kerple_eval.models.decoder.config import ACTIVATIONS, NORMS, DecoderConfig
 from kerple_eval.models.decoder.network import Decoder
 from kerple_eval.types import UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.cases import each_case
 
 every_scheme = pytest.mark.parametrize("scheme", [*tiny.SCHEMES, *tiny.FURTHER])
 
@@ -29,8 +30,8 @@ def by_hand(made: Decoder, tokens: np.ndarray) -> np.ndarray:
 
 
 @every_scheme
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("length", [1, 2, 23])
+@each_case("training", [False, True])
+@each_case("length", [1, 2, 23])
 def test_logits_are_the_formula(
     scheme: str, length: int, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

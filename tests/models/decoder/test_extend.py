@@ -150,7 +150,7 @@ def test_dynamic_is_known_to_follow_the_window(folder: Path) -> None:
         ("rope,extend=yarn,factor=x", "rope-yarn: factor=x is not a float"),
         ("rope,extend=yarn,factor=0.5", "factor=0.5 must be at least 1"),
         ("rope,extend=yrn,factor=8", "unknown extension of rope 'yrn': did you mean 'yarn'"),
-        ("rope,extend=yarn,factor=8,base=7", "base is the trained model's own; leave it out"),
+        ("rope,extend=yarn,factor=8,base=7", "base keeps the value the model was trained with; leave it out"),
         ("rope,extend=yarn,factor=8,fator=7", "unknown modifier 'fator'|unknown option of"),
         ("rope,extend=alibi", "extend=alibi does not fit a model trained with rope; these do: linear"),
         ("kerple-log,extend=yarn,factor=8", "unknown extension of kerple-log 'yarn'"),

@@ -22,6 +22,7 @@ from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.catalogue import SCHEMES
 from tests.helpers import tiny
+from tests.helpers.cases import each_case
 
 CPU = torch.device("cpu")
 SERVED = [
@@ -61,7 +62,7 @@ def test_the_schemes_of_distance_are_served() -> None:
     assert not {"fire", "dape", "cope", "fox", "path"} & set(SERVED)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@each_case("name", SERVED)
 def test_every_served_scheme_is_the_oracle(name: str) -> None:
     scheme = made(name)
     for rows, keys, batch in ((1, 1, 1), (9, 9, 2), (5, 67, 3), (130, 130, 1), (1, 129, 1), (129, 200, 2)):
@@ -69,8 +70,8 @@ def test_every_served_scheme_is_the_oracle(name: str) -> None:
         torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["kerple-log", "rope", "kerple-bias-wht", "nope"])
-@pytest.mark.parametrize("size", [1, 5, 127, 128, 129, 300])
+@each_case("name", ["kerple-log", "rope", "kerple-bias-wht", "nope"])
+@each_case("size", [1, 5, 127, 128, 129, 300])
 def test_windows_are_blocks(name: str, size: int) -> None:
     scheme = made(name, {"window": {"width": size}})
     for rows, keys in ((300, 300), (40, 300), (1, 300)):
@@ -103,8 +104,8 @@ def test_some_schemes_have_a_formula() -> None:
     }
 
 
-@pytest.mark.parametrize("window", [None, 1, 127, 128, 129, 255, 256, 300, 1000])
-@pytest.mark.parametrize(("rows", "keys"), [(128, 128), (128, 640), (384, 384), (384, 512)])
+@each_case("window", [None, 1, 127, 128, 129, 255, 256, 300, 1000])
+@each_case(("rows", "keys"), [(128, 128), (128, 640), (384, 384), (384, 512)])
 def test_blocks_are_those_of_the_mask(rows: int, keys: int, window: int | None) -> None:
     mask = _blocks(rows, keys, window, CPU)
     distance = torch.arange(keys - rows, keys)[:, None] - torch.arange(keys)
@@ -130,7 +131,7 @@ def test_rungs() -> None:
     assert len({rung(n) for n in range(1, 16385)}) <= 32
 
 
-@pytest.mark.parametrize("keys", [128, 512, 640, 4096, 16384, 131072])
+@each_case("keys", [128, 512, 640, 4096, 16384, 131072])
 def test_groups_cover_the_batch_in_few_sizes(keys: int) -> None:
     sizes = set()
     for batch in range(1, 300):
@@ -156,7 +157,7 @@ def test_programs_are_what_is_called(
 
     monkeypatch.setattr(module, "_uncompiled", lambda: program)
     decoder = tiny.decoder(tiny.config("alibi"))
-    decoder.way = "flex"
+    decoder.backend = "flex"
     with torch.no_grad():
         decoder(torch.from_numpy(tiny.tokens(batch * inputs)).view(batch, inputs), rows)
     assert called == programs(batch, inputs, rows)
@@ -176,11 +177,11 @@ def test_a_decoder_by_every_way(name: str) -> None:
     tokens = torch.from_numpy(tiny.tokens(2 * 150)).view(2, 150)
     found = {}
     with torch.no_grad():
-        for way in ("sdpa", "flex", "eager"):
-            decoder.way = way
-            found[way] = [decoder(tokens), decoder(tokens, 20)]
-    for way in ("sdpa", "flex"):
-        for a, b in zip(found[way], found["eager"], strict=True):
+        for backend in ("sdpa", "flex", "eager"):
+            decoder.backend = backend
+            found[backend] = [decoder(tokens), decoder(tokens, 20)]
+    for backend in ("sdpa", "flex"):
+        for a, b in zip(found[backend], found["eager"], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
@@ -191,9 +192,9 @@ def test_the_whole_way_is_the_oracle_itself() -> None:
     assert torch.equal(attention(*tensors, scheme, table), eager_attention(*tensors, scheme))
 
 
-def gradients(decoder: Decoder, tokens: Tensor, way: str) -> dict[str, Tensor]:
+def gradients(decoder: Decoder, tokens: Tensor, backend: str) -> dict[str, Tensor]:
     """Of a number that every output has a part in, by parameter."""
-    decoder.way = way
+    decoder.backend = backend
     decoder.zero_grad()
     decoder.head(decoder(tokens)).square().mean().backward()
     return {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
@@ -214,7 +215,7 @@ def test_gradients_are_the_oracles(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_uncompiled", lambda: program)
     decoder = tiny.decoder(tiny.config(name, train_length=150))
     tokens = torch.from_numpy(tiny.tokens(2 * 150)).view(2, 150)
-    found, oracle = (gradients(decoder, tokens, way) for way in ("flex", "eager"))
+    found, oracle = (gradients(decoder, tokens, backend) for backend in ("flex", "eager"))
     assert found.keys() == oracle.keys()
     for key, grad in found.items():
         exact = oracle[key]
@@ -265,8 +266,8 @@ def test_one_program_a_shape_whatever_the_checkpoint(name: str, monkeypatch: pyt
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", SERVED)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 0.03)])
+@each_case("name", SERVED)
+@each_case(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 0.03)])
 def test_cuda_is_the_oracle(name: str, dtype: torch.dtype, tolerance: float) -> None:
     scheme = tiny.decoder(tiny.config(name, width=48)).scheme.at(0).float().cuda()
     generator = torch.Generator().manual_seed(0)
@@ -285,7 +286,7 @@ def test_cuda_is_the_oracle(name: str, dtype: torch.dtype, tolerance: float) -> 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", SERVED)
+@each_case("name", SERVED)
 def test_cuda_gradients_are_the_oracles(name: str) -> None:
     decoder = tiny.decoder(tiny.config(name, width=48, train_length=300)).float().cuda()
     tokens = torch.from_numpy(tiny.tokens(2 * 300)).view(2, 300).cuda()
@@ -294,3 +295,24 @@ def test_cuda_gradients_are_the_oracles(name: str) -> None:
     assert found.keys() == oracle.keys()
     for key, grad in found.items():
         assert float((grad - oracle[key]).norm()) <= 0.01 * float(oracle[key].norm()) + 1e-6
+
+
+def test_dynamo_s_limits_are_the_caller_s_outside_a_call() -> None:
+    from torch._dynamo import config  # noqa: PLC0415
+
+    def limits() -> tuple[int, int]:
+        return config.recompile_limit, config.accumulated_recompile_limit
+
+    before = limits()
+    assert module._allowing_shapes(999_999, limits)() == (999_999, 999_999)
+    assert module._allowing_shapes(1, limits)() == before
+    assert limits() == before
+
+
+def test_a_mask_made_while_scoring_serves_training() -> None:
+    """Inference tensors cannot be saved for a backward pass, and masks are cached."""
+    _blocks.cache_clear()
+    with torch.inference_mode():
+        mask = _blocks(128, 256, None, torch.device("cpu"))
+    _blocks.cache_clear()
+    assert not any(part.is_inference() for part in (mask.kv_indices, mask.full_kv_num_blocks))

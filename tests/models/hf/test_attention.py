@@ -21,17 +21,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folders.save(tmp_path_factory.mktemp("llama"), folders.model("llama"))
 
 
-def losses(folder: Path, way: str) -> tuple[str, np.ndarray]:
+def losses(folder: Path, attention: str) -> tuple[str, np.ndarray]:
     checkpoint = HfCheckpoint.open(str(folder), {})
-    checkpoint.set_attention(way, CPU, torch.float32)
+    checkpoint.set_attention(attention, CPU, torch.float32)
     model = checkpoint.load(CPU, torch.float32)
-    assert way == "auto" or checkpoint.description.details["attention"] == way
+    assert attention == "auto" or checkpoint.description.details["attention"] == attention
     ((_, (row,)),) = score(model, [folders.documents()[0]], [(0, Window(0, 40, 1))])
     return model.attention, row
 
 
 def test_each_way_is_used_and_gives_the_losses(llama: Path) -> None:
-    found = {way: losses(llama, way) for way in ("auto", "sdpa", "eager")}
+    found = {attention: losses(llama, attention) for attention in ("auto", "sdpa", "eager")}
     assert [used for used, _ in found.values()] == ["sdpa", "sdpa", "eager"]
     for _, row in found.values():
         np.testing.assert_allclose(row, found["eager"][1], rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,15 @@ def test_heads_that_do_not_divide(folder: Path) -> None:
     refused(folder, "4 heads do not divide into 3 shards")
 
 
+def test_an_archive_and_a_folder_too_high(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "release.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="a zip archive, as the release ships them; unpack it"):
+        NeoxCheckpoint.open(str(tmp_path / "release.zip"), {})
+    with pytest.raises(UserError) as caught:
+        NeoxCheckpoint.open(str(folder.parent), {})
+    assert f"give neox:{folder}" in str(caught.value)
+
+
 def test_no_configuration(folder: Path) -> None:
     shutil.rmtree(step(folder) / "configs")
     refused(folder, "no configuration", "configs/*.yml", "num-layers", "pos-emb")
@@ -413,7 +423,7 @@ def test_a_head_the_configuration_is_silent_about(tmp_path: Path) -> None:
         ({"num_kv_heads": 2}, ["num-kv-heads: 2"]),
         ({"attention_config": [[["sparse_fixed"], 2]]}, ["attention-config"]),
         ({"rotary_pct": 0.4}, ["fraction=0.4 of head dim 8 is 3"]),
-        ({"rotary_pct": 1.5}, ["fraction=1.5"]),
+        ({"rotary_pct": 1.5}, ["rotary-pct: 1.5 must be a number above 0 and at most 1"]),
         ({"num_unique_layers": 1}, ["num-unique-layers"]),
         ({"seed": "x"}, ["seed: 'x'"]),
         ({"model_parallel_size": 4}, ["shard 1 is missing"]),
@@ -435,8 +445,33 @@ def test_wrong_values_name_the_file_and_the_key(
 )  # fmt: skip
 def test_a_configuration_that_cannot_be_read(text: bytes, folder: Path) -> None:
     (step(folder) / "configs" / "bad.yml").write_bytes(text)
-    refused(folder, "bad.yml", "not a GPT-NeoX configuration")
+    refused(folder, "bad.yml: not ")
     assert not Path("trace").exists()
+
+
+def test_a_configuration_of_aliases_is_refused_at_once(folder: Path) -> None:
+    """Nine lists of nine aliases are 9^9 items: 1 kB that would take hours to walk or to write out."""
+    bomb = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    bomb += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    (step(folder) / "configs" / "x.yml").write_text("\n".join(bomb))
+    refused(folder, "x.yml", "alias", "line 2")
+    (step(folder) / "configs" / "x.yml").write_text("norm: " + "x" * 1000)
+    with pytest.raises(UserError) as caught:
+        opened(folder)
+    assert len(str(caught.value)) < len(str(folder)) + 300
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 31, 1 << 47, 1 << 70])
+@pytest.mark.parametrize("pos_emb", ["kerple_log", "rpe", "learned", "rotary"])
+def test_sizes_are_those_of_the_weights(size: int, pos_emb: str, tmp_path: Path) -> None:
+    """Each is compared with the stored tensors before anything of that size is built."""
+    keys = ["num_layers", "hidden_size", "num_attention_heads", "intermediate_size", "model_parallel_size"]
+    keys += {"rpe": ["rpe_num_buckets"], "learned": ["max_position_embeddings"]}.get(pos_emb, [])
+    for key in keys:
+        folder = write(tmp_path / key, variant(pos_emb=pos_emb), **{key: size})
+        started = time.perf_counter()
+        refused(folder, str(tmp_path))
+        assert time.perf_counter() - started < 5, key
 
 
 def test_a_configuration_too_large(folder: Path) -> None:
@@ -577,7 +612,7 @@ def test_a_vocabulary_that_lacks_a_byte(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = Gpt2Tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
     assert tokenizer.encode("abba").ids.tolist() == [0, 1, 1, 0]
-    with pytest.raises(UserError, match="spells 2 of the text's 3 bytes"):
+    with pytest.raises(UserError, match="represents 2 of the text's 3 bytes"):
         tokenizer.encode("abc")
 
 

@@ -62,7 +62,14 @@ def turned(x: Tensor, model: Model) -> Tensor:
     return torch.cat([part * cos + half * sin, x[..., r:]], dim=-1)
 
 
-def forward(whole: dict[str, Any], model: Model, inputs: np.ndarray, dtype: torch.dtype = BF16) -> Tensor:
+def forward(
+    whole: dict[str, Any],
+    model: Model,
+    inputs: np.ndarray,
+    dtype: torch.dtype = BF16,
+    *,
+    scaling: bool = False,
+) -> Tensor:
     """Logits ``[N, V]`` as the release computes them, from GPT-NeoX's own tensors."""
     t = {name: torch.from_numpy(x).to(dtype) for name, x in whole.items()}
     length, w, f = len(inputs), model.width, torch.nn.functional
@@ -75,6 +82,9 @@ def forward(whole: dict[str, Any], model: Model, inputs: np.ndarray, dtype: torc
         x = x + torch.cat([angles.sin().to(dtype), angles.cos().to(dtype)], dim=-1)
 
     def norm(y: Tensor, name: str) -> Tensor:
+        if model.norm == "rmsnorm":  # norms.py, RMSNorm
+            rms = y.norm(2, dim=-1, keepdim=True) * w ** (-1.0 / 2)
+            return t[name + ".scale"] * (y / (rms + model.epsilon))
         return f.layer_norm(y, (w,), t[name + ".weight"], t[name + ".bias"], model.epsilon)
 
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -85,10 +95,14 @@ def forward(whole: dict[str, Any], model: Model, inputs: np.ndarray, dtype: torc
         q, k, v = qkv.view(length, model.heads, 3, model.dim).permute(2, 1, 0, 3)
         if model.pos_emb == "rotary":
             q, k = turned(q, model), turned(k, model)
+        coeff = max(1, n) if scaling else None  # ParallelSelfAttention.__init__, FusedScaleMaskSoftmax
+        norm_factor = math.sqrt(model.dim) * (coeff or 1)
         scores = torch.baddbmm(torch.zeros(1, dtype=dtype), q, k.transpose(1, 2), beta=0,
-                               alpha=1 / math.sqrt(model.dim))  # fmt: skip
-        scores = biased(scores, t, p, model).masked_fill(future, -10000.0)
-        context = torch.bmm(scores.softmax(-1), v).transpose(0, 1).reshape(length, w)
+                               alpha=1.0 / norm_factor)  # fmt: skip
+        scores = biased(scores, t, p, model)
+        scores = scores if coeff is None else scores.float() * coeff
+        scores = scores.masked_fill(future, -10000.0)
+        context = torch.bmm(scores.softmax(-1).to(dtype), v).transpose(0, 1).reshape(length, w)
         attended = f.linear(context, t[p + "attention.dense.weight"]) + t[p + "attention.dense.bias"]
         attended = attended if model.gpt_j_residual else x + attended
         y = norm(x if model.gpt_j_residual else attended, p + "post_attention_layernorm")
@@ -125,6 +139,44 @@ def test_the_releases_operations(pos_emb: str, gpt_j: bool, tmp_path: Path) -> N
     assert ours < 0.05 * rounding, (ours, rounding)
 
 
+@pytest.mark.parametrize("pos_emb", ["kerple_log", "kerple_power__ap", "alibi", "rpe", "rotary"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_layer_scaling(pos_emb: str, precision: str, tmp_path: Path) -> None:
+    """Divided by the layer's number in half precision, multiplied back, bias included, in float32."""
+    model = variant(pos_emb=pos_emb, layers=4)
+    kind = {"fp16": {"enabled": True, "type": precision}}
+    folder = write(tmp_path, model, apply_query_key_layer_scaling=True, **kind)
+    inputs, dtype = tokens(64), getattr(torch, precision)
+    found = logits(folder, inputs, numerics="release")
+    expected = forward(draw(model), model, inputs, dtype, scaling=True)
+    plain = forward(draw(model), model, inputs, dtype)
+    ours = float((found.float() - expected.float()).abs().mean())
+    assert ours < 0.1 * float((plain.float() - expected.float()).abs().mean())
+    if pos_emb in ("rotary", "kerple_power__ap"):  # exact numbers do not change
+        logits(folder, inputs)
+    else:
+        with pytest.raises(UserError, match="multiplies the bias by the layer's number; only numerics=rel"):
+            NeoxCheckpoint.open(str(folder), {})
+
+
+def test_rmsnorm_rounds_as_the_release(tmp_path: Path) -> None:
+    """|x| is rounded, then its product with W^(-1/2), and epsilon is added to what came out."""
+    model = variant(pos_emb="kerple_log", norm="rmsnorm", epsilon=1e-3, layers=4)
+    folder = write(tmp_path, model)
+    inputs = tokens(64)
+    found = logits(folder, inputs, numerics="release")
+    expected = forward(draw(model), model, inputs)
+    ours = float((found.float() - expected.float()).abs().mean())
+    assert ours < 0.05 * float((expected.float() - logits(folder, inputs)).abs().mean())
+
+
+def test_a_loss_in_float16_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, variant(), **{"fp16-lm-cross-entropy": True})
+    NeoxCheckpoint.open(str(folder), {})
+    with pytest.raises(UserError, match="fp16-lm-cross-entropy takes the loss in float16"):
+        NeoxCheckpoint.open(str(folder), {"numerics": "release"})
+
+
 def test_query_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, variant(pos_emb="kerple_power_ap_ap"))
     inputs = tokens(70)
@@ -150,16 +202,24 @@ def test_distances_above_256_collide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "dtype"),
     [
+        # calculate_derived of the release: (fp16 or {}).get("type", precision) == "bfloat16", else
+        # (fp16 or {}).get("enabled"), else fp32
         ({}, "bfloat16"),
         ({"fp16": {"enabled": True}}, "float16"),
+        ({"fp16": {"enabled": True, "type": "fp16"}, "precision": "bfloat16"}, "float16"),
+        ({"fp16": {"enabled": False, "type": "bfloat16"}}, "bfloat16"),
+        ({"fp16": {"enabled": True}, "precision": "bfloat16"}, "bfloat16"),
+        ({"fp16": {"enabled": True}, "precision": "fp32"}, "float16"),
         ({"fp16": None, "precision": "fp32"}, "float32"),
-        ({"fp16": None, "bf16": {"enabled": True}}, "bfloat16"),
-        ({"fp16": {"enabled": False}}, "bfloat16"),
+        ({"fp16": None, "precision": "fp16"}, "float32"),
+        ({"fp16": None, "bf16": {"enabled": True}}, "float32"),
+        ({"fp16": {"enabled": False}}, "float32"),
+        ({"fp16": None}, "float32"),
     ],
     ids=str,
 )
 def test_the_precision_is_the_configurations(changes: dict[str, Any], dtype: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, variant(pos_emb="kerple_log"), **changes)
+    folder = write(tmp_path, variant(pos_emb="kerple_log"), dtype=torch.bfloat16, **changes)
     opened = NeoxCheckpoint.open(str(folder), {"numerics": "release"})
     assert opened.description.details["numerics"] == f"release in {dtype}"
     assert any(dtype in line for line in opened.description.warnings)

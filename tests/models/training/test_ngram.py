@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kerple_eval.models.training.ngram import bits_per_byte
+from tests.helpers.cases import each_case
 
 
 def slow_bits(train: Sequence[bytes], held_out: Sequence[bytes], order: int) -> float:
@@ -58,8 +59,8 @@ CASES: dict[str, tuple[list[bytes], list[bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("order", range(5))
-@pytest.mark.parametrize("name", CASES)
+@each_case("order", range(5))
+@each_case("name", CASES)
 def test_it_is_witten_bell(name: str, order: int) -> None:
     train, held_out = CASES[name]
     fast = bits_per_byte(as_bytes(train), as_bytes(held_out), order)

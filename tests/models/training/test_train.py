@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 
+from kerple_eval.cli.main import cli
 from kerple_eval.data.documents import Document, TokenDocument, text_hash, tokenize
 from kerple_eval.data.tokenizer import ByteTokenizer
 from kerple_eval.models.decoder.network import Decoder
@@ -24,6 +26,7 @@ from kerple_eval.models.training.batches import PackedBatches
 from kerple_eval.models.training.corpus import Corpus
 from kerple_eval.models.training.train import Recipe, schedule, train
 from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.spelling import parse_scheme
 from kerple_eval.support.files import locked
 from kerple_eval.types import UserError
 from tests.helpers import oracles, tiny
@@ -97,6 +100,19 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == [
         "README.md", "config.json", "model.safetensors",
     ]  # fmt: skip
+
+
+def test_kernels_of_each_layer_are_trained_apart(tmp_path: Path) -> None:
+    options = dict(parse_scheme("kerple-log:per-layer=true").options)
+    run(recipe(model={"scheme_options": options}), tmp_path / "out")
+    trained = NativeCheckpoint(tmp_path / "out").scheme_parameters()
+    assert set(trained) == {f"layers.{layer}.{name}" for layer in (0, 1) for name in ("r1", "r2")}
+    assert trained["layers.0.r1"] != trained["layers.1.r1"]
+    assert "`kerple-log:per_layer=true`" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "text.txt").write_text("abcabdabe" * 9)
+    shown = CliRunner().invoke(cli, ["inspect", str(tmp_path / "out")], catch_exceptions=False).output
+    assert "scheme.layers.1.r2" in shown
+    assert "model.scheme_options.per_layer" in shown
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
@@ -456,19 +472,19 @@ def test_the_checkpoint_carries_its_record(tmp_path: Path) -> None:
         assert part in card
 
 
-def test_every_step_attends_the_chosen_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_attends_by_the_chosen_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out losses between the steps choose one of their own."""
-    ways: dict[bool, set[str]] = {True: set(), False: set()}
+    backends: dict[bool, set[str]] = {True: set(), False: set()}
     forward = Decoder.forward
 
     def spied(self: Decoder, *args: Any) -> torch.Tensor:
-        ways[torch.is_grad_enabled()].add(self.way)
+        backends[torch.is_grad_enabled()].add(self.backend)
         return forward(self, *args)
 
     monkeypatch.setattr(Decoder, "forward", spied)
     monkeypatch.setattr("kerple_eval.models.training.train.resolve_backend", lambda *_: "eager")
     made = run(recipe(), tmp_path / "out")
-    assert ways == {True: {"eager"}, False: {"sdpa"}}
+    assert backends == {True: {"eager"}, False: {"sdpa"}}
     assert made["attention"] == "eager"
 
 
@@ -487,3 +503,20 @@ def test_the_recipe_decides_the_weights_not_the_threads_or_reports(tmp_path: Pat
     train(replace(recipe()), corpus(), tmp_path / "b", record=RECORD, reports=8)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_threads_are_the_caller_s_again(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+    try:
+        run(
+            recipe(threads=before + 1),
+            tmp_path / "whole",
+            on_step=lambda *_: inside.append(torch.get_num_threads()),
+        )
+        with pytest.raises(Killed):
+            run(recipe(threads=before + 1), tmp_path / "killed", on_step=kill_at(2))
+        assert set(inside) == {before + 1}
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)

@@ -45,6 +45,7 @@ from kerple_eval.schemes.kernels.algebra import (
 )
 from kerple_eval.schemes.kernels.parameters import Range, draw
 from kerple_eval.types import UserError
+from tests.helpers.cases import each_case
 from tests.schemes.kernels import random_kernels
 
 R1, R2, R3 = (Parameter(f"r{n}") for n in (1, 2, 3))
@@ -63,7 +64,7 @@ def eigenvalues(kernel: CPD, values: dict[str, float], points: np.ndarray, cpd: 
 # --- Every kernel that the rules build -------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_case("seed", SEEDS)
 def test_random_kernels_are_what_their_type_says(seed: int) -> None:
     """Random kernel, random parameters, uneven points: eigenvalues, by the package and apart from it."""
     rng = np.random.default_rng(seed)
@@ -78,7 +79,7 @@ def test_random_kernels_are_what_their_type_says(seed: int) -> None:
         assert is_pd(bound, points=torch.from_numpy(points), tolerance=1e-9)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_case("seed", SEEDS)
 def test_random_kernels_evaluate_to_the_formula(seed: int) -> None:
     rng = np.random.default_rng(seed)
     kernel = random_kernels.kernel(rng, depth=3)
@@ -98,7 +99,7 @@ def test_random_kernels_evaluate_to_the_formula(seed: int) -> None:
             assert bool(torch.isfinite(gradient).all()), str(kernel)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each_case("seed", range(40))
 def test_float32_is_close_to_float64(seed: int) -> None:
     kernel = random_kernels.kernel(np.random.default_rng(seed), depth=2)
     values = draw(kernel.parameters, torch.Generator().manual_seed(seed))
@@ -113,7 +114,7 @@ def test_float32_is_close_to_float64(seed: int) -> None:
 GRID = (0.01, 0.5, 1.0, 1.5, 2.0)
 
 
-@pytest.mark.parametrize(("p", "q"), list(itertools.product(GRID, GRID)))
+@each_case(("p", "q"), list(itertools.product(GRID, GRID)))
 def test_each_rule_on_a_grid(p: float, q: float) -> None:
     """Fact 2 (scale, sum), Fact 3 (root, log), Schoenberg and Schur, of every pair of base kernels."""
     one, two = power(p), power(q)
@@ -216,7 +217,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each_case("case", REFUSED)
 def test_leaving_the_closure_is_refused_with_the_rule(case: str) -> None:
     build, rule = REFUSED[case]
     with pytest.raises(ClosureError) as caught:
@@ -277,7 +278,7 @@ RANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("formula", RANGES)
+@each_case("formula", RANGES)
 def test_where_a_parameter_stands_gives_its_range(formula: str) -> None:
     found = parse_kernel(formula).parameters
     assert found == RANGES[formula]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
 
 from kerple_eval.schemes.kernels import (
@@ -26,6 +25,7 @@ from kerple_eval.schemes.kernels import (
 from kerple_eval.schemes.kernels.parameters import draw
 from kerple_eval.schemes.kernels.parsing import LONGEST
 from tests.helpers import oracles
+from tests.helpers.cases import each_case
 from tests.schemes.kernels import random_kernels
 
 R1, R2, R3, R4, R5 = (Parameter(f"r{n}") for n in range(1, 6))
@@ -107,7 +107,7 @@ SAME = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", FORMULAS)
+@each_case("text", FORMULAS)
 def test_formulas_are_read_and_written(text: str) -> None:
     kernel, printed, latex = FORMULAS[text]
     assert parse_kernel(text) == kernel
@@ -116,12 +116,12 @@ def test_formulas_are_read_and_written(text: str) -> None:
     assert kernel.latex() == latex
 
 
-@pytest.mark.parametrize(("text", "other"), [(t, o) for t, others in SAME.items() for o in others])
+@each_case(("text", "other"), [(t, o) for t, others in SAME.items() for o in others])
 def test_other_spellings_are_the_same_kernel(text: str, other: str) -> None:
     assert parse_kernel(other) == parse_kernel(text)
 
 
-@pytest.mark.parametrize("text", [*FORMULAS, *(other for others in SAME.values() for other in others)])
+@each_case("text", [*FORMULAS, *(other for others in SAME.values() for other in others)])
 def test_a_formula_means_what_its_arithmetic_means(text: str) -> None:
     kernel = parse_kernel(text)
     values = draw(kernel.parameters, torch.Generator().manual_seed(0))
@@ -132,7 +132,7 @@ def test_a_formula_means_what_its_arithmetic_means(text: str) -> None:
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(300))
+@each_case("seed", range(300))
 def test_every_kernel_is_written_so_that_it_reads_back(seed: int) -> None:
     rng = np.random.default_rng(seed)
     kernel = random_kernels.kernel(rng, depth=int(rng.integers(1, 4)))
@@ -143,7 +143,7 @@ def test_every_kernel_is_written_so_that_it_reads_back(seed: int) -> None:
         assert str(again) == str(kernel)
 
 
-@pytest.mark.parametrize("seed", range(100))
+@each_case("seed", range(100))
 def test_latex_is_balanced(seed: int) -> None:
     latex = random_kernels.kernel(np.random.default_rng(seed), depth=3).latex()
     assert latex.count("{") == latex.count("}")
@@ -152,7 +152,7 @@ def test_latex_is_balanced(seed: int) -> None:
     assert "None" not in latex
 
 
-@pytest.mark.parametrize("seed", range(400))
+@each_case("seed", range(400))
 def test_random_text_gives_a_kernel_or_a_line(seed: int) -> None:
     """Tokens of the grammar in random order: never another exception, never a kernel that is none."""
     rng = np.random.default_rng(seed)

@@ -20,6 +20,7 @@ from kerple_eval.schemes.kernels import (
     power_kernel,
     smallest_eigenvalue,
 )
+from tests.helpers.cases import each_case
 
 UNEVEN = [0.0, 0.25, 1.0, 1.5, 4.0, 4.125, 9.0, 17.0, 40.0, 41.0]
 Formula = Callable[[float], float]
@@ -47,8 +48,8 @@ def eigenvalue_off_ones(k: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(basis.T @ k @ basis)[0])
 
 
-@pytest.mark.parametrize("points", [None, UNEVEN], ids=["even", "uneven"])
-@pytest.mark.parametrize("exponent", [0.01, 0.5, 1.0, 1.5, 1.9, 2.0])
+@each_case("points", [None, UNEVEN])
+@each_case("exponent", [0.01, 0.5, 1.0, 1.5, 1.9, 2.0])
 def test_power_is_cpd_up_to_two(exponent: float, points: list[float] | None) -> None:
     given = None if points is None else torch.tensor(points)
     assert is_cpd(power(exponent), 24, points=given)
@@ -59,8 +60,8 @@ def test_power_is_cpd_up_to_two(exponent: float, points: list[float] | None) -> 
     assert expected > -1e-9 * 24 * 41**exponent
 
 
-@pytest.mark.parametrize("points", [None, UNEVEN], ids=["even", "uneven"])
-@pytest.mark.parametrize("exponent", [2.1, 3.0])
+@each_case("points", [None, UNEVEN])
+@each_case("exponent", [2.1, 3.0])
 def test_power_is_not_cpd_above_two(exponent: float, points: list[float] | None) -> None:
     given = None if points is None else torch.tensor(points)
     expected = eigenvalue_off_ones(matrix(lambda d: -(d**exponent), points or [*range(24)]))
@@ -69,8 +70,8 @@ def test_power_is_not_cpd_above_two(exponent: float, points: list[float] | None)
     assert not is_cpd(power(exponent), 24, points=given)
 
 
-@pytest.mark.parametrize("points", [None, UNEVEN], ids=["even", "uneven"])
-@pytest.mark.parametrize(("r1", "r2"), [(1.0, 1.0), (0.01, 0.01), (2.0, 100.0), (3.5, 0.2)])
+@each_case("points", [None, UNEVEN])
+@each_case(("r1", "r2"), [(1.0, 1.0), (0.01, 0.01), (2.0, 100.0), (3.5, 0.2)])
 def test_logarithm_is_cpd(r1: float, r2: float, points: list[float] | None) -> None:
     given = None if points is None else torch.tensor(points)
     assert is_cpd(logarithmic(r1, r2), 32, points=given)
@@ -118,8 +119,8 @@ OFFSETS: dict[str, tuple[Callable[[Tensor], Tensor], Formula, list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OFFSETS)
-@pytest.mark.parametrize("column", range(4))
+@each_case("name", OFFSETS)
+@each_case("column", range(4))
 def test_offset_matches_the_table(name: str, column: int) -> None:
     kernel, formula, values = OFFSETS[name]
     n = [4, 16, 64, 256][column]
@@ -129,7 +130,7 @@ def test_offset_matches_the_table(name: str, column: int) -> None:
     assert offset == pytest.approx(-1 / inverse.sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", OFFSETS)
+@each_case("name", OFFSETS)
 def test_offset_is_the_smallest(name: str) -> None:
     """A hair more makes K + c positive definite, a hair less leaves a negative eigenvalue."""
     kernel, formula, _ = OFFSETS[name]
@@ -145,7 +146,7 @@ def test_offset_of_a_positive_definite_kernel_is_zero() -> None:
     assert pd_offset(lambda d: torch.exp(-d), 6) == 0.0
 
 
-@pytest.mark.parametrize("n", [3, 4, 16, 64])
+@each_case("n", [3, 4, 16, 64])
 def test_no_offset_at_exponent_two(n: int) -> None:
     assert is_cpd(power(2.0), n)
     with pytest.raises(NoOffsetError):
@@ -166,14 +167,14 @@ def test_two_points_have_an_offset_at_exponent_two() -> None:
     assert pd_offset(power(2.0), points=torch.tensor([0.0, 3.0])) == pytest.approx(4.5, rel=1e-12)
 
 
-@pytest.mark.parametrize("kernel", [power(2.1), power(3.0), lambda d: d], ids=["D^2.1", "D^3", "-(-D)"])
+@each_case("kernel", [power(2.1), power(3.0), lambda d: d])
 def test_offset_refuses_a_kernel_that_is_not_cpd(kernel: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match="not CPD") as caught:
         pd_offset(kernel, 16)
     assert not isinstance(caught.value, NoOffsetError)
 
 
-@pytest.mark.parametrize("name", OFFSETS)
+@each_case("name", OFFSETS)
 def test_the_offset_changes_no_softmax(name: str) -> None:
     kernel, _, _ = OFFSETS[name]
     offset = pd_offset(kernel, 32)
@@ -195,7 +196,7 @@ def test_kernel_matrix_is_the_formula_in_float64() -> None:
     np.testing.assert_allclose(made.numpy(), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("exponent", [0.01, 0.5, 1.0, 2.0])
+@each_case("exponent", [0.01, 0.5, 1.0, 2.0])
 def test_power_gradients_are_finite_at_distance_zero(exponent: float) -> None:
     """d/dr1 = -D^r2 and d/dr2 = -r1 D^r2 log D, whose limit at D = 0 is 0."""
     r1 = torch.tensor([[0.5]], dtype=torch.float64, requires_grad=True)

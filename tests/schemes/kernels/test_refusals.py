@@ -11,6 +11,7 @@ import torch
 
 from kerple_eval.schemes.kernels import ClosureError, parse_kernel, power
 from kerple_eval.schemes.kernels.parsing import DEEPEST, LONGEST
+from tests.helpers.cases import each_case
 
 GRAMMAR = "a formula has D, r1, r2"
 
@@ -131,7 +132,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", REFUSED, ids=ascii)
+@each_case("text", REFUSED)
 def test_refusals_name_the_place_and_the_rule(text: str) -> None:
     part, column, rule = REFUSED[text]
     with pytest.raises(ClosureError) as caught:
@@ -149,7 +150,7 @@ BROKEN = ["-", "-D*", "2D", "-D)", "(-D", "-D D", "-log(1+D", "-D***2", "*D", "-
           "for", "import os", "-1e*D", "0x*D", "-r1 r2", "-D if", ".", "1or D"]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", BROKEN)
+@each_case("text", BROKEN)
 def test_what_is_no_expression_is_refused_in_one_line(text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -159,7 +160,7 @@ def test_what_is_no_expression_is_refused_in_one_line(text: str) -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t "])
+@each_case("text", ["", " ", "\n\t "])
 def test_an_empty_formula_is_refused(text: str) -> None:
     with pytest.raises(ClosureError, match="empty formula"):
         parse_kernel(text)
@@ -181,7 +182,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@each_case("name", HOSTILE)
 def test_hostile_text_is_refused_at_once_in_one_line(name: str) -> None:
     limit = sys.getrecursionlimit()
     began = time.perf_counter()

@@ -1,0 +1,75 @@
+"""What a cell says of itself beside its key and its losses, as values.
+
+Keys that this release does not know are kept in ``other`` and written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kerple_eval.records.specification import Marker
+from kerple_eval.support.typed_json import Count, Positive
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """A document of a cell: its name, tokens and their sha256 (ids as little-endian int64).
+
+    Of a made document the last ``answer`` tokens are the answer, whose source stands at ``depth`` (0..1).
+    """
+
+    name: str
+    tokens: Count
+    sha256: str
+    answer: Positive | None = None
+    depth: float | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LookRecord:
+    """Where ``--precision`` adds documents: how many the cell holds, of how many, and what more waits for."""
+
+    documents: Count
+    of: Count
+    until: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellHeader:
+    """What a cell was computed from and on, whether it finished or failed.
+
+    ``seed`` and ``train_length`` (tokens) are the checkpoint's, None where unknown. ``tokens_per_pass``: the
+    batch size in tokens, ``threads``: of torch. ``reduction``: in words, where the cell's number is not the
+    mean over targets.
+    """
+
+    scheme: str
+    seed: int | None
+    train_length: int | None
+    weights_sha256: str | None = None
+    dtype: str
+    device: str
+    tokens_per_pass: Positive | None = None
+    threads: Positive | None = None
+    first_token: Marker
+    reduction: str | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedHeader(CellHeader):
+    """Of a finished cell too: its documents and how its losses were computed.
+
+    ``losses_from`` says which losses are from other cells, ``out_of_memory_at`` the batch size in tokens that
+    did not fit, ``seconds`` how long the cell took.
+    """
+
+    documents: tuple[DocumentRecord, ...]
+    losses_from: str | None = None
+    attention: str | None = None
+    out_of_memory_at: Positive | None = None
+    seconds: float | None = None
+    precision: LookRecord | None = None
