@@ -58,7 +58,9 @@ def rows_of(name: str, n: int, length: int, longest: int) -> list[tuple[str, Win
             for before, span in zip(first, sample.spans, strict=True)
             for token in range(span.start, span.stop)
         ]
-        rows += [(f"sample {len(rows) + 1}", w, columns) for w in protocol.plan(len(columns), length, longest)]
+        rows += [
+            (f"sample {len(rows) + 1}", w, columns) for w in protocol.plan(len(columns), length, longest)
+        ]
     return rows
 
 

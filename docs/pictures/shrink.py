@@ -31,7 +31,10 @@ def shrunk(source: Path) -> bytes:
     picture = Image.open(source).convert("RGB")
     for width in (1400, 1200, 1000, 900, 800, 700, 600):
         for colours in (64, 32):
-            size = (min(width, picture.width), round(picture.height * min(width, picture.width) / picture.width))
+            size = (
+                min(width, picture.width),
+                round(picture.height * min(width, picture.width) / picture.width),
+            )
             buffer = io.BytesIO()
             small = picture.resize(size, Image.Resampling.LANCZOS)
             small.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)

@@ -33,6 +33,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ FENCE = re.compile(
 MARK = re.compile(r"<!-- (?P<key>not run|file|exit status): (?P<value>.*?) -->")
 TIME = re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|min|minutes|seconds|h)\b")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?:e[-+]\d+)?")
+#: Where ``pip install`` of a page puts packages; from then on the page's commands are new processes.
+SITE = ".site"
+PROGRAMS = {"python": "", "pip": "-m pip", "kerple-eval": "-m kerple_eval"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def blocks(page: Path) -> list[Block]:
 def with_outputs(page: Path) -> Iterator[tuple[Block, Block | None]]:
     """Every block that is run or written, with the ``text`` block right after it."""
     text, found = page.read_text(), blocks(page)
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip_longest(found, found[1:]):
         if block.language not in ("sh", "python") and "file" not in block.marks:
             continue
         adjacent = after is not None and after.language == "text" and "file" not in after.marks
@@ -112,7 +116,8 @@ def commands(body: str) -> list[str]:
 def run_command(line: str) -> tuple[str, int]:
     """What a command prints, on either stream, and its exit status."""
     words = shlex.split(line, comments=True)
-    if words[0] == "kerple-eval" and not {"|", ">", "&&", ";", "2>&1"} & set(words):
+    plain = not {"|", ">", "2>", "&&", ";"} & set(words)
+    if words[0] == "kerple-eval" and plain and not Path(SITE).exists():
         from click.testing import CliRunner  # noqa: PLC0415
 
         from kerple_eval.cli.main import cli  # noqa: PLC0415
@@ -126,15 +131,18 @@ def run_command(line: str) -> tuple[str, int]:
             raise result.exception
         return result.output, result.exit_code
     with tempfile.TemporaryDirectory() as programs:
-        Path(programs, "kerple-eval").write_text(f'#!/bin/sh\nexec {sys.executable} -m kerple_eval "$@"\n')
-        Path(programs, "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        for program in Path(programs).iterdir():
-            program.chmod(0o755)
+        for program, arguments in PROGRAMS.items():
+            path = Path(programs, program)
+            path.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+            path.chmod(0o755)
         environment = os.environ | {
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+            "PYTHONPATH": f"{ROOT}:{Path(SITE).absolute()}",
+            "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
+        if words[0] == "pip":  # into a folder of this page's own, without the network
+            line += f" --quiet --no-deps --no-build-isolation --disable-pip-version-check --target {SITE}"
         done = subprocess.run(
             ["bash", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=environment, check=False,
