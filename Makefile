@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow bench lint docs pictures zoo corpora clean
+.PHONY: help demo test test-slow test-subset test-compat bench lint docs pictures zoo corpora clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,13 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the rest
 	$(BIN)/python -m pytest -q -m slow
+
+test-subset: $(STAMP)  ## the slow tests that CI runs, listed in tests/ci_subset.txt
+	$(BIN)/python -m pytest -q -n 2 -m slow @tests/ci_subset.txt
+
+test-compat: $(STAMP)  ## against lm-evaluation-harness, which the extra compat installs: some 30 packages
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,compat]"
+	$(BIN)/python -m pytest -q tests/compat
 
 bench: $(STAMP)  ## speed and memory as ratios, into results/benchmarks: a quiet machine, some minutes
 	$(BIN)/python -m tests.benchmarks
