@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.tokenizer import JsonTokenizer
-from kerple_eval.models.hf.files import CheckpointFolder, inside, read_json, stamp
+from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import UserError
 
 _CONVERTIBLE = (
@@ -41,6 +42,12 @@ class HfTokenizer(JsonTokenizer):
         if guessed != (self.bos, self.end_of_document, adds_bos):  # another tokeniser than the file alone
             self.identity += f"+bos={self.bos},eos={self.end_of_document},adds_bos={adds_bos}".lower()
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the tokens that the tokeniser's file marks as special."""
+        tokens = self._fast.get_added_tokens_decoder()
+        return [number for number, token in tokens.items() if token.special]
+
     def _marker(self, name: str, declared: dict[str, Any], guessed: int | None) -> int | None:
         token = declared.get(f"{name}_token")
         if isinstance(token, dict):
@@ -58,10 +65,14 @@ class HfTokenizer(JsonTokenizer):
         return guessed
 
 
-def read_tokenizer(folder: CheckpointFolder, config: dict[str, Any]) -> HfTokenizer | None:
-    """The tokeniser in the folder (or in the GGUF file), or None."""
+def read_tokenizer(
+    folder: CheckpointFolder, config: dict[str, Any], given: str | None = None
+) -> HfTokenizer | None:
+    """The tokeniser ``given`` as a file, or that in the folder (or in the GGUF file), or None."""
     root = folder.root
     declared = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    if given is not None:
+        return HfTokenizer(Path(given), declared)
     if folder.gguf is not None:
         return _of_gguf(folder, stamp(root / folder.gguf))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -102,7 +113,36 @@ def _converted(folder: CheckpointFolder, declared: dict[str, Any]) -> HfTokenize
             f"{folder.root / (folder.gguf or '')}: its tokeniser cannot be read ({reason}); "
             "a tokenizer.json beside it would do"
         ) from None
-    declared = declared | {"bos_token": made.bos_token, "eos_token": made.eos_token}
+    return _of_json(text, declared | _markers(made))
+
+
+def from_object(given: Any) -> HfTokenizer:
+    """A tokeniser object of transformers or of the ``tokenizers`` library, which is left as it is.
+
+    Raises:
+        UserError: an object of another kind, or one of transformers that is written in Python alone.
+    """
+    if type(given).__module__.startswith("tokenizers") and hasattr(given, "to_str"):
+        return _of_json(given.to_str(), {})
+    backend = getattr(given, "backend_tokenizer", None)
+    if backend is not None:
+        return _of_json(backend.to_str(), _markers(given))
+    if hasattr(given, "bos_token_id"):
+        raise UserError(
+            f"tokenizer {type(given).__name__} has no form that the tokenizers library reads; load it with "
+            "AutoTokenizer.from_pretrained, or give token ids"
+        )
+    raise UserError(
+        f"tokenizer: expected one of transformers or tokenizers, or 'bytes', got {type(given).__name__}"
+    )
+
+
+def _markers(made: Any) -> dict[str, Any]:
+    """The first and last token that a tokeniser of transformers declares."""
+    return {"bos_token": made.bos_token, "eos_token": made.eos_token}
+
+
+def _of_json(text: str, declared: dict[str, Any]) -> HfTokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.json"
         path.write_text(text, encoding="utf-8")
