@@ -1,25 +1,15 @@
-"""What a script or notebook calls, as ``kerple_eval.evaluate``, ``kerple_eval.open_run``, ...
-
-Imports no torch: reading a run stays quick.
-"""
+"""``evaluate``, ``score`` and ``from_module``. No torch until one of them is called."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from kerple_eval.models.base import LanguageModel
-from kerple_eval.records.run import Run as RunDirectory
-from kerple_eval.records.run import open_run as open_directory
-from kerple_eval.reports.catalogue import REPORTS
-from kerple_eval.reports.lm_eval import read_lm_eval
-from kerple_eval.support.version import VERSION
-from kerple_eval.types import BosRule, UserError, Window
+from kerple_eval.api.run import Run, with_reports
+from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,95 +18,7 @@ if TYPE_CHECKING:
     from kerple_eval.evaluation.worker import RunProgress
     from kerple_eval.models.in_memory import InMemoryCheckpoint
 
-__version__ = VERSION
-
-__all__ = [
-    "LanguageModel",
-    "Run",
-    "UserError",
-    "Window",
-    "__version__",
-    "evaluate",
-    "from_module",
-    "open_run",
-    "read_lm_eval",
-    "score",
-]
-
 Words = str | PathLike[str] | Sequence[str | PathLike[str]]
-
-
-class Run(RunDirectory):
-    """A run directory with its reports, as on the command line; ``summary()`` and ``losses()`` are frames.
-
-    Tables are texts: ``style`` is text, markdown, latex, csv or html.
-    """
-
-    def table(self, style: str = "text", **options: Any) -> str:
-        """Perplexity against length: ``over_seeds``, ``reference``, ``against``, ``down``."""
-        return self._text("table", style=style, **options)
-
-    def compare(self, against: str, style: str = "text", **options: Any) -> str:
-        """Models against one of them, on the same targets: ``task``, ``protocol``, ``level``, ``seed``."""
-        return self._text("compare", against=against, style=style, **options)
-
-    def intervals(self, style: str = "text", **options: Any) -> str:
-        """How sure each number is: ``task``, ``protocol``, ``level``, ``seed``."""
-        return self._text("intervals", style=style, **options)
-
-    def explain(self, style: str = "text", **options: Any) -> str:
-        """Why loss changed with length: ``lengths``, two of them."""
-        return self._text("explain", style=style, **options)
-
-    def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
-        """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""
-        return self._text("longppl", reference=reference, style=style, **options)
-
-    def plot(self, kind: str = "curve", out: str | PathLike[str] | None = None, **options: Any) -> Path:
-        """Write a figure of the run, ``KIND.png`` in its directory unless ``out`` is given.
-
-        Raises:
-            UserError: an unknown kind, or an option that it does not have.
-        """
-        from kerple_eval.cli.plot import run as plot  # noqa: PLC0415
-
-        path = self.folder / f"{kind}.png" if out is None else Path(out)
-        plot([str(self.folder)], kind, path, **options)
-        return path
-
-    def report(
-        self, out: str | PathLike[str] | None = None, style: str | None = None, **options: Any
-    ) -> list[Path]:
-        """Write the page of the run, ``report.html`` in its directory unless ``out`` is given: ``against``."""
-        made: list[Path] = REPORTS.load("page")(
-            [self.folder], None if out is None else Path(out), style, **options
-        )
-        return made
-
-    def _text(self, name: str, **options: Any) -> str:
-        text: str = REPORTS.load(name)([self.folder], **options)
-        return text
-
-    def __repr__(self) -> str:
-        done, keys = len(list(self.cells())), len(self.keys())
-        return f"Run({str(self.folder)!r}): {done} of {keys} cells"
-
-    def _repr_html_(self) -> str:
-        """The table, where a notebook shows the run."""
-        return self.table("html")
-
-
-def open_run(folder: str | PathLike[str]) -> Run:
-    """Open a run directory that ``kerple-eval run`` or :func:`evaluate` wrote.
-
-    Raises:
-        UserError: no run directory, or one that is damaged or was written by a newer release.
-    """
-    return _with_reports(open_directory(fspath(folder)))
-
-
-def _with_reports(run: RunDirectory) -> Run:
-    return Run(**{setting.name: getattr(run, setting.name) for setting in fields(run)})
 
 
 def evaluate(
@@ -208,7 +110,7 @@ def evaluate(
         )  # fmt: skip
         run = run_request(request) if on_progress is None else run_request(request, on_progress)
     run.scratch = scratch
-    return _with_reports(run)
+    return with_reports(run)
 
 
 def score(
