@@ -32,7 +32,7 @@ PICTURES: dict[str, list[tuple[str, int, int, int]]] = {
     "yarn": [("yarn:stride=4", 25, 8, 8)],
     "hf-guide": [("hf-guide:stride=4", 25, 8, 8)],
     "dape": [("dape:k=3", 25, 8, 8)],
-    "kerple-release": [("kerple-release:split=all,samples=3,seed=1", 9, 8, 8)],
+    "kerple-release": [("kerple-release:split=all,samples=2,seed=1", 9, 8, 8)],
 }
 
 
