@@ -53,6 +53,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; False too where no file can have that name (too long, a NUL inside)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def inside(path: Path, *folders: Path) -> Path:
     """``path``, which may not exist; a link out of every one of ``folders`` and a pipe are refused."""
     target = path.resolve()
