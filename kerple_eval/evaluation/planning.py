@@ -34,6 +34,7 @@ from kerple_eval.models.open import label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
@@ -163,6 +164,8 @@ def _texts(request: RunRequest) -> list[TextSource]:
     if not texts:
         raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
     _refuse_repeats([t.name for t in texts], "task")
+    for text in texts:
+        check_label(text.name, "task name", "name its file otherwise")
     return texts
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.cell import COLUMNS
-from kerple_eval.records.run import open_run, own_label
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import own_label
 from kerple_eval.stats.groups import identities
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
@@ -142,21 +143,18 @@ def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
 
 
-def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
+def read_grids(reader: RunReader) -> list[Grid]:
     """Grids of several runs together; where two hold a model of one name, the run's name joins it."""
-    if not folders:
-        raise UserError("no run directory given")
     grids: dict[tuple[str, str], Grid] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
-    for folder in folders:
-        run = open_run(folder)
+    for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         kinds = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
         for row in _rows(run.folder / "summary.csv"):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
-            label = own_label(row["model"], folder, owners.setdefault((grid.task, grid.protocol), {}))
+            label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
             if label not in grid.models:
                 grid.models.append(label)
             if row["length"] not in grid.lengths:
@@ -167,7 +165,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
                 row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
             )
     if not grids:
-        raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")
+        raise UserError(f"{reader.names}: no cell has been run yet")
     return list(grids.values())
 
 

@@ -1,15 +1,17 @@
-"""Files that are whole or not there: written beside, flushed to disk, then renamed."""
+"""Files that are whole or absent: written beside, flushed to disk, then renamed; and one writer a folder."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kerple_eval.types import UserError
+
+_TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # what write_atomically writes beside a file
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -39,7 +41,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one writer; the kernel lets go when the process ends, however it ends."""
+    """Hold ``folder`` for one writer; the kernel lets go when the process ends, however it ends.
+
+    Temporary files that a killed writer left in the folder or in one directly below it are removed.
+
+    Raises:
+        UserError: another process holds the folder, it cannot be written, or there are no locks here.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - Windows has none, and reading works there
+    except ImportError:
+        raise UserError(
+            f"{folder}: this system has no file locks (fcntl), which writing here needs; use Linux, macOS or "
+            "WSL (reading works without)"
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
@@ -50,6 +65,11 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another kerple-eval is writing here; wait for it") from None
+        except OSError as error:  # some network file systems have none
+            raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+        for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         yield
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,11 +28,11 @@ from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_
 from kerple_eval.records.run import open_run
 from kerple_eval.records.specification import Marker
 from kerple_eval.reports.figures import depth as depth_report
-from kerple_eval.reports.tables.answers import render
+from kerple_eval.reports.tables.answers import make
 from kerple_eval.stats.answers import by_depth, share
 from kerple_eval.types import UserError, Window
-from tests.evaluation.test_ranks import ENVIRONMENT
 from tests.helpers.command import Cli, command, contents, make_model, refusal
+from tests.helpers.ranks import as_ranks
 
 CPU = torch.device("cpu")
 SMALL = "associative-recall:pairs=2,ids=0-5,samples=20,depths=3"
@@ -211,17 +209,11 @@ def test_prose_by_default_protocol_seed_and_resume(
     assert not np.allclose(open_run(tmp_path / "b").answers()["loss"], again["loss"])
 
 
-def test_ranks_share_hits(tmp_path: Path) -> None:
+def test_ranks_share_hits(invoke: Cli, tmp_path: Path) -> None:
     small_model(tmp_path, "rope", 0)
-    for ranks, out in ((1, "one"), (2, "two")):
-        torchrun = [*["-m", "torch.distributed.run", "--no-python", "--nproc-per-node"], str(ranks)]
-        words = [str(tmp_path / "rope"), "--task", SMALL, "--length", "16", "--device", "cpu"]
-        python = sys.executable
-        lead = [python, *torchrun] if ranks > 1 else []
-        done = subprocess.run(
-            [*lead, python, "-m", "kerple_eval", "run", *words, "--out", str(tmp_path / out)],
-            env=ENVIRONMENT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    words = ["run", str(tmp_path / "rope"), "--task", SMALL, "--length", "16", "--device", "cpu", "--out"]
+    assert invoke(*words, str(tmp_path / "one")).exit_code == 0
+    for done in as_ranks(tmp_path / "ranks", 2, [*words, str(tmp_path / "two")]):
         assert done.returncode == 0, done.stderr
     one, two = (cells(open_run(tmp_path / out))[0] for out in ("one", "two"))
     assert one.hits is not None and two.hits is not None
@@ -229,7 +221,7 @@ def test_ranks_share_hits(tmp_path: Path) -> None:
 
 
 def test_table(tiny_run: kerple_eval.Run) -> None:
-    rows = list(csv.DictReader(io.StringIO(render([tiny_run.folder], "csv"))))
+    rows = list(csv.DictReader(io.StringIO(make([tiny_run.folder], "csv"))))
     for cell in cells(tiny_run):
         mine = [r for r in rows if (r["model"], r["task"], r["length"]) == (
             cell.key.model, cell.key.task, str(cell.key.length))]  # fmt: skip
@@ -245,10 +237,10 @@ def test_table(tiny_run: kerple_eval.Run) -> None:
         assert float(every["nll"]) == pytest.approx(cell.summary()["nll"], rel=1e-12)
         parts = [float(r["nll"]) * int(r["targets"]) for r in mine[:-1]]
         assert sum(parts) / int(every["targets"]) == pytest.approx(float(every["nll"]), rel=1e-12)
-    text = render([tiny_run.folder])
+    text = make([tiny_run.folder])
     assert "copy: exact matches in % by depth" in text
     assert "20 documents a length and depth" in text
-    assert "| model |" in render([tiny_run.folder], "markdown")
+    assert "| model |" in make([tiny_run.folder], "markdown")
 
 
 def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,7 +256,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
     real = depth_report.save
     monkeypatch.setattr(depth_report, "save", lambda figure, out: (seen.append(figure), real(figure, out)))
     for kind in ("png", "pdf", "svg"):
-        depth_report.draw([copied], tmp_path / f"x.{kind}")
+        depth_report.make([copied], tmp_path / f"x.{kind}")
     panels = [a for a in seen[0].axes if a.images and a.get_ylabel() == "depth"]
     assert len(panels) == 2 * 2 * 2
     assert all("exact" in p.get_title(loc="left") for p in panels[::2])
@@ -281,7 +273,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
                     assert value is np.ma.masked
                 else:
                     assert value == pytest.approx(part.loss if number % 2 else 100 * part.exact_match)
-    assert "alibi at 24 failed: MemoryError: no room" in render([copied])
+    assert "alibi at 24 failed: MemoryError: no room" in make([copied])
     assert isinstance(read_cell(copied, lost.key), FailedCell)
     assert share(answers(cells(tiny_run)[0])).documents == 60
 
