@@ -74,7 +74,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; False too where no file can have that name (too long, a NUL inside)."""
+    """Whether a regular file is there; False too for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
