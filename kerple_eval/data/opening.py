@@ -63,9 +63,8 @@ def _task_record(task: Task, origin: dict[str, Any]) -> TaskRecord:
 def own_text(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
     """All ``--text`` files as one text named ``text``."""
     found = text_files(paths)
-    passed_over = {"passed_over": dict(sorted(found.passed_over.items()))} if found.passed_over else None
     record = TaskRecord(
-        "text", source=passed_over, packing="document", bos=bos or "tokenizer",
+        "text", source=found.record, packing="document", bos=bos or "tokenizer",
         text_sha256=text_hash(found.documents),
     )  # fmt: skip
     return TextSource("text", record, found.documents, bos=bos or "tokenizer")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,11 @@ class TextFiles:
     documents: list[Document] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What a record must say of them: nothing, where nothing was passed over."""
+        return {"passed_over": dict(sorted(self.passed_over.items()))} if self.passed_over else None
+
 
 def text_files(paths: Sequence[str | Path]) -> TextFiles:
     """``--text``: plain files (a document each), files of rows (the ``text`` column), folders of both.
@@ -30,17 +36,21 @@ def text_files(paths: Sequence[str | Path]) -> TextFiles:
     all; a file given by name must hold some.
     """
     found = TextFiles()
-    for given in paths:
-        path = Path(given)
-        before = len(found.documents)
-        if _is_folder(path):
-            _read_folder(path, found)
-        else:
-            _read_file(path, path.name, found)
-        if len(found.documents) == before:
-            raise UserError(f"{path}: empty; a document needs text")
-    _refuse_repeats([document.name for document in found.documents])
+    for path in paths:
+        read_texts(Path(path), found)
+    refuse_repeats([document.name for document in found.documents])
     return found
+
+
+def read_texts(path: Path, found: TextFiles) -> None:
+    """Add the documents of a file or folder to ``found``."""
+    before = len(found.documents)
+    if _is_folder(path):
+        _read_folder(path, found)
+    else:
+        _read_file(path, path.name, found)
+    if len(found.documents) == before:
+        raise UserError(f"{path}: empty; a document needs text")
 
 
 def _is_folder(path: Path) -> bool:
@@ -102,11 +112,12 @@ def token_files(paths: Sequence[str | Path]) -> list[TokenDocument]:
                 documents.append(TokenDocument(name, np.array(ids, dtype=np.int64)))
         if len(documents) == before:
             raise UserError(f'{path}: empty; expected lines {{"tokens": [...]}}')
-    _refuse_repeats([document.name for document in documents])
+    refuse_repeats([document.name for document in documents])
     return documents
 
 
-def _refuse_repeats(names: Sequence[str]) -> None:
+def refuse_repeats(names: Sequence[str]) -> None:
+    """Refuse two documents of one name."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
