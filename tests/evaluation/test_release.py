@@ -15,7 +15,7 @@ from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.records.specification import SelectionRecord
 from tests.helpers.command import Cli, contents, make_model, prose, refusal
 from tests.helpers.megatron_writer import write
-from tests.protocols.test_kerple_release import drawn, split_bounds
+from tests.helpers.release_samples import drawn, split_bounds
 
 
 @pytest.fixture(scope="module")
