@@ -1,4 +1,4 @@
-"""``kerple-eval convert SRC DST``: any checkpoint that has a native form, written as one."""
+"""``kerple-eval convert MODEL DIR``: writes a checkpoint of any format in the native format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kerple_eval.types import UserError
 
 
 def run(source: str, destination: str, dtype: str | None) -> list[str]:
-    """Write SRC into the new folder DST; lines that say what was written."""
+    """Write the checkpoint ``source`` into a new folder; lines that say what was written."""
     checkpoint = open_model(parse_model(source))
     description = checkpoint.description
     folder = Path(destination)

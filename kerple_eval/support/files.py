@@ -67,14 +67,27 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: another kerple-eval is writing here; wait for it") from None
         except OSError as error:  # some network file systems have none
             raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
-        for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        _remove_temporary_files(folder)
         yield
 
 
+def _remove_temporary_files(folder: Path) -> None:
+    for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        if _TEMPORARY.fullmatch(path.name):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be removed: {error.strerror or error}") from None
+
+
 def inside(path: Path, *folders: Path) -> Path:
-    """``path``, which may not exist; a link out of every one of ``folders`` and a pipe are refused."""
+    """``path``, unless it is a link that leads out of all of ``folders``, or is neither file nor folder.
+
+    The path need not exist.
+
+    Raises:
+        UserError: the path is refused.
+    """
     target = path.resolve()
     if not any(target.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError(f"{path}: refused: a link that leads out of {folders[0]}")

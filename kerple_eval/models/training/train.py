@@ -37,7 +37,7 @@ from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records.reductions import total_loss
 from kerple_eval.support.differences import differences
 from kerple_eval.support.files import locked, write_atomically
-from kerple_eval.support.interrupts import interruptible
+from kerple_eval.support.interrupts import interrupt_flag
 from kerple_eval.types import UserError
 
 STATE = "training-state.pt"
@@ -104,7 +104,7 @@ def train(
     ):
         raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
-    with _threads(recipe.threads), locked(out), interruptible() as interrupted:
+    with _threads(recipe.threads), locked(out), interrupt_flag() as interrupted:
         run = _Run(recipe, corpus)
         if state_file.exists():
             run.restore(state_file, identity)
