@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class Run:
     folder: Path
     specification: RunSpecification
     provenance: Provenance
+    scratch: Any = field(default=None, compare=False, repr=False)  # keeps a temporary folder while it lives
 
     def keys(self) -> list[CellKey]:
         """Every cell the specification asks for, in the summary's order."""

@@ -24,16 +24,16 @@ from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers.command import make_model
-from tests.helpers.ranks import as_ranks, in_processes
+from tests.helpers.ranks import Done, as_ranks, in_processes
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def command(folder: Path, out: str, *more: str) -> list[str]:
+def command(folder: Path, out: str, *more: str, device: str = "cpu") -> list[str]:
     return [
         "run", str(folder / "kerple-log"), str(folder / "rope"), "--text", str(folder / "text.txt"),
         "--length", "16,48", "--protocol", "full-context", "--protocol", "sliding-window:stride=8",
-        "--device", "cpu", "--out", str(folder / out), *more,
+        "--device", device, "--out", str(folder / out), *more,
     ]  # fmt: skip
 
 
@@ -60,20 +60,37 @@ def losses(folder: Path) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None:
-    (alone,) = in_processes(folder / "alone", command(folder, "one"), {})
-    together = subprocess.run(
-        torchrun(folder, ranks, "many"), env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert alone.returncode == together.returncode == 0, together.stderr
+def alone(folder: Path, out: str) -> Done:
+    (done,) = in_processes(folder / f"{out}-output", command(folder, out), {})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_ranks_give_the_same_bytes(folder: Path) -> None:
+    one, (first, second) = alone(folder, "one"), as_ranks(folder / "ranks", 2, command(folder, "many"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert (folder / "one" / "summary.csv").read_bytes() == (folder / "many" / "summary.csv").read_bytes()
     assert losses(folder / "one") == losses(folder / "many")
     assert len(losses(folder / "many")) == 8
-    assert together.stdout.replace("/many", "/one") == alone.stdout  # rank 0 alone talks
+    assert first.stdout.replace("/many", "/one") == one.stdout
+    assert second.stdout == ""  # rank 0 alone talks
+    assert open_run(folder / "many").provenance.sessions[0].ranks == 2
+    again = as_ranks(folder / "again", 2, command(folder, "many"))  # nothing left to do
+    assert [done.returncode for done in again] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_torchrun_as_a_user_types_it(folder: Path, ranks: int) -> None:
+    one = alone(folder, "one")
+    done = subprocess.run(
+        torchrun(folder, ranks, "many"), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "one" / "summary.csv").read_bytes() == (folder / "many" / "summary.csv").read_bytes()
+    assert losses(folder / "one") == losses(folder / "many")
+    assert done.stdout.replace("/many", "/one") == one.stdout
     assert open_run(folder / "many").provenance.sessions[0].ranks == ranks
-    again = as_ranks(folder / "again", ranks, command(folder, "many"))  # nothing left to do
-    assert [done.returncode for done in again] == [0] * ranks
 
 
 def test_a_cluster_s_own_rank_means_nothing(folder: Path) -> None:
@@ -84,20 +101,22 @@ def test_a_cluster_s_own_rank_means_nothing(folder: Path) -> None:
 
 
 WRONG = [
-    (["--protocol", "fullcontext"], "did you mean 'full-context'"),
+    ("cpu", ["--protocol", "fullcontext"], "did you mean 'full-context'"),
     pytest.param(
-        ["--device", "cuda"], "no CUDA device is visible",
+        "cuda", [], "no CUDA device is visible",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here"),
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "said"), WRONG)
-def test_a_wrong_command_is_one_line_of_rank_0(folder: Path, words: list[str], said: str) -> None:
-    first, second = as_ranks(folder / "ranks", 2, command(folder, "out", *words))
+@pytest.mark.parametrize(("device", "words", "message"), WRONG)
+def test_a_wrong_command_is_one_line_of_rank_0(
+    folder: Path, device: str, words: list[str], message: str
+) -> None:
+    first, second = as_ranks(folder / "ranks", 2, command(folder, "out", *words, device=device))
     (line,) = first.stderr.splitlines()
     assert line.startswith("error:")
-    assert said in line
+    assert message in line
     assert second.stderr == ""
     assert (first.returncode, second.returncode) == (2, 2)
     assert not (folder / "out").exists()
@@ -153,12 +172,9 @@ dist.destroy_process_group()
 def test_a_script_s_own_process_group_is_joined_and_left(folder: Path) -> None:
     """It works after a run that was interrupted, one that was refused and one that went well."""
     (folder / "guest.py").write_text(GUEST)
-    words = [str(folder / name) for name in ("guest.py", "rope", "text.txt", "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert sorted(done.stdout.splitlines()) == [
+    words = [str(folder / name) for name in ("rope", "text.txt", "out")]
+    ranks = as_ranks(folder / "ranks", 2, words, folder / "guest.py")
+    assert sorted(line for done in ranks for line in done.stdout.splitlines()) == [
         "after 0 2",
         "after 1 2",
         "interrupted 0 KeyboardInterrupt ",
@@ -167,12 +183,12 @@ def test_a_script_s_own_process_group_is_joined_and_left(folder: Path) -> None:
         "refused 1 UserError unknown protocol 'fullcontex",
         "whole 0 2",
         "whole 1 2",
-    ], done.stderr
-    assert done.returncode == 0
-    alone = kerple_eval.evaluate(
+    ], [done.stderr for done in ranks]
+    assert [done.returncode for done in ranks] == [0, 0]
+    single = kerple_eval.evaluate(
         folder / "rope", text=folder / "text.txt", lengths=[16, 48], device="cpu", out=folder / "alone"
     )
-    assert losses(folder / "out" / "whole") == losses(alone.folder)
+    assert losses(folder / "out" / "whole") == losses(single.folder)
 
 
 def test_errors_travel_with_their_traceback() -> None:
@@ -203,8 +219,7 @@ def test_errors_travel_with_their_traceback() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_costs_no_finished_cell(folder: Path, rank: int) -> None:
     (folder / "text.txt").write_text("A line of text, and a longer one after it. " * 1500)
-    (whole,) = in_processes(folder / "alone", command(folder, "whole"), {})
-    assert whole.returncode == 0, whole.stderr
+    alone(folder, "whole")
     began = subprocess.Popen(
         torchrun(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True,
