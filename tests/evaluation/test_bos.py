@@ -247,7 +247,7 @@ def words(tmp_path: Path) -> tuple[dict[str, str], str]:
         made[name] = f"native:{make_model(tmp_path / name, 'rope', 3, tokenizer=raw, vocabulary=14)}"
     path = tmp_path / "words.txt"
     path.write_text(" ".join(WORDS[i * i % 7 + i % 4] for i in range(41)))
-    return made, str(path)
+    return made, path
 
 
 @pytest.mark.parametrize("rule", [None, "never", "document", "window", "tokenizer"])
