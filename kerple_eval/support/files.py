@@ -146,6 +146,14 @@ def _sweep(folder: Path) -> None:
                     path.unlink()
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; False too for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def inside(path: Path, *folders: Path) -> Path:
     """``path``, unless it is a link that leads out of all of ``folders``, or is neither file nor folder.
 
