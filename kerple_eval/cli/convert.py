@@ -21,9 +21,9 @@ def run(source: str, destination: str, dtype: str | None) -> list[str]:
         UserError: the checkpoint cannot be read or has no native form, or the folder exists and is not empty.
     """
     folder = Path(destination)
+    checkpoint = open_model(parse_model(source))
+    description = checkpoint.description
     with new_folder(folder) as partial:
-        checkpoint = open_model(parse_model(source))
-        description = checkpoint.description
         decoder = checkpoint.decoder()
         write_checkpoint(
             partial,
