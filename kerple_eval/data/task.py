@@ -63,6 +63,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kerple_eval.data.sources.kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
 from kerple_eval.protocols.neox_split import parse_shares
+from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import quoted, read_yaml
 from kerple_eval.support.registry import Registry, unknown
 from kerple_eval.support.specs import parse_spec
@@ -129,8 +130,8 @@ def open_task(spec: Spec) -> tuple[Task, Path]:
     """
     if spec.name.endswith((".yaml", ".yml")):
         path = Path(spec.name)
-        if not path.is_file():
-            raise UserError(f"task file {spec.name} does not exist")
+        if not is_file(path):
+            raise UserError(f"task file {quoted(spec.name)} does not exist")
     else:
         path = Path(TASKS.entry(spec.name).target)
     task = read_task(path)

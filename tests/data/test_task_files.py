@@ -308,7 +308,9 @@ def test_open_task_by_name_by_file_and_with_a_local_copy(tmp_path: Path) -> None
     ("spec", "says"),
     [
         ("sotuu", "unknown task 'sotuu': did you mean 'sotu'? available: "),
-        ("none.yaml", "task file none.yaml does not exist"),
+        ("none.yaml", "task file 'none.yaml' does not exist"),
+        ("n" * 300 + ".yaml", "task file '" + "n" * 76 + "... does not exist"),
+        ("n" * 300, "unknown task '" + "n" * 80 + "': available: "),
         ("pg19:pth=x", "unknown option of task pg19 'pth': did you mean 'path'?"),
         ("sotu:path=x", "task sotu: path= is for hub sources, not package"),
     ],

@@ -21,6 +21,7 @@ from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.models.neox.checkpoint import NeoxCheckpoint
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.types import UserError
+from tests.helpers.gpt2_files import byte_symbols, gpt2_files
 from tests.helpers.neox_writer import Model, draw, variant, write
 
 
@@ -499,21 +500,6 @@ def test_ways_to_write_a_configuration(tmp_path: Path) -> None:
 
 
 # --- Tokenisers ----------------------------------------------------------------------------------
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable symbol of every byte."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [n for n in range(256) if n not in plain]
-    return [chr(n) if n in plain else chr(256 + rest.index(n)) for n in range(256)]
-
-
-def gpt2_files(folder: Path, extra: int = 0, names: tuple[str, str] = ("vocab.json", "merges.txt")) -> int:
-    """256 bytes, two merges, the end of a text and ``extra`` more; returns how many."""
-    symbols = [*byte_symbols(), "th", "the", *(f"<{n}>" for n in range(extra)), "<|endoftext|>"]
-    (folder / names[0]).write_text(json.dumps({s: n for n, s in enumerate(symbols)}))
-    (folder / names[1]).write_text("#version: 0.2\nt h\nth e\n")
-    return len(symbols)
 
 
 LARGE = Model(pos_emb="kerple_log", vocabulary=264)
