@@ -45,6 +45,7 @@ def evaluate(
     attention: str = "auto",
     precision: str | None = None,
     against: str | None = None,
+    retry: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Run:
     """Score every (model, task, protocol, length) into the run directory ``out``.
@@ -78,6 +79,8 @@ def evaluate(
             or its ratio to that of ``against``, is known within it with 95 % certainty; ``documents`` is
             then the most to score.
         against: with ``precision``, the label of the model that the others are compared with.
+        retry: try again also cells whose processes were killed (by the kernel for want of memory, say),
+            which are recorded as failed.
         on_progress: called before and after every cell and every forward pass, with a ``RunProgress``.
 
     Returns:
@@ -92,6 +95,6 @@ def evaluate(
     request = RunRequest.of(
         models=models, out=out, tasks=tasks, protocols=protocols, lengths=lengths, text=text, tokens=tokens,
         documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos, device=device,
-        dtype=dtype, attention=attention, precision=precision, against=against,
+        dtype=dtype, attention=attention, precision=precision, against=against, retry=retry,
     )  # fmt: skip
     return run_request(request) if on_progress is None else run_request(request, on_progress)

@@ -103,6 +103,7 @@ def train(**options: Any) -> None:
     "certainty; --documents is then the most.",
 )
 @click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
+@click.option("--retry", is_flag=True, help="Try again also cells in which the process was killed.")
 @click.option(
     "--dry-run", is_flag=True, help="Say what it will take (windows, work, memory, time), and stop."
 )

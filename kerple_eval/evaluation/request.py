@@ -52,6 +52,7 @@ class RunRequest:
     attention: str = "auto"
     precision: str | None = None
     against: str | None = None
+    retry: bool = False
     typed: tuple[str, ...] | None = None
 
     @classmethod
@@ -245,6 +246,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "attention": _one_word,
     "precision": _as_printed,
     "against": _one_word,
+    "retry": _truth,
     "typed": _command,
 }
 #: Options that may not be empty, the first two not absent either, with what to give.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kerple_eval.types import UserError
+
+_TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)\.[^.]+\.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -21,7 +24,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+            dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", delete=False
         ) as file:
             name = file.name
             file.write(content)
@@ -37,9 +40,30 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(name).unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files, in ``folder`` and the folders in it, of processes that have ended."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _runs(int(match["process"])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one writer; the kernel lets go when the process ends, however it ends."""
+    """Hold ``folder`` for one writer; the kernel lets go when the process ends, however it ends.
+
+    What a writer that was killed left half written is removed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
