@@ -175,8 +175,11 @@ def _check_types(schema: Any, pa: Any) -> None:
         if name not in schema.names:
             if name != "hits":
                 raise ValueError(f"it has no column {name}")
-        elif str(schema.field(name).type) != str(kind):
-            raise ValueError(f"column {name} is {str(schema.field(name).type)[:40]}, expected {kind}")
+            continue
+        found = schema.field(name).type
+        values = [t.value_type if pa.types.is_list(t) else t for t in (found, kind)]
+        if pa.types.is_list(found) != pa.types.is_list(kind) or values[0] != values[1]:
+            raise ValueError(f"column {name} is {str(found)[:40]}, expected {kind}")
 
 
 def _lists(column: Any, targets: NDArray[np.int64]) -> list[NDArray[Any]]:
