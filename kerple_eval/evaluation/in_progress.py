@@ -72,7 +72,8 @@ class Deaths:
     def computing(self, key: CellKey) -> Iterator[None]:
         """Around the computation of a cell."""
         deaths = 1 if self.left is not None and self.left.cell == key else 0
-        write_atomically(self.path, json.dumps(to_json(InProgress(key, deaths, kill_count()))).encode())
+        content = json.dumps(to_json(InProgress(key, deaths, kill_count()))).encode()
+        write_atomically(self.path, content, durable=False)
         try:
             yield
         finally:

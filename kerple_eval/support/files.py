@@ -15,8 +15,10 @@ from kerple_eval.types import UserError
 _TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)\.[^.]+\.tmp")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace ``path`` by ``content``; a reader sees the old file or the new one, never a part.
+
+    ``durable``: whether it is to survive a power cut; it always survives the end of the process.
 
     Raises UserError where the disk is full or the folder cannot be written.
     """
@@ -29,7 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             name = file.name
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
         name = None
