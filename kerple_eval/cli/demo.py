@@ -33,9 +33,9 @@ def run(out: str) -> int:
     if status == 130:
         return status
     folder = Path(out)
-    for kind, draw in (("curve", curve.draw), ("position", position.draw)):
-        draw([folder], folder / f"{kind}.png")
+    for kind, make in (("curve", curve.make), ("position", position.make)):
+        make([folder], folder / f"{kind}.png")
         print(f"figure: {folder / f'{kind}.png'}")
-    for path in page.write([folder]):
+    for path in page.make([folder]):
         print(f"report: {path}  ({time.monotonic() - began:.0f} s)")
     return status

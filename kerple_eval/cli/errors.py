@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +41,10 @@ def filled(context: click.Context, option: click.Parameter, value: str | None) -
 def typed_words() -> tuple[str, ...]:
     """The command as it was typed, for the record."""
     return ("kerple-eval", *sys.argv[1:])
+
+
+class BrokenOffError(Exception):
+    """The command could not go on after it had computed something (a full disk, say): exit status 1."""
 
 
 class OutputError(Exception):
@@ -78,6 +84,8 @@ def _output() -> Iterator[None]:
     if stream is None:  # closed before the program began
         yield
         return
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     sys.stdout = cast(TextIO, _Output(stream))
     try:
         try:
@@ -99,15 +107,33 @@ def is_terminal() -> bool:
 
 
 def _print_error(line: str) -> None:
-    """One line on standard error, from rank 0 alone where torchrun started several."""
+    """One line on standard error, from rank 0 alone where torchrun started several.
+
+    What cannot be printed (an escape sequence in a file's name) is shown escaped.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         return
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(line.split()))
     with suppress(OSError):
-        click.echo(" ".join(line.split()), err=True)
+        click.echo(shown, err=True)
 
 
-class Group(click.Group):
+class Command(click.Command):
+    """A command that refuses an option given twice, unless it collects its values."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        order = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for option, count in Counter(order).items():
+            repeatable = not isinstance(option, click.Option) or option.multiple or option.is_eager
+            if count > 1 and not repeatable:
+                raise click.UsageError(f"{option.opts[0]} is given {count} times; give it once", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Group(Command, click.Group):
     """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
+
+    command_class = Command
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         status: Any = 0
@@ -125,6 +151,9 @@ class Group(click.Group):
         except UserError as error:
             _print_error(f"error: {error}")
             status = 2
+        except BrokenOffError as error:
+            _print_error(f"error: {error}")
+            status = 1
         except OutputError as error:
             if not error.closed:
                 _print_error(f"error: {error}")
@@ -139,7 +168,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except (UserError, BrokenOffError) as error:
             if ctx.params.get("traceback"):
                 print_traceback(error)
             raise

@@ -133,10 +133,10 @@ def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **
 @click.option("--down", default="models", show_default=True, help="What goes down: models or lengths.")
 def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of run directories."""
-    from kerple_eval.reports.tables.table import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.table import make  # noqa: PLC0415
 
     color = style == "text" and is_terminal()
-    click.echo(render(folders, style, color=color, **options), nl=False)
+    click.echo(make(folders, style, color=color, **options), nl=False)
 
 
 STATISTICS = (
@@ -171,9 +171,9 @@ def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
 
     Loss at a context of the shorter length is taken from a sliding-window cell, in any of DIR.
     """
-    from kerple_eval.reports.tables.explain import parse_pair, render  # noqa: PLC0415
+    from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
 
-    click.echo(render(folders, style, parse_pair(length)), nl=False)
+    click.echo(make(folders, style, parse_pair(length)), nl=False)
 
 
 @cli.command()
@@ -181,9 +181,9 @@ def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
 @click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
 def answers(folders: tuple[str, ...], style: str) -> None:
     """Exact match and loss of passkey, needle, copy and associative-recall, by length and depth."""
-    from kerple_eval.reports.tables.answers import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.answers import make  # noqa: PLC0415
 
-    click.echo(render(folders, style), nl=False)
+    click.echo(make(folders, style), nl=False)
 
 
 @cli.command("longppl")
@@ -201,9 +201,9 @@ def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     Key tokens are those whose loss falls by more than alpha between the reference's short and longest
     length, and ends below -beta.
     """
-    from kerple_eval.reports.tables.longppl import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.longppl import make  # noqa: PLC0415
 
-    click.echo(render(folders, reference, **options), nl=False)
+    click.echo(make(folders, reference, **options), nl=False)
 
 
 @cli.command()
@@ -215,9 +215,9 @@ def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
 
     Models that differ in the training seed alone, and in label by a number at its end, are one scheme.
     """
-    from kerple_eval.reports.tables.compare import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
 
-    click.echo(render(folders, against, **options), nl=False)
+    click.echo(make(folders, against, **options), nl=False)
 
 
 @cli.command()
@@ -225,9 +225,9 @@ def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
 @statistics
 def intervals(folders: tuple[str, ...], **options: Any) -> None:
     """How sure each number is: intervals over documents, spread over seeds, and both pooled."""
-    from kerple_eval.reports.tables.intervals import render  # noqa: PLC0415
+    from kerple_eval.reports.tables.intervals import make  # noqa: PLC0415
 
-    click.echo(render(folders, **options), nl=False)
+    click.echo(make(folders, **options), nl=False)
 
 
 @cli.command()
@@ -303,7 +303,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
     """Write one page that needs nothing else: tables, figures, provenance of every number."""
     from kerple_eval.reports.page import page  # noqa: PLC0415
 
-    for path in page.write(folders, Path(out) if out else None, style, against=against):
+    for path in page.make(folders, Path(out) if out else None, style, against=against):
         click.echo(path)
 
 

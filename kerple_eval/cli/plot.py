@@ -18,7 +18,7 @@ MODEL = "MODEL (zoo:NAME, native:DIR, neox:DIR, ...)"
 
 def kinds() -> dict[str, ReportEntry]:
     """The reports that are figures."""
-    return {name: e for name, e in REPORTS.items() if e.target.endswith(":draw")}
+    return {name: e for name, e in REPORTS.items() if e.output == "figure"}
 
 
 def run(
@@ -30,10 +30,10 @@ def run(
         raise unknown("kind of figure", kind, kinds())
     entry = kinds()[kind]
     _fitting(sources, entry)
-    draw = REPORTS.load(entry.name)
+    make = REPORTS.load(entry.name)
     asked = {"head": head, "layer": layer, "over_seeds": over_seeds or None} | options
     given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
-    known = inspect.signature(draw).parameters
+    known = inspect.signature(make).parameters
     accepted = set(known) | ({"layer"} if entry.takes == "models" else set())
     for option in given:
         if option not in accepted:
@@ -42,9 +42,9 @@ def run(
         raise UserError(f"--kind {kind} needs --against MODEL, the one that others are set against")
     given.pop("layer", None)
     if entry.takes == "runs":
-        draw(sources, out, **given)
+        make(sources, out, **given)
     else:
-        draw(_views(sources, draw, head, layer), out, **given)
+        make(_views(sources, make, head, layer), out, **given)
 
 
 def _fitting(sources: Sequence[str], entry: ReportEntry) -> None:
@@ -71,12 +71,12 @@ def _names_a_model(source: str) -> bool:
 
 
 def _views(
-    sources: Sequence[str], draw: Callable[..., None], head: int | None, layer: int | None
+    sources: Sequence[str], make: Callable[..., None], head: int | None, layer: int | None
 ) -> list[KernelView]:
     from kerple_eval.models.open import label_models, open_model, parse_model  # noqa: PLC0415
     from kerple_eval.models.scheme_view import view  # noqa: PLC0415
 
-    hooks = load(f"{draw.__module__}:HOOKS")
+    hooks = load(f"{make.__module__}:HOOKS")
     specs = [parse_model(source) for source in sources]
     views: list[KernelView] = []
     for spec, label in zip(specs, label_models(specs), strict=True):

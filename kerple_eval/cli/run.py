@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kerple_eval.cli import dry_run as dry
-from kerple_eval.cli.errors import is_terminal
+from kerple_eval.cli.errors import BrokenOffError, is_terminal
 from kerple_eval.evaluation.ranks import RankLostError, launched_rank
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
@@ -17,8 +18,7 @@ from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
-from kerple_eval.reports.tables.answers import render as answers
-from kerple_eval.reports.tables.table import render
+from kerple_eval.reports.tables import answers, table
 from kerple_eval.types import UserError
 
 
@@ -35,9 +35,6 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
     except RankLostError as error:
         click.echo(f"rank {rank}: {error}; finished cells are kept, the same command goes on", err=True)
         return 1
-    except _BrokenOffError as error:
-        click.echo(f"error: {error}; finished cells are kept, the same command goes on", err=True)
-        return 1
     except KeyboardInterrupt:
         if not rank:
             click.echo(
@@ -45,10 +42,6 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
             )
         return 130
     return finish(result)
-
-
-class _BrokenOffError(Exception):
-    """The run could not go on after cells had been computed (a full disk, say)."""
 
 
 def _watched(request: RunRequest) -> Run:
@@ -78,7 +71,7 @@ def _watched(request: RunRequest) -> Run:
         except UserError as error:
             progress.live.transient = True  # the error's line stands alone
             if computed:
-                raise _BrokenOffError(str(error)) from error
+                raise BrokenOffError(f"{error}; finished cells are kept, the same command goes on") from error
             raise
 
 
@@ -86,7 +79,7 @@ def finish(result: Run) -> int:
     """Print the tables and where things are; 1 where a cell failed."""
     folder = result.folder
     answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
-    shown = answers([folder]) if answered else render([folder], "text", color=is_terminal())
+    shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
     print(shown)
     finished = failed = 0
     root = click.get_current_context().find_root()
@@ -104,5 +97,6 @@ def finish(result: Run) -> int:
     if said is not None:
         print(said)
     kind = "depth" if answered else "curve"
-    print(f"figure: kerple-eval plot {folder} --kind {kind} --out {Path(folder) / f'{kind}.png'}")
+    figure = Path(folder) / f"{kind}.png"
+    print("figure: " + shlex.join(["kerple-eval", "plot", str(folder), "--kind", kind, "--out", str(figure)]))
     return 1 if failed else 0

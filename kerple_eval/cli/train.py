@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from kerple_eval.cli.errors import typed_words
+from kerple_eval.cli.errors import BrokenOffError, typed_words
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import scheme_of
@@ -69,7 +70,11 @@ def run(
     ) as progress:  # fmt: skip
         bar = progress.add_task("train", total=steps, note="")
 
+        computed = 0
+
         def on_step(step: int, loss: float) -> None:
+            nonlocal computed
+            computed = step
             progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
         def on_report(report: TrainingStep) -> None:
@@ -85,6 +90,10 @@ def run(
                 recipe, corpus, Path(out), weights_dtype=DTYPES[store],
                 tokenizer=tokeniser, record=record, on_report=on_report, on_step=on_step,
             )  # fmt: skip
+        except UserError as error:
+            if computed:
+                raise BrokenOffError(str(error)) from error
+            raise
         except KeyboardInterrupt:
             progress.stop()
             console.out(f"stopped; the same command goes on from {out}", highlight=False)
@@ -93,7 +102,8 @@ def run(
     bits = held_out["bits_per_byte"]
     figure = f"{bits:.4f} bits per byte" if bits is not None else f"{held_out['nll']:.4f} nats"
     print(f"{out}: held-out {figure} at {length} over {held_out['targets']} targets")
-    print(f"next: kerple-eval run native:{out} --task {task or '...'} --out runs/first")
+    source = ["--task", task] if task else ["--text", text[0]]
+    print("next: " + shlex.join(["kerple-eval", "run", f"native:{out}", *source, "--out", "runs/first"]))
 
 
 def _ngram(corpus: Corpus, order: int) -> float:

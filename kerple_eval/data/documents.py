@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.data.tokenizer import Tokenizer, encode_start
+from kerple_eval.records.specification import AppliedRule, Marker
 from kerple_eval.types import Sample, UserError, Window
 
 Ids = NDArray[np.int64]
@@ -24,10 +25,35 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentMarkers:
+    """A first-token rule as applied to a model: tokens around each document, or before each window.
+
+    ``rule`` is never, document, window or prefix, ``id`` its marker. ``before`` and ``after`` are the ids
+    put around each document; with ``window``, ``id`` stands before the inputs of every window instead.
+    """
+
+    rule: AppliedRule = "never"
+    id: int | None = None
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def record(self) -> Marker:
+        usual = {"never": 0, "document": 1, "window": 0, "prefix": 2}[self.rule]  # with the tokeniser's BOS
+        more = bool(self.after) or len(self.before) > usual
+        return Marker(self.rule, self.id, *((self.before, self.after) if more else ()))
+
+
+NO_MARKERS = DocumentMarkers()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDocument:
     """Token ids ``[n]`` of one document and, where known, UTF-8 bytes a token ``[n]``.
 
-    Of a made document the last ``answer`` tokens are the answer, whose source stands at ``depth`` (0..1).
+    Of a synthetic document the last ``answer`` tokens are the answer, whose source stands at ``depth``
+    (0..1). ``cut_off``: whether the document goes on after these tokens. Of the ``bytes_read`` UTF-8 bytes
+    that were tokenised, ``lost`` cannot be read back from the tokens.
     """
 
     name: str
@@ -35,6 +61,9 @@ class TokenDocument:
     byte_counts: Ids | None = None
     answer: int | None = None
     depth: float | None = None
+    cut_off: bool = False
+    lost: int = 0
+    bytes_read: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,16 +73,16 @@ class TokenDocument:
         if tokens is None or len(self) <= tokens:
             return self
         counts = None if self.byte_counts is None else self.byte_counts[:tokens]
-        return TokenDocument(self.name, self.ids[:tokens], counts)
+        return TokenDocument(self.name, self.ids[:tokens], counts, cut_off=True)
 
-    def spelled(self, window: Window) -> int | None:
+    def byte_count(self, window: Window) -> int | None:
         """UTF-8 bytes of the window's targets; None where unknown."""
         if self.byte_counts is None:
             return None
         return int(self.byte_counts[window.first_target : window.stop + 1].sum())
 
     def plain(self) -> TokenDocument:
-        """The same with int64 ids in memory of its own, where they are a mapped file's."""
+        """The same with int64 ids in memory, where they are those of a mapped file."""
         return replace(self, ids=np.asarray(self.ids, dtype=np.int64))
 
     @property
@@ -61,13 +90,13 @@ class TokenDocument:
         return hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").tobytes()).hexdigest()
 
 
-def spellable(text: str, where: str) -> str:
-    """``text``, refused where UTF-8 cannot spell it (JSON can hold half a surrogate pair)."""
+def check_encodable(text: str, where: str) -> str:
+    """``text``, refused where UTF-8 cannot encode it (a Python string can hold half a surrogate pair)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: half a surrogate pair at character {error.start}, which UTF-8 cannot spell; remove it"
+            f"{where}: half a surrogate pair at character {error.start}, which UTF-8 cannot encode; remove it"
         ) from None
     return text
 
@@ -83,14 +112,14 @@ def text_hash(documents: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def share(text: str) -> float:
+def hashed_share(text: str) -> float:
     """A number in [0, 1) that is a fixed function of ``text`` (sha256)."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
 
 
 def in_test_split(name: str, test_share: float) -> bool:
     """Split by a hash of the document's name: stable when documents are added or removed."""
-    return share(name) < test_share
+    return hashed_share(name) < test_share
 
 
 def hold_out_tail(documents: Sequence[Document], fraction: float) -> tuple[list[Document], ...]:
@@ -107,20 +136,36 @@ def choose(names: Iterable[str], count: int | None, seed: int) -> list[str]:
     """``count`` of the names, in order of name. Ranked by a hash of (seed, name), so that a smaller
     count is a subset of a larger one and one document more or less changes no other's rank.
     """
-    ranked = sorted(names, key=lambda name: (share(f"{seed}\0{name}"), name))
+    ranked = sorted(names, key=lambda name: (hashed_share(f"{seed}\0{name}"), name))
     return sorted(ranked if count is None else ranked[:count])
 
 
-def tokenize(document: Document, tokenizer: Tokenizer, *, bos: bool = False) -> TokenDocument:
-    """Token ids of a document, with a first-token marker where ``bos``."""
-    encoding = tokenizer.encode(document.text)
-    ids, counts = encoding.ids, encoding.byte_counts
-    if bos:
-        if tokenizer.bos is None:
-            raise no_bos("document", tokenizer)
-        ids = np.concatenate([[tokenizer.bos], ids])
-        counts = None if counts is None else np.concatenate([[0], counts])
-    return TokenDocument(document.name, ids, counts)
+def tokenize(
+    document: Document, tokenizer: Tokenizer, markers: DocumentMarkers = NO_MARKERS, most: int | None = None
+) -> TokenDocument:
+    """Token ids of a document between its markers; with ``most``, at least so many of them, or all."""
+    text = document.text
+    encoding = tokenizer.encode(text) if most is None else encode_start(tokenizer, text, most)
+    size = len(text) if text.isascii() else len(text.encode("utf-8"))
+    if encoding.read_bytes is not None:
+        size = encoding.read_bytes
+    read = TokenDocument(
+        document.name, encoding.ids, encoding.byte_counts, cut_off=encoding.read_bytes is not None,
+        lost=encoding.lost, bytes_read=size,
+    )  # fmt: skip
+    return surround(read, markers.before, markers.after)
+
+
+def surround(document: TokenDocument, before: Sequence[int], after: Sequence[int]) -> TokenDocument:
+    """The document between markers, which account for no bytes; ``after`` only where it is whole."""
+    end = () if document.cut_off else after
+    if not before and not end:
+        return document
+    ids = np.concatenate([np.array(part, dtype=np.int64) for part in (before, document.ids, end)])
+    counts = document.byte_counts
+    if counts is not None:
+        counts = np.concatenate([np.zeros(len(before), np.int64), counts, np.zeros(len(end), np.int64)])
+    return replace(document, ids=ids, byte_counts=counts)
 
 
 def no_bos(rule: str, tokenizer: Tokenizer) -> UserError:
@@ -130,7 +175,7 @@ def no_bos(rule: str, tokenizer: Tokenizer) -> UserError:
 def pack(
     documents: Sequence[TokenDocument], tokenizer: Tokenizer, name: str, why: str = "packing: concatenate"
 ) -> TokenDocument:
-    """Documents end to end, each followed by the end-of-document token (which spells no bytes)."""
+    """Documents end to end, each followed by the end-of-document token (which accounts for no bytes)."""
     if tokenizer.end_of_document is None:
         raise UserError(f"{why}, but the tokeniser ({tokenizer.identity}) has no end-of-document token")
     end = np.array([tokenizer.end_of_document], dtype=np.int64)
@@ -145,12 +190,12 @@ def pack(
 
 
 def assemble(documents: Sequence[TokenDocument], samples: Sequence[Sample]) -> list[TokenDocument]:
-    """What a protocol draws of ``documents``, each sample a document of its own; ids become int64."""
-    made = []
+    """The samples that a protocol draws from ``documents``, as documents with int64 ids."""
+    assembled = []
     for sample in samples:
         parts = [(documents[span.document], span) for span in sample.spans]
         ids = np.concatenate([d.ids[s.start : s.stop] for d, s in parts]).astype(np.int64)
         counts = [d.byte_counts[s.start : s.stop] for d, s in parts if d.byte_counts is not None]
         known = len(counts) == len(parts)
-        made.append(TokenDocument(sample.name, ids, np.concatenate(counts) if known else None))
-    return made
+        assembled.append(TokenDocument(sample.name, ids, np.concatenate(counts) if known else None))
+    return assembled

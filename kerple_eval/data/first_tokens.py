@@ -1,27 +1,26 @@
-"""A run's documents read once more by the first-token rules that protocols bring with them.
+"""A run's texts by the first-token rules that protocols bring with them.
 
-The documents are those the run chose by its own rule; with ``--max-tokens`` they end at the same token.
+The documents are those that the run selected by its own rule; with ``--max-tokens`` they end at the same
+token of the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from kerple_eval.data.documents import TokenDocument
+from kerple_eval.data.documents import NO_MARKERS, DocumentMarkers, TokenDocument, surround
 from kerple_eval.data.texts import (
     DocumentSelection,
     PreparedText,
     TextSource,
     TokenizedText,
-    check_marker,
+    applied,
+    check_markers,
     check_vocabulary,
 )
-from kerple_eval.data.tokenizer import Tokenizer
-from kerple_eval.records.specification import AppliedRule
+from kerple_eval.data.tokenizer import ModelTokens, Tokenizer
 from kerple_eval.types import FirstToken, UserError
 
 
@@ -37,34 +36,31 @@ class TokenizedTexts:
 
 
 def tokenize_by_rules(
-    text: TextSource,
-    readers: dict[str, tuple[str, Tokenizer | None, int]],
-    choice: DocumentSelection,
-    rules: Sequence[FirstToken],
+    text: TextSource, models: Sequence[ModelTokens], choice: DocumentSelection, rules: Sequence[FirstToken]
 ) -> PreparedText[TokenizedTexts]:
-    """``text.prepare``, and the same documents by ``rules``; readings that are alike are one object."""
-    prepared = text.prepare(readers, choice)
+    """``text.prepare`` and the same documents by ``rules``, by model label; equal ones are one object."""
+    prepared = text.prepare(models, choice)
     base = prepared.by_model
     made: dict[tuple[Any, ...], TokenizedText] = {
-        (text.identity(readers[label][1]), r.bos, r.bos_id): r for label, r in base.items()
+        (text.identity(model.tokenizer), base[model.label].markers): base[model.label] for model in models
     }
-    found = {label: TokenizedTexts(reading, {}) for label, reading in base.items()}
-    for label, tokenizer, vocabulary in readers.values():
+    texts = {model.label: TokenizedTexts(base[model.label], {}) for model in models}
+    for model in models:
         for rule in rules:
-            applied, number = _applied(text, rule, label, tokenizer)
-            check_marker(number, label, vocabulary)
-            key = (text.identity(tokenizer), applied, number)
+            markers = _applied(text, rule, model)
+            check_markers(markers, model)
+            key = (text.identity(model.tokenizer), markers)
             if key not in made:
-                made[key] = _read_alike(text, base[label], tokenizer, applied, number, most=choice.max_tokens)
-                check_vocabulary(made[key].documents, label, vocabulary)
-            found[label].own[rule] = made[key]
-    return PreparedText(found, prepared.record)
+                most = choice.max_tokens
+                made[key] = _with_markers(text, base[model.label], model.tokenizer, markers, most)
+                check_vocabulary(made[key].documents, model.label, model.vocabulary)
+            texts[model.label].own[rule] = made[key]
+    return PreparedText(texts, prepared.record)
 
 
-def _applied(
-    text: TextSource, rule: FirstToken, label: str, tokenizer: Tokenizer | None
-) -> tuple[AppliedRule, int | None]:
-    """The rule as applied to this model, and the token it puts."""
+def _applied(text: TextSource, rule: FirstToken, model: ModelTokens) -> DocumentMarkers:
+    """The rule as applied to this model."""
+    tokenizer = model.tokenizer
     if text.tokens is not None or tokenizer is None:
         if rule.rule == "prefix" and rule.id is None:
             raise UserError(
@@ -72,62 +68,60 @@ def _applied(
                 "which, as in lm-eval-rolling:prefix_token_id=0"
             )
         if rule.id is None or rule.rule == "tokenizer":
-            return "never", None
-        return rule.rule, rule.id
+            return NO_MARKERS
+        return DocumentMarkers(rule.rule, rule.id, (rule.id,) if rule.rule == "prefix" else ())
     if rule.rule == "tokenizer":
-        return ("document", tokenizer.bos) if tokenizer.adds_bos else ("never", None)
+        return applied("tokenizer", tokenizer)
     number = tokenizer.bos if rule.id is None else rule.id
-    if rule.rule == "prefix" and number is None:
+    if rule.rule == "window":
+        return NO_MARKERS if number is None else DocumentMarkers("window", number)
+    if number is None:
         number = tokenizer.end_of_document
-        if number is None:
-            raise UserError(
-                f"model {label}: its tokeniser ({tokenizer.identity}) has neither a first-token marker nor "
-                "an end-of-document token to begin with; say which, as in lm-eval-rolling:prefix_token_id=0"
-            )
-    return ("never", None) if number is None else (rule.rule, number)
+    if number is None:
+        raise UserError(
+            f"model {model.label}: its tokeniser ({tokenizer.identity}) has neither a first-token marker nor "
+            "an end-of-document token to begin with; say which, as in lm-eval-rolling:prefix_token_id=0"
+        )
+    return DocumentMarkers("prefix", number, (number, *tokenizer.before), tokenizer.after)
 
 
-def _read_alike(
+def _with_markers(
     text: TextSource,
     base: TokenizedText,
     tokenizer: Tokenizer | None,
-    bos: AppliedRule,
-    number: int | None,
-    *,
+    markers: DocumentMarkers,
     most: int | None,
 ) -> TokenizedText:
-    """The documents of ``base`` with another first-token rule, cut after ``most`` tokens of the base's."""
+    """The documents of ``base`` with other markers, cut after ``most`` tokens of the base's."""
     given = text.tokens is not None
-    adds = tokenizer is not None and not given and tokenizer.adds_bos
-    marked = bos == "document" or (bos == "prefix" and adds)
-    own = int(base.bos == "document")
-    if text.packed and not given:  # markers stand inside
-        within = "document" if marked else "never"
-        documents = list(text.tokenised(tokenizer, within, False))
+    if text.packed and not given:  # the tokeniser's own markers stand inside, a prefix before all of it
+        prefix = markers.before[:1] if markers.rule == "prefix" else ()
+        inner = replace(markers, before=markers.before[len(prefix) :])
+        assert tokenizer is not None
+        documents = [surround(d, prefix, ()) for d in text.tokenised(tokenizer, inner).documents]
+        if most is not None:
+            documents = [d.cut(most + len(prefix)) for d in documents]
     else:
-        documents = [_without_first(d, own) for d in base.documents]
-        if marked:
-            assert tokenizer is not None
-            documents = [_led_by(tokenizer.bos, d) for d in documents]
-    if bos == "prefix":
-        documents = [_prefixed(d, number, adds) for d in documents]
-    if most is not None:
-        documents = [d.cut(most + int(marked) + int(bos == "prefix") - own) for d in documents]
-    return TokenizedText([d.plain() for d in documents], bos, number, given)
+        documents = [_surrounded(_without(document, base.markers), markers) for document in base.documents]
+    documents = [document.plain() for document in documents]
+    return TokenizedText(documents, markers, given, base.lost_bytes, base.read_bytes)
 
 
-def _without_first(document: TokenDocument, count: int) -> TokenDocument:
-    counts = None if document.byte_counts is None else document.byte_counts[count:]
-    return TokenDocument(document.name, document.ids[count:], counts)
+def _without(document: TokenDocument, markers: DocumentMarkers) -> TokenDocument:
+    """The document without the markers around it."""
+    start = len(markers.before)
+    stop = len(document) - (0 if document.cut_off else len(markers.after))
+    counts = None if document.byte_counts is None else document.byte_counts[start:stop]
+    return replace(document, ids=document.ids[start:stop], byte_counts=counts)
 
 
-def _led_by(number: int | None, document: TokenDocument) -> TokenDocument:
-    """A marker, which spells no bytes, before the document."""
-    counts = None if document.byte_counts is None else np.concatenate([[0], document.byte_counts])
-    return TokenDocument(document.name, np.concatenate([[number], document.ids]), counts)
+def _surrounded(document: TokenDocument, markers: DocumentMarkers) -> TokenDocument:
+    """The document between its markers.
 
-
-def _prefixed(document: TokenDocument, number: int | None, adds: bool) -> TokenDocument:
-    """``number`` before the document; its tokeniser's own BOS goes where the text spells one itself."""
-    twice = adds and len(document) > 1 and document.ids[1] == number
-    return _led_by(number, _without_first(document, int(twice)))
+    Where the text itself begins with the prefix token, that token alone stands before it, and nothing after
+    it: lm-eval then tells the tokeniser to add no marker (``has_bos_prefix``).
+    """
+    ids = document.ids
+    if markers.rule == "prefix" and len(ids) and ids[0] == markers.id:
+        return surround(document, markers.before[:1], ())
+    return surround(document, markers.before, markers.after)

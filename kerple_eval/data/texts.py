@@ -1,4 +1,4 @@
-"""The run's texts: a task, ``--text`` files or ``--tokens`` files, tokenised for each tokeniser.
+"""The run's texts: documents or token ids, tokenised for each tokeniser, of which some are selected.
 
 Which documents a run scores is decided once for all its models: those with enough tokens under every
 model's tokeniser (M + 1 unless short ones are kept), then the task's or the command's selection.
@@ -9,32 +9,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.data.documents import (
+    NO_MARKERS,
     Document,
+    DocumentMarkers,
     TokenDocument,
     choose,
-    in_test_split,
     no_bos,
     pack,
-    text_hash,
     tokenize,
 )
-from kerple_eval.data.sources.kinds import MegatronSource
-from kerple_eval.data.sources.megatron import MegatronDocuments, is_megatron, open_megatron
-from kerple_eval.data.sources.read import documents_of, text_files, token_files
-from kerple_eval.data.task import Selection, Task, open_task
-from kerple_eval.data.tokenizer import Tokenizer
-from kerple_eval.protocols.neox_split import parse_shares, part_range
-from kerple_eval.records.specification import AppliedRule, Marker, SelectionRecord, TaskRecord
-from kerple_eval.types import BosRule, Spec, UserError
+from kerple_eval.data.sources.megatron import MegatronDocuments
+from kerple_eval.data.task import Selection
+from kerple_eval.data.tokenizer import ModelTokens, Tokenizer
+from kerple_eval.records.specification import AppliedRule, LostText, Marker, SelectionRecord, TaskRecord
+from kerple_eval.types import BosRule, UserError
 
 Texts = TypeVar("Texts")
+
+#: Bits per byte are given where at most this share of the text's bytes is lost by the tokeniser.
+MOST_LOST = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +55,34 @@ class DocumentSelection:
 class TokenizedText:
     """A text as the models of one tokeniser read it: what a run scores of it.
 
-    ``bos`` is the first-token rule as applied (never, document, window, prefix), ``bos_id`` its token.
+    ``lost_bytes`` of the ``read_bytes`` that were tokenised cannot be read back from the tokens.
     """
 
     documents: Sequence[TokenDocument]
-    bos: AppliedRule = "never"
-    bos_id: int | None = None
+    markers: DocumentMarkers = NO_MARKERS
     given: bool = False  # token ids as given, not text
+    lost_bytes: int = 0
+    read_bytes: int = 0
+
+    @property
+    def bos(self) -> AppliedRule:
+        """The first-token rule as applied: never, document, window or prefix."""
+        return self.markers.rule
+
+    @property
+    def bos_id(self) -> int | None:
+        """The first-token marker of that rule."""
+        return self.markers.id
 
     @property
     def window_bos(self) -> int | None:
         """The token before the inputs of every window, which takes one of its L."""
-        return self.bos_id if self.bos == "window" else None
+        return self.markers.id if self.markers.rule == "window" else None
 
     @property
     def marker(self) -> Marker:
-        """The rule and its token, for the record."""
-        return Marker(self.bos, self.bos_id)
+        """The rule and its tokens, for the record."""
+        return self.markers.record
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -109,70 +119,85 @@ class TextSource:
     selection: Selection = field(default_factory=Selection)
 
     def prepare(
-        self, readers: dict[str, tuple[str, Tokenizer | None, int]], choice: DocumentSelection
+        self, models: Sequence[ModelTokens], choice: DocumentSelection
     ) -> PreparedText[TokenizedText]:
-        """Tokenised, selected documents for every model.
-
-        ``readers``: model label -> (label, its tokeniser, its vocabulary size).
+        """Tokenised, selected documents by model label; models that read the text alike share them.
 
         Raises:
             UserError: no document is long enough; a model has no tokeniser; ids beyond a vocabulary.
         """
-        keys: dict[str, tuple[str, str]] = {}
-        readings: dict[tuple[str, str], TokenizedText] = {}
-        for label, tokenizer, vocabulary in readers.values():
-            rule, number = self._bos(label, tokenizer)
-            check_marker(number, label, vocabulary)
-            keys[label] = key = (self.identity(tokenizer), f"{rule} {number}")
-            if key not in readings:
-                found = self.tokenised(tokenizer, rule, choice.whole)
-                readings[key] = TokenizedText(found, rule, number, self.tokens is not None)
+        keys: dict[str, tuple[str, DocumentMarkers]] = {}
+        texts: dict[tuple[str, DocumentMarkers], TokenizedText] = {}
+        for model in models:
+            markers = self.markers(model.label, model.tokenizer)
+            check_markers(markers, model)
+            keys[model.label] = key = (self.identity(model.tokenizer), markers)
+            if key not in texts:
+                most = None if choice.whole else choice.max_tokens
+                texts[key] = self.tokenised(model.tokenizer, markers, whole=choice.whole, most=most)
         record = self.record
         if choice.whole:
             self._refuse_selection()
-            sizes = {len(reading.documents) for reading in readings.values()}
+            sizes = {len(text.documents) for text in texts.values()}
             selection = SelectionRecord(documents=sizes.pop(), rule="every document")
         else:
-            chosen, selection = self._chosen(list(readings.values()), choice)
-            for reading in readings.values():
-                reading.documents = [reading.documents[i].cut(choice.max_tokens).plain() for i in chosen]
-            for label, _, vocabulary in readers.values():
-                check_vocabulary(readings[keys[label]].documents, label, vocabulary)
+            chosen, selection = self._chosen(list(texts.values()), choice)
+            for text in texts.values():
+                text.documents = [text.documents[i].cut(choice.max_tokens).plain() for i in chosen]
+            for model in models:
+                check_vocabulary(texts[keys[model.label]].documents, model.label, model.vocabulary)
             if self.tokens is not None and record.tokens_sha256 is None:
-                record = replace(record, tokens_sha256=tokens_hash(next(iter(readings.values())).documents))
-        by_model = {label: readings[key] for label, key in keys.items()}
-        markers = {label: reading.marker for label, reading in by_model.items()}
-        return PreparedText(by_model, replace(record, selection=selection, first_token=markers))
+                record = replace(record, tokens_sha256=tokens_hash(next(iter(texts.values())).documents))
+        by_model = {label: texts[key] for label, key in keys.items()}
+        first = {label: text.marker for label, text in by_model.items()}
+        lost = {label: LostText(t.lost_bytes, t.read_bytes) for label, t in by_model.items() if t.lost_bytes}
+        record = replace(record, selection=selection, first_token=first, lost_bytes=lost or None)
+        return PreparedText(by_model, record)
 
     def identity(self, tokenizer: Tokenizer | None) -> str:
-        """What tells two readings of this text apart, but for the first token."""
+        """What tells two tokenised forms of this text apart, markers aside."""
         return "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
 
-    def _bos(self, label: str, tokenizer: Tokenizer | None) -> tuple[AppliedRule, int | None]:
-        """The rule as applied to this model, and the token it puts."""
+    def markers(self, label: str, tokenizer: Tokenizer | None) -> DocumentMarkers:
+        """The text's first-token rule as applied to this model."""
         if self.tokens is not None:
-            return "never", None
+            return NO_MARKERS
         if tokenizer is None:
             raise UserError(f"model {label} has no tokeniser; give token ids with --tokens")
-        by_itself: AppliedRule = "document" if tokenizer.adds_bos else "never"
-        rule = by_itself if self.bos == "tokenizer" else self.bos
-        if rule != "never" and tokenizer.bos is None:
-            raise no_bos(rule, tokenizer)
-        return rule, None if rule == "never" else tokenizer.bos
+        return applied(self.bos, tokenizer)
 
-    def tokenised(self, tokenizer: Tokenizer | None, bos: str, whole: bool) -> Sequence[TokenDocument]:
+    def tokenised(
+        self,
+        tokenizer: Tokenizer | None,
+        markers: DocumentMarkers,
+        *,
+        whole: bool = False,
+        most: int | None = None,
+    ) -> TokenizedText:
+        """Every document with its markers; with ``most``, at least that many tokens of each, or all.
+
+        In packed text, and where a protocol draws (``whole``), every document ends with the end-of-document
+        token, in place of what the tokeniser itself appends.
+        """
         if self.tokens is not None:
-            if not self.packed or whole:
-                return self.tokens
-            return [TokenDocument(self.name, np.concatenate([d.ids for d in self.tokens]))]
+            tokens = self.tokens
+            if self.packed and not whole:
+                tokens = [TokenDocument(self.name, np.concatenate([d.ids for d in tokens]))]
+            return TokenizedText(tokens, markers, True)
         assert tokenizer is not None
-        documents = [tokenize(document, tokenizer, bos=bos == "document") for document in self.documents]
+        inner = replace(markers, after=()) if whole or self.packed else markers
+        documents = [tokenize(document, tokenizer, inner, None if self.packed else most)
+                     for document in self.documents]  # fmt: skip
+        lost = sum(document.lost for document in documents)
+        size = sum(document.bytes_read for document in documents)
+        if lost > MOST_LOST * size:
+            documents = [replace(document, byte_counts=None) for document in documents]
         if whole:
             why = "the protocol ends each document with a token"
-            return [pack([document], tokenizer, document.name, why) for document in documents]
-        if self.packed:
+            documents = [pack([document], tokenizer, document.name, why) for document in documents]
+        elif self.packed:
             documents = [pack(documents, tokenizer, self.name)]
-        return documents
+        return TokenizedText(documents, markers, False, lost, size)
 
     def _refuse_selection(self) -> None:
         """A task's own choice of documents has no meaning where a protocol draws from every one."""
@@ -183,15 +208,15 @@ class TextSource:
                 )
 
     def _chosen(
-        self, readings: Sequence[TokenizedText], choice: DocumentSelection
+        self, texts: Sequence[TokenizedText], choice: DocumentSelection
     ) -> tuple[list[int], SelectionRecord]:
-        """Positions of the documents to score; the readings hold the same ones in the same order."""
+        """Positions of the documents to score; ``texts`` hold the same ones in the same order."""
         beyond = 0 if self.bos == "window" else 1  # a whole window and its target, the marker one of them
         least = max(self.selection.minimum_length, 2 if choice.keep_short else choice.longest + beyond)
-        sizes = np.minimum.reduce([reading.sizes for reading in readings])
+        sizes = np.minimum.reduce([text.sizes for text in texts])
         if choice.max_tokens is not None:
             sizes = np.minimum(sizes, choice.max_tokens)
-        eligible = {readings[0].name(i): i for i in np.flatnonzero(sizes >= least).tolist()}
+        eligible = {texts[0].name(i): i for i in np.flatnonzero(sizes >= least).tolist()}
         if not eligible:
             most = int(sizes.max(initial=0))
             cut = "" if choice.max_tokens is None else f" (cut by --max-tokens {choice.max_tokens})"
@@ -216,13 +241,31 @@ class TextSource:
         return sorted(eligible[name] for name in choose(eligible, count, seed)), record
 
 
-def check_marker(number: int | None, label: str, vocabulary: int) -> None:
-    """Refuse a first-token marker that a model has no embedding for."""
-    if number is not None and number >= vocabulary:
-        raise UserError(
-            f"model {label}: its tokeniser's first-token marker is id {number}, beyond its "
-            f"vocabulary (0..{vocabulary - 1})"
-        )
+def applied(rule: BosRule, tokenizer: Tokenizer) -> DocumentMarkers:
+    """A first-token rule as applied to a tokeniser.
+
+    ``tokenizer`` puts what the tokeniser puts by itself, and is called ``document`` where that is one token
+    before a text, ``never`` where it is nothing.
+    """
+    if rule == "tokenizer":
+        before, after = tokenizer.before, tokenizer.after
+        first = before[0] if before else None
+        return DocumentMarkers("document" if before or after else "never", first, before, after)
+    if rule == "never":
+        return NO_MARKERS
+    if tokenizer.bos is None:
+        raise no_bos(rule, tokenizer)
+    return DocumentMarkers(rule, tokenizer.bos, (tokenizer.bos,) if rule == "document" else ())
+
+
+def check_markers(markers: DocumentMarkers, model: ModelTokens) -> None:
+    """Refuse a marker that a model has no embedding for."""
+    for number in (markers.id, *markers.before, *markers.after):
+        if number is not None and number >= model.vocabulary:
+            raise UserError(
+                f"model {model.label}: its tokeniser's first-token marker is id {number}, beyond its "
+                f"vocabulary (0..{model.vocabulary - 1})"
+            )
 
 
 def check_vocabulary(documents: Sequence[TokenDocument], label: str, vocabulary: int) -> None:
@@ -236,75 +279,6 @@ def check_vocabulary(documents: Sequence[TokenDocument], label: str, vocabulary:
                     f"document {document.name}: token {at} is id {int(document.ids[at])}, beyond the "
                     f"vocabulary of model {label} (0..{vocabulary - 1})"
                 )
-
-
-def task_text(spec: Spec, bos: BosRule | None = None) -> TextSource:
-    """The held-out documents of a task, with its own first-token rule unless ``bos`` is another."""
-    task, path = open_task(spec)
-    if isinstance(task.source, MegatronSource):
-        _refuse_bos(bos, f"task {task.name}")
-        return _given(task, task.source, path)
-    documents, origin = documents_of(task, path)
-    held_out = [d for d in documents if in_test_split(d.name, task.split.test)]
-    if not held_out:
-        raise UserError(f"task {task.name}: split.test={task.split.test:g} holds out no document")
-    rule = bos or task.bos
-    record = replace(_task_record(task, origin), bos=rule, text_sha256=text_hash(held_out))
-    return TextSource(
-        name=task.name,
-        record=record,
-        documents=held_out,
-        bos=rule,
-        packed=task.packing == "concatenate",
-        selection=task.documents,
-    )
-
-
-def _given(task: Task, source: MegatronSource, task_file: Path) -> TextSource:
-    """The token ids of a task's memory-mapped data set, or of one part of it."""
-    documents = open_megatron(task_file.parent / source.path)
-    shares = parse_shares(source.shares, "source.shares")
-    part = documents.part(part_range(source.part, shares, len(documents)))
-    if not len(part):
-        raise UserError(
-            f"task {task.name}: source.part: {source.part} holds none of {len(documents)} documents"
-        )
-    origin = documents.record | {"part": source.part, "shares": source.shares}
-    record = replace(_task_record(task, origin), bos="never")
-    packed = task.packing == "concatenate"
-    return TextSource(task.name, record, [], part, "never", packed, task.documents)
-
-
-def _task_record(task: Task, origin: dict[str, Any]) -> TaskRecord:
-    return TaskRecord(task.name, task.version, origin, task.split.test, task.packing)
-
-
-def own_text(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
-    """All ``--text`` files as one text named ``text``."""
-    documents = text_files(tuple(paths))
-    record = TaskRecord("text", packing="document", bos=bos or "tokenizer", text_sha256=text_hash(documents))
-    return TextSource("text", record, documents, bos=bos or "tokenizer")
-
-
-def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
-    """All ``--tokens`` files as one text named ``tokens``; ids are used as given."""
-    _refuse_bos(bos, "--tokens")
-    sets = [path for path in paths if is_megatron(path)]
-    if sets:
-        if len(paths) > 1:
-            raise UserError(f"--tokens {sets[0]}: a .bin/.idx data set stands alone; give no other --tokens")
-        mapped = open_megatron(sets[0])
-        if not len(mapped):
-            raise UserError(f"--tokens {sets[0]}: holds no document")
-        return TextSource("tokens", TaskRecord("tokens", source=mapped.record), [], mapped, "never")
-    documents = token_files(tuple(paths))
-    digest = tokens_hash(documents)
-    return TextSource("tokens", TaskRecord("tokens", tokens_sha256=digest), [], documents, "never")
-
-
-def _refuse_bos(bos: BosRule | None, what: str) -> None:
-    if bos in ("document", "window"):
-        raise UserError(f"--bos {bos}: {what} holds token ids, which are used as given; leave --bos out")
 
 
 def tokens_hash(documents: Iterable[TokenDocument]) -> str:

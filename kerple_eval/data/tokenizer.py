@@ -2,45 +2,74 @@
 
 Every tokeniser also says how many UTF-8 bytes of the text each token accounts for, so that bits per
 byte can be given: token k accounts for the bytes between the end of token k-1 and its own end (a
-character split over several byte-level tokens is counted at the first of them).
+character split over several byte-level tokens is counted at the first of them). Bytes that cannot be read
+back from the tokens (unknown symbols, dropped or changed ones) are counted as lost, see ``text_loss.py``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerple_eval.data.pipeline import Pipeline, check_growth
+from kerple_eval.data.text_loss import lost_bytes
+from kerple_eval.support.readers import quoted, read_bytes
 from kerple_eval.types import UserError
 
 Ids = NDArray[np.int64]
+T = TypeVar("T")
+
+LARGEST = 1 << 28  # bytes of a tokeniser's file
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """ids ``[n]`` and, where known, the UTF-8 bytes each token accounts for ``[n]``."""
+    """ids ``[n]`` and, where known, the UTF-8 bytes each token accounts for ``[n]``.
+
+    ``lost`` is the number of bytes of the text that cannot be read back from the ids. ``read_bytes`` is
+    given where only so many bytes of the text were read (UTF-8).
+    """
 
     ids: Ids
     byte_counts: Ids | None
+    lost: int = 0
+    read_bytes: int | None = None
 
 
 class Tokenizer(Protocol):
     """What a checkpoint must offer to read text. ``identity`` tells two tokenisers apart.
 
-    ``adds_bos``: whether it puts ``bos`` before a text by itself; ``encode`` never does.
+    ``before`` and ``after`` are the ids that it puts around a text by itself; ``encode`` leaves them out.
+    ``bos`` is the first-token marker that a rule may ask for, ``end_of_document`` what ends a document in
+    packed text.
     """
 
     identity: str
     vocab_size: int
     bos: int | None
-    adds_bos: bool  # whether it puts ``bos`` before a text unless told otherwise
+    before: tuple[int, ...]
+    after: tuple[int, ...]
     end_of_document: int | None
 
     def encode(self, text: str) -> Encoding: ...
+
+
+@dataclass(frozen=True)
+class ModelTokens:
+    """A model as a reader of text: its label, tokeniser, vocabulary size and the ids before a document."""
+
+    label: str
+    tokenizer: Tokenizer | None
+    vocabulary: int
+    before: tuple[int, ...] = ()
 
 
 class ByteTokenizer:
@@ -50,7 +79,8 @@ class ByteTokenizer:
         self.identity = "bytes"
         self.vocab_size = 256
         self.bos: int | None = None
-        self.adds_bos = False
+        self.before: tuple[int, ...] = ()
+        self.after: tuple[int, ...] = ()
         self.end_of_document: int | None = 0
 
     def encode(self, text: str) -> Encoding:
@@ -61,25 +91,56 @@ class ByteTokenizer:
 BYTE_TOKENIZER = ByteTokenizer()
 
 
+def encode_start(tokenizer: Tokenizer, text: str, most: int) -> Encoding:
+    """The beginning of ``tokenizer.encode(text)``: more than ``most`` tokens of it, or all.
+
+    Only the beginning of the text is read, up to a border that no token reaches over, see
+    ``pipeline.py``; the whole where no such border is known.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        return _start(tokenizer, text, most + 1)
+    if isinstance(tokenizer, FastTokenizer):
+        characters = max(4096, 8 * most)
+        while tokenizer.pipeline.has_borders and characters < len(text):
+            border = tokenizer.pipeline.last_border(text, characters)
+            if border is not None:
+                encoding = _start(tokenizer, text, border)
+                if len(encoding.ids) > most:
+                    return encoding
+            characters *= 2
+    return tokenizer.encode(text)
+
+
+def _start(tokenizer: Tokenizer, text: str, border: int) -> Encoding:
+    encoding = tokenizer.encode(text[:border])
+    if border < len(text):
+        return replace(encoding, read_bytes=len(text[:border].encode("utf-8")))
+    return encoding
+
+
 class FastTokenizer:
-    """What the tokenisers of the ``tokenizers`` library share; no template tokens."""
+    """What the tokenisers of the ``tokenizers`` library share."""
 
     def __init__(self, fast: Any, identity: str) -> None:
         self._fast = fast
         self._fast.no_truncation()
         self._fast.no_padding()
+        check_growth(fast, identity)
         self.identity = identity
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        lead = self._template_lead()
+        self.before, self.after = self._template()
         named = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
-        self.bos: int | None = named if lead is None else lead
-        self.adds_bos = lead is not None
+        self.bos: int | None = self.before[0] if self.before else named
         self.end_of_document: int | None = self._first("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
     def to_json(self) -> bytes:
         """The same tokeniser as a ``tokenizer.json``, for a checkpoint written in another format."""
         text: str = self._fast.to_str()
         return text.encode("utf-8")
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self._fast)
 
     def _first(self, *names: str) -> int | None:
         for name in names:
@@ -88,22 +149,55 @@ class FastTokenizer:
                 return int(number)
         return None
 
-    def _template_lead(self) -> int | None:
-        """The token that the file's own template puts before a text, where it does."""
-        plain = self._fast.encode("a", add_special_tokens=False).ids
-        whole = self._fast.encode("a", add_special_tokens=True).ids
-        return int(whole[0]) if len(whole) > len(plain) and whole[: len(plain)] != plain else None
+    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that the file's own post-processor puts before and after a text."""
+        vocabulary = list(itertools.islice(self._fast.get_vocab(with_added_tokens=False), 8))
+        for probe in ("a", "1", ".", "\n", *vocabulary):
+            try:
+                plain = self._fast.encode(probe, add_special_tokens=False).ids
+                whole = self._fast.encode(probe, add_special_tokens=True)
+            except Exception:
+                continue
+            if not plain:
+                continue
+            start = whole.special_tokens_mask.index(0)
+            stop = start + len(plain)
+            if whole.ids[start:stop] != plain:
+                raise UserError(
+                    f"the tokeniser ({self.identity}) puts markers inside a text; none is read so"
+                )
+            return tuple(map(int, whole.ids[:start])), tuple(map(int, whole.ids[stop:]))
+        raise UserError(f"the tokeniser ({self.identity}) makes no tokens of a text")
+
+    def _ask(self, function: Callable[[], T]) -> T:
+        """What the library answers; its errors, a panic of its Rust code included, become a UserError."""
+        return asked(function, f"the tokeniser ({self.identity}) failed")
 
     def encode(self, text: str) -> Encoding:
-        encoding = self._fast.encode(text, add_special_tokens=False)
+        encoding = self._ask(lambda: self._fast.encode(text, add_special_tokens=False))
+        ids = np.array(encoding.ids, dtype=np.int64)
         ends = np.array([stop for _, stop in encoding.offsets], dtype=np.int64)
-        widths = np.array([len(character.encode("utf-8")) for character in text], dtype=np.int64)
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        widths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
         before = np.concatenate([[0], np.cumsum(widths)])
         reached = np.maximum.accumulate(before[ends]) if len(ends) else ends
         counts = np.diff(reached, prepend=0)
         if len(counts):
-            counts[-1] += before[-1] - reached[-1]  # trailing text that no token spells out
-        return Encoding(np.array(encoding.ids, dtype=np.int64), counts)
+            counts[-1] += before[-1] - reached[-1]  # text at the end that belongs to no token
+        return Encoding(ids, counts, self._ask(lambda: lost_bytes(self._fast, text, encoding)))
+
+
+def asked(function: Callable[[], T], problem: str) -> T:
+    """``function()`` of the ``tokenizers`` library, which raises bare Exception and, in a panic, more."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError | GeneratorExit):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{problem}: {quoted(reason, 200)[1:-1]}") from None
 
 
 class JsonTokenizer(FastTokenizer):
@@ -112,13 +206,8 @@ class JsonTokenizer(FastTokenizer):
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as Fast  # noqa: PLC0415 - only where a checkpoint has one
 
-        try:
-            raw = path.read_bytes()
-            fast = Fast.from_buffer(raw)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except Exception as error:  # the library raises bare Exception on a malformed file
-            raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+        raw = read_bytes(path, LARGEST)
+        fast = asked(lambda: Fast.from_buffer(raw), f"{path}: not a tokenizer.json")
         super().__init__(fast, "tokenizer.json:" + hashlib.sha256(raw).hexdigest()[:16])
         self._raw = raw
 
@@ -137,15 +226,11 @@ class Gpt2Tokenizer(FastTokenizer):
         from tokenizers import Tokenizer as Fast  # noqa: PLC0415
         from tokenizers import models, pre_tokenizers  # noqa: PLC0415
 
-        try:
-            raw = [path.read_bytes() for path in (vocabulary, merges)]
-            fast = Fast(models.BPE.from_file(str(vocabulary), str(merges)))
-        except OSError as error:
-            name = error.filename or vocabulary
-            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
-        except Exception as error:  # the library raises bare Exception on a malformed file
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{vocabulary}: not GPT-2's vocabulary, with {merges.name}: {first}") from None
+        raw = [read_bytes(path, LARGEST) for path in (vocabulary, merges)]
+        fast = asked(
+            lambda: Fast(models.BPE.from_file(str(vocabulary), str(merges))),
+            f"{vocabulary}: not GPT-2's vocabulary, with {merges.name}",
+        )
         fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in raw)).hexdigest()
         super().__init__(fast, "gpt2-bpe:" + digest[:16])
@@ -153,11 +238,11 @@ class Gpt2Tokenizer(FastTokenizer):
 
     def encode(self, text: str) -> Encoding:
         encoding = super().encode(text)
-        spelt = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol a byte
-        there = len(text.encode("utf-8"))
-        if spelt != there:
+        represented = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol a byte
+        size = len(text.encode("utf-8"))
+        if represented != size:
             raise UserError(
-                f"the tokeniser ({self.identity}) spells {spelt} of the text's {there} bytes: "
+                f"the tokeniser ({self.identity}) represents {represented} of the text's {size} bytes: "
                 "its vocabulary lacks a byte's symbol"
             )
         return encoding

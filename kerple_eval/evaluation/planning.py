@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kerple_eval.data.first_tokens import tokenize_by_rules
-from kerple_eval.data.synthetic.texts import is_made, made_text
+from kerple_eval.data.opening import own_text, own_tokens, task_text
+from kerple_eval.data.synthetic.texts import is_synthetic, synthetic_text
 from kerple_eval.data.texts import (
     DocumentSelection,
     TextSource,
     TokenizedText,
     check_vocabulary,
-    own_text,
-    own_tokens,
-    task_text,
     tokens_hash,
 )
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.evaluation.checks import (
     check_bos,
     check_precision,
@@ -36,6 +35,7 @@ from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.columns import MOST_WINDOWS
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
@@ -89,10 +89,10 @@ def make_plan(request: RunRequest) -> RunPlan:
     choice = DocumentSelection(
         longest, request.documents, request.keep_short, request.max_tokens, request.seed, draws
     )
-    readers = {
-        label: (label, checkpoint.tokenizer, description.vocab_size)
+    readers = [
+        ModelTokens(label, checkpoint.tokenizer, description.vocab_size)
         for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
-    }
+    ]
     rules = [plan.protocol.first_token for plan in plans if plan.protocol.first_token]
     prepared = {t.name: tokenize_by_rules(t, readers, choice, rules) for t in texts}
     planned = [
@@ -155,7 +155,9 @@ def _drawn_hashes(
 def _texts(request: RunRequest) -> list[TextSource]:
     bos = request.bos
     texts = [
-        made_text(spec, bos, request.lengths, request.seed) if is_made(spec) else task_text(spec, bos)
+        synthetic_text(spec, bos, request.lengths, request.seed)
+        if is_synthetic(spec)
+        else task_text(spec, bos)
         for spec in map(parse_spec, request.tasks)
     ]
     texts += [own_text(request.text, bos)] if request.text else []
@@ -163,6 +165,8 @@ def _texts(request: RunRequest) -> list[TextSource]:
     if not texts:
         raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
     _refuse_repeats([t.name for t in texts], "task")
+    for text in texts:
+        check_label(text.name, "task name", "name its file otherwise")
     return texts
 
 

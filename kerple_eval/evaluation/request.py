@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 import os
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import whole_number
 from kerple_eval.types import BosRule, DeviceName, DtypeName, UserError
@@ -130,25 +130,20 @@ def _option(field: str) -> str:
     return plural.get(field, field.replace("_", "-"))
 
 
-def _quoted(value: Any) -> str:
-    """A value for a message, cut before it is spelled out."""
-    return reprlib.repr(value)
-
-
 def _one_word(name: str, value: Any) -> str:
     """A string or a path."""
     if isinstance(value, str | os.PathLike):
         word = os.fspath(value)
         if isinstance(word, str) and word and "\0" not in word:
             return word
-    raise UserError(f"{name} {_quoted(value)}: expected a string or a path that is not empty")
+    raise UserError(f"{name} {quoted(value)}: expected a string or a path that is not empty")
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
     """A string or a path, or several."""
     several = [value] if isinstance(value, str | os.PathLike) else value
     if isinstance(several, bytes | Mapping) or not isinstance(several, Iterable):
-        raise UserError(f"{name} {_quoted(value)}: expected a string, a path or a sequence of them")
+        raise UserError(f"{name} {quoted(value)}: expected a string, a path or a sequence of them")
     return tuple(_one_word(name, part) for part in several)
 
 
@@ -163,7 +158,7 @@ def _integer(name: str, value: Any) -> int:
             return operator.index(value)
         except TypeError:
             pass
-    raise UserError(f"{name} {_quoted(value)} must be a whole number")
+    raise UserError(f"{name} {quoted(value)} must be a whole number")
 
 
 def _at_least(least: int) -> Callable[[str, Any], int]:
@@ -192,13 +187,13 @@ def _tokens(value: Any) -> int:
     try:
         return _at_least(1)("length", value)
     except UserError:
-        raise UserError(f"length {_quoted(value)} must be a whole number of tokens, at least 1") from None
+        raise UserError(f"length {quoted(value)} must be a whole number of tokens, at least 1") from None
 
 
 def _truth(name: str, value: Any) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise UserError(f"{name} {_quoted(value)}: expected True or False")
+    raise UserError(f"{name} {quoted(value)}: expected True or False")
 
 
 def _as_printed(name: str, value: Any) -> str:

@@ -234,5 +234,5 @@ def _cell(task: Work, header: FinishedHeader, losses: Losses) -> Cell:
 def _byte_counts(
     documents: Sequence[TokenDocument], windows: Sequence[tuple[int, Window]]
 ) -> list[int] | None:
-    counts = [documents[index].spelled(window) for index, window in windows]
+    counts = [documents[index].byte_count(window) for index, window in windows]
     return None if None in counts else [count for count in counts if count is not None]

@@ -11,6 +11,7 @@ from pathlib import Path
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.schemes.catalogue import SCHEMES
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_options
 from kerple_eval.types import UserError
 
@@ -62,9 +63,9 @@ def label_models(specs: Sequence[ModelSpec]) -> list[str]:
     """One label a model, unique in the run: the given one, else the short name, else the whole argument.
 
     Raises:
-        UserError: two models have the same label.
+        UserError: two models have the same label, or one is not allowed (``check_label``).
     """
-    labels = [spec.label or spec.short for spec in specs]
+    labels = [spec.short if spec.label is None else spec.label for spec in specs]
     shared = {label for label, count in Counter(labels).items() if count > 1}
     labels = [
         spec.text if spec.label is None and label in shared else label
@@ -73,6 +74,7 @@ def label_models(specs: Sequence[ModelSpec]) -> list[str]:
     for label, count in Counter(labels).items():
         if count > 1:
             raise UserError(f"two models are labelled {label!r}; write LABEL= before one of them")
+        check_label(label, "model label", "write another LABEL= before the model")
     return labels
 
 

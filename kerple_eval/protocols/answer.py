@@ -1,8 +1,8 @@
-"""answer: of documents made to be answered, the answer at the end of each (passkey, needle, copy, ...).
+"""answer: the answer at the end of each synthetic document (passkey, needle, copy, ...).
 
-A document of L + 1 tokens whose last K are the answer gives the window ``(0, L, L - K + 1)``: the K targets
-that end it, each with all before it as context, as if the answer so far had been right. Documents of other
-lengths belong to other cells, and text without an answer gives none.
+A document of L + 1 tokens whose last K are the answer gives the window ``(0, L, L - K + 1)``: its last K
+targets, each with everything before it as context, as if the answer so far had been right. Documents of
+other lengths belong to other cells; text without an answer gives no window.
 
 Recorded beside the losses is whether each target was the argmax, the lowest id where several are equal.
 A document is an exact match where all K were: then, and only then, greedy decoding would have produced the

@@ -27,10 +27,10 @@ class Protocol(ABC):
     #: Whether windows of length L are the first L tokens of the windows of length M.
     is_prefix = False
 
-    #: Whether the protocol cuts documents of its own from all of a text's (``samples``).
+    #: Whether the protocol makes its own documents out of all documents of a text (``samples``).
     draws_samples = False
 
-    #: A first-token rule that belongs to the protocol; None: the run's.
+    #: The protocol's own first-token rule; None: the run's rule holds.
     first_token: FirstToken | None = None
 
     #: How losses become the cell's ``nll``, in words; recorded where ``weights`` says otherwise.
@@ -40,7 +40,7 @@ class Protocol(ABC):
     #: model whose positions depend on how many tokens there are.
     feeds_last_target = False
 
-    #: Whether the protocol scores the answers of made documents (``plan_answer``), and no other text.
+    #: Whether the protocol scores the answers of synthetic documents (``plan_answer``), and no other text.
     scores_answers = False
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Protocol(ABC):
     def plan_after_marker(self, n: int, length: int, longest: int) -> list[Window]:
         """``plan`` where a first-token marker stands before the inputs of every window.
 
-        ``length`` and ``longest`` leave the marker out. Target ``start`` of a window, which then has the
+        ``length`` and ``longest`` do not count the marker. Target ``start`` of a window, which then has the
         marker as context, is not scored unless the protocol says so.
         """
         return self.plan(n, length, longest)
@@ -60,9 +60,9 @@ class Protocol(ABC):
         raise NotImplementedError
 
     def weights(self, windows: Sequence[Window]) -> list[float] | None:
-        """What each window's mean loss weighs in the cell's ``nll``; None: its number of targets.
+        """Weight of each window's mean loss in the cell's ``nll``; None: its number of targets.
 
-        ``windows`` are all of a cell, in plan order. The loss of the cell is
+        ``windows`` are all windows of a cell, in plan order. The loss of the cell is
         ``sum(weight * mean loss of the window) / sum(weights)``.
         """
         return None
@@ -73,7 +73,7 @@ class Protocol(ABC):
     def samples(self, sizes: Sequence[int] | NDArray[np.int64], length: int) -> list[Sample]:
         """Where ``draws_samples``: what takes the place of the text's documents at length L.
 
-        ``sizes`` are the tokens of every document of the text, the short ones too, each with its
-        end-of-document token. Samples are named apart and in order; ``plan`` then runs over each.
+        ``sizes`` are the tokens of every document of the text, short ones too, the end-of-document token
+        of each included. Samples have different names and a fixed order; ``plan`` then runs over each.
         """
         raise NotImplementedError

@@ -29,37 +29,37 @@ PROTOCOLS = Registry("protocol", "kerple_eval.protocols", Entry, (
     ),
     Entry(
         "kerple-release", "kerple_eval.protocols.kerple_release:KerpleRelease",
-        "[split=test,seed=1234,samples=320]: the KERPLE release's own draw, faults and all; sound: aligned",
+        "[split=test,seed=1234,samples=320]: the samples that the KERPLE release draws; better: aligned",
     ),
     Entry(
         "lm-eval-rolling", "kerple_eval.protocols.lm_eval_rolling:LmEvalRolling",
         "[prefix_token_id=ID]: lm-evaluation-harness, disjoint windows after a prefix token; "
-        "sound: sliding-window",
+        "better: sliding-window",
     ),
     Entry(
         "yarn", "kerple_eval.protocols.yarn:Yarn",
         "[stride=256,truncate=false]: YaRN's script, BOS in every window, unweighted mean over windows; "
-        "sound: sliding-window",
+        "better: sliding-window",
     ),
     Entry(
         "hf-guide", "kerple_eval.protocols.hf_guide:HfGuide",
-        "[stride=512]: the Hugging Face perplexity guide, one target a window miscounted; "
-        "sound: sliding-window",
+        "[stride=512]: the Hugging Face perplexity guide, with its miscount of one target a window; "
+        "better: sliding-window",
     ),
     Entry(
         "dape", "kerple_eval.protocols.dape:Dape",
         "[k=256,batch=1]: DAPE, the last min(k, L) targets of whole windows, mean over batches; "
-        "sound: aligned",
+        "better: aligned",
     ),
     Entry(
         "answer", "kerple_eval.protocols.answer:AnswerProtocol",
-        "of made tasks (passkey, ...): the answer at the end of each window, loss and exact match",
+        "for synthetic tasks (passkey, ...): the answer at the end of each window, its loss and exact match",
     ),
 ))  # fmt: skip
 
 
 def make_protocol(text: str) -> tuple[Protocol, str]:
-    """``NAME:key=value`` -> the protocol and its canonical string, options in the order of its own."""
+    """``NAME:key=value`` -> the protocol and its canonical string, options in the order of its parameters."""
     spec = parse_spec(text)
     cls = PROTOCOLS.load(spec.name)
     options = typed_options(cls.__init__, dict(spec.options), spec.name)

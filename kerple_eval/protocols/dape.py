@@ -4,18 +4,18 @@ Source: github.com/chuanyang-Zheng/DAPE commit 5667d28 (a GPT-NeoX fork), ``mega
 ``forward_step_eval_last`` (``eval_last``, 256 by default), ``train`` and ``evaluate``.
 
 Windows ``(s, s + L, s + L - min(k, L) + 1)`` for s = 0, L, ... <= n - 1 - L, over all documents in order;
-B after B of them are a batch (the last one what is left). A batch's loss is the mean over its
+each B consecutive windows are a batch (the last batch may be shorter). A batch's loss is the mean over its
 targets, the cell's loss the mean over batches, the perplexity its exp. B is 32 at L = 512, 16 at 1024, 8 at
-2048, 1 beyond in the source, where every batch is full; then, and with the B = 1 that stands here unless
-given, the mean over batches is the mean over targets.
+2048, 1 beyond in the source, where every batch is full; then, and with the default B = 1, the mean over
+batches is the mean over targets.
 
-The source draws its 20 batches from packed valid text: the draw is the one of
-``kerple-release:split=valid``, and is not repeated here. As published it cuts logits to the last k but
-labels only in curriculum training; what the paper describes is taken.
+The source draws 20 batches from packed validation text, in the way of ``kerple-release:split=valid``;
+that draw is not repeated here. Its published code cuts the logits to the last k targets, but the labels
+only in curriculum training; here both are cut, as the paper describes.
 
-Faults that come with it: 163,840 targets at L = 512 but 5,120 at 8192 and other text at each length, as
-a batch shrinks with L while the number of batches stays; a short last batch weighs as much as a full one.
-Sound instead: ``aligned`` (k the same at every length, the same targets).
+Known biases: 163,840 targets at L = 512 but 5,120 at 8192, and other text at each length, because a batch
+shrinks with L while the number of batches stays; a short last batch counts as much as a full one.
+Better: ``aligned`` (the same k and the same targets at every length).
 """
 
 from __future__ import annotations
@@ -41,6 +41,6 @@ class Dape(Protocol):
         return [Window(s, s + length, s + length - k + 1) for s in range(0, n - length, length)]
 
     def weights(self, windows: Sequence[Window]) -> list[float] | None:
-        """Windows of a cell have as many targets, so each is one part of its batch."""
+        """All windows of a cell have the same number of targets, so each has an equal part of its batch."""
         count = len(windows)
         return [1.0 / min(self.batch, count - i // self.batch * self.batch) for i in range(count)]

@@ -12,9 +12,9 @@ label a window for the shift; in a window that overlaps the last one no label is
 for one target less than it has. The guide has one text; several documents are summed alike (its own
 example joins them to one).
 
-Faults that come with it: that count; with S = L the first token of every window is scored nowhere, with
-S > L whole stretches are not; contexts begin at 1 in the first window only. Sound instead:
-``sliding-window`` of the same stride.
+Known biases: that count; with S = L the first token of every window is never scored, with S > L longer
+stretches are not; contexts begin at 1 in the first window only. Better: ``sliding-window`` of the same
+stride.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""kerple-release: the samples the KERPLE release evaluates, drawn as it draws them, faults and all.
+"""kerple-release: the samples the KERPLE release evaluates, drawn as it draws them.
 
 Source: github.com/chijames/KERPLE commit 73f1ee2 (a GPT-NeoX fork), ``kerple_configs/ex_eval.yml``,
 ``megatron/data/data_utils.py``, ``megatron/training.py: evaluate``; GPT-NeoX ``gpt2_dataset.py`` and
@@ -16,15 +16,18 @@ The text is a list of documents, each ending in the end-of-document token; sizes
    of L inputs and L targets, with attention across document borders. The loss is the mean of the
    samples' means (here the mean over all targets: every sample has L), the perplexity its exp.
 
-``start`` is 0 for test. For valid the release goes on where training stopped: a checkpoint of iteration
-I begins at ``(I // 1000) * 320`` (16000 at the released 50,000), modulo its loader's S - 1 samples; the
-same modulo is taken here. Options: ``split`` train, valid, test or all; ``seed`` 1234 (GPT-NeoX's
-default; the release's runs are 1235 to 1239).
+The release's loader has S - 1 samples, not S: its length counts the edges between samples. A draw that
+needs the last one is refused here, as the release stops there.
 
-Faults that come with the numbers: 163,840 targets at L = 512 and 5,242,880 at 16384, 32 times as many,
+``start`` is 0 for test. For valid the release continues where training stopped: a checkpoint of iteration
+I begins at ``(I // 1000) * 320`` (16000 at the released 50,000), modulo S - 1; so does ``start`` here.
+Options: ``split`` train, valid, test or all; ``seed`` 1234 (GPT-NeoX's default; the release's runs are
+1235 to 1239).
+
+Known biases: 163,840 targets at L = 512 and 5,242,880 at 16384, 32 times as many,
 of another text at each length, so a curve over L mixes the model with the draw; the seed picks the
 text, so a spread over seeds mixes models and text; documents recur where epochs > 1; a window begins
-anywhere, and its first targets have next to no context ("early token curse"). Sound instead:
+anywhere, and its first targets have very little context ("early token curse"). Better:
 ``aligned`` (the same targets at every length) or ``full-context`` (every target once).
 """
 
@@ -70,16 +73,18 @@ class KerpleRelease(Protocol):
             raise UserError(f"kerple-release: the documents of split={self.split} hold no token")
         epochs = -(-(self.wanted * length + 1) // tokens)
         rng = np.random.RandomState(self.seed)
-        order = np.tile(documents, epochs)  # int32, as what is shuffled decides nothing but memory
+        order = np.tile(documents, epochs)  # int32: the type that is shuffled changes memory alone
         rng.shuffle(order)
         count = (epochs * tokens - 1) // length
         numbers = np.arange(count, dtype=np.uint32)
         rng.shuffle(numbers)
-        first = self.start % max(count - 1, 1) if self.start else 0
-        if first + self.wanted > count:
+        loaded = count - 1  # the loader's length
+        first = self.start % max(loaded, 1)
+        if first + self.wanted > loaded:
             raise UserError(
-                f"kerple-release: start={self.start} leaves {count - first} of {count} samples at length "
-                f"{length}, {self.wanted} were asked for; the release stops there too"
+                f"kerple-release: start={self.start} leaves {loaded - first} of the {loaded} samples that "
+                f"the release's loader has at length {length}, and samples={self.wanted}; the release "
+                "stops there too"
             )
         stops = np.cumsum(np.asarray(sizes, dtype=np.int64)[order])  # of each document, in the stream
         return [

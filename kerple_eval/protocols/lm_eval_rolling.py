@@ -11,13 +11,13 @@ e = 2L, 3L, ...; the last window ends at n - 1, has L inputs and scores what is 
 
 lm-eval sums over documents and divides by words or bytes: its ``bits_per_byte`` is the column of that
 name, its ``byte_perplexity`` is 2 to that power. It has no perplexity a token; ``nll`` is the mean over
-targets. lm-eval takes every document: run with ``--keep-short`` (documents of one token are passed over
-even so, and the record counts them).
+targets. lm-eval scores every document: run with ``--keep-short`` (documents of one token are still left
+out, and the record counts them).
 
-Faults that come with the number: windows do not overlap, so targets have contexts 1..L and the number
-falls with L for a model that uses next to none of it; the last window alone has full left context;
-a tokeniser that puts a BOS has that BOS scored as a target after the prefix token; ``max_length`` decides
-the number and is not part of its name. Sound instead: ``sliding-window``.
+Known biases: windows do not overlap, so targets have contexts 1..L and the number falls with L even for a
+model that uses very little context; only the last window has full left context; where the tokeniser puts
+a BOS, that BOS is scored as a target after the prefix token; ``max_length`` changes the number and is not
+part of its name. Better: ``sliding-window``.
 """
 
 from __future__ import annotations

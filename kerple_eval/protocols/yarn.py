@@ -10,12 +10,12 @@ it; the first scores all, its first token after BOS alone. Documents are tokenis
 names the marker where token ids are given, which have none otherwise. The script takes documents of at
 least ``--dataset-min-tokens`` tokens, or all: ``--keep-short``.
 
-The loss is the **unweighted mean over windows** of each window's mean loss. Faults that come with it:
-the first window of a document (T targets) weighs as much as one of S, the last one, of however few,
-too; with S > T targets are dropped without a word; with ``truncate`` a longer L scores other targets, and
-scores most of them with little context, so the curve over L falls for any model. The script runs in
-bfloat16, here ``--dtype`` says. Sound instead: ``sliding-window`` of the same stride (with ``--bos
-window``), or ``aligned`` for what context is worth.
+The loss is the **unweighted mean over windows** of each window's mean loss. Known biases: every window
+counts the same, the first of a document (T targets), the others (S targets) and the last (what is left);
+with S > T some targets are never scored; with ``truncate`` a longer L scores other targets, most of them
+with little context, so the curve over L falls for any model. The script runs in bfloat16; here ``--dtype``
+decides. Better: ``sliding-window`` of the same stride (with ``--bos window``), or ``aligned`` to measure
+what context is worth.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Yarn(Protocol):
         self.first_token = FirstToken("window", bos_token_id)
 
     def plan(self, n: int, length: int, longest: int) -> list[Window]:
-        """Without BOS: the first token of a window is no target."""
+        """Without BOS the first token of a window is not a target."""
         return self._plan(n, length, 1)
 
     def plan_after_marker(self, n: int, length: int, longest: int) -> list[Window]:

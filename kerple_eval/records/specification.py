@@ -36,11 +36,14 @@ class Marker:
     """A first-token rule as one model's tokeniser applied it, and the token's id (None: no token).
 
     never: none. document: token 0 of each document. window: before the inputs of each window, one of its L.
-    prefix: before each document as its tokeniser makes it.
+    prefix: before each document as its tokeniser makes it. ``before`` and ``after`` are all the ids around a
+    document, given where its tokeniser puts more than a BOS.
     """
 
     rule: AppliedRule
     id: int | None
+    before: tuple[int, ...] | None = None
+    after: tuple[int, ...] | None = None
 
 
 #: Model label -> marker.
@@ -105,13 +108,22 @@ class SelectionRecord:
 
 
 @dataclass(frozen=True)
+class LostText:
+    """UTF-8 bytes of a text that cannot be read back from its tokens, out of those that were tokenised."""
+
+    lost: Positive
+    read: Positive
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """A text of the run: a task, ``text`` (--text files) or ``tokens`` (--tokens files).
 
     ``source``, ``version``, ``test_share`` and ``packing`` as in the task file; ``bos`` the first-token rule
     asked for; ``text_sha256`` identifies the documents, ``tokens_sha256`` token ids (of a made task: by
     tokeniser, then length), ``drawn_sha256`` what protocols draw of token ids (protocol -> length -> hash).
-    ``first_token`` is the rule as applied to each model.
+    ``first_token`` is the rule as applied to each model, ``lost_bytes`` what the tokenisers of models lose
+    of the text (models whose tokeniser loses nothing are left out).
     """
 
     name: str
@@ -125,6 +137,7 @@ class TaskRecord:
     tokens_sha256: str | Mapping[str, Mapping[str, str]] | None = None
     first_token: Markers | None = None
     drawn_sha256: Mapping[str, Mapping[str, str]] | None = None
+    lost_bytes: Mapping[str, LostText] | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
 

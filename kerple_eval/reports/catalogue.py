@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kerple_eval.support.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
 class ReportEntry:
-    """One report; ``takes`` is what it is made of, ``runs`` or ``models``."""
+    """One report; its target is a function of what it ``takes``: run directories, or views of models.
+
+    What ``output`` says decides how it is called:
+
+        text    ``make(sources, style=..., **options) -> str``
+        figure  ``make(sources, out, **options)``, which writes the file ``out``
+        page    ``make(sources, out, style, **options)``, which returns the files that it wrote
+    """
 
     name: str
     target: str
     summary: str
-    takes: str = "runs"
+    output: Literal["text", "figure", "page"]
+    takes: Literal["runs", "models"] = "runs"
+
+
+def _table(name: str, summary: str) -> ReportEntry:
+    return ReportEntry(name, f"kerple_eval.reports.tables.{name}:make", summary, "text")
+
+
+def _figure(name: str, summary: str, takes: Literal["runs", "models"] = "runs") -> ReportEntry:
+    module = name.replace("-", "_")
+    return ReportEntry(name, f"kerple_eval.reports.figures.{module}:make", summary, "figure", takes)
 
 
 REPORTS = Registry(
@@ -22,75 +40,29 @@ REPORTS = Registry(
     "kerple_eval.reports",
     ReportEntry,
     (
-        ReportEntry(
-            "table", "kerple_eval.reports.tables.table:render", "perplexity against length, models down"
-        ),
-        ReportEntry(
-            "explain",
-            "kerple_eval.reports.tables.explain:render",
-            "why loss changed with length: dilution, context gain",
-        ),
-        ReportEntry("curve", "kerple_eval.reports.figures.curve:draw", "perplexity against length, log-log"),
-        ReportEntry(
-            "position",
-            "kerple_eval.reports.figures.position:draw",
-            "mean loss, or perplexity, against context",
-        ),
-        ReportEntry(
-            "ratio",
-            "kerple_eval.reports.figures.ratio:draw",
-            "perplexity as a ratio to one scheme's, by length",
-        ),
-        ReportEntry(
-            "scatter", "kerple_eval.reports.figures.scatter:draw", "two schemes document by document"
-        ),
+        _table("table", "perplexity against length, models down"),
+        _table("explain", "why loss changed with length: dilution, context gain"),
+        _figure("curve", "perplexity against length, log-log"),
+        _figure("position", "mean loss, or perplexity, against context"),
+        _figure("ratio", "perplexity as a ratio to one scheme's, by length"),
+        _figure("scatter", "two schemes document by document"),
         ReportEntry(
             "page",
-            "kerple_eval.reports.page.page:write",
+            "kerple_eval.reports.page.page:make",
             "one HTML page: tables, figures, provenance of numbers",
+            "page",
         ),
-        ReportEntry(
-            "depth",
-            "kerple_eval.reports.figures.depth:draw",
-            "exact match and loss of answers by length and depth",
-        ),
-        ReportEntry(
-            "answers",
-            "kerple_eval.reports.tables.answers:render",
-            "exact match and loss of answers, as a table",
-        ),
-        ReportEntry(
-            "longppl",
-            "kerple_eval.reports.tables.longppl:render",
-            "perplexity on the tokens that need long context, chosen by a reference model",
-        ),
-        ReportEntry(
-            "kernels",
-            "kerple_eval.reports.figures.kernels:draw",
-            "learned kernels against distance",
-            "models",
-        ),
-        ReportEntry(
+        _figure("depth", "exact match and loss of answers by length and depth"),
+        _table("answers", "exact match and loss of answers, as a table"),
+        _table("longppl", "perplexity on the tokens that need long context, chosen by a reference model"),
+        _figure("kernels", "learned kernels against distance", "models"),
+        _figure(
             "effective-length",
-            "kerple_eval.reports.figures.effective_length:draw",
             "how many heads' kernels have fallen by more than 2 within a distance",
             "models",
         ),
-        ReportEntry(
-            "matrix",
-            "kerple_eval.reports.figures.matrix:draw",
-            "one head's bias as a causal heat map",
-            "models",
-        ),
-        ReportEntry(
-            "compare",
-            "kerple_eval.reports.tables.compare:render",
-            "schemes against one: difference, interval, tests",
-        ),
-        ReportEntry(
-            "intervals",
-            "kerple_eval.reports.tables.intervals:render",
-            "how sure each number is: text, seeds, both",
-        ),
+        _figure("matrix", "one head's bias as a causal heat map", "models"),
+        _table("compare", "schemes against one: difference, interval, tests"),
+        _table("intervals", "how sure each number is: text, seeds, both"),
     ),
 )

@@ -5,14 +5,13 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.records.cell import COLUMNS
-from kerple_eval.records.run import open_run, own_label
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import own_label, read_summary
 from kerple_eval.stats.groups import identities
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
@@ -142,21 +141,18 @@ def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
 
 
-def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
+def read_grids(reader: RunReader) -> list[Grid]:
     """Grids of several runs together; where two hold a model of one name, the run's name joins it."""
-    if not folders:
-        raise UserError("no run directory given")
     grids: dict[tuple[str, str], Grid] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
-    for folder in folders:
-        run = open_run(folder)
+    for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         kinds = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
-        for row in _rows(run.folder / "summary.csv"):
+        for row in read_summary(run):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
-            label = own_label(row["model"], folder, owners.setdefault((grid.task, grid.protocol), {}))
+            label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
             if label not in grid.models:
                 grid.models.append(label)
             if row["length"] not in grid.lengths:
@@ -167,7 +163,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Grid]:
                 row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
             )
     if not grids:
-        raise UserError(f"{', '.join(map(str, folders))}: no cell has been run yet")
+        raise UserError(f"{reader.names}: no cell has been run yet")
     return list(grids.values())
 
 
@@ -186,28 +182,3 @@ def chosen(grids: Sequence[Grid], task: str | None, protocol: str | None) -> lis
         if wanted is not None and wanted not in known:
             raise unknown(what, wanted, known)
     return [g for g in grids if task in (None, g.task) and protocol in (None, g.protocol)]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f"{path}: not a summary: its columns are not the contract's")
-            return [_typed(row) for row in reader]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _typed(row: dict[str, str]) -> dict[str, Any]:
-    whole = {"seed", "train_length", "length", "documents", "windows", "targets"}
-    real = {"nll", "ppl", "bits_per_byte"}
-    typed: dict[str, Any] = {}
-    for key, value in row.items():
-        if not value:
-            typed[key] = None
-        elif key in whole:
-            typed[key] = int(value)
-        else:
-            typed[key] = float(value) if key in real else value
-    return typed

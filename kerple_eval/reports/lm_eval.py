@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.records.answers import answers
-from kerple_eval.records.cell import Cell, FailedCell
+from kerple_eval.records.cell import Cell, FailedCell, read_cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
 from kerple_eval.support.files import write_atomically
+from kerple_eval.support.labels import check_label
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import to_json
@@ -74,6 +75,7 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
         )
     folders: dict[str, str] = {}
     for label in wanted:
+        check_label(label, f"{folder}: model label", "a run begun today would refuse it")
         other = folders.setdefault(_sanitized(label), label)
         if other != label:
             raise UserError(
@@ -101,8 +103,9 @@ def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
     failed: dict[str, str] = {}
     seconds = 0.0
     dtype = device = None
-    for cell in run.cells():
-        if cell.key.model != model:
+    keys = [key for key in run.keys() if key.model == model]  # noqa: SIM118 - no mapping's
+    for cell in (read_cell(run.folder, key) for key in keys):
+        if cell is None:
             continue
         name = f"{cell.key.task}/{cell.key.protocol}/{cell.key.length}"
         if isinstance(cell, FailedCell):

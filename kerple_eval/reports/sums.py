@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerple_eval.records.cell import Cell, read_cell, read_header
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.records.run import open_run
-from kerple_eval.reports.grid import Entry
+from kerple_eval.reports.grid import Entry, Grid
 from kerple_eval.stats.documents import Scored, different_targets, paired_sums, scored
 from kerple_eval.stats.intervals import (
     MINIMUM_DOCUMENTS,
@@ -26,23 +26,20 @@ Band = tuple[float, float]
 Sums = dict[tuple[Path, CellKey], Scored]
 
 
-def read(folders: Sequence[str | Path], fewest: int = 1) -> Sums:
-    """Every finished cell on disk of at least ``fewest`` documents, losses reduced to one sum a document."""
+def read(reader: RunReader, grids: Sequence[Grid], fewest: int = 1) -> Sums:
+    """The grids' finished cells of at least ``fewest`` documents whose files are here."""
     found: Sums = {}
-    for folder in folders:
-        run = open_run(folder)
-        keys = run.keys()
-        for key in keys:
-            header = read_header(run.folder, key)
-            cell = read_cell(run.folder, key) if header and len(header.documents) >= fewest else None
+    for entry in (entry for grid in grids for entry in grid.entries.values()):
+        if entry.ok and entry.key is not None and entry.row["documents"] >= fewest:
+            cell = reader.cell(entry.folder, entry.key)
             if isinstance(cell, Cell):
-                found[run.folder, key] = scored(cell)
+                found[entry.folder, entry.key] = scored(cell)
     return found
 
 
-def for_bands(folders: Sequence[str | Path]) -> Sums:
-    """Those that an interval can be had of."""
-    return read(folders, MINIMUM_DOCUMENTS)
+def for_bands(reader: RunReader, grids: Sequence[Grid]) -> Sums:
+    """Those of enough documents for an interval."""
+    return read(reader, grids, MINIMUM_DOCUMENTS)
 
 
 def of(entry: Entry | None, known: Sums) -> Scored | None:

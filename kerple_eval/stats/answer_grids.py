@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kerple_eval.records.answers import Answer, answers
 from kerple_eval.records.cell import Cell
-from kerple_eval.records.run import open_run, own_label
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import own_label
 from kerple_eval.types import UserError
 
 
@@ -32,7 +31,7 @@ class AnswerGrid:
         return sorted({answer.depth for found in self.cells.values() for answer in found})
 
 
-def read_answers(folders: Sequence[str | Path]) -> list[AnswerGrid]:
+def read_answers(reader: RunReader) -> list[AnswerGrid]:
     """Grids of several runs together; where two hold a model of one name, the run's name joins it.
 
     Raises:
@@ -40,26 +39,22 @@ def read_answers(folders: Sequence[str | Path]) -> list[AnswerGrid]:
     """
     grids: dict[str, AnswerGrid] = {}
     owners: dict[str, dict[str, str]] = {}
-    for folder in folders:
-        run = open_run(folder)
-        for cell in run.cells():
-            key = cell.key
-            if key.protocol != "answer":
-                continue
-            grid = grids.setdefault(key.task, AnswerGrid(key.task))
-            label = own_label(key.model, folder, owners.setdefault(key.task, {}))
-            if label not in grid.models:
-                grid.models.append(label)
-            grid.trained[label] = cell.header.train_length
-            if isinstance(cell, Cell):
-                grid.cells[label, key.length] = answers(cell)
-                grid.hashes.setdefault(key.length, set()).add(cell.targets_hash)
-            else:
-                grid.failed[label, key.length] = cell.error
+    for run, cell in reader.cells(protocol="answer"):
+        key = cell.key
+        grid = grids.setdefault(key.task, AnswerGrid(key.task))
+        label = own_label(key.model, run.folder, owners.setdefault(key.task, {}))
+        if label not in grid.models:
+            grid.models.append(label)
+        grid.trained[label] = cell.header.train_length
+        if isinstance(cell, Cell):
+            grid.cells[label, key.length] = answers(cell)
+            grid.hashes.setdefault(key.length, set()).add(cell.targets_hash)
+        else:
+            grid.failed[label, key.length] = cell.error
     found = [grid for grid in grids.values() if grid.cells]
     if not found:
         raise UserError(
-            f"{', '.join(map(str, folders))}: no finished cell of a task with answers; run --task passkey, "
+            f"{reader.names}: no finished cell of a task with answers; run --task passkey, "
             "needle, copy or associative-recall"
         )
     return found

@@ -20,17 +20,17 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.records import reductions
-from kerple_eval.records.cell import Cell, read_cell
-from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import Run
 from kerple_eval.records.specification import ModelRecord
 from kerple_eval.stats.intervals import ratio_interval, shortage
 from kerple_eval.support.specs import parse_spec
@@ -74,29 +74,28 @@ class _Side:
     contexts: dict[tuple[str, int], NDArray[np.int64]]
 
 
-def explain(folders: Sequence[str | Path], lengths: tuple[int, int] | None = None) -> list[Split]:
+def explain(reader: RunReader, lengths: tuple[int, int] | None = None) -> list[Split]:
     """The change between neighbouring lengths, or the two given, of every model and protocol.
 
-    Sliding-window cells are looked for in all of ``folders``.
+    Sliding-window cells are looked for in all of the reader's runs.
     """
-    if not folders:
-        raise UserError("no run directory given")
-    runs = [open_run(folder) for folder in folders]
-    found = [split for run in runs for split in _of_run(run, runs, lengths)]
+    found = [split for run in reader.runs for split in _of_run(run, reader, lengths)]
     if not found:
         asked = f" {lengths[0]} and {lengths[1]}" if lengths else ""
         raise UserError(
-            f"{', '.join(map(str, folders))}: no model has two finished cells of one protocol at two "
+            f"{reader.names}: no model has two finished cells of one protocol at two "
             f"lengths{asked}; run with --length 512,1024 or more"
         )
     return found
 
 
-def _of_run(run: Run, runs: Sequence[Run], lengths: tuple[int, int] | None) -> Iterator[Split]:
+def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Iterator[Split]:
     groups: dict[tuple[str, str, str], list[CellKey]] = {}
     every = run.keys()
     for key in every:
-        if isinstance(read_cell(run.folder, key), Cell):
+        if lengths is not None and key.length not in lengths:
+            continue
+        if isinstance(reader.cell(run.folder, key), Cell):
             groups.setdefault((key.model, key.task, key.protocol), []).append(key)
     for keys in groups.values():
         keys.sort(key=lambda key: key.length)
@@ -106,11 +105,11 @@ def _of_run(run: Run, runs: Sequence[Run], lengths: tuple[int, int] | None) -> I
             by_length = {key.length: key for key in keys}
             pairs = [(by_length[a], by_length[b]) for a, b in [lengths] if {a, b} <= by_length.keys()]
         for shorter, longer in pairs:
-            yield _split(run, runs, shorter, longer)
+            yield _split(run, reader, shorter, longer)
 
 
-def _split(run: Run, runs: Sequence[Run], shorter: CellKey, longer: CellKey) -> Split:
-    one, two = _cell(run, shorter), _cell(run, longer)
+def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> Split:
+    one, two = _cell(reader, run, shorter), _cell(reader, run, longer)
     a, b = _side(one), _side(two)
     places = {d: _common(a, b, d) for d in a.losses if d in b.losses}
     places = {d: where for d, where in places.items() if len(where)}
@@ -125,7 +124,7 @@ def _split(run: Run, runs: Sequence[Run], shorter: CellKey, longer: CellKey) -> 
     if not targets:
         return Split(*kept, None, None, None, 0.0, "no target is scored at both lengths")
     limit = shorter.length - (1 if one.header.first_token.rule == "window" else 0)
-    reference, stride = _reference(run, runs, one, limit, {d: b.contexts[d][w] for d, w in places.items()})
+    reference, stride = _reference(run, reader, one, limit, {d: b.contexts[d][w] for d, w in places.items()})
     middle: dict[tuple[str, int], Real] = {}
     short = [0.0]
     for d, where in places.items():
@@ -154,8 +153,8 @@ def _why(one: Cell) -> str:
     return f"no sliding-window at {one.key.length}"
 
 
-def _cell(run: Run, key: CellKey) -> Cell:
-    cell = read_cell(run.folder, key)
+def _cell(reader: RunReader, run: Run, key: CellKey) -> Cell:
+    cell = reader.cell(run.folder, key)
     assert isinstance(cell, Cell)
     return cell
 
@@ -196,14 +195,14 @@ def _part(before: dict[tuple[str, int], Real], after: dict[tuple[str, int], Real
 
 
 def _reference(
-    run: Run, runs: Sequence[Run], one: Cell, limit: int, contexts: dict[tuple[str, int], NDArray[np.int64]]
+    run: Run, reader: RunReader, one: Cell, limit: int, contexts: dict[tuple[str, int], NDArray[np.int64]]
 ) -> tuple[_Side | None, int | None]:
     """The sliding-window cell of the same model, length and marker with the smallest stride."""
     if not any((c > limit).any() for c in contexts.values()):
         return None, None
     best: tuple[int, Cell] | None = None
     model = _model(run, one.key.model)
-    for other in runs:
+    for other in reader.runs:
         every = other.keys()
         for key in every:
             stride = _stride(key.protocol)
@@ -211,7 +210,7 @@ def _reference(
                 continue
             if _model(other, key.model) != model:
                 continue
-            cell = read_cell(other.folder, key)
+            cell = reader.cell(other.folder, key)
             if isinstance(cell, Cell) and _comparable(cell, one):
                 best = (stride, cell)
     return (None, None) if best is None else (_side(best[1]), best[0])

@@ -13,10 +13,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from kerple_eval.records.cell import Cell
-from kerple_eval.records.run import Run, open_run, own_label
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.documents import Scored, scored
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
@@ -66,42 +66,33 @@ class SchemeTable:
 
 
 def read_tables(
-    folders: Sequence[str | Path], *, task: str | None = None, protocol: str | None = None
+    reader: RunReader, *, task: str | None = None, protocol: str | None = None
 ) -> list[SchemeTable]:
     """Tables of several runs together, of one task or protocol where given; no losses are kept."""
-    if not folders:
-        raise UserError("no run directory given")
     members: dict[tuple[str, str], dict[str, tuple[str, SeedCells]]] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     failed: dict[tuple[str, str], list[str]] = {}
-    notes: list[str] = []
-    for folder in folders:
-        run = open_run(folder)
-        if run.specification.precision is not None:
-            notes.append(
-                f"{folder}: documents were added until it was sure (--precision), so that intervals here "
-                "cover less than they say; precision.json there holds those corrected for the looks"
-            )
-        kinds = identities(run)
-        for cell in run.cells():
-            place = (cell.key.task, cell.key.protocol)
-            if (task, protocol) != (task and place[0], protocol and place[1]):
-                continue
-            label = own_label(cell.key.model, folder, owners.setdefault(place, {}))
-            if not isinstance(cell, Cell):
-                failed.setdefault(place, []).append(f"{label} at {cell.key.length}")
-                continue
-            found = members.setdefault(place, {})
-            entry = (kinds[cell.key.model], SeedCells(label, cell.header.seed))
-            found.setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)
+    notes = [
+        f"{run.folder}: documents were added until it was sure (--precision), so that intervals here "
+        "cover less than they say; precision.json there holds those corrected for the looks"
+        for run in reader.runs
+        if run.specification.precision is not None
+    ]
+    kinds = {run.folder: identities(run) for run in reader.runs}
+    for run, cell in reader.cells(task=task, protocol=protocol):
+        name = (cell.key.task, cell.key.protocol)
+        label = own_label(cell.key.model, run.folder, owners.setdefault(name, {}))
+        if not isinstance(cell, Cell):
+            failed.setdefault(name, []).append(f"{label} at {cell.key.length}")
+            continue
+        entry = (kinds[run.folder][cell.key.model], SeedCells(label, cell.header.seed))
+        members.setdefault(name, {}).setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)
     if not members:
         wanted = ", ".join(word for word in (task, protocol) if word)
-        raise UserError(
-            f"{', '.join(map(str, folders))}: no finished cell" + (f" of {wanted}" if wanted else "")
-        )
+        raise UserError(f"{reader.names}: no finished cell" + (f" of {wanted}" if wanted else ""))
     return [
-        SchemeTable(*place, _groups(list(found.values())), failed.get(place, []), notes)
-        for place, found in members.items()
+        SchemeTable(*name, _groups(list(found.values())), failed.get(name, []), notes)
+        for name, found in members.items()
     ]
 
 

@@ -21,15 +21,14 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.records.cell import Cell
-from kerple_eval.records.run import open_run, own_label
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import own_label
 from kerple_eval.stats.documents import DocumentSums
 from kerple_eval.stats.intervals import CellInterval, sums_interval
 from kerple_eval.support.registry import unknown
@@ -74,7 +73,7 @@ class _Group:
 
 
 def longppl(
-    folders: Sequence[str | Path],
+    reader: RunReader,
     reference: str,
     *,
     alpha: float = ALPHA,
@@ -89,7 +88,7 @@ def longppl(
     Raises:
         UserError: no such model or length; a model that reads the text in other tokens.
     """
-    groups = _gather(folders)
+    groups = _gather(reader)
     labels = list(dict.fromkeys(label for group in groups.values() for label, _ in group.cells))
     if reference not in labels:
         raise unknown("reference model", reference, labels)
@@ -105,26 +104,26 @@ def longppl(
         have = ", ".join(map(str, sorted(lengths))) or "none"
         wanted = "two lengths" if short is None else f"length {short} and a longer one"
         raise UserError(
-            f"{', '.join(map(str, folders))}: {reference} has no finished cells of one protocol at "
-            f"{wanted} (it has {have})"
+            f"{reader.names}: {reference} has no finished cells of one protocol at {wanted} (it has {have})"
         )
     return found
 
 
-def _gather(folders: Sequence[str | Path]) -> dict[tuple[str, str], _Group]:
+def _gather(reader: RunReader) -> dict[tuple[str, str], _Group]:
     groups: dict[tuple[str, str], _Group] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
-    for folder in folders:
-        run = open_run(folder)
-        readers = {model.label: str(model.tokenizer) for model in run.specification.models}
-        for cell in run.cells():
-            if not isinstance(cell, Cell):
-                continue
-            place = (cell.key.task, cell.key.protocol)
-            group = groups.setdefault(place, _Group({}, {}))
-            label = own_label(cell.key.model, folder, owners.setdefault(place, {}))
-            group.cells[label, cell.key.length] = cell
-            group.tokenizers[label] = readers[cell.key.model]
+    tokenizers = {
+        run.folder: {model.label: str(model.tokenizer) for model in run.specification.models}
+        for run in reader.runs
+    }
+    for run, cell in reader.cells():
+        if not isinstance(cell, Cell):
+            continue
+        name = (cell.key.task, cell.key.protocol)
+        group = groups.setdefault(name, _Group({}, {}))
+        label = own_label(cell.key.model, run.folder, owners.setdefault(name, {}))
+        group.cells[label, cell.key.length] = cell
+        group.tokenizers[label] = tokenizers[run.folder][cell.key.model]
     return groups
 
 

@@ -1,8 +1,7 @@
-"""Files that are whole or not there: written beside, flushed to disk, then renamed."""
+"""Files that are whole or absent: written beside, flushed to disk, then renamed; and one writer a folder."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from kerple_eval.types import UserError
 
-_TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)\.[^.]+\.tmp")
+_TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # what write_atomically writes beside a file
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -26,7 +25,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", delete=False
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
         ) as file:
             name = file.name
             file.write(content)
@@ -43,30 +42,22 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
             Path(name).unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files, in ``folder`` and the folders in it, of processes that have ended."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and not _runs(int(match["process"])):
-            path.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for one writer; the kernel lets go when the process ends, however it ends.
 
-    What a writer that was killed left half written is removed.
+    Temporary files that a killed writer left in the folder or in one directly below it are removed.
+
+    Raises:
+        UserError: another process holds the folder, it cannot be written, or there are no locks here.
     """
+    try:
+        import fcntl  # noqa: PLC0415 - Windows has none, and reading works there
+    except ImportError:
+        raise UserError(
+            f"{folder}: this system has no file locks (fcntl), which writing here needs; use Linux, macOS or "
+            "WSL (reading works without)"
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
@@ -77,6 +68,11 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another kerple-eval is writing here; wait for it") from None
+        except OSError as error:  # some network file systems have none
+            raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+        for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         yield
 
 

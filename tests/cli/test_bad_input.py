@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
+from kerple_eval.cli.main import cli
 from tests.helpers.command import Cli, command, refusal
 
 
@@ -45,7 +48,7 @@ BAD: list[tuple[dict[str, list[str]], list[str]]] = [
     ({"more": ["--documents", "0"]}, ["--documents", "0"]),
     ({"more": ["--documents", "2"]}, ["--documents 2", "only 1 of 1"]),
     ({"more": ["--max-tokens", "20"]}, ["33 tokens", "has 20", "--max-tokens 20", "--length up to 19"]),
-    ({"more": ["--out", ""]}, ["--out", "is empty"]),
+    ({"out": ["--out", ""]}, ["--out", "is empty"]),
     ({"length": ["--length", "0"]}, ["'0' is not a length"]),
     ({"length": ["--length", "16,-5"]}, ["'-5' is not a length"]),
     ({"length": ["--length", "abc"]}, ["'abc' is not a length", "512,1024"]),
@@ -73,6 +76,60 @@ def test_refused_in_one_line(
     for part in expected:
         assert part in line
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_given_twice_is_refused_by_every_command(invoke: Cli) -> None:
+    """Every option of every command, and of the group, but for those that collect their values."""
+    collecting = {("train", "--text")} | {
+        ("run", option) for option in ("--task", "--text", "--tokens", "--protocol", "--length")
+    }
+    seen = set()
+    commands: list[tuple[list[str], click.Command]] = [([], cli)]
+    commands += [([name], part) for name, part in cli.commands.items()]
+    for words, part in commands:
+        for option in part.params:
+            if not isinstance(option, click.Option) or option.is_eager:
+                continue
+            for name in option.opts:
+                if option.multiple:
+                    seen.add((*words, name))
+                    continue
+                twice = [name, name] if option.is_flag else [name, "1", f"{name}=1"]
+                line = refusal(invoke(*words, *twice, *([] if words else ["demo"])))
+                assert f"{option.opts[0]} is given 2 times; give it once" in line, (words, name)
+    assert seen == collecting
+    assert len(cli.commands["run"].params) > 15
+
+
+def test_labels_that_are_no_plain_text(
+    invoke: Cli, good: dict[str, list[str]], models: dict[str, str], tmp_path: Path
+) -> None:
+    """LABEL=, names that come from folders, and task names: one rule, before anything is written."""
+    rope = models["rope"]
+    folder = tmp_path / "new\nline"
+    shutil.copytree(rope.removeprefix("native:"), folder)
+    for model, part in (
+        (f"..={rope}", "'..' is the name of a folder"),
+        (f".={rope}", "'.' is the name of a folder"),
+        (f" ={rope}", "'' is empty"),
+        (f"a\nb={rope}", r"'a\nb' holds a character that cannot be printed (U+000A)"),
+        (f"a\x1b[31mb={rope}", "cannot be printed (U+001B)"),
+        (f"a\u202eb={rope}", "cannot be printed (U+202E)"),
+        (f"{'x' * 400}={rope}", "has 400 characters, more than 100"),
+        (str(folder), r"'new\nline' holds a character that cannot be printed (U+000A)"),
+    ):
+        line = refusal(invoke(*command(good, model=[model])))
+        assert part in line
+        assert line.endswith("; write another LABEL= before the model")
+    task = tmp_path / "a\x07b.yaml"
+    task.write_text("name: nothing\n")
+    assert r"a\x07b.yaml" in refusal(invoke(*command(good, text=["--task", str(task)])))
+    shipped = Path(__file__).parents[2] / "tasks" / "python-stdlib.yaml"
+    task.write_text(shipped.read_text().replace("name: python-stdlib", 'name: "a\\x07b"'))
+    line = refusal(invoke(*command(good, text=["--task", str(task)])))
+    assert r"task name 'a\x07b' holds a character that cannot be printed (U+0007)" in line
+    assert not (tmp_path / "out").exists()
+    assert invoke(*command(good, model=[f"ok [bold]é 模型={folder}"])).exit_code == 0
 
 
 FILES = [

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kerple_eval.records.cell import read_cell
-from kerple_eval.records.run import open_run
-from kerple_eval.support import files
-from tests.helpers.command import Cli, contents, refusal
+from tests.helpers.command import Cli, refusal
 
 PROGRAM = [sys.executable, "-m", "kerple_eval"]
 
@@ -63,42 +60,3 @@ def test_traceback_comes_before_the_line(invoke: Cli) -> None:
     assert "in open_run" in done.stderr
     done = invoke("--traceback", "inspect", str(Path(__file__)))
     assert done.stderr.count("error: ") == 1
-
-
-def test_a_disk_that_fills_in_mid_run(
-    models: dict[str, str], text: str, invoke: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Status 2 while nothing was computed, 1 afterwards; finished cells are kept."""
-    out = tmp_path / "run"
-    words = ["run", models["alibi"], "--text", text, "--length", "16,32", "--out", str(out)]
-    assert invoke(*words[:-1], str(tmp_path / "whole")).exit_code == 0
-    real = os.fsync
-
-    def full_after(count: int) -> None:
-        left = [count]
-
-        def fsync(number: int) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(28, "No space left on device")
-            real(number)
-
-        monkeypatch.setattr(files.os, "fsync", fsync)
-
-    full_after(0)
-    assert "No space left on device" in refusal(invoke(*words))
-    statuses = []
-    for count in range(3, 9):
-        full_after(count)
-        done = invoke(*words)
-        statuses.append(done.exit_code)
-        if done.exit_code == 1:
-            (line,) = done.stderr.splitlines()
-            assert line.startswith("error: ")
-            assert line.endswith("No space left on device; finished cells are kept, the same command goes on")
-            assert any(read_cell(out, key) is not None for key in open_run(out).keys())  # noqa: SIM118
-    monkeypatch.setattr(files.os, "fsync", real)
-    assert set(statuses) <= {1, 2, 0}
-    assert 1 in statuses
-    assert invoke(*words).exit_code == 0
-    assert contents(out)["summary.csv"] == contents(tmp_path / "whole")["summary.csv"]

@@ -15,10 +15,9 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 from lm_eval.models.huggingface import HFLM
 
 import kerple_eval
-from kerple_eval.records.specification import Marker
 from tests.helpers.lm_eval_folders import loaded, save_llama, texts, write_texts
 
-MARKERS = ("adds", "has", "none")
+MARKERS = ("adds", "has", "none", "ends", "around", "two")
 
 
 def rolled(folder: Path, length: int, documents: list[str], **options: Any) -> list[float]:
@@ -47,15 +46,15 @@ def test_each_document_and_bits_per_byte(markers: str, tmp_path: Path) -> None:
     documents = texts()
     lengths = [1, 16, 17, 400]
     sizes = [len(tokenizer(t).input_ids) for t in documents]
+    around = len(tokenizer("").input_ids)
     line = "".join(t for t in documents)
     for n in (15, 16, 17, 32, 33, 34):  # real tokens, so that every edge of 16 and 17 is met
         cut = next(
             line[i : i + k] for i in range(40) for k in range(n, 3 * n)
-            if len(tokenizer(line[i : i + k]).input_ids) == n
+            if len(tokenizer(line[i : i + k]).input_ids) == n + around
         )  # fmt: skip
         documents.append(cut)
-        sizes.append(n)
-    assert {15, 16, 17, 32, 33, 34} < set(sizes)
+        sizes.append(n + around)
     run = kerple_eval.evaluate(
         f"hf:{folder}", out=tmp_path / "r", text=write_texts(tmp_path / "t.jsonl", documents),
         protocols="lm-eval-rolling", lengths=lengths, keep_short=True,
@@ -73,7 +72,9 @@ def test_each_document_and_bits_per_byte(markers: str, tmp_path: Path) -> None:
         assert summary.loc[length, "nll"] == pytest.approx(-sum(wanted) / sum(sizes), rel=1e-6)
         assert math.exp(summary.loc[length, "nll"]) == pytest.approx(summary.loc[length, "ppl"])
     (record,) = run.specification.protocols
-    assert record.first_token["text"]["m"] == Marker("prefix", 0)
+    marker = record.first_token["text"]["m"]
+    assert (marker.rule, marker.id) == ("prefix", 0)
+    assert (marker.after is not None) == (markers in ("ends", "around", "two"))
 
 
 def test_a_prefix_token_of_ones_own(tmp_path: Path) -> None:
@@ -89,9 +90,10 @@ def test_a_prefix_token_of_ones_own(tmp_path: Path) -> None:
     assert wanted != pytest.approx(rolled(folder, 16, documents), rel=1e-4)
 
 
-def test_a_text_that_spells_its_own_marker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("markers", ["adds", "ends", "around", "two"])
+def test_a_text_that_begins_with_the_marker(markers: str, tmp_path: Path) -> None:
     """lm-eval then lets the tokeniser put none."""
-    folder = save_llama(tmp_path / "m", "adds")
+    folder = save_llama(tmp_path / "m", markers)
     documents = ["<s>the owl throws", "the owl<s> throws"]
     run = kerple_eval.evaluate(
         f"hf:{folder}", out=tmp_path / "r", text=write_texts(tmp_path / "t.jsonl", documents),

@@ -271,10 +271,10 @@ def test_positions_that_depend_on_length_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sound"),
+    ("name", "better"),
     [("lm-eval-rolling", "sliding-window"), ("yarn", "sliding-window"), ("hf-guide", "sliding-window"),
      ("dape", "aligned"), ("kerple-release", "aligned")],
 )  # fmt: skip
-def test_the_list_names_the_sound_protocol(name: str, sound: str, invoke: Cli) -> None:
+def test_the_list_names_the_better_protocol(name: str, better: str, invoke: Cli) -> None:
     line = next(x for x in invoke("list", "protocols").stdout.splitlines() if x.startswith(name + " "))
-    assert line.endswith(f"sound: {sound}")
+    assert line.endswith(f"better: {better}")

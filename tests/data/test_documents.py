@@ -11,12 +11,12 @@ import pytest
 from kerple_eval.data.documents import (
     Document,
     TokenDocument,
+    check_encodable,
     choose,
+    hashed_share,
     hold_out_tail,
     in_test_split,
     pack,
-    share,
-    spellable,
     text_hash,
     tokenize,
 )
@@ -33,9 +33,9 @@ def sha_share(text: str) -> float:
 
 
 def test_share_is_the_head_of_sha256() -> None:
-    assert all(share(name) == sha_share(name) for name in ["", "é", *NAMES[:50]])
+    assert all(hashed_share(name) == sha_share(name) for name in ["", "é", *NAMES[:50]])
     # sha256 of the empty string begins e3b0c442 98fc1c14 (FIPS 180-4 test value)
-    assert share("") == pytest.approx(0xE3B0C442 / 2**32, abs=2**-32)
+    assert hashed_share("") == pytest.approx(0xE3B0C442 / 2**32, abs=2**-32)
 
 
 @each_case("fraction", [0.01, 0.1, 0.5, 0.9])
@@ -48,9 +48,9 @@ def test_the_split_is_near_its_share_and_grows_with_it(fraction: float) -> None:
 
 def test_the_split_of_known_names_never_moves() -> None:
     """From ``printf %s NAME | sha256sum``: a change here would change every number of every task."""
-    assert share("a.txt") == pytest.approx(0x18B7CB09 / 2**32, abs=2**-32)
-    assert share("sotu.txt") == pytest.approx(0xFA4EA1E2 / 2**32, abs=2**-32)
-    assert share("x") == pytest.approx(0x2D711642 / 2**32, abs=2**-32)
+    assert hashed_share("a.txt") == pytest.approx(0x18B7CB09 / 2**32, abs=2**-32)
+    assert hashed_share("sotu.txt") == pytest.approx(0xFA4EA1E2 / 2**32, abs=2**-32)
+    assert hashed_share("x") == pytest.approx(0x2D711642 / 2**32, abs=2**-32)
     assert all(in_test_split(name, 1.0) for name in NAMES)
 
 
@@ -147,8 +147,8 @@ def test_cutting_keeps_ids_and_counts_together(tokens: int | None) -> None:
 
 
 def test_text_that_utf8_cannot_spell() -> None:
-    assert spellable("é🙂", "here") == "é🙂"
+    assert check_encodable("é🙂", "here") == "é🙂"
     with pytest.raises(
-        UserError, match=r"^here: half a surrogate pair at character 2, which UTF-8 cannot spell"
+        UserError, match=r"^here: half a surrogate pair at character 2, which UTF-8 cannot encode"
     ):
-        spellable("ab\udfff", "here")
+        check_encodable("ab\udfff", "here")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from kerple_eval.data.opening import own_tokens, task_text
 from kerple_eval.data.sources.megatron import MegatronDocuments, is_megatron, open_megatron
-from kerple_eval.data.texts import DocumentSelection, own_tokens, task_text
-from kerple_eval.data.tokenizer import ByteTokenizer
+from kerple_eval.data.texts import DocumentSelection
+from kerple_eval.data.tokenizer import ByteTokenizer, ModelTokens
 from kerple_eval.models.training.corpus import training_corpus
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, UserError
@@ -194,13 +195,13 @@ def test_mutations_never_bring_anything_but_a_refusal(tmp_path: Path) -> None:
     assert refused > 400
 
 
-READERS = {"m": ("m", None, 100)}
+MODELS = [ModelTokens("m", None, 100)]
 
 
 def test_as_tokens(tmp_path: Path) -> None:
     write(tmp_path / "d", DOCUMENTS)
     text = own_tokens([str(tmp_path / "d.idx")])
-    prepared = text.prepare(READERS, DocumentSelection(3))
+    prepared = text.prepare(MODELS, DocumentSelection(3))
     reading = prepared.by_model["m"]
     assert [d.ids.tolist() for d in reading.documents] == [DOCUMENTS[0], DOCUMENTS[3]]
     assert {d.ids.dtype for d in reading.documents} == {np.dtype(np.int64)}
@@ -218,7 +219,7 @@ def test_ids_beyond_the_vocabulary(tmp_path: Path, dtype: str, bad: int) -> None
     write(tmp_path / "d", [[1, 2], [3, bad, 4]], dtype)
     says = rf"document d:1: token 1 is id {bad}, beyond the vocabulary of model m \(0..99\)"
     with pytest.raises(UserError, match=says):
-        own_tokens([str(tmp_path / "d.bin")]).prepare(READERS, DocumentSelection(1))
+        own_tokens([str(tmp_path / "d.bin")]).prepare(MODELS, DocumentSelection(1))
 
 
 def task(folder: Path, **changes: Any) -> str:
@@ -235,12 +236,12 @@ def test_as_a_task_source_relative_to_the_task_file(tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
     write(tmp_path / "sets/d", [[i, i, 0] for i in range(20)])
     text = task_text(parse_spec(task(tmp_path)))
-    assert len(text.prepare(READERS, DocumentSelection(2)).by_model["m"].documents) == 20
+    assert len(text.prepare(MODELS, DocumentSelection(2)).by_model["m"].documents) == 20
     assert text.record.source["part"] == "all"
     by_part = {}
     for part in ("train", "valid", "test"):
         path = task(tmp_path, source={"part": part, "shares": "16/3/1"})
-        documents = task_text(parse_spec(path)).prepare(READERS, DocumentSelection(2)).by_model["m"].documents
+        documents = task_text(parse_spec(path)).prepare(MODELS, DocumentSelection(2)).by_model["m"].documents
         by_part[part] = sorted(int(d.ids[0]) for d in documents)
     assert by_part == {"train": list(range(16)), "valid": [16, 17, 18], "test": [19]}
     with pytest.raises(UserError, match=r"task neox: source.part: test holds none of 20 documents"):
@@ -256,9 +257,9 @@ def test_a_packed_task_is_one_document_of_all_ids(tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
     write(tmp_path / "sets/d", DOCUMENTS)
     text = task_text(parse_spec(task(tmp_path, packing="concatenate")))
-    (document,) = text.prepare(READERS, DocumentSelection(2)).by_model["m"].documents
+    (document,) = text.prepare(MODELS, DocumentSelection(2)).by_model["m"].documents
     assert document.ids.tolist() == [i for d in DOCUMENTS for i in d]
-    whole = text.prepare(READERS, DocumentSelection(2, whole=True)).by_model["m"]
+    whole = text.prepare(MODELS, DocumentSelection(2, whole=True)).by_model["m"]
     assert [len(d) for d in whole.documents] == [len(d) for d in DOCUMENTS]
 
 

@@ -13,17 +13,17 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from kerple_eval.data.sources.kinds import SyntheticSource
 from kerple_eval.data.synthetic import needle, passkey
 from kerple_eval.data.synthetic.associative_recall import AssociativeRecall
-from kerple_eval.data.synthetic.base import MadeDocument, ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.base import SyntheticDocument, depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
 from kerple_eval.data.synthetic.copying import Copy
 from kerple_eval.data.task import read_task, task_files
-from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer, ModelTokens
 from kerple_eval.support.registry import Entry, load
 from kerple_eval.types import UserError
 
 CORPUS = [*needle.FILLER, *passkey.FILLER, passkey.TELLS, "The secret number is 12345. Keep 67890 in mind."]
-BYTES = ModelTokens("bytes", BYTE_TOKENIZER, 256, None)
-NO_ROOM = "no room for it; use lengths from"
+BYTES = ModelTokens("bytes", BYTE_TOKENIZER, 256)
+NO_ROOM = "too short; use lengths of at least"
 
 
 def byte_level(digits: bool) -> Tokenizer:
@@ -64,7 +64,7 @@ def no_words() -> Tokenizer:
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelTokens]:
     folder = tmp_path_factory.mktemp("tokenisers")
-    found = {"bytes": BYTES, "bytes-bos": ModelTokens("bytes-bos", BYTE_TOKENIZER, 256, 1)}
+    found = {"bytes": BYTES, "bytes-bos": ModelTokens("bytes-bos", BYTE_TOKENIZER, 256, (1,))}
     makers: dict[str, Callable[[], Tokenizer]] = {
         "words": lambda: byte_level(False), "digits": lambda: byte_level(True),
         "metaspace": metaspace, "no-words": no_words,
@@ -73,7 +73,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelTokens]:
         path = folder / f"{name}.json"
         make().save(str(path))
         tokenizer = JsonTokenizer(path)
-        found[name] = ModelTokens(name, tokenizer, tokenizer.vocab_size, None)
+        found[name] = ModelTokens(name, tokenizer, tokenizer.vocab_size)
     return found
 
 
@@ -84,13 +84,13 @@ def spell(reader: ModelTokens, ids: np.ndarray) -> str:
     return "".join(tokens).replace("Ġ", " ").replace("▁", " ")
 
 
-def least_length(make: Callable[[int], MadeDocument]) -> int:
+def least_length(make: Callable[[int], SyntheticDocument]) -> int:
     for length in range(1, 2000):
         try:
             make(length)
         except UserError as error:
             assert NO_ROOM in str(error)
-            named = int(str(error).split(" ")[-2])
+            named = int(str(error).split(" ")[-1])
             assert named > length
         else:
             return length
@@ -101,9 +101,9 @@ def least_length(make: Callable[[int], MadeDocument]) -> int:
 @pytest.mark.parametrize("name", ["bytes", "bytes-bos", "words", "digits", "metaspace"])
 def test_prose(readers: dict[str, ModelTokens], name: str, task: str) -> None:
     reader, generator = readers[name], make_generator(task)[0]
-    lead = 0 if reader.bos is None else 1
+    lead = len(reader.before)
 
-    def make(length: int, depth: float = 0.5) -> MadeDocument:
+    def make(length: int, depth: float = 0.5) -> SyntheticDocument:
         return generator.make(reader, length, depth, np.random.default_rng(7))
 
     shortest = least_length(make)
@@ -177,10 +177,10 @@ def test_filler_is_drawn_anew_on_either_side() -> None:
     assert set(after.split(". ")[2:4]) <= {line.rstrip(".") for line in needle.FILLER}
 
 
-@pytest.mark.parametrize("bos", [None, 0])
+@pytest.mark.parametrize("bos", [(), (0,), (0, 7)])
 @pytest.mark.parametrize(("cue", "answer"), [(1, 1), (3, 2), (8, 8)])
-def test_copy(cue: int, answer: int, bos: int | None) -> None:
-    reader, lead, ids = ModelTokens("m", None, 600, bos), 0 if bos is None else 1, range(300, 600)
+def test_copy(cue: int, answer: int, bos: tuple[int, ...]) -> None:
+    reader, lead, ids = ModelTokens("m", None, 600, bos), len(bos), range(300, 600)
     size = cue + answer
     for length, depth in itertools.product((2 * size + lead - 1, 40, 90), depth_grid(5)):
         rng = np.random.default_rng(length)
@@ -196,10 +196,10 @@ def test_copy(cue: int, answer: int, bos: int | None) -> None:
         assert again == [at, len(source)]  # the cue stands there alone, so the answer is decided
 
 
-@pytest.mark.parametrize("bos", [None, 0])
+@pytest.mark.parametrize("bos", [(), (0,), (0, 7)])
 @pytest.mark.parametrize("pairs", [1, 2, 5])
-def test_associative_recall(pairs: int, bos: int | None) -> None:
-    reader, lead = ModelTokens("m", None, 64, bos), 0 if bos is None else 1
+def test_associative_recall(pairs: int, bos: tuple[int, ...]) -> None:
+    reader, lead = ModelTokens("m", None, 64, bos), len(bos)
     generator = AssociativeRecall(pairs=pairs, ids="10-29")
     keys, values = set(range(10, 20)), set(range(20, 30))
     for length, depth in itertools.product((2 * pairs + 3 + lead, 24, 61), depth_grid(7)):
@@ -217,7 +217,7 @@ def test_associative_recall(pairs: int, bos: int | None) -> None:
 
 def test_other_pairs_lie_anywhere() -> None:
     """Two pairs and 6 tokens, the asked one at 2: the other at 0 or 4; with 7, at 0, 4 or 5, as likely."""
-    reader = ModelTokens("m", None, 64, None)
+    reader = ModelTokens("m", None, 64)
     found: dict[int, int] = {}
     for seed in range(3000):
         made = AssociativeRecall(pairs=2, ids="10-29").make(reader, 8, 0.4, np.random.default_rng(seed))
@@ -243,16 +243,16 @@ def test_a_document_depends_on_its_place_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "length", "message"),
     [
-        ("passkey", 10, "passkey: length 10 has no room"),
+        ("passkey", 10, "passkey: length 10 is too short"),
         ("passkey:digits=0", 99, "digits=0 must be within 1..18"),
-        ("copy", 30, "copy: length 30 has no room for it; use lengths from 31 on"),
+        ("copy", 30, "copy: length 30 is too short; use lengths of at least 31"),
         ("copy:cue=0", 99, "cue=0 must be at least 1"),
-        ("copy:cue=1,ids=1-2", 99, "cue=1 of 2 ids is not once in 91 tokens at length 99"),
+        ("copy:cue=1,ids=1-2", 99, "cue=1 of 2 ids occurs more than once in 91 tokens at length 99"),
         ("copy:ids=5", 99, "ids=5 must be all, or two ids"),
         ("copy:ids=9-5", 99, "ids=9-5 must be all"),
-        ("copy:ids=9-256", 99, r"ids=9-256 go beyond the vocabulary \(0..255\)"),
+        ("copy:ids=9-256", 99, r"ids=9-256 exceed the vocabulary \(0..255\)"),
         ("copy:cues=4", 99, "unknown option of copy 'cues': did you mean 'cue'"),
-        ("associative-recall", 18, "length 18 has no room for it; use lengths from 19 on"),
+        ("associative-recall", 18, "length 18 is too short; use lengths of at least 19"),
         ("associative-recall:pairs=4,ids=0-6", 99, "pairs=4, but 7 ids give 3 keys"),
         ("associative-recall:pairs=0", 99, "pairs=0 must be at least 1"),
         ("pass-key", 99, "unknown generator 'pass-key': did you mean 'passkey'"),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from kerple_eval.data.documents import Document, pack, tokenize
+from kerple_eval.data.documents import Document, DocumentMarkers, pack, tokenize
+from kerple_eval.data.texts import applied
 from kerple_eval.data.tokenizer import ByteTokenizer, Encoding, JsonTokenizer
 from kerple_eval.types import UserError
 
@@ -159,15 +160,63 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path, raw: bytes | None, says: st
     assert str(caught.value).startswith(f"{path}: {says}")
 
 
-def test_a_first_token_marker_spells_no_bytes(files: dict[str, Path]) -> None:
+def test_markers_account_for_no_bytes(files: dict[str, Path]) -> None:
     document, tokenizer = Document("d", "the cat"), JsonTokenizer(files["words"])
-    plain, marked = tokenize(document, tokenizer), tokenize(document, tokenizer, bos=True)
-    assert marked.ids.tolist() == [1, *plain.ids.tolist()]
+    plain = tokenize(document, tokenizer)
+    marked = tokenize(document, tokenizer, DocumentMarkers("document", 1, (1, 5), (2,)))
+    assert marked.ids.tolist() == [1, 5, *plain.ids.tolist(), 2]
     assert marked.byte_counts is not None
     assert plain.byte_counts is not None
-    assert marked.byte_counts.tolist() == [0, *plain.byte_counts.tolist()]
+    assert marked.byte_counts.tolist() == [0, 0, *plain.byte_counts.tolist(), 0]
     with pytest.raises(UserError, match=r"^bos: document, but the tokeniser \(bytes\) has no first-token"):
-        tokenize(document, ByteTokenizer(), bos=True)
+        applied("document", ByteTokenizer())
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "$A </s>", "<s> <m> $A </s> <m>", "</s> $A </s>"])
+def test_markers_are_what_the_post_processor_puts(single: str, tmp_path: Path) -> None:
+    """Oracle: the library's own encoding with special tokens, of texts that are not the probe."""
+    fast = byte_level_bpe()
+    fast.add_special_tokens(["<s>", "</s>", "<m>"])
+    ids = [(name, fast.token_to_id(name)) for name in ("<s>", "</s>", "<m>")]
+    fast.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    fast.save(str(tmp_path / "t.json"))
+    tokenizer = JsonTokenizer(tmp_path / "t.json")
+    markers = applied("tokenizer", tokenizer)
+    for text in TEXTS:
+        assert tokenize(Document("d", text), tokenizer, markers).ids.tolist() == fast.encode(text).ids
+    assert markers.rule == ("never" if single == "$A" else "document")
+    simple = single in ("$A", "<s> $A")
+    assert (markers.record.before, markers.record.after) == (
+        (None, None) if simple else (markers.before, markers.after)
+    )
+
+
+class Panic(BaseException):
+    """What the library's Rust code raises in a panic: no Exception."""
+
+
+def test_a_panic_of_the_library_is_one_line(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = JsonTokenizer(files["bpe"])
+
+    class Fast:
+        def encode(self, text: str, add_special_tokens: bool) -> None:
+            raise Panic("index out of range\nin Rust")
+
+    monkeypatch.setattr(tokenizer, "_fast", Fast())
+    with pytest.raises(UserError, match=r"^the tokeniser \(tokenizer.json:.*\) failed: index out of range$"):
+        tokenizer.encode("a")
+
+
+def test_a_normaliser_that_grows_without_bound_is_refused(tmp_path: Path) -> None:
+    for content, count, refused in (("aa", 30, True), ("a" * 200, 1, True), ("aa", 3, False)):
+        fast = byte_level_bpe()
+        fast.normalizer = normalizers.Sequence([normalizers.Replace("a", content) for _ in range(count)])
+        fast.save(str(tmp_path / "t.json"))
+        if refused:
+            with pytest.raises(UserError, match="its normalizer makes a text more than 100 times longer"):
+                JsonTokenizer(tmp_path / "t.json")
+        else:
+            assert len(JsonTokenizer(tmp_path / "t.json").encode("a").ids) >= 1
 
 
 def test_packing_ends_each_document_with_a_token_that_spells_no_bytes(files: dict[str, Path]) -> None:

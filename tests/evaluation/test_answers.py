@@ -19,17 +19,18 @@ from tokenizers.models import BPE
 
 import kerple_eval
 from kerple_eval.data.synthetic import needle
-from kerple_eval.data.synthetic.base import ModelTokens, depth_grid, draw
+from kerple_eval.data.synthetic.base import depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
-from kerple_eval.data.tokenizer import BYTE_TOKENIZER
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, ModelTokens
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import score
 from kerple_eval.records.answers import answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.records.run import open_run
+from kerple_eval.records.specification import Marker
 from kerple_eval.reports.figures import depth as depth_report
-from kerple_eval.reports.tables.answers import render
+from kerple_eval.reports.tables.answers import make
 from kerple_eval.stats.answers import by_depth, share
 from kerple_eval.types import UserError, Window
 from tests.evaluation.test_ranks import ENVIRONMENT
@@ -77,9 +78,7 @@ def test_an_exact_match_is_what_greedy_decoding_produces(tiny_run: kerple_eval.R
             place = int(number.removeprefix("depth"))
             assert answer.depth == depths[place]
             rng = draw(cell.key.task, 0, cell.key.length, place, int(sample))
-            made = make_generator(name)[0].make(
-                ModelTokens("x", None, 6, None), cell.key.length, answer.depth, rng
-            )
+            made = make_generator(name)[0].make(ModelTokens("x", None, 6), cell.key.length, answer.depth, rng)
             tokens, wanted = made.ids[: -made.answer].tolist(), made.ids[-made.answer :].tolist()
             said: list[int] = []
             with torch.inference_mode():
@@ -148,7 +147,7 @@ class Lookup(LanguageModel):
 def test_copying_from_the_context_solves_every_task(name: str) -> None:
     """And from the last 40 tokens alone, which hold the question, none is solved."""
     generator = make_generator(name)[0]
-    reader = ModelTokens("bytes", BYTE_TOKENIZER, 256, None)
+    reader = ModelTokens("bytes", BYTE_TOKENIZER, 256)
     made = [
         generator.make(reader, 400, depth, np.random.default_rng(n))
         for n, depth in enumerate(depth_grid(5)[:4])
@@ -230,7 +229,7 @@ def test_ranks_share_hits(tmp_path: Path) -> None:
 
 
 def test_table(tiny_run: kerple_eval.Run) -> None:
-    rows = list(csv.DictReader(io.StringIO(render([tiny_run.folder], "csv"))))
+    rows = list(csv.DictReader(io.StringIO(make([tiny_run.folder], "csv"))))
     for cell in cells(tiny_run):
         mine = [r for r in rows if (r["model"], r["task"], r["length"]) == (
             cell.key.model, cell.key.task, str(cell.key.length))]  # fmt: skip
@@ -246,10 +245,10 @@ def test_table(tiny_run: kerple_eval.Run) -> None:
         assert float(every["nll"]) == pytest.approx(cell.summary()["nll"], rel=1e-12)
         parts = [float(r["nll"]) * int(r["targets"]) for r in mine[:-1]]
         assert sum(parts) / int(every["targets"]) == pytest.approx(float(every["nll"]), rel=1e-12)
-    text = render([tiny_run.folder])
+    text = make([tiny_run.folder])
     assert "copy: exact matches in % by depth" in text
     assert "20 documents a length and depth" in text
-    assert "| model |" in render([tiny_run.folder], "markdown")
+    assert "| model |" in make([tiny_run.folder], "markdown")
 
 
 def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,7 +264,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
     real = depth_report.save
     monkeypatch.setattr(depth_report, "save", lambda figure, out: (seen.append(figure), real(figure, out)))
     for kind in ("png", "pdf", "svg"):
-        depth_report.draw([copied], tmp_path / f"x.{kind}")
+        depth_report.make([copied], tmp_path / f"x.{kind}")
     panels = [a for a in seen[0].axes if a.images and a.get_ylabel() == "depth"]
     assert len(panels) == 2 * 2 * 2
     assert all("exact" in p.get_title(loc="left") for p in panels[::2])
@@ -282,7 +281,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
                     assert value is np.ma.masked
                 else:
                     assert value == pytest.approx(part.loss if number % 2 else 100 * part.exact_match)
-    assert "alibi at 24 failed: MemoryError: no room" in render([copied])
+    assert "alibi at 24 failed: MemoryError: no room" in make([copied])
     assert isinstance(read_cell(copied, lost.key), FailedCell)
     assert share(answers(cells(tiny_run)[0])).documents == 60
 
@@ -298,7 +297,7 @@ REFUSED = [
     (["--precision", "1%"], ["--precision has no meaning"]),
     (["--bos", "window"], ["window and document are the same here", "use document"]),
     (["--bos", "document"], ["no first-token marker"]),
-    (["--length", "16"], ["passkey: length 16 has no room for it; use lengths from"]),
+    (["--length", "16"], ["passkey: length 16 is too short; use lengths of at least"]),
 ]
 
 
@@ -317,7 +316,7 @@ def test_refusals(more: list[str], words: list[str], good: dict[str, list[str]],
         ("passkey:samples=0", "task passkey: samples: must be at least 1"),
         ("passkey:depths=two", "task passkey: depths=two is not a whole number"),
         ("pass-key", "unknown task 'pass-key': did you mean 'passkey'"),
-        ("associative-recall:ids=0-999", "beyond the vocabulary"),
+        ("associative-recall:ids=0-999", "exceed the vocabulary"),
     ],
 )
 def test_refused_options(task: str, message: str, models: dict[str, str], tmp_path: Path) -> None:
@@ -374,7 +373,7 @@ def test_a_tokeniser_that_puts_a_marker(tmp_path: Path) -> None:
         assert cell.byte_counts is not None
         things = [len(" " + thing) for thing in needle.THINGS]
         assert all(count in {*things, *(n - 1 for n in things)} for count in cell.byte_counts)
-        seen[bos] = (task["first_token"]["m"], run.answers()["loss"].tolist())
-    assert seen[None][0] == {"rule": "document", "id": 0}
-    assert seen["never"][0] == {"rule": "never", "id": None}
+        seen[bos] = (task.first_token["m"], run.answers()["loss"].tolist())
+    assert seen[None][0] == Marker("document", 0)
+    assert seen["never"][0] == Marker("never", None)
     assert seen[None][1] != seen["never"][1]

@@ -20,7 +20,7 @@ from torch import Tensor
 import kerple_eval
 from kerple_eval.data.documents import Document, TokenDocument
 from kerple_eval.data.texts import DocumentSelection, TextSource, TokenizedText
-from kerple_eval.data.tokenizer import ByteTokenizer, Encoding, JsonTokenizer
+from kerple_eval.data.tokenizer import ByteTokenizer, Encoding, JsonTokenizer, ModelTokens
 from kerple_eval.evaluation.planning import parse_protocol
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.scoring import batches, score
@@ -38,7 +38,9 @@ class Letters:
 
     def __init__(self, adds: bool, bos: int | None = BOS) -> None:
         self.identity, self.vocab_size = "letters", V
-        self.bos, self.adds_bos, self.end_of_document = bos, adds, 2
+        self.bos, self.end_of_document = bos, 2
+        self.before: tuple[int, ...] = (bos,) if adds and bos is not None else ()
+        self.after: tuple[int, ...] = ()
 
     def encode(self, text: str) -> Encoding:
         ids = np.array([ord(c) - 94 for c in text], dtype=np.int64)
@@ -68,7 +70,9 @@ class Remembering(LanguageModel):
 
 
 def reading(text: TextSource, tokenizer: Letters, longest: int = 1) -> TokenizedText:
-    return text.prepare({"m": ("m", tokenizer, V)}, DocumentSelection(longest, keep_short=True)).by_model["m"]
+    return text.prepare(
+        [ModelTokens("m", tokenizer, V)], DocumentSelection(longest, keep_short=True)
+    ).by_model["m"]
 
 
 def letters(rule: str, words: list[str]) -> TextSource:
@@ -152,16 +156,16 @@ def test_passes_count_the_marker() -> None:
 
 
 def test_models_share_documents_only_where_the_rule_gives_the_same() -> None:
-    readers = {
-        name: (name, Letters(adds, bos), V)
+    models = [
+        ModelTokens(name, Letters(adds, bos), V)
         for name, adds, bos in (
             ("plain", False, BOS), ("adds", True, BOS), ("same", True, BOS), ("other", True, 0),
         )
-    }  # fmt: skip
+    ]  # fmt: skip
     text = letters("tokenizer", ["abc"])
-    prepared = text.prepare(readers, DocumentSelection(1))
+    prepared = text.prepare(models, DocumentSelection(1))
     read = prepared.by_model
-    assert [read[m].documents[0].ids.tolist() for m in readers] == [
+    assert [read[m.label].documents[0].ids.tolist() for m in models] == [
         [3, 4, 5], [1, 3, 4, 5], [1, 3, 4, 5], [0, 3, 4, 5],
     ]  # fmt: skip
     assert read["adds"] is read["same"]
@@ -178,7 +182,7 @@ def test_models_share_documents_only_where_the_rule_gives_the_same() -> None:
 def test_a_tokeniser_without_a_marker(rule: str) -> None:
     for tokenizer in (Letters(adds=False, bos=None), ByteTokenizer()):
         with pytest.raises(UserError, match=rf"^bos: {rule}, but the tokeniser \(\w+\) has no first"):
-            letters(rule, ["abc"]).prepare({"m": ("m", tokenizer, 256)}, DocumentSelection(1))
+            letters(rule, ["abc"]).prepare([ModelTokens("m", tokenizer, 256)], DocumentSelection(1))
 
 
 def test_a_marker_beyond_the_vocabulary() -> None:
@@ -186,14 +190,16 @@ def test_a_marker_beyond_the_vocabulary() -> None:
         with pytest.raises(
             UserError, match=r"model m: its .* marker is id 30, beyond its vocabulary \(0..28\)"
         ):
-            letters(rule, ["abc"]).prepare({"m": ("m", Letters(adds=False, bos=30), V)}, DocumentSelection(1))
+            letters(rule, ["abc"]).prepare(
+                [ModelTokens("m", Letters(adds=False, bos=30), V)], DocumentSelection(1)
+            )
 
 
 def test_least_tokens_count_the_marker() -> None:
     """At M = 4 a document needs M + 1 tokens, the marker among them."""
     for rule, least in (("never", 5), ("document", 4), ("window", 4)):
         text = letters(rule, ["ab", "abc", "abcd", "abcde", "abcdef"])
-        read = text.prepare({"m": ("m", Letters(adds=False), V)}, DocumentSelection(4)).by_model["m"]
+        read = text.prepare([ModelTokens("m", Letters(adds=False), V)], DocumentSelection(4)).by_model["m"]
         assert len(read.documents) == 5 - least + 2
         for plan in (parse_protocol(p, [2, 4]) for p in ("full-context", "aligned:k=1", "prefix")):
             for index in range(len(read.documents)):
@@ -228,7 +234,7 @@ def template(folder: Path, pattern: str | None) -> bytes:
 def test_what_a_tokeniser_does_by_itself(tmp_path: Path, pattern: str | None, adds: bool, bos: int) -> None:
     template(tmp_path, pattern)
     tokenizer = JsonTokenizer(tmp_path / "t.json")
-    assert (tokenizer.adds_bos, tokenizer.bos) == (adds, bos)
+    assert (bool(tokenizer.before), tokenizer.bos) == (adds, bos)
     assert tokenizer.encode("the fox").ids.tolist() == [3, 6]
 
 
@@ -347,7 +353,7 @@ def test_refusals_of_given_ids_and_of_bytes(
 def test_given_ids_take_no_marker() -> None:
     text = TextSource("tokens", TaskRecord("tokens"), [], [TokenDocument("d", np.arange(9))], "never")
     read = text.prepare(
-        {"m": ("m", Letters(adds=True), V), "n": ("n", None, V)}, DocumentSelection(4)
+        [ModelTokens("m", Letters(adds=True), V), ModelTokens("n", None, V)], DocumentSelection(4)
     ).by_model
     assert read["m"] is read["n"]
     assert read["m"].bos == "never"

@@ -10,7 +10,7 @@ import pytest
 
 import kerple_eval
 from kerple_eval.records.run import Run
-from kerple_eval.reports.tables.table import render
+from kerple_eval.reports.tables.table import make
 from tests.helpers.command import make_model, prose
 
 # The library's document i (line i + 1) has 60 + 20 i bytes, i = 0..6.
@@ -129,13 +129,13 @@ def test_models_with_different_tokenisers(
     spelled = len(content.encode()) - first
     total = math.fsum(run.losses(model="words", length=16)["loss"].astype(float))
     assert words["bits_per_byte"] == pytest.approx(total / (math.log(2) * spelled), rel=1e-12)
-    shown = render([out], "text")
+    shown = make([out], "text")
     assert "bits per byte against length" in shown
     assert "perplexity against length" not in shown
     assert "different tokenisers" in shown
     apart = kerple_eval.evaluate(models["alibi"], text=text, lengths=[8, 16], out=tmp_path / "apart")
     assert apart.summary()["nll"].tolist() == run.summary().query("model == 'alibi'")["nll"].tolist()
-    assert "perplexity against length" in render([tmp_path / "apart"], "text")
+    assert "perplexity against length" in make([tmp_path / "apart"], "text")
 
 
 def test_documents_must_be_long_enough_for_every_tokeniser(

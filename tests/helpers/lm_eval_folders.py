@@ -15,19 +15,27 @@ tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import decoders, models, pre_tokenizers, processors  # noqa: E402
 
 BOS, EOS = "<s>", "</s>"
+TEMPLATES = {
+    "adds": f"{BOS} $A", "ends": f"$A {EOS}", "around": f"{BOS} $A {EOS}", "two": f"{EOS} {BOS} $A",
+}  # fmt: skip
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def save_llama(folder: Path, markers: str) -> Path:
-    """``adds``: BOS and put by the tokeniser; ``has``: BOS, not put; ``none``: no BOS, only EOS."""
+    """A model and tokeniser by the markers that the tokeniser puts around a text, see ``TEMPLATES``.
+
+    ``has``: there is a BOS, but none is put; ``none``: there is no BOS, only EOS, and none is put.
+    """
     specials = [EOS] if markers == "none" else [BOS, EOS]
     merges = [("t", "h"), ("th", "e"), ("o", "w")]
     words = specials + LETTERS + ["".join(pair) for pair in merges]
     made = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    if markers == "adds":
-        made.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    if markers in TEMPLATES:
+        made.post_processor = processors.TemplateProcessing(
+            single=TEMPLATES[markers], special_tokens=[(BOS, 0), (EOS, 1)]
+        )
     named = {"eos_token": EOS} | ({} if markers == "none" else {"bos_token": BOS})
     transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named).save_pretrained(folder)
     torch.manual_seed(5)

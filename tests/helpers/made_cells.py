@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,9 @@ def write_finished(folder: Path, cells: Sequence[Cell]) -> Path:
     return folder
 
 
-def write_cells(folder: Path, cells: Sequence[Cell], **specification: object) -> Path:
+def write_cells(
+    folder: Path, cells: Sequence[Cell], *, tasks: Sequence[Any] = ("book",), **specification: object
+) -> Path:
     """A run directory of these cells, all of one task and protocol."""
     models = {c.key.model: c for c in cells}
     lengths = sorted({c.key.length for c in cells}) or [64]
@@ -78,7 +81,7 @@ def write_cells(folder: Path, cells: Sequence[Cell], **specification: object) ->
             model(label, scheme=c.header.scheme, seed=c.header.seed, tokenizer="bytes", weights_sha256=label)
             for label, c in models.items()
         ],
-        tasks=["book"],
+        tasks=tasks,
         protocols=[{"protocol": "full-context", "lengths": lengths, "longest": None}],
         **specification,
     )

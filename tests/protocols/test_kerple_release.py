@@ -83,6 +83,33 @@ def drawn(
     return samples, epochs
 
 
+class Loader:
+    """The release's ``GPT2Dataset.__len__`` and its data loader: batches of one sample, in order.
+
+    ``shuffle_idx_len = shuffle_idx.shape[0] - 1``, ``sample_idx_len = sample_idx.shape[0] - 1`` and
+    ``__len__`` is the smaller; ``shuffle_idx`` holds a number a sample, ``sample_idx`` an edge more.
+    ``start_iter = start % len(loader)``; the end of the loader is a StopIteration, which ends the program.
+    """
+
+    def __init__(self, samples: list[list[int]]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        shuffle_idx_len = len(self.samples) - 1
+        sample_idx_len = (len(self.samples) + 1) - 1
+        return min(shuffle_idx_len, sample_idx_len)
+
+    def take(self, start: int, wanted: int) -> list[list[int]] | None:
+        """None where the loader ends before ``wanted`` samples."""
+        if not len(self):
+            return None
+        batches = iter(range(start % len(self), len(self)))
+        try:
+            return [self.samples[next(batches)] for _ in range(wanted)]
+        except StopIteration:
+            return None
+
+
 def corpus(seed: int, documents: int, longest: int) -> list[list[int]]:
     """Documents of 0 to ``longest`` tokens before the end-of-document token, every token its own id."""
     draw = np.random.default_rng(seed)
@@ -112,8 +139,15 @@ def test_every_sample_is_the_releases(
         numbers = numbers[edges[at] : edges[at + 1]]
     expected, _ = drawn(small, numbers, length, seed, wanted)
     protocol = KerpleRelease(split=split, seed=seed, samples=wanted, shares=shares)
+    taken = Loader(expected).take(0, wanted)
+    if taken is None:
+        with pytest.raises(
+            UserError, match=f"start=0 leaves {len(expected) - 1} of the {len(expected) - 1} "
+        ):
+            protocol.samples(documents.sizes, length)
+        return
     samples = assemble(documents, protocol.samples(documents.sizes, length))
-    assert [s.ids.tolist() for s in samples] == expected[:wanted]
+    assert [s.ids.tolist() for s in samples] == taken
     assert len({s.name for s in samples}) == wanted
     for sample in samples:
         (window,) = protocol.plan(len(sample), length, 10**6)
@@ -136,10 +170,15 @@ def test_every_small_corpus(documents: int) -> None:
             continue
         for length, wanted in itertools.product((1, 2, 3), (1, 4)):
             expected, _ = drawn(text, list(range(documents)), length, 7, wanted)
-            found = KerpleRelease(split="all", seed=7, samples=wanted).samples(sizes, length)
+            taken = Loader(expected).take(0, wanted)
+            try:
+                found = KerpleRelease(split="all", seed=7, samples=wanted).samples(sizes, length)
+            except UserError:
+                assert taken is None
+                continue
             assert [
                 [t for span in s.spans for t in text[span.document][span.start : span.stop]] for s in found
-            ] == expected[:wanted]
+            ] == taken
 
 
 @pytest.mark.parametrize(
@@ -157,17 +196,21 @@ def test_valid_goes_on_where_training_stopped(small: list[list[int]]) -> None:
     """start, modulo the loader's samples, of which it has one fewer than there are."""
     sizes = [len(d) for d in small]
     every, _ = drawn(small, list(range(130)), 7, 3, 100)
-    for start in (0, 1, 99, len(every) - 1, len(every), 16000):
+    last = len(every) - 1 - 100  # the loader's last start with 100 samples
+    outcomes = []
+    for start in (0, 1, 99, last, last + 1, last + 2, len(every) - 1, len(every), 16000):
         protocol = KerpleRelease(split="all", seed=3, samples=100, start=start)
-        begin = start % (len(every) - 1)
-        if begin + 100 > len(every):
-            with pytest.raises(UserError, match=rf"start={start} leaves \d+ of {len(every)} samples"):
+        taken = Loader(every).take(start, 100)
+        outcomes.append(taken is not None)
+        if taken is None:
+            with pytest.raises(UserError, match=rf"start={start} leaves \d+ of the {len(every) - 1} samples"):
                 protocol.samples(sizes, 7)
             continue
         found = protocol.samples(sizes, 7)
         assert [
             [t for span in s.spans for t in small[span.document][span.start : span.stop]] for s in found
-        ] == every[begin : begin + 100]
+        ] == taken
+    assert outcomes[3:5] == [True, False]
 
 
 def test_another_seed_or_length_is_another_text(small: list[list[int]]) -> None:

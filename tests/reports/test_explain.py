@@ -18,7 +18,8 @@ from scipy import stats as scipy_stats
 
 import kerple_eval
 from kerple_eval.models.open import open_model, parse_model
-from kerple_eval.reports.tables.explain import COLUMNS, render
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.tables.explain import COLUMNS, make
 from kerple_eval.stats.context_gain import Split, explain
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, refusal
@@ -75,7 +76,7 @@ def test_both_parts_by_brute_force(
     name: str, protocol: str, single: Path, models: dict[str, str], library: str
 ) -> None:
     brute = Brute(models[name])
-    splits = [s for s in explain([single]) if (s.key.model, s.key.protocol) == (name, protocol)]
+    splits = [s for s in explain(RunReader([single])) if (s.key.model, s.key.protocol) == (name, protocol)]
     assert [(s.key.length, s.longer) for s in splits] == [(8, 16), (16, 40)]
     for split in splits:
         short, long = split.key.length, split.longer
@@ -116,7 +117,7 @@ def by_hand(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 def test_changes_are_those_of_the_table(single: Path) -> None:
     """The change and what other targets add make the difference of the summary's means."""
     nll = kerple_eval.open_run(single).summary().set_index(["model", "protocol", "length"])["nll"]
-    for split in explain([single]):
+    for split in explain(RunReader([single])):
         key = (split.key.model, split.key.protocol)
         whole = nll[*key, split.longer] - nll[*key, split.key.length]
         assert split.change.value + split.other_targets == pytest.approx(whole, abs=1e-12)
@@ -164,7 +165,7 @@ def test_a_missing_cell_is_named_with_its_command(
     done = invoke(*shlex.split(second)[1:])
     assert done.exit_code == 0, done.output
     assert "missing" not in done.stdout
-    for split in explain(shlex.split(second)[2:]):
+    for split in explain(RunReader(shlex.split(second)[2:])):
         assert split.dilution is not None
 
 
@@ -180,8 +181,8 @@ def test_a_run_from_python_gets_its_command_too(
     assert "sliding-window:stride=1 " in first  # no cap: documents too short for 100 must stay out
     assert invoke(*shlex.split(first)[1:]).exit_code == 0
     assert invoke(*shlex.split(second)[1:]).exit_code == 0
-    assert all(s.dilution for s in explain(shlex.split(second)[2:]))
-    assert "not enough documents for an interval (2; 5 needed)" in render([tmp_path / "r"])
+    assert all(s.dilution for s in explain(RunReader(shlex.split(second)[2:])))
+    assert "not enough documents for an interval (2; 5 needed)" in make([tmp_path / "r"])
 
 
 def test_the_approximation_is_stated(models: dict[str, str], library: str, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_the_approximation_is_stated(models: dict[str, str], library: str, tmp_p
         models["alibi"], text=library, lengths=[8, 16], out=tmp_path,
         protocols=["full-context", "sliding-window:stride=6@8", "sliding-window:stride=4@8"],
     )  # fmt: skip
-    (split,) = [s for s in explain([tmp_path]) if s.key.protocol == "full-context"]
+    (split,) = [s for s in explain(RunReader([tmp_path])) if s.key.protocol == "full-context"]
     assert split.stride == 4  # the finer of the two
     assert split.dilution is not None
     assert split.context_gain is not None
@@ -202,7 +203,7 @@ def test_the_approximation_is_stated(models: dict[str, str], library: str, tmp_p
     assert split.short_of == pytest.approx((8 - far["context_y"]).mean())
     gain = (far["loss_x"].astype("float64") - far["loss_y"].astype("float64")).sum() / len(both)
     assert split.context_gain.value == pytest.approx(gain, abs=1e-12)
-    shown = render([tmp_path])
+    shown = make([tmp_path])
     assert f"sliding-window at 8, stride 4: its contexts fall short of 8 by {split.short_of:.1f}" in shown
 
 
@@ -211,7 +212,7 @@ def test_sliding_window_explains_itself(models: dict[str, str], library: str, tm
     kerple_eval.evaluate(
         models["alibi"], text=library, lengths=[8, 16], protocols="sliding-window:stride=4", out=tmp_path
     )
-    (split,) = explain([tmp_path])
+    (split,) = explain(RunReader([tmp_path]))
     assert split.dilution is not None
     assert split.dilution.value == pytest.approx(0, abs=1e-7)  # the same losses but for rounding
     assert split.context_gain is not None
@@ -227,11 +228,12 @@ def test_what_another_model_or_text_measured_is_not_used(
 ) -> None:
     options: dict[str, Any] = {"lengths": [8, 16], "dtype": "float64"}
     kerple_eval.evaluate(models["kerple-log"], text=library, out=tmp_path / "model", **options)
-    assert set(unsplit(explain([tmp_path / "model", single])))
+    assert set(unsplit(explain(RunReader([tmp_path / "model", single]))))
     kerple_eval.evaluate(models["alibi"], text=library, out=tmp_path / "same", **options)
-    assert not set(unsplit([s for s in explain([tmp_path / "same", single]) if "same" in str(s.run.folder)]))
+    both = explain(RunReader([tmp_path / "same", single]))
+    assert not set(unsplit([s for s in both if "same" in str(s.run.folder)]))
     kerple_eval.evaluate(models["alibi"], text=library, lengths=[8, 16], out=tmp_path / "dtype")
-    mine = [s for s in explain([tmp_path / "dtype", single]) if "dtype" in str(s.run.folder)]
+    mine = [s for s in explain(RunReader([tmp_path / "dtype", single])) if "dtype" in str(s.run.folder)]
     assert set(unsplit(mine)) == {"no sliding-window at 8"}
 
 
@@ -245,7 +247,7 @@ def test_a_finer_stride_over_other_text_is_passed_by(
     kerple_eval.evaluate(
         models["alibi"], text=text, lengths=[8], protocols="sliding-window:stride=1", out=tmp_path / "other"
     )
-    splits = explain([tmp_path / "own", tmp_path / "other"])
+    splits = explain(RunReader([tmp_path / "own", tmp_path / "other"]))
     (split,) = [s for s in splits if s.key.protocol == "full-context"]
     assert split.stride == 4
 
@@ -257,7 +259,7 @@ def test_documents_alike_count_each(models: dict[str, str], library: str, tmp_pa
     kerple_eval.evaluate(
         models["alibi"], text=str(tmp_path / "alike.jsonl"), lengths=[8, 16], out=tmp_path / "r"
     )
-    (split,) = explain([tmp_path / "r"])
+    (split,) = explain(RunReader([tmp_path / "r"]))
     assert split.documents == 3
     assert split.targets == 2 * (len(first) - 1) + len(second) - 1
 
@@ -269,7 +271,7 @@ def test_no_common_target(models: dict[str, str], tmp_path: Path) -> None:
         models["alibi"], tokens=str(ids), lengths=[8, 16], out=tmp_path / "r",
         protocols="kerple-release:split=all,samples=5",
     )  # fmt: skip
-    shown = render([tmp_path / "r"])
+    shown = make([tmp_path / "r"])
     assert "not split: no target is scored at both lengths" in shown
     assert "warning: alibi, 8 -> 16: the two lengths were computed on different targets" in shown
 
@@ -290,7 +292,7 @@ def test_the_tools_protocols(
     assert invoke(*shlex.split(first)[1:]).exit_code == 0
     (yarn,) = [
         s
-        for s in explain([tmp_path / "r", tmp_path / "r-sliding-bos-tokenizer"])
+        for s in explain(RunReader([tmp_path / "r", tmp_path / "r-sliding-bos-tokenizer"]))
         if s.key.protocol == "yarn:stride=8"
     ]
     assert yarn.dilution is not None
@@ -308,4 +310,4 @@ def test_refusals(single: Path, models: dict[str, str], text: str, tmp_path: Pat
     assert "not a run directory" in refusal(invoke("explain", str(tmp_path)))
     kerple_eval.evaluate(models["alibi"], text=text, lengths=[16], out=tmp_path / "one")
     with pytest.raises(UserError, match="at two lengths; run with --length 512,1024"):
-        explain([tmp_path / "one"])
+        explain(RunReader([tmp_path / "one"]))

@@ -58,18 +58,18 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG\r\n"), ("pdf", b"%PDF-"), ("svg", b"<?xml")])
 def test_formats(kind: str, magic: bytes, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / f"figure.{kind}"
-    curve.draw([run], out)
+    curve.make([run], out)
     first = out.read_bytes()
     assert first.startswith(magic)
     if kind == "svg":
         for name in PPL:
             assert f">{name}<" in first.decode()
     with pytest.raises(UserError, match=r"\.png, \.pdf or \.svg"):
-        curve.draw([run], tmp_path / "figure.gif")
+        curve.make([run], tmp_path / "figure.gif")
 
 
 def test_curve_has_every_model(run: Path, tmp_path: Path, drawn: list[Figure]) -> None:
-    curve.draw([run], tmp_path / "c.png")
+    curve.make([run], tmp_path / "c.png")
     (axes,) = drawn[0].axes
     assert curves(axes) == {m: (list(by), list(by.values())) for m, by in PPL.items()}
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
@@ -90,7 +90,7 @@ def test_curve_draws_a_panel_a_protocol_and_bits_per_byte_across_tokenisers(
         for m, b in (("log", 2.5), ("gpt", 1.5))
         for n in (512, 1024)
     ]
-    curve.draw([write_run(tmp_path / "r", lines, {"gpt": "tokenizer.json:1"})], tmp_path / "c.svg")
+    curve.make([write_run(tmp_path / "r", lines, {"gpt": "tokenizer.json:1"})], tmp_path / "c.svg")
     first, second = drawn[0].axes
     assert curves(first)["gpt"] == ([512, 1024], [1.5, 1.5])
     assert "bits per byte" in first.get_ylabel()
@@ -99,7 +99,7 @@ def test_curve_draws_a_panel_a_protocol_and_bits_per_byte_across_tokenisers(
 
 def test_curve_leaves_out_a_perplexity_beyond_floats(tmp_path: Path, drawn: list[Figure]) -> None:
     lines = [row("log", 512, 24.0), row("log", 1024, "", nll=900.0), row("rope", 512, "", nll=900.0)]
-    curve.draw([write_run(tmp_path / "r", lines)], tmp_path / "c.png")
+    curve.make([write_run(tmp_path / "r", lines)], tmp_path / "c.png")
     assert curves(drawn[0].axes[0]) == {"log": ([512], [24.0])}
 
 
@@ -119,7 +119,7 @@ def seeded(folder: Path, schemes: tuple[str, ...]) -> Path:
 
 def test_curves_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
     """Mean and one sample standard deviation to either side; no band of one seed."""
-    curve.draw([seeded(tmp_path / "r", ("log", "alibi", "rope"))], tmp_path / "c.png", over_seeds=True)
+    curve.make([seeded(tmp_path / "r", ("log", "alibi", "rope"))], tmp_path / "c.png", over_seeds=True)
     (axes,) = drawn[0].axes
     assert curves(axes) == {
         "log": ([512, 1024], [21.0, 121.0]),
@@ -136,7 +136,7 @@ def test_curves_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
 
 def test_curves_over_seeds_need_seeds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one seed of each scheme"):
-        curve.draw([seeded(tmp_path / "r", ("rope",))], tmp_path / "c.png", over_seeds=True)
+        curve.make([seeded(tmp_path / "r", ("rope",))], tmp_path / "c.png", over_seeds=True)
 
 
 def test_only_curves_are_drawn_over_seeds(run: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_only_curves_are_drawn_over_seeds(run: Path, tmp_path: Path) -> None:
 
 def test_two_runs_in_one_figure(run: Path, tmp_path: Path, drawn: list[Figure]) -> None:
     other = write_run(tmp_path / "again", [row("log", 512, 19.0)])
-    curve.draw([run, other], tmp_path / "c.png")
+    curve.make([run, other], tmp_path / "c.png")
     found = curves(drawn[0].axes[0])
     assert found["log (again)"] == ([512], [19.0])
     assert found["log"][1] == list(PPL["log"].values())
@@ -191,7 +191,7 @@ def with_cells(folder: Path, models: tuple[str, ...] = tuple(LOSS), shift: float
 
 
 def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Figure]) -> None:
-    position.draw([with_cells(tmp_path / "run")], tmp_path / "p.pdf")
+    position.make([with_cells(tmp_path / "run")], tmp_path / "p.pdf")
     assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF-")
     (axes,) = drawn[0].axes
     found = curves(axes)
@@ -219,7 +219,7 @@ def test_bins_cover_every_context_once(longest: int) -> None:
 def test_position_of_two_runs_keeps_models_apart(tmp_path: Path, drawn: list[Figure]) -> None:
     a = with_cells(tmp_path / "a", ("flat",))
     b = with_cells(tmp_path / "b", ("flat",), shift=1.0)
-    position.draw([a, b], tmp_path / "p.png")
+    position.make([a, b], tmp_path / "p.png")
     found = curves(drawn[0].axes[0])
     assert set(found) == {"flat", "flat (b)"}
     assert found["flat (b)"][1] == pytest.approx([4.0] * len(found["flat"][1]))
@@ -227,10 +227,10 @@ def test_position_of_two_runs_keeps_models_apart(tmp_path: Path, drawn: list[Fig
 
 def test_position_needs_contexts_that_vary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished cell whose contexts vary"):
-        position.draw([write_run(tmp_path / "run", [row("log", 512, 24.0)])], tmp_path / "p.png")
+        position.make([write_run(tmp_path / "run", [row("log", 512, 24.0)])], tmp_path / "p.png")
     assert not (tmp_path / "p.png").exists()
 
 
 def test_figures_of_failed_cells_alone(tmp_path: Path, drawn: list[Figure]) -> None:
-    curve.draw([write_run(tmp_path / "run", [row("log", 512, None)])], tmp_path / "c.png")
+    curve.make([write_run(tmp_path / "run", [row("log", 512, None)])], tmp_path / "c.png")
     assert curves(drawn[0].axes[0]) == {}

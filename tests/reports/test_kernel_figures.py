@@ -148,7 +148,7 @@ def test_matrix_of_a_bias_of_positions() -> None:
 
 
 def test_kernels_draws_every_head_of_every_model(tmp_path: Path, drawn: list[Figure]) -> None:
-    kernels.draw([zoo("kerple-log"), zoo("alibi")], tmp_path / "k.png")
+    kernels.make([zoo("kerple-log"), zoo("alibi")], tmp_path / "k.png")
     first, second = drawn[0].axes
     for axes, formula in ((first, log_formula()), (second, alibi_formula())):
         found = {label.split(":")[0]: line for label, line in curves(axes).items()}
@@ -167,7 +167,7 @@ def test_kernels_draws_every_head_of_every_model(tmp_path: Path, drawn: list[Fig
 
 
 def test_kernels_of_one_head_and_a_window(tmp_path: Path, drawn: list[Figure]) -> None:
-    kernels.draw([zoo("kerple-log,window=100")], tmp_path / "k.svg", length=513, head=1)
+    kernels.make([zoo("kerple-log,window=100")], tmp_path / "k.svg", length=513, head=1)
     (axes,) = drawn[0].axes
     ((x, _),) = curves(axes).values()
     assert x[-1] == 99
@@ -178,7 +178,7 @@ def test_kernels_of_one_head_and_a_window(tmp_path: Path, drawn: list[Figure]) -
 def test_kernels_draws_weights_in_a_panel_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
     folder = make_model(tmp_path / "m", "kerple-bias-wht", 3)
     made = view(open_model(parse_model(str(folder))), "m", ("kernel", "weight"))
-    kernels.draw([made], tmp_path / "k.pdf")
+    kernels.make([made], tmp_path / "k.pdf")
     assert (tmp_path / "k.pdf").read_bytes().startswith(b"%PDF-")
     labels = [axes.get_ylabel() for axes in drawn[0].axes]
     assert ["kernel" in labels[0], "weight" in labels[1]] == [True, True]
@@ -203,7 +203,7 @@ def test_many_heads_are_shaded_in_place_of_a_legend(tmp_path: Path, drawn: list[
             raise NotImplementedError
 
     many: KernelView = Many()
-    kernels.draw([many], tmp_path / "k.png")
+    kernels.make([many], tmp_path / "k.png")
     (axes,) = drawn[0].axes
     assert axes.get_legend() is None
     assert len({line.get_color() if isinstance(line.get_color(), str) else tuple(line.get_color())
@@ -230,7 +230,7 @@ def test_numbers_of_the_legend(value: float, text: str) -> None:
 
 
 def test_effective_length_counts_heads(tmp_path: Path, drawn: list[Figure]) -> None:
-    effective_length.draw([zoo("alibi"), zoo("t5"), zoo("alibi,window=100")], tmp_path / "e.png", length=301)
+    effective_length.make([zoo("alibi"), zoo("t5"), zoo("alibi,window=100")], tmp_path / "e.png", length=301)
     (axes,) = drawn[0].axes
     found = curves(axes)
     assert list(found) == ["alibi: 3 of 4 heads", "t5: 4 of 4 heads", "alibi, window=100: 4 of 4 heads"]
@@ -245,7 +245,7 @@ def test_effective_length_counts_heads(tmp_path: Path, drawn: list[Figure]) -> N
 
 
 def test_matrix_draws_a_panel_a_head(tmp_path: Path, drawn: list[Figure]) -> None:
-    matrix.draw([zoo("alibi")], tmp_path / "m.png", length=6)
+    matrix.make([zoo("alibi")], tmp_path / "m.png", length=6)
     *panels, bar = drawn[0].axes
     assert [p.get_title(loc="left") for p in panels] == [f"alibi\nhead {h}" for h in range(4)]
     for h, panel in enumerate(panels):
@@ -261,12 +261,12 @@ def test_matrix_draws_a_panel_a_head(tmp_path: Path, drawn: list[Figure]) -> Non
 
 
 def test_matrix_defaults_to_twice_the_trained_length(tmp_path: Path, drawn: list[Figure]) -> None:
-    matrix.draw([zoo("kerple-log")], tmp_path / "m.png", head=1)
+    matrix.make([zoo("kerple-log")], tmp_path / "m.png", head=1)
     panel, _ = drawn[0].axes
     assert panel.get_images()[0].get_array().shape == (1024, 1024)  # type: ignore[union-attr]
     assert panel.get_lines()[0].get_ydata().tolist() == [512, 512]  # type: ignore[union-attr]
     assert panel.get_images()[0].get_clim()[0] == pytest.approx(log_formula()(1, 1023))
-    matrix.draw([zoo("kerple-log")], tmp_path / "m.png", head=0)
+    matrix.make([zoo("kerple-log")], tmp_path / "m.png", head=0)
     assert drawn[1].axes[0].get_images()[0].get_clim() == (-10, 0)  # and an arrow says there is more
     assert drawn[1].axes[0].get_images()[0].colorbar.extend == "min"  # type: ignore[union-attr]
 
@@ -274,7 +274,7 @@ def test_matrix_defaults_to_twice_the_trained_length(tmp_path: Path, drawn: list
 @pytest.mark.parametrize("length", [1, 4097])
 def test_matrix_refuses_what_no_eye_can_see(length: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--length {length}: a heat map has 2 to 4096"):
-        matrix.draw([zoo("alibi")], tmp_path / "m.png", length=length)
+        matrix.make([zoo("alibi")], tmp_path / "m.png", length=length)
 
 
 def test_titles() -> None:

@@ -12,8 +12,10 @@ import pytest
 import kerple_eval
 from kerple_eval.records.cell import FailedCell, file_name, write_failure
 from kerple_eval.records.run import open_run
+from kerple_eval.reports.lm_eval import export
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import ratio_interval
+from tests.helpers import made_cells
 from tests.helpers.command import Cli, refusal
 
 PROTOCOLS = ["full-context", "yarn:stride=8"]
@@ -120,6 +122,17 @@ def test_failed_and_few(models: dict[str, str], text: str, tmp_path: Path, invok
     assert kerple_eval.read_lm_eval(out)["stderr"].isna().all()
     (own.folder / "cells" / f"{file_name(list(open_run(own.folder).cells())[1].key)}.parquet").unlink()
     assert "no finished cell to export" in refusal(invoke("export", str(own.folder), "--out", str(out)))
+
+
+@pytest.mark.parametrize(("there", "original"), [(None, 3), (2, 3), (3, 3), (40, 40)])
+def test_samples(there: int | None, original: int, tmp_path: Path) -> None:
+    """Three documents scored: the text's count where that is more, and never fewer than were scored."""
+    task = {"name": "book"} if there is None else {"name": "book", "selection": {"documents": there}}
+    made = made_cells.cell("rope", made_cells.drawn(1, [9, 9, 9]))
+    folder = made_cells.write_cells(tmp_path / "run", [made], tasks=[task])
+    (path,) = export(folder, tmp_path / "x.json")
+    samples = json.loads(path.read_text())["n-samples"]
+    assert samples == {"book/full-context/64": {"original": original, "effective": 3}}
 
 
 def test_files_of_lm_eval_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from kerple_eval.records.cell import Cell, file_name, write_cell
 from kerple_eval.records.run import open_run, write_summary
-from kerple_eval.reports.tables.longppl import render
+from kerple_eval.reports.tables.longppl import make
 from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.command import Cli, refusal
@@ -70,7 +70,7 @@ def definition(frame: pd.DataFrame, short: int, alpha: float, beta: float) -> di
 def test_definition(tmp_path: Path, short: int | None, alpha: float, beta: float) -> None:
     folder = made(tmp_path / "run")
     wanted = definition(open_run(folder).losses(), short or 16, alpha, beta)
-    text = render([folder], "ref", "csv", alpha=alpha, beta=beta, short=short)
+    text = make([folder], "ref", "csv", alpha=alpha, beta=beta, short=short)
     rows = {(r["model"], int(r["length"])): r for r in csv.DictReader(io.StringIO(text))}
     assert rows.keys() == wanted.keys()
     for cell, value in wanted.items():
@@ -90,7 +90,7 @@ def test_interval_is_over_documents_with_key_tokens(tmp_path: Path) -> None:
     parts = mine.groupby("document").agg(["sum", "count"])
     found = ratio_interval(parts["sum"].to_numpy(), parts["count"].to_numpy())
     row = next(
-        r for r in csv.DictReader(io.StringIO(render([folder], "ref", "csv")))
+        r for r in csv.DictReader(io.StringIO(make([folder], "ref", "csv")))
         if (r["model"], r["length"]) == ("other", "32")
     )  # fmt: skip
     assert float(row["low"]) == pytest.approx(math.exp(found.low), rel=1e-6)
@@ -105,10 +105,10 @@ def test_more_context_is_needed(tmp_path: Path) -> None:
         assert isinstance(cell, Cell)
         windows = [Window(0, 16, 9)] * len(cell.windows)
         write_cell(folder, Cell(cell.key, cell.header, cell.document, windows, cell.losses, None))
-    text = render([folder], "ref")
+    text = make([folder], "ref")
     assert "0 key tokens (0.00% of 0 targets) in 0 documents" in text
     assert "no key tokens" in text
-    row = next(csv.DictReader(io.StringIO(render([folder], "ref", "csv"))))
+    row = next(csv.DictReader(io.StringIO(make([folder], "ref", "csv"))))
     assert (row["longppl"], row["nll"], row["low"], row["note"]) == ("", "", "", "no key tokens")
 
 
@@ -118,7 +118,7 @@ def test_a_cell_that_lacks_key_tokens_has_no_number(tmp_path: Path) -> None:
     assert isinstance(cell, Cell)
     short = Cell(cell.key, cell.header, cell.document[:4], cell.windows[:4], cell.losses[:4], None)
     write_cell(folder, short)
-    rows = list(csv.DictReader(io.StringIO(render([folder], "ref", "csv"))))
+    rows = list(csv.DictReader(io.StringIO(make([folder], "ref", "csv"))))
     (row,) = (r for r in rows if (r["model"], r["length"]) == ("other", "32"))
     assert row["longppl"] == ""
     key_tokens = next(int(r["key_tokens"]) for r in rows if r["model"] == "ref")
@@ -128,10 +128,10 @@ def test_a_cell_that_lacks_key_tokens_has_no_number(tmp_path: Path) -> None:
 
 def test_models_of_several_runs_and_no_interval_of_few(tmp_path: Path) -> None:
     first, second = (made(tmp_path / n, models=(m,), documents=3) for n, m in (("a", "ref"), ("b", "new")))
-    text = render([first, second], "ref")
+    text = make([first, second], "ref")
     assert "new" in text and "not enough documents" in text
     assert "too low" in text
-    assert "| model |" in render([first, second], "ref", "markdown")
+    assert "| model |" in make([first, second], "ref", "markdown")
 
 
 def test_refusals(tmp_path: Path, invoke: Cli) -> None:
@@ -155,4 +155,4 @@ def test_refusals(tmp_path: Path, invoke: Cli) -> None:
     for length in (32, 64):
         (gone / "cells" / f"{file_name(CellKey('ref', 'sotu', PROTOCOL, length, 64))}.parquet").unlink()
     with pytest.raises(UserError, match=r"no finished cells of one protocol at two lengths \(it has 16\)"):
-        render([gone], "ref")
+        make([gone], "ref")

@@ -76,7 +76,7 @@ class Tree(HTMLParser):
 
 
 def made(*folders: Path, out: Path | None = None, against: str | None = None) -> tuple[str, Tree]:
-    (path,) = page.write(folders, out, against=against)
+    (path,) = page.make(folders, out, against=against)
     text = path.read_text(encoding="utf-8")
     return text, Tree(text)
 
@@ -340,7 +340,7 @@ def test_two_runs_in_one_page(real: Path, tmp_path: Path) -> None:
 
 
 def test_markdown_says_the_same(real: Path, tmp_path: Path) -> None:
-    files = page.write([real], None, "markdown")
+    files = page.make([real], None, "markdown")
     assert [f.name for f in files] == [
         "report.md", "report-curve.png", "report-ratio.png", "report-scatter.png", "report-position.png",
     ]  # fmt: skip
@@ -365,9 +365,9 @@ def test_markdown_says_the_same(real: Path, tmp_path: Path) -> None:
 )
 def test_refusals(out: str | None, style: str | None, expected: str, real: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=expected):
-        page.write([real], tmp_path / out if out else None, style)
+        page.make([real], tmp_path / out if out else None, style)
     with pytest.raises(UserError, match="did you mean 'rope'"):
-        page.write([real], against="roppe")
+        page.make([real], against="roppe")
     assert not list(tmp_path.glob("page*"))
 
 

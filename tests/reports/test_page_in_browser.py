@@ -43,7 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for length in (64, 128, 256)
     ]
     folder = write_finished(tmp_path_factory.mktemp("browser") / "run", cells)
-    (path,) = page.write([folder], against="m1")
+    (path,) = page.make([folder], against="m1")
     return path
 
 

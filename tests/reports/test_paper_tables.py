@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kerple_eval.reports.tables import paper
-from kerple_eval.reports.tables.table import render, uncertain
+from kerple_eval.reports.tables.table import make, uncertain
 from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
@@ -42,7 +42,7 @@ def paired_t(a: dict[int, float], b: dict[int, float]) -> float:
 def test_seeds_are_one_row(three: Path) -> None:
     assert paired_t(ALIBI, LOG) > 4.3027
     assert 0 < paired_t(ROPE, LOG) < 4.3027
-    text = render([three], "markdown", over_seeds=True)
+    text = make([three], "markdown", over_seeds=True)
     assert body(text) == {
         "kerple-log": ["**20.1 ± 0.5**"],
         "alibi": ["20.9 ± 0.4†"],
@@ -54,24 +54,24 @@ def test_seeds_are_one_row(three: Path) -> None:
 
 
 def test_another_reference_and_none(three: Path) -> None:
-    text = render([three], "markdown", over_seeds=True, reference="rope")
+    text = make([three], "markdown", over_seeds=True, reference="rope")
     assert "†: rope is significantly better" in text
     assert paired_t(ALIBI, ROPE) < 4.3027
     assert "†" not in str(body(text))
     with pytest.raises(UserError, match="unknown reference 'alibbi': did you mean 'alibi'"):
-        render([three], over_seeds=True, reference="alibbi")
+        make([three], over_seeds=True, reference="alibbi")
 
 
 def test_a_better_scheme_bears_no_dagger(tmp_path: Path) -> None:
     """The dagger is for the baseline the reference beats, never for one that beats it."""
     better = {seed: value - 0.8 - 0.01 * seed for seed, value in LOG.items()}
     folder = write_run(tmp_path, [*seeded("kerple-log", LOG), *seeded("t5", better)])
-    assert "†" not in str(body(render([folder], "markdown", over_seeds=True)))
+    assert "†" not in str(body(make([folder], "markdown", over_seeds=True)))
 
 
 def test_other_targets_bear_no_dagger_and_no_bold(tmp_path: Path) -> None:
     lines = [*seeded("kerple-log", LOG), *seeded("alibi", ALIBI, targets_hash="bbbb")]
-    text = render([write_run(tmp_path, lines)], "markdown", over_seeds=True)
+    text = make([write_run(tmp_path, lines)], "markdown", over_seeds=True)
     assert body(text) == {"kerple-log": ["20.1 ± 0.5"], "alibi": ["20.9 ± 0.4"]}
     assert "different targets across models" in text
 
@@ -79,7 +79,7 @@ def test_other_targets_bear_no_dagger_and_no_bold(tmp_path: Path) -> None:
 def test_one_seed_more_or_less(tmp_path: Path) -> None:
     """Seeds that both have are paired; a single seed is shown without a deviation."""
     lines = [*seeded("kerple-log", LOG), *seeded("alibi", {1: 20.9}), *seeded("t5", {2: 21.4, 3: 20.6})]
-    text = render([write_run(tmp_path, lines)], "markdown", over_seeds=True)
+    text = make([write_run(tmp_path, lines)], "markdown", over_seeds=True)
     assert body(text)["alibi"] == ["20.90"]
     assert paired_t({2: 21.4, 3: 20.6}, {2: LOG[2], 3: LOG[3]}) > 12.706  # the critical value for df = 1
     assert body(text)["t5"] == ["21.0 ± 0.6†"]
@@ -94,7 +94,7 @@ def test_runs_of_one_scheme_at_two_trained_lengths_stay_apart(tmp_path: Path) ->
             for s in (1, 2)
         ],
     ]  # fmt: skip
-    found = body(render([write_run(tmp_path, lines)], "markdown", over_seeds=True))
+    found = body(make([write_run(tmp_path, lines)], "markdown", over_seeds=True))
     assert list(found) == ["rope", "long"]
 
 
@@ -108,16 +108,16 @@ def test_runs_of_one_scheme_at_two_trained_lengths_stay_apart(tmp_path: Path) ->
 )
 def test_what_is_not_seeds_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        render([write_run(tmp_path, lines)], over_seeds=True)
+        make([write_run(tmp_path, lines)], over_seeds=True)
 
 
 def test_options_that_do_not_go_together(three: Path) -> None:
     with pytest.raises(UserError, match="--reference goes with --over-seeds"):
-        render([three], reference="alibi")
+        make([three], reference="alibi")
     with pytest.raises(UserError, match="csv has one row a model"):
-        render([three], "csv", over_seeds=True)
+        make([three], "csv", over_seeds=True)
     with pytest.raises(UserError, match="unknown what goes down 'length'"):
-        render([three], down="length")
+        make([three], down="length")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_paper_s_table_3_as_printed() -> None:
 def test_the_paper_stands_beside_without_being_compared(tmp_path: Path) -> None:
     lines = [row(m, n, p) for m, p in (("kerple-log", 2.8), ("alibi", 2.9)) for n in (512, 16384)]
     folder = write_run(tmp_path, [*lines, row("kerple-log", 512, 2.7, protocol="last:k=4")])
-    text = render([folder], "markdown", against="paper:dataset=GitHub")
+    text = make([folder], "markdown", against="paper:dataset=GitHub")
     assert "| *measured here* |" in text
     assert "| *KERPLE paper, GitHub, 162M, trained at 512* |" in text
     assert "| rope | 3.44 ± 0.20† | 31.3 ± 5.20† |" in text
@@ -162,7 +162,7 @@ def test_the_paper_stands_beside_without_being_compared(tmp_path: Path) -> None:
     assert "**2.800**" in text
     assert not [line for line in text.splitlines() if "±" in line and "**" in line]
     assert text.count("KERPLE paper") == 1  # not beside another protocol
-    latex = render([folder], "latex", against="paper:dataset=GitHub")
+    latex = make([folder], "latex", against="paper:dataset=GitHub")
     assert r"31.3\,$\pm$\,5.20$^\dagger$" in latex
     assert r"\multicolumn{3}{l}{\emph{KERPLE paper, GitHub, 162M, trained at 512}}" in latex
 
@@ -178,21 +178,21 @@ def test_the_paper_stands_beside_without_being_compared(tmp_path: Path) -> None:
 )
 def test_a_wrong_name_of_the_paper_is_refused(three: Path, against: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        render([three], against=against)
+        make([three], against=against)
 
 
 def test_the_paper_needs_its_own_protocol(tmp_path: Path) -> None:
     folder = write_run(tmp_path, [row("a", 512, 2.0, protocol="last:k=4")])
     with pytest.raises(UserError, match="needs perplexities by full-context or kerple-release"):
-        render([folder], against="paper")
+        make([folder], against="paper")
 
 
 def test_lengths_down(three: Path, tmp_path: Path) -> None:
     lines = [row(m, n, p + n) for m, p in (("log", 2.0), ("alibi", 3.0)) for n in (512, 1024)]
-    text = render([write_run(tmp_path / "r", lines)], "markdown", down="lengths")
+    text = make([write_run(tmp_path / "r", lines)], "markdown", down="lengths")
     assert "| length | log | alibi |" in text
     assert "| 512\\* | **514.0** | 515.0 |" in text
-    latex = render([tmp_path / "r"], "latex", down="lengths")
+    latex = make([tmp_path / "r"], "latex", down="lengths")
     assert latex.count(r"\midrule") == 2  # below the head, and below the trained length
-    assert header(render([tmp_path / "r"], "markdown")) == ["512\\*", "1024"]
-    assert r"\midrule\cmidrule(lr){2-2}" in render([tmp_path / "r"], "latex")
+    assert header(make([tmp_path / "r"], "markdown")) == ["512\\*", "1024"]
+    assert r"\midrule\cmidrule(lr){2-2}" in make([tmp_path / "r"], "latex")

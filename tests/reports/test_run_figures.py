@@ -16,9 +16,11 @@ from matplotlib.colors import to_hex
 from scipy import stats
 
 from kerple_eval.cli.main import cli
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import sums
 from kerple_eval.reports.figures import curve, position, ratio, scatter
 from kerple_eval.reports.figures.style import COLORS, Picture, compose
+from kerple_eval.reports.grid import Grid, read_grids
 from kerple_eval.reports.words import trend
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
@@ -39,6 +41,12 @@ def run(tmp_path: Path) -> Path:
         for n, times in ((64, 1), (128, 4))
     ]
     return write_finished(tmp_path / "run", cells)
+
+
+def read(folder: Path) -> tuple[list[Grid], sums.Sums]:
+    reader = RunReader([folder])
+    grids = read_grids(reader)
+    return grids, sums.read(reader, grids)
 
 
 def painted(picture: Picture) -> Axes:
@@ -73,7 +81,7 @@ def means(documents: dict[str, list[float]]) -> list[float]:
 
 
 def test_curves_have_the_intervals_of_their_documents(run: Path) -> None:
-    (picture,) = curve.pictures([run], sums.read([run]))
+    (picture,) = curve.pictures(*read(run))
     axes = painted(picture)
     assert picture.note == "bands: 95 % intervals over documents"
     mean, low, high = t_interval(means(BASE))
@@ -85,7 +93,7 @@ def test_curves_have_the_intervals_of_their_documents(run: Path) -> None:
 
 
 def test_ratio_is_paired(run: Path) -> None:
-    (picture,) = ratio.pictures([run], sums.read([run]), against="kerple-log")
+    (picture,) = ratio.pictures(*read(run), against="kerple-log")
     axes = painted(picture)
     assert legend(axes) == ["rope"]
     x, y = curves(axes)["rope"]
@@ -96,7 +104,7 @@ def test_ratio_is_paired(run: Path) -> None:
         assert value == pytest.approx(math.exp(mean), rel=1e-6)
         assert (lower, upper) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-5)
     assert 1 in [float(tick) for tick in axes.get_yticks()]
-    other = painted(ratio.pictures([run], sums.read([run]), against="rope")[0])
+    other = painted(ratio.pictures(*read(run), against="rope")[0])
     assert curves(other)["kerple-log"][1] == pytest.approx([1 / value for value in y])
 
 
@@ -104,7 +112,7 @@ def test_ratio_on_other_targets_is_left_out_and_said(tmp_path: Path) -> None:
     lines = [row(m, n, 20.0, nll=nll) for m, nll in (("a", 3.0), ("b", 3.5)) for n in (512, 1024)]
     lines += [row("c", 512, 20.0, nll=2.0), row("c", 1024, 20.0, nll=2.0, targets_hash="bbbb")]
     folder = write_run(tmp_path / "r", lines)
-    (picture,) = ratio.pictures([folder], {}, against="a")
+    (picture,) = ratio.pictures(read(folder)[0], {}, against="a")
     found = curves(painted(picture))
     assert found == {"b": ([512, 1024], pytest.approx([math.exp(0.5)] * 2)),
                      "c": ([512], pytest.approx([math.exp(-1)]))}  # fmt: skip
@@ -112,7 +120,7 @@ def test_ratio_on_other_targets_is_left_out_and_said(tmp_path: Path) -> None:
 
 
 def test_scatter_has_every_document(run: Path) -> None:
-    (picture,) = scatter.pictures([run], sums.read([run]), against="kerple-log")
+    (picture,) = scatter.pictures(*read(run), against="kerple-log")
     axes = painted(picture)
     (points,) = [c for c in axes.collections if isinstance(c, PathCollection)]
     x, y = means(BASE), means(shifted(BASE, [4 * by for by in BY]))
@@ -123,12 +131,12 @@ def test_scatter_has_every_document(run: Path) -> None:
     assert "L = 128" in picture.title
     assert "rope worse on 5, better on 1" in picture.title
     assert "rope is worse on 5 and better on 1" in picture.words
-    (short,) = scatter.pictures([run], sums.read([run]), against="kerple-log", length=64)
+    (short,) = scatter.pictures(*read(run), against="kerple-log", length=64)
     assert "L = 64" in short.title
 
 
 def test_position_bands_are_the_bins_intervals(run: Path) -> None:
-    picture = position.pictures([run])[0]
+    picture = position.pictures(RunReader([run]))[0]
     axes = painted(picture)
     windows = 3  # targets of a window of ``made.cell``: contexts 1, 2, 3
     edges = position.bin_edges(128).tolist()
@@ -139,32 +147,31 @@ def test_position_bands_are_the_bins_intervals(run: Path) -> None:
         parts = [[np.float32(v) for v in losses[context - 1 :: windows]] for losses in BASE.values()]
         mean, low, high = t_interval([math.fsum(p) / len(p) for p in parts])
         assert (value, lower, upper) == pytest.approx((mean, low, high), rel=1e-5)
-    powers = curves(painted(position.pictures([run], value="ppl")[0]))["kerple-log"][1]
+    powers = curves(painted(position.pictures(RunReader([run]), value="ppl")[0]))["kerple-log"][1]
     assert powers == pytest.approx(np.exp(y).tolist())
-    assert "L = 64" in position.pictures([run], length=64)[0].title
+    assert "L = 64" in position.pictures(RunReader([run]), length=64)[0].title
 
 
 def test_no_band_below_five_documents(tmp_path: Path) -> None:
     four = dict(list(BASE.items())[:4])
     folder = write_finished(tmp_path / "r", [cell(m, four) for m in ("kerple-log", "rope")])
-    known = sums.read([folder])
-    made = [*curve.pictures([folder], known), *ratio.pictures([folder], known, against="rope")]
-    for picture in [*made, *position.pictures([folder])]:
+    made = [*curve.pictures(*read(folder)), *ratio.pictures(*read(folder), against="rope")]
+    for picture in [*made, *position.pictures(RunReader([folder]))]:
         assert bands(painted(picture)) == {}
         assert "bands" not in picture.note
 
 
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
-    (lambda r: ratio.draw([r], r / "x.png", against="kerple"), "did you mean 'kerple-log'"),
+    (lambda r: ratio.make([r], r / "x.png", against="kerple"), "did you mean 'kerple-log'"),
     (
-        lambda r: scatter.draw([r], r / "x.png", against="rope", length=65),
+        lambda r: scatter.make([r], r / "x.png", against="rope", length=65),
         "no other model has .* at length 65",
     ),
-    (lambda r: scatter.draw([r], r / "x.png", against="ropf"), "did you mean 'rope'"),
-    (lambda r: curve.draw([r], r / "x.png", protocol="full"), "unknown protocol 'full'"),
-    (lambda r: position.draw([r], r / "x.png", task="bok"), "did you mean 'book'"),
-    (lambda r: position.draw([r], r / "x.png", value="nl"), "did you mean 'nll'"),
-    (lambda r: position.draw([r], r / "x.png", length=7), "no finished cell at length 7 whose contexts vary"),
+    (lambda r: scatter.make([r], r / "x.png", against="ropf"), "did you mean 'rope'"),
+    (lambda r: curve.make([r], r / "x.png", protocol="full"), "unknown protocol 'full'"),
+    (lambda r: position.make([r], r / "x.png", task="bok"), "did you mean 'book'"),
+    (lambda r: position.make([r], r / "x.png", value="nl"), "did you mean 'nll'"),
+    (lambda r: position.make([r], r / "x.png", length=7), "no finished cell at length 7 whose contexts vary"),
 ]
 
 
@@ -179,9 +186,9 @@ def test_scatter_refuses_other_targets(tmp_path: Path) -> None:
     cells = [cell("kerple-log", BASE), cell("rope", drawn(5, [SIZE + 1] * 6))]
     folder = write_finished(tmp_path / "r", cells)
     with pytest.raises(UserError, match="not scored on the same targets"):
-        scatter.pictures([folder], sums.read([folder]), against="rope")
+        scatter.pictures(*read(folder), against="rope")
     with pytest.raises(UserError, match="nothing to set against rope"):
-        ratio.pictures([folder], sums.read([folder]), against="rope")
+        ratio.pictures(*read(folder), against="rope")
 
 
 @pytest.mark.parametrize("kind", ["curve", "position", "ratio", "scatter"])
@@ -210,7 +217,7 @@ def test_the_command_draws_every_kind(kind: str, ending: str, run: Path, tmp_pat
 
 
 def test_a_figure_is_a_column_wide_unless_there_are_several(run: Path) -> None:
-    (picture,) = curve.pictures([run], sums.read([run]))
+    (picture,) = curve.pictures(*read(run))
     assert compose([picture]).get_size_inches().tolist() == [3.3, 2.3]
     assert compose([picture] * 3).get_size_inches()[0] == 6.6
 
@@ -218,7 +225,7 @@ def test_a_figure_is_a_column_wide_unless_there_are_several(run: Path) -> None:
 def test_legends_of_long_and_odd_labels(tmp_path: Path) -> None:
     labels = ["_hidden", "a$b$_{c", "a label that is longer than the figure leaves room for"]
     lines = [row(m, n, 20.0 + i + n / 1000) for i, m in enumerate(labels) for n in (512, 1024)]
-    (picture,) = curve.pictures([write_run(tmp_path / "r", lines)], {})
+    (picture,) = curve.pictures(read(write_run(tmp_path / "r", lines))[0], {})
     figure = compose([picture])
     assert figure.get_size_inches()[1] > 2.6
     figure.canvas.draw()  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kerple_eval.reports.numbers import number
-from kerple_eval.reports.tables.table import render
+from kerple_eval.reports.tables.table import make
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
 
@@ -47,7 +47,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 def test_markdown(plain: Path) -> None:
-    text = render([plain], "markdown")
+    text = make([plain], "markdown")
     assert header(text) == ["512\\*", "1024", "2048"]
     assert body(text) == {
         "log": ["**24.00**", "**23.46**", "1234"],
@@ -60,10 +60,10 @@ def test_markdown(plain: Path) -> None:
 
 
 def test_text_has_bold_where_there_is_colour(plain: Path) -> None:
-    title, _, heading, *lines = render([plain], "text", color=True).splitlines()
+    title, _, heading, *lines = make([plain], "text", color=True).splitlines()
     assert [title[:4], heading.split()[0][:4]] == ["\x1b[1m"] * 2
     assert re.findall(r"\x1b\[1m([^\x1b]*)\x1b\[0m", "\n".join(lines)) == ["24.00", "23.46", "24.00"]
-    text = render([plain], "text")
+    text = make([plain], "text")
     assert "\x1b" not in text
     log = next(line for line in text.splitlines() if line.split()[:1] == ["log"])
     assert log.split() == ["log", "24.00", "23.46", "1234"]
@@ -74,13 +74,13 @@ def test_text_has_bold_where_there_is_colour(plain: Path) -> None:
 def test_text_keeps_every_column_of_a_wide_table(tmp_path: Path) -> None:
     lengths = [2**i for i in range(5, 25)]
     name = "a-label-of-forty-characters-or-even-more"
-    text = render([write_run(tmp_path, [row(name, n, 20.0 + n) for n in lengths])], "text")
+    text = make([write_run(tmp_path, [row(name, n, 20.0 + n) for n in lengths])], "text")
     line = next(line for line in text.splitlines() if line.split()[:1] == [name])
     assert len(line.split()) == 1 + len(lengths)
 
 
 def test_csv_has_full_precision_and_empty_fields(plain: Path) -> None:
-    found = list(csv.reader(io.StringIO(render([plain], "csv"))))
+    found = list(csv.reader(io.StringIO(make([plain], "csv"))))
     assert found == [
         ["task", "protocol", "value", "model", "train_length", "512", "1024", "2048"],
         ["sotu", "full-context", "ppl", "log", "512", "24.0", "23.456", "1234.5"],
@@ -92,12 +92,12 @@ def test_csv_has_full_precision_and_empty_fields(plain: Path) -> None:
 def test_a_perplexity_beyond_floats_is_an_empty_field(tmp_path: Path) -> None:
     lines = [row("log", 512, "", nll=800.0), row("rope", 512, 20.0)]
     folder = write_run(tmp_path, lines)
-    assert [r[-1] for r in csv.reader(io.StringIO(render([folder], "csv")))] == ["512", "", "20.0"]
-    assert "None" not in render([folder], "markdown")
+    assert [r[-1] for r in csv.reader(io.StringIO(make([folder], "csv")))] == ["512", "", "20.0"]
+    assert "None" not in make([folder], "markdown")
 
 
 def test_one_model_alone_is_not_best(tmp_path: Path) -> None:
-    assert body(render([write_run(tmp_path, [row("log", 512, 24.0)])], "markdown")) == {"log": ["24.00"]}
+    assert body(make([write_run(tmp_path, [row("log", 512, 24.0)])], "markdown")) == {"log": ["24.00"]}
 
 
 def test_different_targets_are_never_compared(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_different_targets_are_never_compared(tmp_path: Path) -> None:
         row("log", 512, 24.0), row("log", 1024, 20.0),
         row("rope", 512, 25.0), row("rope", 1024, 21.0, targets_hash="bbbb"),
     ]  # fmt: skip
-    text = render([write_run(tmp_path, lines)], "markdown")
+    text = make([write_run(tmp_path, lines)], "markdown")
     assert body(text) == {"log": ["**24.00**", "20.00"], "rope": ["25.00", "21.00"]}
     assert "different targets across models at 1024: no best marked" in text
 
@@ -115,7 +115,7 @@ def test_different_targets_are_not_compared_by_bits_per_byte_either(tmp_path: Pa
         row("log", 512, 24.0, bits_per_byte=4.0),
         row("rope", 512, 25.0, bits_per_byte=5.0, targets_hash="b"),
     ]
-    text = render([write_run(tmp_path, lines)], "markdown")
+    text = make([write_run(tmp_path, lines)], "markdown")
     assert "bits per byte" in text
     assert "no best marked" in text
     assert text.count("**") == 2 * 2  # the two titles
@@ -123,7 +123,7 @@ def test_different_targets_are_not_compared_by_bits_per_byte_either(tmp_path: Pa
 
 def test_bits_per_byte_has_its_own_best(tmp_path: Path) -> None:
     lines = [row("log", 512, 24.0, bits_per_byte=5.0), row("rope", 512, 25.0, bits_per_byte=4.0)]
-    text = render([write_run(tmp_path, lines)], "markdown")
+    text = make([write_run(tmp_path, lines)], "markdown")
     first, second = text.split("bits per byte against length")
     assert body(first) == {"log": ["**24.00**"], "rope": ["25.00"]}
     assert body(second) == {"log": ["5.000"], "rope": ["**4.000**"]}
@@ -134,7 +134,7 @@ def test_mixed_tokenisers_show_bits_per_byte_alone(tmp_path: Path) -> None:
         row("log", 512, 24.0, bits_per_byte=4.58, targets=3000),
         row("gpt", 512, 99.0, bits_per_byte=1.1, targets=900, targets_hash="bbbb"),
     ]
-    text = render([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
+    text = make([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
     assert "perplexity against" not in text
     assert body(text) == {"log": ["4.580"], "gpt": ["**1.100**"]}
     assert "models with different tokenisers: compare bits per byte, not perplexity" in text
@@ -143,7 +143,7 @@ def test_mixed_tokenisers_show_bits_per_byte_alone(tmp_path: Path) -> None:
 
 def test_mixed_tokenisers_without_bytes_mark_no_best(tmp_path: Path) -> None:
     lines = [row("log", 512, 24.0), row("gpt", 512, 99.0, targets_hash="bbbb")]
-    text = render([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
+    text = make([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
     assert body(text) == {"log": ["24.00"], "gpt": ["99.00"]}
     assert "different tokenisers" in text
 
@@ -153,12 +153,12 @@ def test_targets_that_fall_with_length_are_said(tmp_path: Path) -> None:
         row(m, n, 20.0, targets=t, targets_hash=h, protocol="last:k=256")
         for m in ("log", "rope") for n, t, h in ((512, 2560, "a"), (1024, 1280, "b"))
     ]  # fmt: skip
-    text = render([write_run(tmp_path, lines)], "text")
+    text = make([write_run(tmp_path, lines)], "text")
     assert "targets differ between lengths (512: 2,560; 1024: 1,280)" in text
 
 
 def test_the_note_counts_targets_where_the_first_length_failed(tmp_path: Path) -> None:
-    text = render([write_run(tmp_path, [row("log", 512, None), row("log", 1024, 20.0)])], "text")
+    text = make([write_run(tmp_path, [row("log", 512, None), row("log", 1024, 20.0)])], "text")
     assert "3 documents, 3,000 targets" in text
 
 
@@ -168,13 +168,13 @@ def test_trained_lengths_that_differ_get_a_column(tmp_path: Path) -> None:
         row("rope", 512, 25.0, train_length=1024),
         row("who", 512, 26.0, train_length=""),
     ]
-    text = render([write_run(tmp_path, lines)], "markdown")
+    text = make([write_run(tmp_path, lines)], "markdown")
     assert header(text) == ["trained", "512"]
     assert body(text) == {"log": ["512", "**24.00**"], "rope": ["1024", "25.00"], "who": ["?", "26.00"]}
 
 
 def test_a_trained_length_outside_the_table_is_in_the_title(tmp_path: Path) -> None:
-    text = render([write_run(tmp_path, [row("log", 1024, 24.0), row("log", 2048, 25.0)])], "markdown")
+    text = make([write_run(tmp_path, [row("log", 1024, 24.0), row("log", 2048, 25.0)])], "markdown")
     assert "; trained at 512" in text
     assert header(text) == ["1024", "2048"]
 
@@ -185,7 +185,7 @@ def test_one_table_a_task_and_protocol(tmp_path: Path) -> None:
         row("log", 512, 21.0, protocol="aligned:k=4"),
         row("log", 512, 9.0, task="pg19"),
     ]
-    text = render([write_run(tmp_path, lines)], "markdown")
+    text = make([write_run(tmp_path, lines)], "markdown")
     titles = re.findall(r"\*\*(.*): perplexity", text)
     assert titles == ["sotu, full-context", "sotu, aligned:k=4", "pg19, full-context"]
 
@@ -195,7 +195,7 @@ def test_runs_together_keep_models_of_one_name_apart(tmp_path: Path) -> None:
         write_run(tmp_path / place / "run", [row("log", 512, ppl), row(f"own{i}", 512, 30.0 + i)])
         for i, (place, ppl) in enumerate((("a", 24.0), ("b", 23.0), ("c", 22.0)))
     ]
-    found = body(render(folders, "markdown"))
+    found = body(make(folders, "markdown"))
     assert found == {
         "log": ["24.00"],
         "own0": ["30.00"],
@@ -204,7 +204,7 @@ def test_runs_together_keep_models_of_one_name_apart(tmp_path: Path) -> None:
         f"log ({folders[2]})": ["**22.00**"],
         "own2": ["32.00"],
     }
-    assert render([folders[0], folders[0]], "csv") == render([folders[0]], "csv")
+    assert make([folders[0], folders[0]], "csv") == make([folders[0]], "csv")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ NASTY = "50%_of #1 & {x} ^~$\\"
 def test_latex_escapes_and_is_balanced(tmp_path: Path) -> None:
     lines = [row(NASTY, 512, 24.0), row("b", 512, 25.0), row("b", 1024, 26.0), row("c", 512, None)]
     folder = write_run(tmp_path, lines)
-    text = render([folder], "latex")
+    text = make([folder], "latex")
     code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     bare = re.sub(r"\\[&%$#_{}]", "", code)
     assert bare.count("{") == bare.count("}")
@@ -265,7 +265,7 @@ def test_latex_compiles_within_the_width_of_the_text(name: str, tmp_path: Path) 
     lines, options = COMPILED[name]
     folder = write_run(tmp_path / "run", lines)
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
-    (tmp_path / "t.tex").write_text(head + render([folder], "latex", **options) + "\\end{document}\n")
+    (tmp_path / "t.tex").write_text(head + make([folder], "latex", **options) + "\\end{document}\n")
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
     assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
@@ -274,12 +274,12 @@ def test_latex_compiles_within_the_width_of_the_text(name: str, tmp_path: Path) 
 def test_refusals(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [row("log", 512, 24.0)])
     with pytest.raises(UserError, match="did you mean 'markdown'"):
-        render([folder], "markdwn")
+        make([folder], "markdwn")
     (folder / "summary.csv").write_text("model,ppl\nlog,3\n")
     with pytest.raises(UserError, match=r"summary\.csv: not a summary"):
-        render([folder])
+        make([folder])
     (folder / "summary.csv").unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        render([folder])
+        make([folder])
     with pytest.raises(UserError, match="no cell has been run yet"):
-        render([write_run(tmp_path / "empty", [])])
+        make([write_run(tmp_path / "empty", [])])

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerple_eval.reports.tables.compare import render
-from kerple_eval.reports.tables.intervals import render as render_intervals
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.tables.compare import make
+from kerple_eval.reports.tables.intervals import make as render_intervals
 from kerple_eval.stats.compare import compare
 from kerple_eval.stats.groups import read_tables, stem
 from kerple_eval.stats.intervals import ratio_interval
@@ -43,7 +44,7 @@ def seeded(tmp_path: Path) -> Path:
 
 
 def test_seeds_of_one_scheme_are_one_group(seeded: Path) -> None:
-    (table,) = read_tables([seeded])
+    (table,) = read_tables(RunReader([seeded]))
     assert [(g.name, g.seeds) for g in table.groups] == [
         ("log", [1, 2, 3]), ("alibi", [1, 2, 3]), ("rope", [1]),
     ]  # fmt: skip
@@ -65,7 +66,7 @@ def test_what_is_not_a_seed_stays_apart(tmp_path: Path) -> None:
         cell("t5-1", TEXT, scheme="t5", seed=None), cell("t5-2", TEXT, scheme="t5", seed=None),
         cell("log-s3", TEXT, scheme="other", seed=3),
     ]  # fmt: skip
-    (table,) = read_tables([write_cells(tmp_path / "run", cells)])
+    (table,) = read_tables(RunReader([write_cells(tmp_path / "run", cells)]))
     groups = [[m.label for m in g.members] for g in table.groups]
     assert groups == [["log", "log-s2"], ["log-code"], ["rope-1"], ["rope-2"], ["t5-1"], ["t5-2"], ["log-s3"]]
 
@@ -73,7 +74,7 @@ def test_what_is_not_a_seed_stays_apart(tmp_path: Path) -> None:
 def test_one_model_a_side_is_over_documents(tmp_path: Path) -> None:
     by = noise(1, 0.1)
     folder = write_cells(tmp_path / "run", [cell("a", shifted(TEXT, by), scheme="x"), cell("b", TEXT)])
-    (found,) = compare(read_tables([folder])[0], "b")
+    (found,) = compare(read_tables(RunReader([folder]))[0], "b")
     losses = [np.asarray(v, dtype=np.float32).sum(dtype=np.float64) for v in TEXT.values()]
     moved = [np.asarray(v, dtype=np.float32).sum(dtype=np.float64) for v in shifted(TEXT, by).values()]
     d, counts = np.subtract(moved, losses), np.array(SIZES)
@@ -86,14 +87,14 @@ def test_one_model_a_side_is_over_documents(tmp_path: Path) -> None:
     assert (found.pooled, found.over_seeds, found.seeds) == (None, None, ())
     assert found.verdict.startswith("worse: perplexity +")
     assert found.note is not None
-    (reverse,) = compare(read_tables([folder])[0], "a")
+    (reverse,) = compare(read_tables(RunReader([folder]))[0], "a")
     assert reverse.difference is not None
     assert reverse.difference.low == pytest.approx(-expected.high, rel=1e-12)
     assert reverse.verdict.startswith("better: perplexity -")
 
 
 def test_seeds_pool_with_documents(seeded: Path) -> None:
-    table = read_tables([seeded])[0]
+    table = read_tables(RunReader([seeded]))[0]
     alibi, rope = compare(table, "log")
     log, other = (g for g in table.groups[:2])
     mine, theirs = (np.stack([c.sums.sums for c in g.at(64)]) for g in (other, log))
@@ -120,16 +121,16 @@ def test_seeds_pool_with_documents(seeded: Path) -> None:
 
 
 def test_a_seeds_label_names_its_group(seeded: Path) -> None:
-    assert render([seeded], "log-s2", "csv") == render([seeded], "log", "csv")
+    assert make([seeded], "log-s2", "csv") == make([seeded], "log", "csv")
 
 
 def test_csv_holds_every_figure(seeded: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(render([seeded], "log", "csv"))))
+    rows = list(csv.DictReader(io.StringIO(make([seeded], "log", "csv"))))
     assert [(r["model"], r["dagger"], r["seeds"]) for r in rows] == [
         ("alibi", "yes", "1 2 3"),
         ("rope", "no", ""),
     ]
-    found = compare(read_tables([seeded])[0], "log")[0]
+    found = compare(read_tables(RunReader([seeded]))[0], "log")[0]
     assert found.difference is not None
     assert float(rows[0]["low"]) == found.difference.low
     assert float(rows[0]["p_seeds"]) == (found.over_seeds.p if found.over_seeds else None)
@@ -137,11 +138,11 @@ def test_csv_holds_every_figure(seeded: Path) -> None:
 
 
 def test_text_and_markdown_say_it(seeded: Path) -> None:
-    text = render([seeded], "log")
+    text = make([seeded], "log")
     assert "alibi†" in text
     assert "8 documents, 235 targets" in text
     assert "corrected for 2 comparisons" in text
-    lines = [line for line in render([seeded], "log", "markdown").splitlines() if line.startswith("|")]
+    lines = [line for line in make([seeded], "log", "markdown").splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["log", "alibi†", "rope"]
 
@@ -150,13 +151,13 @@ def test_few_documents_are_said_plainly(tmp_path: Path) -> None:
     few = dict(list(TEXT.items())[:4])
     cells = [cell("a", shifted(few, [0.5] * 4), scheme="x"), cell("b", few)]
     folder = write_cells(tmp_path / "few", cells)
-    (found,) = compare(read_tables([folder])[0], "b")
+    (found,) = compare(read_tables(RunReader([folder]))[0], "b")
     assert found.mean_difference == pytest.approx(0.5, abs=1e-6)
     assert (found.difference, found.p_documents, found.p_corrected) == (None, None, None)
-    assert "not enough documents: 4, and an interval needs 5" in render([folder], "b")
+    assert "not enough documents: 4, and an interval needs 5" in make([folder], "b")
     five = dict(list(TEXT.items())[:5])
     cells = [cell("a", shifted(five, [0.5, 0.4, 0.5, 0.6, 0.5]), scheme="x"), cell("b", five)]
-    (found,) = compare(read_tables([write_cells(tmp_path / "five", cells)])[0], "b")
+    (found,) = compare(read_tables(RunReader([write_cells(tmp_path / "five", cells)]))[0], "b")
     assert found.p_documents == 0.0625
     assert found.verdict.startswith("not enough documents: 5 for 1 comparisons, no p below 0.05 is possible")
 
@@ -171,7 +172,7 @@ def test_other_targets_are_refused_in_one_line(tmp_path: Path, invoke: Cli) -> N
         cell("c", shifted(TEXT, noise(2, 0.1)), scheme="y"),
         cell("b", TEXT),
     ]
-    text = render([write_cells(tmp_path / "more", more)], "b")
+    text = make([write_cells(tmp_path / "more", more)], "b")
     assert "not scored on the same targets" in text
     assert "p Holm" in text  # c is compared all the same
 
@@ -182,7 +183,7 @@ def test_same_targets_under_other_names_pair_by_order(tmp_path: Path) -> None:
     documents = tuple(replace(document, name="e" + document.name) for document in made.header.documents)
     renamed = replace(made, header=replace(made.header, documents=documents))
     folders = [write_cells(tmp_path / "one", [renamed]), write_cells(tmp_path / "two", [cell("b", TEXT)])]
-    (found,) = compare(read_tables(folders)[0], "b")
+    (found,) = compare(read_tables(RunReader(folders))[0], "b")
     assert found.mean_difference == pytest.approx(np.dot(noise(1, 0.1), SIZES) / sum(SIZES), abs=1e-6)
 
 
@@ -204,9 +205,9 @@ def test_bad_input(seeded: Path, tmp_path: Path, invoke: Cli) -> None:
 def test_two_runs_with_a_model_of_one_name(tmp_path: Path) -> None:
     one = write_cells(tmp_path / "one", [cell("a", TEXT)])
     two = write_cells(tmp_path / "two", [cell("a", shifted(TEXT, noise(3, 0.3)))])
-    (table,) = read_tables([one, two])
+    (table,) = read_tables(RunReader([one, two]))
     assert [g.name for g in table.groups] == ["a", "a (two)"]
-    assert "worse" in render([one, two], "a")
+    assert "worse" in make([one, two], "a")
 
 
 def test_intervals_by_cell_over_seeds_and_pooled(seeded: Path) -> None:
@@ -215,7 +216,7 @@ def test_intervals_by_cell_over_seeds_and_pooled(seeded: Path) -> None:
     assert [r["model"] for r in rows if r["over"] == "seeds"] == ["log (3 seeds)", "alibi (3 seeds)"]
     pooled = [r for r in rows if r["over"] == "seeds and documents"]
     assert len(pooled) == 2
-    sums = np.stack([c.sums.sums for c in read_tables([seeded])[0].groups[0].at(64)])
+    sums = np.stack([c.sums.sums for c in read_tables(RunReader([seeded]))[0].groups[0].at(64)])
     expected = crossed(sums, np.array(SIZES))
     assert float(pooled[0]["nll_low"]) == pytest.approx(expected.interval.low, rel=1e-12)
     assert float(pooled[0]["ppl_high"]) == pytest.approx(math.exp(expected.interval.high), rel=1e-12)
@@ -229,13 +230,13 @@ def test_a_run_that_stopped_when_sure_says_so(tmp_path: Path) -> None:
     folder = write_cells(
         tmp_path / "run", [cell("a", TEXT), cell("b", TEXT, scheme="x")], precision=PRECISION
     )
-    for text in (render([folder], "b"), render_intervals([folder])):
+    for text in (make([folder], "b"), render_intervals([folder])):
         assert "documents were added until it was sure" in text
 
 
 def test_identical_models(tmp_path: Path) -> None:
     folder = write_cells(tmp_path / "run", [cell("a", TEXT, scheme="x"), cell("b", TEXT)])
-    (found,) = compare(read_tables([folder])[0], "b")
+    (found,) = compare(read_tables(RunReader([folder]))[0], "b")
     assert found.p_documents == 1.0
     assert found.effect is None
     assert found.verdict == "no difference shown: perplexity +0.00 % to +0.00 %"

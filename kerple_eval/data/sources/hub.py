@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.data.documents import Document, spellable
+from kerple_eval.data.documents import Document, check_encodable
 from kerple_eval.data.sources.kinds import HubSource
 from kerple_eval.support.readers import parse_json
 from kerple_eval.types import UserError
@@ -69,7 +69,7 @@ def _texts(source: HubSource, task: str, tally: dict[str, int]) -> Rows:
                     f"task {task}: row {number}: column {source.text_column!r} must hold text, "
                     f"got {type(text).__name__}"
                 )
-            yield number, spellable(text, f"task {task}: row {number}")
+            yield number, check_encodable(text, f"task {task}: row {number}")
     except UserError:
         raise
     except Exception as error:  # hub, network, cache and format errors share no base class

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kerple_eval.data.documents import Document, TokenDocument, spellable
+from kerple_eval.data.documents import Document, TokenDocument, check_encodable
 from kerple_eval.data.sources.hub import hub_documents
 from kerple_eval.data.sources.kinds import (
     FilesSource,
@@ -113,7 +113,7 @@ def text_files(paths: tuple[str, ...]) -> list[Document]:
                 text = row.get("text")
                 if not isinstance(text, str) or not text.strip():
                     raise UserError(f'{path}:{number}: no "text" field holding text')
-                spellable(text, f"{path}:{number}")
+                check_encodable(text, f"{path}:{number}")
                 documents.append(Document(f"{path.name}:{number}", text))
         else:
             text = read_text(path)

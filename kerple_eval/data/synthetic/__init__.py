@@ -1,7 +1,7 @@
-"""Documents made, not read: a window of L inputs whose last targets are an answer that stands in it.
+"""Synthetic documents: one window of L inputs whose last targets are an answer that occurs in it.
 
-base       what a generator is; how depths and draws are laid out
+base       what a generator is; depths and random draws
 haystack   prose with one sentence in it and a question at its end
-texts      a made task as a text of a run
+texts      a synthetic task as a text of a run
 others     one generator a file
 """

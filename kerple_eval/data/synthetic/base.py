@@ -15,25 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kerple_eval.data.documents import TokenDocument
-from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.types import UserError
 
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class ModelTokens:
-    """Who reads: a model's tokeniser, its vocabulary size, and the marker its documents begin with."""
-
-    label: str
-    tokenizer: Tokenizer | None
-    vocabulary: int
-    bos: int | None
-
-
 @dataclass(frozen=True, slots=True)
-class MadeDocument:
+class SyntheticDocument:
     """Token ids ``[L + 1]``, the last ``answer`` of them the answer; UTF-8 bytes a token where known."""
 
     ids: Ids
@@ -48,36 +37,33 @@ class Generator(ABC):
     of_ids = False
 
     @abstractmethod
-    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         """A document for windows of ``length`` inputs, its source at ``depth`` (0..1).
 
         Raises:
-            UserError: the length has no room for it, or the tokeniser or vocabulary cannot serve.
+            UserError: the length is too short for it, or the tokeniser or vocabulary does not fit.
         """
 
 
 def depth_grid(depths: int) -> list[float]:
-    """``depths`` numbers from 0 to 1, evenly spaced; the middle where it is one."""
+    """``depths`` numbers from 0 to 1, evenly spaced; 0.5 for one."""
     return [0.5] if depths == 1 else [i / (depths - 1) for i in range(depths)]
 
 
 def draw(task: str, seed: int, length: int, depth: int, sample: int) -> np.random.Generator:
-    """The random numbers of one document: a function of its place alone, whatever else is made."""
+    """The random numbers of one document: they depend on these arguments alone."""
     digest = hashlib.sha256(f"{task}\0{length}\0{depth}\0{sample}".encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
-def document(name: str, made: MadeDocument, depth: float, length: int) -> TokenDocument:
-    assert len(made.ids) == length + 1
-    return TokenDocument(name, made.ids, made.byte_counts, answer=made.answer, depth=depth)
-
-
 def too_short(what: str, length: int, least: int) -> UserError:
-    return UserError(f"{what}: length {length} has no room for it; use lengths from {least} on")
+    return UserError(f"{what}: length {length} is too short; use lengths of at least {least}")
 
 
 def parse_ids(text: str, vocabulary: int, what: str) -> tuple[int, int]:
-    """``all`` or ``FIRST-LAST`` -> the ids in use, as ``first`` and how many.
+    """``all`` or ``FIRST-LAST`` -> the first of the ids in use, and their number.
 
     Raises:
         UserError: not a range, or beyond the vocabulary.
@@ -89,5 +75,5 @@ def parse_ids(text: str, vocabulary: int, what: str) -> tuple[int, int]:
     if not good or int(first) >= int(last):
         raise UserError(f"{what}: ids={text} must be all, or two ids as in ids=97-122")
     if int(last) >= vocabulary:
-        raise UserError(f"{what}: ids={text} go beyond the vocabulary (0..{vocabulary - 1})")
+        raise UserError(f"{what}: ids={text} exceed the vocabulary (0..{vocabulary - 1})")
     return int(first), int(last) - int(first) + 1

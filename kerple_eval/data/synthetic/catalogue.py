@@ -1,4 +1,4 @@
-"""The generators of made documents, one entry each, and how one is made from its name."""
+"""The generators of synthetic documents, one entry each, and how a name becomes one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kerple_eval.types import Spec
 GENERATORS = Registry("generator", "kerple_eval.generators", Entry, (
     Entry(
         "passkey", "kerple_eval.data.synthetic.passkey:Passkey",
-        "[digits=5]: a number told once in repeated prose",
+        "[digits=5]: a number given once in repeated prose",
     ),
-    Entry("needle", "kerple_eval.data.synthetic.needle:Needle", "a town's thing told once in varied prose"),
+    Entry("needle", "kerple_eval.data.synthetic.needle:Needle", "a sentence once in varied prose"),
     Entry(
         "copy", "kerple_eval.data.synthetic.copying:Copy",
-        "[cue=8,answer=8,ids=all]: random ids, a stretch of them begun again",
+        "[cue=8,answer=8,ids=all]: random ids, a part of them repeated at the end",
     ),
     Entry(
         "associative-recall", "kerple_eval.data.synthetic.associative_recall:AssociativeRecall",

@@ -1,4 +1,4 @@
-"""copy[:cue=8,answer=8,ids=all]: random ids, of which a stretch is begun again at the end.
+"""copy[:cue=8,answer=8,ids=all]: random ids, a part of which is repeated at the end.
 
     N = L + 1 - cue - answer,  x_0 .. x_{N-1} uniform over the ids, independent
     s = round(depth (N - cue - answer))
@@ -7,14 +7,21 @@
 The last ``answer`` tokens are the answer. After Jelassi et al. 2024 (Repeat After Me, arXiv 2402.01032,
 n-gram lookup: a long string, a piece of it as query, what followed it as answer). The cue
 occurs once: strings where it recurs are drawn anew. ``ids`` are the model's whole vocabulary or a range,
-``ids=97-122``. Guessing finds ``|ids|^-answer``.
+``ids=97-122``. A guess is right with probability ``|ids|^-answer``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, Ids, MadeDocument, ModelTokens, parse_ids, too_short
+from kerple_eval.data.synthetic.base import (
+    Generator,
+    Ids,
+    SyntheticDocument,
+    parse_ids,
+    too_short,
+)
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.types import UserError
 
 TRIES = 100
@@ -29,25 +36,27 @@ class Copy(Generator):
                 raise UserError(f"copy: {name}={value} must be at least 1")
         self.cue, self.answer, self.ids = cue, answer, ids
 
-    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
-        first, count = parse_ids(self.ids, reader.vocabulary, "copy")
-        lead = 0 if reader.bos is None else 1
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
+        first, count = parse_ids(self.ids, model.vocabulary, "copy")
+        markers = len(model.before)
         size = self.cue + self.answer
-        n = length + 1 - lead - size
+        n = length + 1 - markers - size
         if n < size:
-            raise too_short("copy", length, 2 * size + lead - 1)
+            raise too_short("copy", length, 2 * size + markers - 1)
         at = round(depth * (n - size))
         for _ in range(TRIES):
             x: Ids = first + rng.integers(count, size=n)
             cue = x[at : at + self.cue]
-            whole = np.concatenate([x, cue])  # the cue's second time is meant, and nothing across the seam
+            whole = np.concatenate([x, cue])  # the cue occurs twice: where it was drawn, and at the end
             if _occurrences(whole, cue) == 2:
-                parts = [[] if reader.bos is None else [reader.bos], x, x[at : at + size]]
-                return MadeDocument(
+                parts = [model.before, x, x[at : at + size]]
+                return SyntheticDocument(
                     np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]), self.answer
                 )
         raise UserError(
-            f"copy: cue={self.cue} of {count} ids is not once in {n} tokens at length {length} "
+            f"copy: cue={self.cue} of {count} ids occurs more than once in {n} tokens at length {length} "
             f"({TRIES} draws); use a longer cue"
         )
 

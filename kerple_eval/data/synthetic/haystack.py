@@ -2,9 +2,9 @@
 
     INTRO  filler  NEEDLE  filler  QUESTION  ANSWER
 
-The text is tokenised as one, so that no token differs from what the model would read; then the two
-stretches of filler lose tokens at their beginnings until the document has exactly L + 1 tokens, with
-``round(depth x filler)`` of them before the needle. Each stretch so begins in the middle of a sentence
+The text is tokenised whole, so that no token differs from what the model would read; then the two
+parts of filler lose tokens at their beginnings until the document has exactly L + 1 tokens, with
+``round(depth x filler)`` of them before the needle. So each part begins in the middle of a sentence
 and ends with a whole one.
 
 The answer's tokens are those from the answer's first character on. A tokeniser may write the one space
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Ids, MadeDocument, ModelTokens, too_short
-from kerple_eval.data.tokenizer import Encoding
+from kerple_eval.data.synthetic.base import Ids, SyntheticDocument, too_short
+from kerple_eval.data.tokenizer import Encoding, ModelTokens
 from kerple_eval.types import UserError
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """The parts of a document, joined by single spaces; ``filler`` are sentences to go on drawing from."""
+    """The parts of a document, joined by single spaces; ``filler`` are sentences to draw from."""
 
     task: str
     intro: str
@@ -54,15 +54,15 @@ class _Parts:
 
 
 def build(
-    hay: Haystack, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator
-) -> MadeDocument:
+    hay: Haystack, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+) -> SyntheticDocument:
     """``hay`` in exactly ``length + 1`` tokens, the first-token marker among them."""
-    lead = 0 if reader.bos is None else 1
+    markers = len(model.before)
     seed = int(rng.integers(2**32))
     characters = 2 * length
     while True:
-        parts = _split(hay, reader, [_sentences(hay, [seed, side], characters) for side in (0, 1)])
-        wanted = length + 1 - lead - parts.fixed
+        parts = _split(hay, model, [_sentences(hay, [seed, side], characters) for side in (0, 1)])
+        wanted = length + 1 - markers - parts.fixed
         if wanted < 0:
             raise too_short(hay.task, length, length - wanted)
         first = round(depth * wanted)
@@ -70,44 +70,45 @@ def build(
         need = max(first, wanted - first)
         if have >= need:
             break
-        characters = 200 + characters * need * 21 // (have * 20)  # a twentieth more than it should take
+        characters = 200 + characters * need * 21 // (have * 20)  # 5 % more than expected
     kept = np.ones(len(parts.encoding.ids), dtype=bool)
     for (a, b), n in ((parts.before, first), (parts.after, wanted - first)):
         kept[a : b - n] = False
     ids, counts = parts.encoding.ids[kept], parts.counts[kept]
-    if reader.bos is not None:
-        ids, counts = np.concatenate([[reader.bos], ids]), np.concatenate([[0], counts])
-    return MadeDocument(ids, len(parts.encoding.ids) - parts.answer, counts)
+    if model.before:
+        ids = np.concatenate([np.array(model.before, dtype=np.int64), ids])
+        counts = np.concatenate([np.zeros(markers, dtype=np.int64), counts])
+    return SyntheticDocument(ids, len(parts.encoding.ids) - parts.answer, counts)
 
 
 def _sentences(hay: Haystack, seed: list[int], characters: int) -> str:
-    """At least ``characters`` of filler, a whole number of rounds through all sentences."""
+    """At least ``characters`` characters of filler: every sentence equally often."""
     rng = np.random.default_rng(seed)
-    found: list[str] = []
+    sentences: list[str] = []
     size = 0
-    while size < characters or not found:
+    while size < characters or not sentences:
         order = rng.permutation(len(hay.filler)) if hay.shuffled else np.arange(len(hay.filler))
-        found += [hay.filler[i] for i in order.tolist()]
-        size = sum(map(len, found[-len(order) :])) + len(order) + size
-    return " ".join(found)
+        sentences += [hay.filler[i] for i in order.tolist()]
+        size = sum(map(len, sentences[-len(order) :])) + len(order) + size
+    return " ".join(sentences)
 
 
-def _split(hay: Haystack, reader: ModelTokens, filler: list[str]) -> _Parts:
+def _split(hay: Haystack, model: ModelTokens, filler: list[str]) -> _Parts:
     """Tokenise the whole and find its parts."""
-    assert reader.tokenizer is not None
+    assert model.tokenizer is not None
     pieces = [hay.intro, filler[0], hay.needle, filler[1], hay.question, hay.answer]
     text = " ".join(pieces)
     assert text.isascii()
-    encoding = reader.tokenizer.encode(text)
+    encoding = model.tokenizer.encode(text)
     if encoding.byte_counts is None:
-        raise _ambiguous(hay, reader, "does not say which text each token stands for")
+        raise _ambiguous(hay, model, "does not give the text of each token")
     ends = np.cumsum(encoding.byte_counts)
     starts = ends - encoding.byte_counts
     at = np.cumsum([0, *(len(piece) + 1 for piece in pieces)])  # where each piece begins, in bytes
     last = at[:-1] + [len(piece) for piece in pieces]
     answer = int(np.searchsorted(ends, at[5], side="right"))  # the token that holds its first byte
     if starts[answer] < at[5] - 1:
-        raise _ambiguous(hay, reader, "writes the answer's first token together with what stands before it")
+        raise _ambiguous(hay, model, "joins the answer's first token to the text before it")
     # The space before the answer is a token of its own where the answer does not take it in.
     parts = _Parts(
         encoding,
@@ -118,7 +119,7 @@ def _split(hay: Haystack, reader: ModelTokens, filler: list[str]) -> _Parts:
     )
     ids, wanted = encoding.ids[parts.before[1] : parts.after[0]], encoding.ids[answer:]
     if not any((ids[i : i + len(wanted)] == wanted).all() for i in range(len(ids) - len(wanted) + 1)):
-        raise _ambiguous(hay, reader, "writes the answer in other tokens in the text than at its end")
+        raise _ambiguous(hay, model, "uses other tokens for the answer inside the text than at its end")
     return parts
 
 
@@ -132,9 +133,9 @@ def _before(ends: Ids, byte: int) -> int:
     return int(np.searchsorted(ends, byte - 1, side="right"))
 
 
-def _ambiguous(hay: Haystack, reader: ModelTokens, why: str) -> UserError:
-    identity = "none" if reader.tokenizer is None else reader.tokenizer.identity
+def _ambiguous(hay: Haystack, model: ModelTokens, why: str) -> UserError:
+    identity = "none" if model.tokenizer is None else model.tokenizer.identity
     return UserError(
-        f"{hay.task}: the tokeniser of model {reader.label} ({identity}) {why}, so the answer's tokens "
+        f"{hay.task}: the tokeniser of model {model.label} ({identity}) {why}, so the answer's tokens "
         "are ambiguous; use copy or associative-recall"
     )

@@ -1,18 +1,19 @@
-"""needle: one sentence about a town among varied prose, and its last word asked for at the end.
+"""needle: one sentence about a town in varied prose, and a question for its last word at the end.
 
 After Kamradt 2023 (github.com/gkamradt/LLMTest_NeedleInAHaystack: a sentence on San Francisco among
 essays, a model judging what is generated) and RULER's ``niah_single`` (Hsieh et al. 2024, arXiv
-2404.06654: a word or number for a key). Here town and thing are drawn, uniformly, of 16 each, the thing
-is scored as targets, and prose and wording are our own, so numbers are not theirs. Guessing among the
-things finds 1 of 16.
+2404.06654: a word or number for a key). Here town and thing are drawn uniformly out of 16 each, the thing
+is scored as targets, and the prose is our own, so numbers are not theirs. A guess among the things is right
+with probability 1/16.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, MadeDocument, ModelTokens
+from kerple_eval.data.synthetic.base import Generator, SyntheticDocument
 from kerple_eval.data.synthetic.haystack import Haystack, build
+from kerple_eval.data.tokenizer import ModelTokens
 
 INTRO = "These are notes from a long journey."
 FILLER = (
@@ -48,8 +49,10 @@ THINGS = (
 
 
 class Needle(Generator):
-    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         town, thing = TOWNS[rng.integers(len(TOWNS))], THINGS[rng.integers(len(THINGS))]
         tells = f"What one should bring from {town} is a"
         hay = Haystack("needle", INTRO, f"{tells} {thing}.", tells, thing, FILLER, True)
-        return build(hay, reader, length, depth, rng)
+        return build(hay, model, length, depth, rng)

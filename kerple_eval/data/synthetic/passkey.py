@@ -1,4 +1,4 @@
-"""passkey[:digits=5]: a number told once in repeated prose, and asked for at the end.
+"""passkey[:digits=5]: a number given once in repeated prose, and a question for it at the end.
 
 After Mohtashami and Jaggi 2023 (landmark attention, arXiv 2305.16300), who hide a number in
 the same few sentences over and over; Chen et al. 2023 (PI, arXiv 2306.15595) and YaRN use it, with five
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerple_eval.data.synthetic.base import Generator, MadeDocument, ModelTokens
+from kerple_eval.data.synthetic.base import Generator, SyntheticDocument
 from kerple_eval.data.synthetic.haystack import Haystack, build
+from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.types import UserError
 
 INTRO = "One number is told somewhere in the lines below. Keep it in mind, for it will be asked at the end."
@@ -30,9 +31,11 @@ class Passkey(Generator):
             raise UserError(f"passkey: digits={digits} must be within 1..18")
         self.digits = digits
 
-    def make(self, reader: ModelTokens, length: int, depth: float, rng: np.random.Generator) -> MadeDocument:
+    def make(
+        self, model: ModelTokens, length: int, depth: float, rng: np.random.Generator
+    ) -> SyntheticDocument:
         number = str(rng.integers(10 ** (self.digits - 1), 10**self.digits))
         hay = Haystack(
             "passkey", INTRO, f"{TELLS} {number}. Keep {number} in mind.", TELLS, number, FILLER, False
         )
-        return build(hay, reader, length, depth, rng)
+        return build(hay, model, length, depth, rng)

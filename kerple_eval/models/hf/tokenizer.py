@@ -2,9 +2,11 @@
 
 A ``tokenizer.json`` is read by the ``tokenizers`` library as it stands. Vocabularies in other files
 (``vocab.json`` with ``merges.txt``, SentencePiece models, those inside a GGUF file) are converted by
-transformers, without running code of the checkpoint, and then go the same way. Which token begins
-and ends a document is what ``tokenizer_config.json``, ``special_tokens_map.json`` or ``config.json``
-declare; names are guessed only where none of them says.
+transformers, without running code of the checkpoint, and then go the same way. What the tokeniser puts
+around a text is what its post-processor puts: transformers 5, too, ignores ``add_bos_token`` and
+``add_eos_token`` where there is a ``tokenizer.json`` (``tokenization_utils_base.py: _from_pretrained``).
+Which token begins and ends a document is what ``tokenizer_config.json``, ``special_tokens_map.json`` or
+``config.json`` declare; names are guessed only where none of them says.
 """
 
 from __future__ import annotations
@@ -26,23 +28,18 @@ _CONVERTIBLE = (
 class HfTokenizer(JsonTokenizer):
     """A ``tokenizer.json`` with the markers that the checkpoint declares.
 
-    ``declared`` holds ``bos_token``, ``eos_token`` (texts), ``bos_token_id``, ``eos_token_id`` (numbers)
-    and ``add_bos_token`` as far as the checkpoint's files give them.
+    ``declared`` holds ``bos_token``, ``eos_token`` (texts), ``bos_token_id`` and ``eos_token_id`` (numbers)
+    as far as the checkpoint's files give them.
     """
 
     def __init__(self, path: Path, declared: dict[str, Any]) -> None:
         super().__init__(path)
-        guessed = (self.bos, self.end_of_document, self.adds_bos)
+        guessed = (self.bos, self.end_of_document, bool(self.before))
         self.bos = self._marker("bos", declared, self.bos)
         self.end_of_document = self._marker("eos", declared, self.end_of_document)
-        flag = declared.get("add_bos_token")
-        self.adds_bos = self._begins_with_bos() if flag is None else bool(flag) and self.bos is not None
-        if guessed != (
-            self.bos,
-            self.end_of_document,
-            self.adds_bos,
-        ):  # another tokeniser than the file alone
-            self.identity += f"+bos={self.bos},eos={self.end_of_document},adds_bos={self.adds_bos}".lower()
+        adds_bos = self.before[:1] == (self.bos,)
+        if guessed != (self.bos, self.end_of_document, adds_bos):  # another tokeniser than the file alone
+            self.identity += f"+bos={self.bos},eos={self.end_of_document},adds_bos={adds_bos}".lower()
 
     def _marker(self, name: str, declared: dict[str, Any], guessed: int | None) -> int | None:
         token = declared.get(f"{name}_token")
@@ -60,13 +57,6 @@ class HfTokenizer(JsonTokenizer):
             return number
         return guessed
 
-    def _begins_with_bos(self) -> bool:
-        """Whether the tokeniser's own template puts its BOS before a text."""
-        if self.bos is None:
-            return False
-        ids = self._fast.encode("a", add_special_tokens=True).ids
-        return bool(ids) and int(ids[0]) == self.bos
-
 
 def read_tokenizer(folder: CheckpointFolder, config: dict[str, Any]) -> HfTokenizer | None:
     """The tokeniser in the folder (or in the GGUF file), or None."""
@@ -77,7 +67,7 @@ def read_tokenizer(folder: CheckpointFolder, config: dict[str, Any]) -> HfTokeni
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).exists():
             data = read_json(inside(root, name, str(root)))
-            declared |= {k: data[k] for k in ("bos_token", "eos_token", "add_bos_token") if k in data}
+            declared |= {k: data[k] for k in ("bos_token", "eos_token") if k in data}
             if "auto_map" in data and not (root / "tokenizer.json").exists():
                 raise UserError(
                     f"{root / name}: auto_map asks for the checkpoint's own Python code, not run for "
@@ -112,11 +102,7 @@ def _converted(folder: CheckpointFolder, declared: dict[str, Any]) -> HfTokenize
             f"{folder.root / (folder.gguf or '')}: its tokeniser cannot be read ({reason}); "
             "a tokenizer.json beside it would do"
         ) from None
-    declared = dict(declared)
-    declared |= {"bos_token": made.bos_token, "eos_token": made.eos_token}
-    declared["add_bos_token"] = made.bos_token_id is not None and made("a").input_ids[:1] == [
-        made.bos_token_id
-    ]
+    declared = declared | {"bos_token": made.bos_token, "eos_token": made.eos_token}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.json"
         path.write_text(text, encoding="utf-8")

@@ -237,7 +237,7 @@ class _Run:
         except NotFiniteError as error:
             raise UserError(f"training diverged: held-out {error} at step {self.step}; lower --lr") from None
         decoder.train()
-        counts = [documents[index].spelled(window) for index, window in windows]
+        counts = [documents[index].byte_count(window) for index, window in windows]
         byte_count = None if None in counts else sum(count or 0 for count in counts)
         return total, byte_count, sum(window.targets for _, window in windows)
 

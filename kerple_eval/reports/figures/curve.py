@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import sums
 from kerple_eval.reports.figures.style import (
     Curve,
@@ -29,7 +30,7 @@ from kerple_eval.reports.words import listing, trend
 SEED_BANDS = "bands: mean ± standard deviation over seeds"
 
 
-def draw(
+def make(
     folders: Sequence[str | Path], out: Path, *, task: str | None = None, protocol: str | None = None,
     over_seeds: bool = False,
 ) -> None:  # fmt: skip
@@ -37,17 +38,19 @@ def draw(
 
     ``over_seeds``: one curve a scheme, the mean over its seeds.
     """
+    reader = RunReader(folders)
+    grids = read_grids(reader)
     if over_seeds:
-        save(compose(seed_pictures(chosen(read_grids(folders), task, protocol))), out)
+        save(compose(seed_pictures(chosen(grids, task, protocol))), out)
     else:
-        save(compose(pictures(folders, sums.for_bands(folders), task=task, protocol=protocol)), out)
+        known = sums.for_bands(reader, grids)
+        save(compose(pictures(grids, known, task=task, protocol=protocol)), out)
 
 
 def pictures(
-    folders: Sequence[str | Path], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
+    grids: Sequence[Grid], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
 ) -> list[Picture]:
     """One a grid, one curve a model."""
-    grids = read_grids(folders)
     names = model_names(grids)
     return [_picture(grid, _models(grid, names, known), sums.BANDS) for grid in chosen(grids, task, protocol)]
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.figures.style import SMALL, Picture, compose, save
 from kerple_eval.stats.answer_grids import AnswerGrid, read_answers
 from kerple_eval.stats.answers import by_depth, share
@@ -19,18 +20,18 @@ MOST_WRITTEN = 40  # numbers are written into the tiles of a panel up to so many
 Values = NDArray[np.float64]
 
 
-def draw(folders: Sequence[str | Path], out: Path) -> None:
+def make(folders: Sequence[str | Path], out: Path) -> None:
     """Length across, depth down (0 at the top, the document's beginning); no tile where there is no cell.
 
     Exact match runs from 0 to 100 %; losses (nats per target) share one scale a task.
     """
-    save(compose(pictures(folders)), out)
+    save(compose(pictures(RunReader(folders))), out)
 
 
-def pictures(folders: Sequence[str | Path]) -> list[Picture]:
+def pictures(reader: RunReader) -> list[Picture]:
     """Two a task and model; refused where no run has a finished cell that scored answers."""
     found = []
-    for grid in read_answers(folders):
+    for grid in read_answers(reader):
         every = {model: _values(grid, model) for model in grid.models}
         most = max(float(np.nanmax(v)) for _, v in every.values() if np.isfinite(v).any())
         for model, (exact, losses) in every.items():

@@ -21,7 +21,7 @@ HOOKS = ("kernel",)
 LONGEST = 20480  # tokens, the paper's, unless asked
 
 
-def draw(models: Sequence[KernelView], out: Path, *, length: int | None = None) -> None:
+def make(models: Sequence[KernelView], out: Path, *, length: int | None = None) -> None:
     """``length``: distances below it, 20,481 unless given."""
     longest = LONGEST if length is None else length - 1
     if longest < 2:

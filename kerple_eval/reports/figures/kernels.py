@@ -34,7 +34,7 @@ LABELS = {"kernel": "kernel k(D), added", "weight": "weight w(D), multiplied"}
 Panel = tuple[KernelView, str, NDArray[np.int64], Array]
 
 
-def draw(
+def make(
     models: Sequence[KernelView], out: Path, *, length: int | None = None, head: int | None = None
 ) -> None:
     """``length``: distances below it, up to 16,384 unless given; ``head``: that one alone (from 0)."""

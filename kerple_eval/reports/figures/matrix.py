@@ -26,7 +26,7 @@ EACH = 12  # positions up to which each is named
 DEPTH = 10.0
 
 
-def draw(
+def make(
     models: Sequence[KernelView], out: Path, *, length: int | None = None, head: int | None = None
 ) -> None:
     """``length`` positions, unless given twice the trained length and at most 1,024; ``head`` (from 0)."""

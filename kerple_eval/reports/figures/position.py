@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from kerple_eval.records.cell import Cell
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import contexts
-from kerple_eval.records.run import open_run, own_label
+from kerple_eval.records.run import own_label
 from kerple_eval.reports import sums
 from kerple_eval.reports.figures.style import (
     Curve,
@@ -73,12 +74,12 @@ def bin_edges(longest: int) -> NDArray[np.int64]:
     return np.append(edges[edges <= longest / 2 ** (0.5 / BINS_PER_DOUBLING)], longest + 1)
 
 
-def draw(
+def make(
     folders: Sequence[str | Path], out: Path, *, length: int | None = None, value: str = "nll",
     task: str | None = None, protocol: str | None = None,
 ) -> None:  # fmt: skip
     """One panel a (task, protocol), at ``length`` or its longest; ``value`` is nll or ppl."""
-    made = pictures(folders, length=length, value=value, task=task, protocol=protocol)
+    made = pictures(RunReader(folders), length=length, value=value, task=task, protocol=protocol)
     if not made:
         at = "" if length is None else f" at length {length}"
         raise UserError(
@@ -88,19 +89,19 @@ def draw(
 
 
 def pictures(
-    folders: Sequence[str | Path], *, length: int | None = None, value: str = "nll",
+    reader: RunReader, *, length: int | None = None, value: str = "nll",
     task: str | None = None, protocol: str | None = None,
 ) -> list[Picture]:  # fmt: skip
     """Empty where no finished cell's contexts vary."""
     if value not in ("nll", "ppl"):
         raise unknown("value", value, ("nll", "ppl"))
-    groups = _read(folders, length, task, protocol)
+    groups = _read(reader, length, task, protocol)
     names = list(dict.fromkeys(binned.label for members in groups.values() for binned in members))
     return [_picture(place, members, names, value) for place, members in groups.items()]
 
 
 def _read(
-    folders: Sequence[str | Path], length: int | None, task: str | None, protocol: str | None
+    reader: RunReader, length: int | None, task: str | None, protocol: str | None
 ) -> dict[tuple[str, str], list[Binned]]:
     """Finished cells of one length a (task, protocol).
 
@@ -108,27 +109,23 @@ def _read(
     """
     groups: dict[tuple[str, str], list[Binned]] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
-    seen: dict[str, dict[str, None]] = {"task": {}, "protocol": {}}
-    for folder in folders:
-        for cell in open_run(folder).cells():
-            place = (cell.key.task, cell.key.protocol)
-            for what, name in zip(seen, place, strict=True):
-                seen[what][name] = None
-            label = own_label(cell.key.model, folder, owners.setdefault(place, {}))
-            if length not in (None, cell.key.length) or not isinstance(cell, Cell):
-                continue
-            if task not in (None, place[0]) or protocol not in (None, place[1]):
-                continue
-            members = groups.setdefault(place, [])
-            if members and length is None and cell.key.length < members[0].length:
-                continue
-            if contexts(cell.windows).min() > cell.key.length // 2:
-                continue
-            members[:] = [m for m in members if m.length == cell.key.length] + [_binned(cell, label)]
+    keys = [key for run in reader.runs for key in run.keys()]  # noqa: SIM118 - no mapping's
     for what, wanted in (("task", task), ("protocol", protocol)):
-        if wanted is not None and wanted not in seen[what]:
-            raise unknown(what, wanted, seen[what])
-    return {place: members for place, members in groups.items() if members}
+        known = dict.fromkeys(getattr(key, what) for key in keys)
+        if wanted is not None and wanted not in known:
+            raise unknown(what, wanted, known)
+    for run, cell in reader.cells(task=task, protocol=protocol):
+        name = (cell.key.task, cell.key.protocol)
+        label = own_label(cell.key.model, run.folder, owners.setdefault(name, {}))
+        if length not in (None, cell.key.length) or not isinstance(cell, Cell):
+            continue
+        members = groups.setdefault(name, [])
+        if members and length is None and cell.key.length < members[0].length:
+            continue
+        if contexts(cell.windows).min() > cell.key.length // 2:
+            continue
+        members[:] = [m for m in members if m.length == cell.key.length] + [_binned(cell, label)]
+    return {name: members for name, members in groups.items() if members}
 
 
 def _binned(cell: Cell, label: str) -> Binned:

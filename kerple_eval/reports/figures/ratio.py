@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
 from kerple_eval.reports import sums
 from kerple_eval.reports.figures.style import (
@@ -29,21 +30,22 @@ from kerple_eval.reports.words import trend
 from kerple_eval.types import UserError
 
 
-def draw(
+def make(
     folders: Sequence[str | Path], out: Path, *, against: str, task: str | None = None,
     protocol: str | None = None,
 ) -> None:  # fmt: skip
     """One panel a (task, protocol) that has the model ``against``; legend in the order of the curves."""
-    made = pictures(folders, sums.for_bands(folders), against=against, task=task, protocol=protocol)
-    save(compose(made), out)
+    reader = RunReader(folders)
+    grids = read_grids(reader)
+    known = sums.for_bands(reader, grids)
+    save(compose(pictures(grids, known, against=against, task=task, protocol=protocol)), out)
 
 
 def pictures(
-    folders: Sequence[str | Path], known: sums.Sums, *, against: str, task: str | None = None,
+    grids: Sequence[Grid], known: sums.Sums, *, against: str, task: str | None = None,
     protocol: str | None = None,
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or no other model has a cell on the same targets."""
-    grids = read_grids(folders)
     names = model_names(grids, against)
     found = [_picture(g, names, against, known) for g in chosen(grids, task, protocol) if against in g.models]
     kept = [picture for picture in found if picture is not None]

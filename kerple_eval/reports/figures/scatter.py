@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import sums
 from kerple_eval.reports.figures.style import Picture, compose, line_style, plain, save
 from kerple_eval.reports.grid import Grid, chosen, model_names, read_grids
@@ -19,21 +20,22 @@ from kerple_eval.stats.documents import Scored, different_targets
 from kerple_eval.types import UserError
 
 
-def draw(
+def make(
     folders: Sequence[str | Path], out: Path, *, against: str, length: int | None = None,
     task: str | None = None, protocol: str | None = None,
 ) -> None:  # fmt: skip
     """One panel a model and (task, protocol), at ``length`` or the longest each pair has."""
-    known = sums.read(folders)
-    save(compose(pictures(folders, known, against=against, length=length, task=task, protocol=protocol)), out)
+    reader = RunReader(folders)
+    grids = read_grids(reader)
+    known = sums.read(reader, grids)
+    save(compose(pictures(grids, known, against=against, length=length, task=task, protocol=protocol)), out)
 
 
 def pictures(
-    folders: Sequence[str | Path], known: sums.Sums, *, against: str, length: int | None = None,
+    grids: Sequence[Grid], known: sums.Sums, *, against: str, length: int | None = None,
     task: str | None = None, protocol: str | None = None,
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or nothing is on the same targets."""
-    grids = read_grids(folders)
     names = model_names(grids, against)
     found, reasons = [], []
     for grid in chosen(grids, task, protocol):

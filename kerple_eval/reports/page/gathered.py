@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.reader import RunReader
+from kerple_eval.records.run import Run
 from kerple_eval.reports import sums
 from kerple_eval.reports.grid import Entry, Grid, model_names, read_grids
 
@@ -29,12 +30,15 @@ class Placed:
 
 @dataclass(frozen=True)
 class Gathered:
-    folders: Sequence[Path]
-    runs: Sequence[Run]
+    reader: RunReader
     grids: Sequence[Grid]
     known: sums.Sums
     reference: str | None  # a model of some grid
     anchors: dict[tuple[str, str, str, int], str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.reader.runs
 
     def cells(self) -> Iterator[Placed]:
         """In the order of the tables: by grid, model, length."""
@@ -74,11 +78,11 @@ class Gathered:
 
 def gather(folders: Sequence[str | Path], against: str | None) -> Gathered:
     """Read everything; ``against`` must be a model of the runs, kerple-log where it is there if None."""
-    paths = [Path(folder) for folder in dict.fromkeys(map(str, folders))]
-    grids = read_grids(paths)
+    reader = RunReader(folders, keep=True)
+    grids = read_grids(reader)
     names = model_names(grids, against)
     reference = against or (REFERENCE if REFERENCE in names and len(names) > 1 else None)
-    found = Gathered(paths, [open_run(path) for path in paths], grids, sums.read(paths), reference)
+    found = Gathered(reader, grids, sums.read(reader, grids), reference)
     number = 0
     for grid in grids:
         for model in grid.models:

@@ -43,7 +43,7 @@ SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
 PAGE_FORMATS = {"html": (".html", ".htm"), "markdown": (".md", ".markdown")}
 
 
-def write(
+def make(
     folders: Sequence[str | Path], out: Path | None = None, style: str | None = None,
     *, against: str | None = None,
 ) -> list[Path]:  # fmt: skip

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from kerple_eval.records.cell import file_name, read_header
+from kerple_eval.records.cell import Cell, file_name
 from kerple_eval.records.run import Run
 from kerple_eval.records.specification import Session
 from kerple_eval.reports.page.blocks import Block, Facts, Heading, Section
@@ -47,7 +47,8 @@ def provenance(found: Gathered) -> Section:
 def _cell(found: Gathered, placed: Placed) -> TableRow:
     entry, row = placed.entry, placed.entry.row
     name = "" if entry.key is None else file_name(entry.key)
-    header = None if entry.key is None else read_header(entry.folder, entry.key)
+    cell = None if entry.key is None or not entry.ok else found.reader.cell(entry.folder, entry.key)
+    header = cell.header if isinstance(cell, Cell) else None
     number = found.run_of(entry)
     models = found.runs[number - 1].specification.models
     recorded = next((model.weights_sha256 for model in models if model.label == row["model"]), "")

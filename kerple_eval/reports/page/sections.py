@@ -124,7 +124,7 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
 def results(found: Gathered) -> Section:
     """The tables, each number linked to its cell, with the curve beside."""
     blocks: list[Block] = []
-    pictures = curve.pictures(found.folders, found.known)
+    pictures = curve.pictures(found.grids, found.known)
     for place, grid in enumerate(found.grids):
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
         made = [table.model_table(grid, value, found.anchor) for value in grid.values()]
@@ -145,8 +145,8 @@ def told(found: Gathered) -> Section | None:
     """Exact match and loss of made tasks by length and depth."""
     if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
         return None
-    drawn = Figures("depth", tuple(depth.pictures(found.folders)))
-    return Section("Is what was told still there", "told", (*answers.tables(found.folders), drawn))
+    drawn = Figures("depth", tuple(depth.pictures(found.reader)))
+    return Section("Is what was told still there", "told", (*answers.tables(found.reader), drawn))
 
 
 def explained(found: Gathered) -> Section | None:
@@ -160,7 +160,7 @@ def explained(found: Gathered) -> Section | None:
         )
     ]
     try:
-        tables, missing = explain.tables(found.folders)
+        tables, missing = explain.tables(found.reader)
     except UserError as error:
         return Section("Why it changed", "explained", (Paragraph(f"No explanation: {error}."),))
     blocks += tables
@@ -175,17 +175,17 @@ def compared(found: Gathered) -> Section | None:
         return None
     blocks: list[Block] = []
     try:
-        blocks += compare.tables(found.folders, against, link=found.link)
+        blocks += compare.tables(found.reader, against, link=found.link)
     except UserError as error:
         blocks.append(Paragraph(f"No tests: {error}."))
     try:
-        blocks.append(Figures("ratio", tuple(ratio.pictures(found.folders, found.known, against=against))))
+        blocks.append(Figures("ratio", tuple(ratio.pictures(found.grids, found.known, against=against))))
     except UserError as error:
         blocks.append(Paragraph(f"No figure of ratios: {error}."))
     enough = any(len(cell.sums) >= MINIMUM_DOCUMENTS for cell in found.known.values())
     if enough:
         try:
-            drawn = scatter.pictures(found.folders, found.known, against=against)
+            drawn = scatter.pictures(found.grids, found.known, against=against)
             blocks.append(Figures("scatter", tuple(drawn)))
         except UserError as error:
             blocks.append(Paragraph(f"No figure by document: {error}."))
@@ -196,10 +196,10 @@ def sure(found: Gathered) -> Section | None:
     """Intervals of every number."""
     if not found.known:
         return None
-    return Section("How sure", "sure", tuple(intervals.tables(found.folders, link=found.link)))
+    return Section("How sure", "sure", tuple(intervals.tables(found.reader, link=found.link)))
 
 
 def by_context(found: Gathered) -> Section:
-    drawn = position.pictures(found.folders)
+    drawn = position.pictures(found.reader)
     block = Figures("position", tuple(drawn)) if drawn else Paragraph("No finished cell's contexts vary.")
     return Section("Loss against context", "context", (block,))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.answer_grids import AnswerGrid, read_answers
 from kerple_eval.stats.answers import Share, by_depth, share
@@ -16,18 +17,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(folders: Sequence[str | Path], style: str = "text") -> str:
+def make(folders: Sequence[str | Path], style: str = "text") -> str:
     """Tables of one or several runs; ``csv`` has one row a depth, and one without depth for all."""
     check_format(style)
     if style == "csv":
-        records = [record for grid in read_answers(folders) for record in _records(grid)]
+        records = [record for grid in read_answers(RunReader(folders)) for record in _records(grid)]
         return typeset(records_table(COLUMNS, records), style)
-    return "\n".join(typeset(table, style) for table in tables(folders))
+    return "\n".join(typeset(table, style) for table in tables(RunReader(folders)))
 
 
-def tables(folders: Sequence[str | Path]) -> list[Table]:
+def tables(reader: RunReader) -> list[Table]:
     """One table a task."""
-    return [_table(grid) for grid in read_answers(folders)]
+    return [_table(grid) for grid in read_answers(reader)]
 
 
 def _table(grid: AnswerGrid) -> Table:

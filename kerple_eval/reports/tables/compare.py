@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.numbers import number, probability
 from kerple_eval.reports.typeset import (
     Link,
@@ -41,7 +42,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(
+def make(
     folders: Sequence[str | Path], against: str, style: str = "text", *, task: str | None = None,
     protocol: str | None = None, level: float = 0.95, seed: int = 0,
 ) -> str:  # fmt: skip
@@ -51,17 +52,19 @@ def render(
         UserError: no such model; nothing to compare it with, or nothing on the same targets.
     """
     check_format(style)
-    found = _compared_tables(read_tables(folders, task=task, protocol=protocol), against, level, seed)
+    found = _compared_tables(
+        read_tables(RunReader(folders), task=task, protocol=protocol), against, level, seed
+    )
     if style == "csv":
         return typeset(records_table(COLUMNS, [_record(table, c) for table, cs in found for c in cs]), style)
     return "\n".join(typeset(_table(table, cs, against, level, no_link), style) for table, cs in found)
 
 
 def tables(
-    folders: Sequence[str | Path], against: str, *, level: float = 0.95, seed: int = 0, link: Link = no_link
+    reader: RunReader, against: str, *, level: float = 0.95, seed: int = 0, link: Link = no_link
 ) -> list[Table]:
-    """The tables that ``render`` prints, measured numbers linked by ``link``."""
-    found = _compared_tables(read_tables(folders), against, level, seed)
+    """The tables that ``make`` prints, measured numbers linked by ``link``."""
+    found = _compared_tables(read_tables(reader), against, level, seed)
     return [_table(table, cs, against, level, link) for table, cs in found]
 
 

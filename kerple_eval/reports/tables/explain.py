@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import escapes
 from kerple_eval.reports.tables.explain_command import commands
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
@@ -33,24 +34,25 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     return first, second
 
 
-def render(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
+def make(folders: Sequence[str | Path], style: str = "text", lengths: tuple[int, int] | None = None) -> str:
     """Splits of one or several runs; nats per target, negative is better."""
     check_format(style)
-    splits = explain(folders, lengths)
+    reader = RunReader(folders, keep=True)
+    splits = explain(reader, lengths)
     if style == "csv":
         return typeset(records_table(COLUMNS, [_record(split) for split in splits]), style)
     blocks = [typeset(table, style) for table in _tables(splits)]
-    if lines := _missing(splits, folders, "explain"):
+    if lines := _missing(splits, reader.folders, "explain"):
         if style == "markdown":
             lines = escapes.markdown_block("\n".join(lines))
         blocks.append("\n".join(f"% {line}" if style == "latex" else line for line in lines) + "\n")
     return "\n".join(blocks)
 
 
-def tables(folders: Sequence[str | Path]) -> tuple[list[Table], list[str]]:
-    """The tables that ``render`` prints, and how the cells that they lack are computed."""
-    splits = explain(folders)
-    return _tables(splits), _missing(splits, folders, "report")
+def tables(reader: RunReader) -> tuple[list[Table], list[str]]:
+    """The tables that ``make`` prints, and how the cells that they lack are computed."""
+    splits = explain(reader)
+    return _tables(splits), _missing(splits, reader.folders, "report")
 
 
 def _tables(splits: Sequence[Split]) -> list[Table]:
@@ -66,12 +68,12 @@ def _tables(splits: Sequence[Split]) -> list[Table]:
     ]
 
 
-def _missing(splits: Sequence[Split], folders: Sequence[str | Path], command: str) -> list[str]:
+def _missing(splits: Sequence[Split], folders: Sequence[str], command: str) -> list[str]:
     """The commands that compute the sliding-window cells that a split needs, and the one that uses them."""
     missing = commands(splits)
     if not missing:
         return []
-    asked = shlex.join([*map(str, folders), *(words[-1] for words in missing)])  # --out is last
+    asked = shlex.join([*folders, *(words[-1] for words in missing)])  # --out is last
     lines = ["missing sliding-window cells are computed by", *(f"  {shlex.join(w)}" for w in missing)]
     lines += ["and then used by", f"  kerple-eval {command} {asked}"]
     return [escapes.printable(line) for line in lines]

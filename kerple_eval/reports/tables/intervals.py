@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
 from kerple_eval.reports.numbers import between, number
 from kerple_eval.reports.typeset import (
@@ -39,24 +40,22 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(
+def make(
     folders: Sequence[str | Path], style: str = "text", *, task: str | None = None,
     protocol: str | None = None, level: float = 0.95, seed: int = 0,
 ) -> str:  # fmt: skip
     """Intervals of every finished cell, and of every group of seeds, of one or several runs."""
     check_format(style)
-    read = read_tables(folders, task=task, protocol=protocol)
+    read = read_tables(RunReader(folders), task=task, protocol=protocol)
     found = [(table, _records(table, level, seed)) for table in read]
     if style == "csv":
         return typeset(records_table(COLUMNS, [record for _, records in found for record in records]), style)
     return "\n".join(typeset(_table(table, records, level, no_link), style) for table, records in found)
 
 
-def tables(
-    folders: Sequence[str | Path], *, level: float = 0.95, seed: int = 0, link: Link = no_link
-) -> list[Table]:
-    """The tables that ``render`` prints, measured numbers linked by ``link``."""
-    return [_table(table, _records(table, level, seed), level, link) for table in read_tables(folders)]
+def tables(reader: RunReader, *, level: float = 0.95, seed: int = 0, link: Link = no_link) -> list[Table]:
+    """The tables that ``make`` prints, measured numbers linked by ``link``."""
+    return [_table(table, _records(table, level, seed), level, link) for table in read_tables(reader)]
 
 
 def _records(table: SchemeTable, level: float, seed: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
 from kerple_eval.reports.numbers import between, number
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
@@ -18,13 +19,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def render(
+def make(
     folders: Sequence[str | Path], reference: str, style: str = "text", *,
     alpha: float = ALPHA, beta: float = BETA, short: int | None = None,
 ) -> str:  # fmt: skip
     """Tables of one or several runs; intervals (95 %) are over documents with key tokens."""
     check_format(style)
-    tables = longppl(folders, reference, alpha=alpha, beta=beta, short=short)
+    tables = longppl(RunReader(folders), reference, alpha=alpha, beta=beta, short=short)
     if style == "csv":
         records = [_record(t, s, alpha, beta) for t in tables for s in t.scores]
         return typeset(records_table(COLUMNS, records), style)

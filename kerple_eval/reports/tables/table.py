@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
 from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables import paper
@@ -50,7 +51,7 @@ def uncertain(value: float, error: float | None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def render(
+def make(
     folders: Sequence[str | Path],
     style: str = "text",
     *,
@@ -70,7 +71,7 @@ def render(
         raise unknown("what goes down", down, ("models", "lengths"))
     if reference is not None and not over_seeds:
         raise UserError("--reference goes with --over-seeds: a dagger is a test over seeds")
-    grids = read_grids(folders)
+    grids = read_grids(RunReader(folders))
     if against is not None:
         paper.rows(against, grids[0].task)  # refuses a wrong name
         if not any(map(_papers, grids)):

@@ -111,7 +111,7 @@ def test_description_and_the_ways_to_name_it(path: Path, made: Any) -> None:
         assert found.parameters == sum(p.numel() for p in made.parameters())
         tokenizer = checkpoint.tokenizer
         assert tokenizer is not None
-        assert (tokenizer.bos, tokenizer.end_of_document, tokenizer.adds_bos) == (1, 0, True)
+        assert (tokenizer.bos, tokenizer.end_of_document, bool(tokenizer.before)) == (1, 0, True)
         encoding = tokenizer.encode('AB!"')
         assert encoding.ids.tolist() == [34, 35, V - 1]
         assert encoding.byte_counts is not None

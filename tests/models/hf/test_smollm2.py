@@ -50,7 +50,7 @@ def test_description(checkpoint: HfCheckpoint) -> None:
     assert found.weights_sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
-    assert (tokenizer.bos, tokenizer.end_of_document, tokenizer.adds_bos) == (1, 2, False)
+    assert (tokenizer.bos, tokenizer.end_of_document, bool(tokenizer.before)) == (1, 2, False)
     encoding = tokenizer.encode(TEXT)
     assert encoding.byte_counts is not None
     assert int(encoding.byte_counts.sum()) == len(TEXT.encode())

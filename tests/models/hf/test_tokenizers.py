@@ -67,12 +67,12 @@ def test_tokenizer_json_as_it_stands(folder: Path) -> None:
     ("leads", "tokenizer_config", "expected"),
     [
         (False, None, (1, 2, False)),  # config.json: bos_token_id 1, eos_token_id 2
-        (True, None, (1, 2, False)),  # the template's <s> is not the config's BOS
+        (True, None, (1, 2, True)),  # the template's <s> is put, though the config's BOS is another
         (False, {"bos_token": "<s>", "eos_token": "</s>"}, (0, 1, False)),
         (True, {"bos_token": "<s>", "eos_token": "</s>"}, (0, 1, True)),
-        (True, {"bos_token": {"content": "<s>"}, "eos_token": None}, (0, None, True)),
-        (True, {"bos_token": "<s>", "add_bos_token": False}, (0, 2, False)),
-        (False, {"bos_token": "<s>", "add_bos_token": True}, (0, 2, True)),
+        (True, {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": None}, (0, None, True)),
+        (True, {"bos_token": "<s>", "add_bos_token": False}, (0, 2, True)),  # the flag is ignored
+        (False, {"bos_token": "<s>", "add_bos_token": True, "add_eos_token": True}, (0, 2, False)),
         (False, {"bos_token": None, "add_bos_token": True}, (None, 2, False)),
     ],
     ids=str,
@@ -83,15 +83,17 @@ def test_markers_are_the_declared_ones(
     byte_level(leads=leads).save(str(folder / "tokenizer.json"))
     files = {} if tokenizer_config is None else {"tokenizer_config": tokenizer_config}
     found = opened(folder, **files)
-    assert (found.bos, found.end_of_document, found.adds_bos) == expected
+    assert (found.bos, found.end_of_document, bool(found.before)) == expected
     assert 0 not in found.encode(TEXT).ids  # the text alone, whatever the template
+    own = folders.transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
+    assert [*found.before, *found.encode(TEXT).ids, *found.after] == own(TEXT).input_ids
 
 
 def test_other_markers_are_another_tokeniser(folder: Path) -> None:
     """Models share their documents by a tokeniser's identity, markers included."""
     byte_level().save(str(folder / "tokenizer.json"))
-    one = opened(folder, tokenizer_config={"bos_token": "<s>", "add_bos_token": True}).identity
-    two = opened(folder, tokenizer_config={"bos_token": "<s>", "add_bos_token": False}).identity
+    one = opened(folder, tokenizer_config={"bos_token": "<s>"}).identity
+    two = opened(folder, tokenizer_config={"bos_token": "</s>"}).identity
     assert one != two
     assert one.split("+")[0] == two.split("+")[0]
 
@@ -105,7 +107,7 @@ def test_vocab_and_merges_are_converted(folder: Path) -> None:
     found = opened(folder, tokenizer_config=config)
     own = folders.transformers.AutoTokenizer.from_pretrained(str(folder))
     assert found.encode(TEXT).ids.tolist() == own(TEXT).input_ids == [6, 1, 4, 5, 7, 2]
-    assert (found.bos, found.end_of_document, found.adds_bos) == (0, 0, False)
+    assert (found.bos, found.end_of_document, bool(found.before)) == (0, 0, False)
 
 
 def test_more_ids_than_the_embedding_has(folder: Path) -> None:
@@ -150,4 +152,4 @@ def test_none_at_all(folder: Path) -> None:
 
 
 def test_bytes_add_no_bos() -> None:
-    assert ByteTokenizer().adds_bos is False
+    assert (ByteTokenizer().before, ByteTokenizer().after) == ((), ())

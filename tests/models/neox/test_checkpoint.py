@@ -612,7 +612,7 @@ def test_a_vocabulary_that_lacks_a_byte(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = Gpt2Tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
     assert tokenizer.encode("abba").ids.tolist() == [0, 1, 1, 0]
-    with pytest.raises(UserError, match="spells 2 of the text's 3 bytes"):
+    with pytest.raises(UserError, match="represents 2 of the text's 3 bytes"):
         tokenizer.encode("abc")
 
 
