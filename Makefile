@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint zoo corpora clean
+.PHONY: demo test test-slow test-subset test-compat bench lint zoo corpora clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,13 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the rest
 	$(BIN)/python -m pytest -q -m slow
+
+test-subset: $(STAMP)  ## the slow tests that CI runs, listed in tests/ci_subset.txt
+	$(BIN)/python -m pytest -q -n 2 -m slow @tests/ci_subset.txt
+
+test-compat: $(STAMP)  ## against lm-evaluation-harness, which the extra compat installs: some 30 packages
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,compat]"
+	$(BIN)/python -m pytest -q tests/compat
 
 bench: $(STAMP)  ## speed and memory as ratios, into results/benchmarks: a quiet machine, some minutes
 	$(BIN)/python -m tests.benchmarks

@@ -8,15 +8,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kerple_eval.api import LanguageModel as LanguageModel
     from kerple_eval.api import Run as Run
     from kerple_eval.api import UserError as UserError
     from kerple_eval.api import Window as Window
     from kerple_eval.api import __version__ as __version__
     from kerple_eval.api import evaluate as evaluate
+    from kerple_eval.api import from_module as from_module
     from kerple_eval.api import open_run as open_run
     from kerple_eval.api import read_lm_eval as read_lm_eval
+    from kerple_eval.api import score as score
 
-__all__ = ["Run", "UserError", "Window", "__version__", "evaluate", "open_run", "read_lm_eval"]
+__all__ = [
+    "LanguageModel",
+    "Run",
+    "UserError",
+    "Window",
+    "__version__",
+    "evaluate",
+    "from_module",
+    "open_run",
+    "read_lm_eval",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

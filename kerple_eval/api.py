@@ -5,66 +5,91 @@ Imports no torch: reading a run stays quick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kerple_eval.models.base import LanguageModel
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.lm_eval import read_lm_eval
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import BosRule, UserError, Window
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from kerple_eval.evaluation.worker import RunProgress
+    from kerple_eval.models.in_memory import InMemoryCheckpoint
 
 __version__ = VERSION
 
-__all__ = ["Run", "UserError", "Window", "__version__", "evaluate", "open_run", "read_lm_eval"]
+__all__ = [
+    "LanguageModel",
+    "Run",
+    "UserError",
+    "Window",
+    "__version__",
+    "evaluate",
+    "from_module",
+    "open_run",
+    "read_lm_eval",
+    "score",
+]
 
 Words = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def evaluate(
-    models: Words,
+    models: Words | Mapping[str, Any],
     *,
-    out: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    tokenizer: Any = None,
     tasks: Words = (),
     protocols: str | Sequence[str] | None = None,
     lengths: int | str | Sequence[int | str] | None = None,
-    text: Words = (),
-    tokens: Words = (),
+    text: Any = (),
+    column: str = "text",
+    tokens: Any = (),
     documents: int | None = None,
     keep_short: bool = False,
     max_tokens: int | None = None,
     seed: int | None = None,
     bos: BosRule | None = None,
     device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     attention: str = "auto",
     precision: str | None = None,
     against: str | None = None,
     retry: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Run:
-    """Score every (model, task, protocol, length) into the run directory ``out``.
+    """Score every (model, task, protocol, length).
 
-    The same as ``kerple-eval run``: finished cells are kept, failed ones are tried again, and a directory
-    that holds a run with another specification is refused.
+    With ``out`` it is the same as ``kerple-eval run``: finished cells are kept, failed ones are tried again,
+    and a directory that holds a run with another specification is refused.
 
     Args:
-        models: one MODEL or several, each ``[LABEL=]FORMAT:PATH[,key=value]`` (``zoo:alibi``,
-            ``hf:/models/llama``) or a directory that holds a checkpoint.
-        out: the run directory; it is made where it does not exist.
+        models: label -> model: a transformers model, any ``torch.nn.Module`` or function of ids ``[B, N]``
+            that gives logits ``[B, N, V]``, a `LanguageModel`, or one of these by :func:`from_module`; or
+            MODEL as on the command line, one or several (``zoo:alibi``, ``hf:/models/llama``, a directory).
+            Device and dtype of a model in memory are its own, and it is left as it was.
+        out: the run directory; it is made where it does not exist. Without it the run lives in a temporary
+            folder for as long as the returned object.
+        tokenizer: what reads text for the models in memory: of transformers or tokenizers, ``"bytes"``, or a
+            :class:`kerple_eval.data.tokenizer.Tokenizer`. Not needed for token ids.
         tasks: task names or task files.
         protocols: how documents are cut into windows, ``NAME:key=value``, with ``@N`` after it for lengths
             up to N only. full-context unless given; answer where every task is made by length (passkey,
             needle, ...).
         lengths: window lengths L in tokens, as numbers or as on the command line (``"512..16k"``). 512 to
             16,384, doubling, unless given.
-        text: text files of your own: a document a file, or a document a line of a ``.jsonl`` file.
-        tokens: files of token ids, used as given.
+        text: text of your own: a string (text itself), a ``Path`` (a file; of ``.jsonl`` each line is a
+            document), a ``datasets.Dataset``, or a sequence of these; each is a document, or several.
+        column: the column of a data set that holds the text.
+        tokens: token ids, used as given: an array or sequence of ids, several of them, or a ``Path``.
         documents: the number of documents of each task; all that are long enough unless given.
         keep_short: score also documents with fewer tokens than the longest length needs.
         max_tokens: cut each document after this many tokens.
@@ -72,7 +97,8 @@ def evaluate(
         bos: the first-token rule of every text in place of the task's own: never, document, window or
             tokenizer (as the model's tokeniser does by itself; the default for ``text``).
         device: auto (CUDA where there is a card, else the CPU), cpu or cuda.
-        dtype: float32, bfloat16, float16 or float64: the precision that models are scored in.
+        dtype: float32 (the default), bfloat16, float16 or float64: the precision that checkpoints are scored
+            in.
         attention: auto, flex, sdpa or eager: how attention is computed. A named one is used or, where a
             model cannot be computed so, refused.
         precision: a percentage (``"0.5%"``): documents are scored, 10, 20, 40, ..., until every perplexity,
@@ -89,12 +115,100 @@ def evaluate(
     Raises:
         UserError: something that was asked for is wrong, in one line; nothing was computed.
     """
-    from kerple_eval.evaluation.request import RunRequest  # noqa: PLC0415 - what follows imports torch
+    from kerple_eval.evaluation import given  # noqa: PLC0415 - what follows imports torch
+    from kerple_eval.evaluation.request import RunRequest  # noqa: PLC0415
     from kerple_eval.evaluation.run import run_request  # noqa: PLC0415
 
-    request = RunRequest.of(
-        models=models, out=out, tasks=tasks, protocols=protocols, lengths=lengths, text=text, tokens=tokens,
-        documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos, device=device,
-        dtype=dtype, attention=attention, precision=precision, against=against, retry=retry,
+    scratch = tempfile.TemporaryDirectory(prefix="kerple-eval-") if out is None else None
+    names, in_memory = given.models(models, tokenizer, recorded=out is not None)
+    text_files, token_files, values = given.texts(text, tokens, column, bos)
+    with ExitStack() as stack:
+        for model in in_memory.values():
+            stack.enter_context(model.borrowed())
+        request = RunRequest.of(
+            models=names, in_memory=in_memory, out=out if scratch is None else scratch.name, tasks=tasks,
+            text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
+            documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
+            device=given.device(device, in_memory), dtype=given.dtype(dtype, names, in_memory),
+            attention=attention, precision=precision, against=against, retry=retry,
+        )  # fmt: skip
+        run = run_request(request) if on_progress is None else run_request(request, on_progress)
+    run.scratch = scratch
+    return run
+
+
+def score(
+    model: Any,
+    text: Any,
+    *,
+    length: int,
+    protocol: str = "full-context",
+    tokenizer: Any = None,
+    column: str = "text",
+    **options: Any,
+) -> pd.DataFrame:
+    """Losses of one model on text or token ids, one row a target.
+
+    Args:
+        model: a model in memory, or MODEL as on the command line; see :func:`evaluate`.
+        text: text (a string, a ``Path``, a data set, a sequence) or token ids (an array, a sequence of ids).
+        length: window length L in tokens.
+        protocol: how documents are cut into windows.
+        tokenizer: what reads text for a model in memory.
+        options: further options of :func:`evaluate` (``keep_short``, ``documents``, ``bos``, ...).
+
+    Returns:
+        Columns ``document`` (name), ``position`` (of the target in its document, from 0), ``context`` (tokens
+        the model saw) and ``loss`` (nats).
+
+    Raises:
+        UserError: something that was asked for is wrong, or the model could not be scored.
+    """
+    from kerple_eval.evaluation import given  # noqa: PLC0415 - imports torch
+
+    words = isinstance(model, str | PathLike)
+    source = {"tokens": text} if given.holds_ids(text) else {"text": text, "column": column}
+    run = evaluate(
+        model if words else {"model": model}, tokenizer=tokenizer, protocols=[protocol], lengths=[length],
+        **source, **options,
     )  # fmt: skip
-    return run_request(request) if on_progress is None else run_request(request, on_progress)
+    (row,) = run.summary().to_dict("records")
+    if row["status"] != "ok":
+        raise UserError(f"the model could not be scored: {row['error']}")
+    frame = run.losses()[["document", "target", "context", "loss"]]
+    return frame.rename(columns={"target": "position"})
+
+
+def from_module(
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    scheme: str | None = None,
+    train_length: int | None = None,
+    max_length: int | None = None,
+    prefix_invariant: bool | None = None,
+    seed: int | None = None,
+    identity: str | None = None,
+) -> InMemoryCheckpoint:
+    """A model in memory with what its code does not say; what stays unknown is recorded as unknown.
+
+    Args:
+        model: a transformers model, any ``torch.nn.Module`` or function of ids ``[B, N]`` that gives logits
+            ``[B, N, V]``, or a `LanguageModel`.
+        tokenizer: what reads text for it, in place of :func:`evaluate`'s.
+        scheme: the name of its positional scheme.
+        train_length: tokens that it was trained at.
+        max_length: the longest window that its positions are defined for.
+        prefix_invariant: whether the logits of a prefix do not depend on what follows, at any length; then
+            ``prefix`` serves all lengths by one pass. It is measured at short lengths too.
+        seed: its training seed.
+        identity: a name for its version, where it has no parameters whose sha256 could be taken. A run that
+            is resumed trusts it.
+    """
+    from kerple_eval.evaluation import given  # noqa: PLC0415 - imports torch
+    from kerple_eval.models.in_memory import InMemoryCheckpoint  # noqa: PLC0415
+
+    return InMemoryCheckpoint(
+        model, tokenizer=given.tokenizer(tokenizer), scheme=scheme, train_length=train_length,
+        max_length=max_length, prefix_invariant=prefix_invariant, seed=seed, identity=identity,
+    )  # fmt: skip

@@ -29,16 +29,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One document of 137 bytes."""
     path = tmp_path_factory.mktemp("text") / "one.txt"
     raw = prose(40, 3).encode()[:137]
     path.write_bytes(raw.decode(errors="ignore").encode().ljust(137, b"."))
-    return str(path)
+    return path
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven documents as JSON lines; document i has 60 + 20 i bytes."""
     path = tmp_path_factory.mktemp("library") / "seven.jsonl"
     lines = []
@@ -46,15 +46,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
         raw = prose(60, i + 2).encode()[: 60 + 20 * i].decode(errors="ignore").encode()
         lines.append(json.dumps({"text": raw.ljust(60 + 20 * i, b".").decode()}))
     path.write_text("\n".join(lines) + "\n")
-    return str(path)
+    return path
 
 
 @pytest.fixture
 def invoke() -> Cli:
     """The command in this process; ``stderr`` is apart from ``stdout``."""
 
-    def call(*arguments: str) -> Result:
-        return CliRunner().invoke(cli, list(arguments))
+    def call(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
     return call
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -16,26 +14,10 @@ from typing import Any, TextIO, cast
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from kerple_eval.cli.parameters import Command
 from kerple_eval.support.interrupts import STOPPED
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
-
-
-class Number(click.FloatRange):
-    """A finite number within bounds; click's own type takes nan, which no bound holds back."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-
-def filled(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """A place that is named: an empty word (a shell variable unset) would be the folder at hand."""
-    if value == "":
-        raise click.BadParameter("is empty.", context, option)
-    return value
 
 
 def typed_words() -> tuple[str, ...]:
@@ -118,22 +100,17 @@ def _print_error(line: str) -> None:
         click.echo(shown, err=True)
 
 
-class Command(click.Command):
-    """A command that refuses an option given twice, unless it collects its values."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        order = self.make_parser(ctx).parse_args(args=list(args))[2]
-        for option, count in Counter(order).items():
-            repeatable = not isinstance(option, click.Option) or option.multiple or option.is_eager
-            if count > 1 and not repeatable:
-                raise click.UsageError(f"{option.opts[0]} is given {count} times; give it once", ctx)
-        return super().parse_args(ctx, args)
-
-
 class Group(Command, click.Group):
-    """Every mistake of the user's is one line and exit status 2, with did-you-mean where it helps."""
+    """The whole command: a user's mistake is one line and exit status 2, with did-you-mean where it helps.
+
+    ``sections``: the commands by heading, in the order of ``--help``.
+    """
 
     command_class = Command
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.sections = sections
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         status: Any = 0
@@ -172,6 +149,12 @@ class Group(Command, click.Group):
             if ctx.params.get("traceback"):
                 print_traceback(error)
             raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """By sections; no line is cut."""
+        for section, names in self.sections.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, self.commands[name].short_help or "") for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -20,8 +20,25 @@ STYLES = ("text", "markdown")
 SCHEME_HEADS = ("scheme", "year", "parameters", "prefix-invariant", "use", "how position enters", "source")
 
 
-def lines(what: str, style: str = "text") -> list[str]:
-    """Aligned lines, the name first; ``markdown`` is for schemes, a table with a head."""
+KINDS = {
+    "models": "checkpoints that the package ships, by the name after zoo:",
+    "tasks": "texts to score, by the name after --task",
+    "schemes": "positional schemes, by the name after train --scheme",
+    "protocols": "ways to cut documents into windows, by the name after --protocol",
+    "formats": "checkpoint formats, by the word before the colon of MODEL",
+    "reports": "tables, figures and pages that can be made of runs and models",
+}
+
+
+def lines(what: str | None, style: str = "text") -> list[str]:
+    """Aligned lines, the name first; without ``what``, what can be listed.
+
+    ``markdown`` is for schemes: a table with a head.
+    """
+    if what is None:
+        return [f"{kind.ljust(10)}{summary}" for kind, summary in KINDS.items()]
+    if what not in KINDS:
+        raise unknown("list", what, KINDS)
     if style not in STYLES:
         raise unknown("list format", style, STYLES)
     if style == "markdown":

@@ -1,7 +1,8 @@
 """The ``kerple-eval`` command: thin click commands over the package.
 
-Heavy imports (torch, pandas, matplotlib) happen inside commands, so that listing and reporting stay
-quick. What the user has wrong becomes one line, see ``mistakes.py``.
+Heavy imports (torch, pandas, matplotlib) happen inside the commands, so that help, listing and reports
+start quickly. A user's mistake becomes one line, see ``errors.py``; commands that read runs stand in
+``reading.py``.
 """
 
 from __future__ import annotations
@@ -13,107 +14,115 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kerple_eval.cli.errors import Group, Number, filled, is_terminal, typed_words
+from kerple_eval.cli import reading
+from kerple_eval.cli.errors import Group, typed_words
+from kerple_eval.cli.parameters import Number, Tokens, at_least, folders, out
 from kerple_eval.support.interrupts import leaving_at_once
-from kerple_eval.support.registry import unknown
 from kerple_eval.support.version import VERSION
 
+SECTIONS = {
+    "Score models": ("run", "demo"),
+    "Look at results": ("table", "report", "plot"),
+    "Compare and explain": ("compare", "intervals", "explain", "answers", "longppl"),
+    "Make models and move results": ("train", "convert", "merge", "export"),
+    "Find out": ("inspect", "list"),
+}
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Group, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="kerple-eval")
 @click.option("--traceback", is_flag=True, help="Before an error's line, print where in the code it arose.")
 def cli(traceback: bool) -> None:
-    """How well language models extrapolate to lengths they were not trained on."""
+    """Score language models at lengths beyond those they were trained on.
+
+    \b
+    Examples:
+      kerple-eval demo
+      kerple-eval run zoo:alibi zoo:rope --task sotu --length 512..16k --out runs/first
+      kerple-eval report runs/first
+    """
 
 
-@cli.command()
-@click.option("--scheme", required=True, help="Positional scheme, NAME, NAME:key=value or 'kernel: FORMULA'.")
-@click.option("--task", help="Task whose training split to learn from.")
-@click.option("--text", multiple=True, help="Text file of your own (repeat for more).")
-@click.option("--length", type=click.IntRange(min=2), required=True, help="Tokens a sequence.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--out", required=True, callback=filled, help="Folder of the new checkpoint.")
-@click.option("--tokenizer", help="A tokenizer.json; bytes unless given.")
-@click.option("--layers", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--width", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--heads", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--tie-embeddings", is_flag=True, help="One matrix for embedding and head.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--lr", type=Number(min=0, min_open=True), default=2e-3, show_default=True)
-@click.option("--warmup", type=click.IntRange(min=0), default=100, show_default=True)
-@click.option("--weight-decay", type=Number(min=0), default=0.1, show_default=True)
-@click.option("--clip", type=Number(min=0, min_open=True), default=1.0, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
-@click.option(
-    "--store", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
-    help="dtype of the stored weights.",
-)  # fmt: skip
-@click.option("--ngram", type=click.IntRange(0, 6), help="Put an n-gram of this order in the card.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all unless given.")
-def train(**options: Any) -> None:
-    """Train the native decoder; start the same command again to go on after a kill."""
-    with leaving_at_once():
-        from kerple_eval.cli import train as command  # noqa: PLC0415
-
-    command.run(**options)
-
-
-@cli.command()
+@cli.command(short_help="Score models at every length; ends with the table.")
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--task", "tasks", multiple=True, help="Task name or task file (repeat for more).")
-@click.option("--text", multiple=True, help="Text file of your own, a document a file or .jsonl line.")
 @click.option(
-    "--tokens", multiple=True,
+    "--task", "tasks", multiple=True, metavar="TASK",
+    help="A task's name (see kerple-eval list tasks) or a task file. Repeat for more.",
+)  # fmt: skip
+@click.option(
+    "--text", multiple=True, metavar="FILE",
+    help="A text file of your own: a document a file, or a document a line of a .jsonl file. Repeat for "
+    "more.",
+)  # fmt: skip
+@click.option(
+    "--tokens", multiple=True, metavar="FILE",
     help='Token ids, used as given: JSON lines {"tokens": [...]}, or a memory-mapped data set of GPT-NeoX '
-    "or Megatron-LM, PREFIX.idx beside PREFIX.bin.",
+    "or Megatron-LM, PREFIX.idx beside PREFIX.bin. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--protocol", "protocols", multiple=True, default=("full-context",), show_default=True,
-    help="NAME:key=value, with @N after it for lengths up to N only (repeat for more).",
+    metavar="PROTOCOL",
+    help="How documents are cut into windows: NAME:key=value (see kerple-eval list protocols), with @N after "
+    "it for lengths up to N only. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--length", "lengths", multiple=True, default=("512,1024,2048,4096,8192,16384",), show_default=True,
-    help="Window lengths in tokens: 512,1024 or 512..16k, which doubles (repeat for more).",
+    metavar="LENGTHS", help="Window lengths in tokens: 512,1024 or 512..16k (doubling). Repeat for more.",
 )  # fmt: skip
-@click.option("--out", required=True, callback=filled, help="Run directory; the same command goes on in it.")
-@click.option("--documents", type=click.IntRange(min=1), help="How many documents.")
-@click.option("--keep-short", is_flag=True, help="Also documents shorter than the longest length.")
-@click.option("--max-tokens", type=click.IntRange(min=2), help="Cut each document after so many.")
-@click.option("--seed", type=click.IntRange(min=0), help="Draws the documents; the task's own if absent.")
+@out("Run directory. If it holds a run of the same command, that run goes on.")
+@click.option(
+    "--documents", type=at_least(1), metavar="N",
+    help="Number of documents of each task; all that are long enough unless given.",
+)  # fmt: skip
+@click.option("--keep-short", is_flag=True, help="Score also documents shorter than the longest length.")
+@click.option("--max-tokens", type=Tokens(2), metavar="N", help="Cut each document after N tokens.")
+@click.option(
+    "--seed", type=at_least(0), metavar="N",
+    help="Seed that draws the documents; the task's own unless given.",
+)  # fmt: skip
 @click.option(
     "--bos", type=click.Choice(["never", "document", "window", "tokenizer"]),
-    help="First-token marker: none, at the start of each document, of each window (one of its L), or what "
-    "the model's tokeniser does; the task's own rule if absent, tokenizer for --text.",
+    help="First-token marker (BOS): none, at the start of each document, at the start of each window (as one "
+    "of its L tokens), or what the model's tokeniser puts. Unless given: the task's own rule; tokenizer for "
+    "--text.",
 )  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to score; auto is CUDA where there is a card.",
+)  # fmt: skip
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
-    show_default=True,
+    show_default=True, help="Precision in which models are scored.",
 )  # fmt: skip
 @click.option(
     "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
-    help="How attention is computed; a backend chosen by name is used or refused.",
+    help="How attention is computed; a backend chosen by name is used or refused, never replaced.",
 )  # fmt: skip
 @click.option(
-    "--precision",
-    metavar="P%",
-    help="Score 10 documents, 20, 40, ... until every perplexity is known within so much (0.5%), with 95 % "
-    "certainty; --documents is then the most.",
-)
-@click.option("--against", metavar="MODEL", help="With --precision: each perplexity's ratio to this model's.")
+    "--precision", metavar="P%",
+    help="Score 10 documents, 20, 40, ... until every perplexity is known within P% (as 0.5%), with 95 % "
+    "certainty; --documents is then the most to score.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="MODEL",
+    help="With --precision: make sure of each perplexity's ratio to this model's instead.",
+)  # fmt: skip
 @click.option("--retry", is_flag=True, help="Try again also cells in which the process was killed.")
 @click.option(
-    "--dry-run", is_flag=True, help="Say what it will take (windows, work, memory, time), and stop."
-)
+    "--dry-run", is_flag=True, help="Print what the run would take (windows, work, memory, time), and stop."
+)  # fmt: skip
 @click.pass_context
 def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Score models at every length; ends with the table.
 
-    MODEL is zoo:NAME, native:DIR or a directory, optionally LABEL= before it. A finished cell is
-    never computed twice: after a kill or Ctrl-C the same command goes on. Tasks that are made (passkey,
-    needle, copy, associative-recall) are scored by protocol answer.
+    MODEL is zoo:NAME, hf:PATH_OR_ID, neox:DIR, native:DIR or a directory, with LABEL= before it and
+    ,key=value after it where wanted. A finished cell is never computed again: after a kill or Ctrl-C the
+    same command goes on. Synthetic tasks (passkey, needle, copy, associative-recall) are scored by the
+    protocol answer.
+
+    \b
+    Example:
+      kerple-eval run zoo:alibi mine=hf:models/llama --task sotu --length 512..16k --out runs/first
     """
     given = context.get_parameter_source("protocols") is not ParameterSource.DEFAULT
     with leaving_at_once():
@@ -124,240 +133,172 @@ def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **
     sys.exit(command.run(request, dry_run=dry_run))
 
 
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-@click.option("--over-seeds", is_flag=True, help="One row a scheme: mean ± std over its seeds, daggers.")
-@click.option("--reference", help="Scheme that daggers are against; kerple-log where it is there.")
-@click.option("--against", help="paper[:table=T,dataset=NAME]: the KERPLE paper's own rows beside.")
-@click.option("--down", default="models", show_default=True, help="What goes down: models or lengths.")
-def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
-    """Print the tables of run directories."""
-    from kerple_eval.reports.tables.table import make  # noqa: PLC0415
+@cli.command(short_help="Score the seven shipped models; table, figures and page.")
+@out("Run directory of the demo.", default="out/demo", show_default=True, required=False)
+def demo(out: str) -> None:
+    """Score the seven shipped models at 512 to 16,384 tokens; writes a table, two figures and a page.
 
-    color = style == "text" and is_terminal()
-    click.echo(make(folders, style, color=color, **options), nl=False)
-
-
-STATISTICS = (
-    click.option("--task", help="This task only."),
-    click.option("--protocol", help="This protocol only, as the table spells it."),
-    click.option(
-        "--format", "style", default="text", show_default=True, help="text, markdown, latex or csv."
-    ),
-    click.option(
-        "--level", type=Number(0, 1, min_open=True, max_open=True), default=0.95,
-        show_default=True, help="Level of the intervals.",
-    ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True,
-        help="Draws the bootstrap's documents and the permutation's signs.",
-    ),
-)  # fmt: skip
-
-
-def statistics(command: Any) -> Any:
-    for option in reversed(STATISTICS):
-        command = option(command)
-    return command
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--length", help="Two lengths, as in 512,4096; every two neighbours unless given.")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
-    """Why mean loss changed with length: fewer cold starts (dilution) or more context.
-
-    Loss at a context of the shorter length is taken from a sliding-window cell, in any of DIR.
+    \b
+    Example:
+      kerple-eval demo
     """
-    from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
+    with leaving_at_once():
+        from kerple_eval.cli import demo as command  # noqa: PLC0415
 
-    click.echo(make(folders, style, parse_pair(length)), nl=False)
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-def answers(folders: tuple[str, ...], style: str) -> None:
-    """Exact match and loss of passkey, needle, copy and associative-recall, by length and depth."""
-    from kerple_eval.reports.tables.answers import make  # noqa: PLC0415
-
-    click.echo(make(folders, style), nl=False)
+    sys.exit(command.run(out))
 
 
-@cli.command("longppl")
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--reference", required=True, metavar="MODEL", help="Its losses choose the key tokens.")
-@click.option(
-    "--alpha", type=Number(), default=2.0, show_default=True, help="Least gain of a key token, nats."
-)
-@click.option("--beta", type=Number(), default=-2.0, show_default=True, help="Its loss is below minus this.")
-@click.option("--short", type=click.IntRange(min=1), help="The short length; the reference's shortest.")
-@click.option("--format", "style", default="text", show_default=True, help="text, markdown, latex or csv.")
-def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
-    """LongPPL: perplexity on the tokens that need long context, at every length.
-
-    Key tokens are those whose loss falls by more than alpha between the reference's short and longest
-    length, and ends below -beta.
-    """
-    from kerple_eval.reports.tables.longppl import make  # noqa: PLC0415
-
-    click.echo(make(folders, reference, **options), nl=False)
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--against", required=True, metavar="MODEL", help="The reference: a model, or several seeds.")
-@statistics
-def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
-    """Compare schemes with one of them on the same targets: is the difference real?
-
-    Models that differ in the training seed alone, and in label by a number at its end, are one scheme.
-    """
-    from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
-
-    click.echo(make(folders, against, **options), nl=False)
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@statistics
-def intervals(folders: tuple[str, ...], **options: Any) -> None:
-    """How sure each number is: intervals over documents, spread over seeds, and both pooled."""
-    from kerple_eval.reports.tables.intervals import make  # noqa: PLC0415
-
-    click.echo(make(folders, **options), nl=False)
-
-
-@cli.command()
-@click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
-@click.option(
-    "--kind", default="curve", show_default=True,
-    help="curve, position, ratio, scatter or depth, of run directories; kernels, effective-length or matrix, "
-    "of MODELs.",
-)  # fmt: skip
-@click.option("--out", required=True, callback=filled, help="Figure to write: .png, .pdf or .svg.")
-@click.option("--against", metavar="MODEL", help="Of ratio and scatter: the one that others are set against.")
-@click.option("--task", help="Of run directories: this task only.")
-@click.option("--protocol", help="Of run directories: this protocol only, as the table spells it.")
-@click.option("--over-seeds", is_flag=True, help="Of curve: one curve a scheme, mean ± std over its seeds.")
-@click.option("--value", help="Of position: nll or ppl.")
-@click.option(
-    "--length", type=int,
-    help="Of position and scatter: this length, in place of the longest. Of MODELs: distances below it, or "
-    "positions of a matrix.",
-)  # fmt: skip
-@click.option("--head", type=click.IntRange(min=0), help="Of MODELs: this head alone (from 0).")
-@click.option("--layer", type=click.IntRange(min=0), help="Of MODELs whose layers differ: which (from 0).")
-def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
-    """Draw a figure from run directories, or of the kernels that models have learned."""
-    from kerple_eval.cli import plot as command  # noqa: PLC0415
-
-    command.run(sources, kind, Path(out), **options)
-    click.echo(out)
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--out", required=True, callback=filled, help="New run directory.")
-@click.option(
-    "--within", type=Number(min=0), default=0.0, show_default=True,
-    help="Cells that two of DIR hold may differ by so much a loss (nats); the first one's stays.",
-)  # fmt: skip
-def merge(folders: tuple[str, ...], out: str, within: float) -> None:
-    """Join runs of several machines into one: other models, lengths, protocols or tasks, or the same.
-
-    What the runs share must be the same in all; a cell that two of them hold must agree.
-    """
-    from kerple_eval.records.merging import merge as join  # noqa: PLC0415
-
-    click.echo(join(folders, Path(out), within=within))
-
-
-@cli.command()
-@click.argument("folder", metavar="DIR")
-@click.option("--format", "style", default="lm-eval", show_default=True, help="lm-eval.")
-@click.option(
-    "--out", required=True, callback=filled, help="FILE.json of one model, or a folder with one for each."
-)
-@click.option("--model", help="This model only.")
-def export(folder: str, style: str, out: str, model: str | None) -> None:
-    """Write results in lm-evaluation-harness' JSON layout; kerple_eval.read_lm_eval reads it into pandas."""
-    from kerple_eval.reports.lm_eval import export as write  # noqa: PLC0415
-
-    for path in write(folder, Path(out), style=style, model=model):
-        click.echo(path)
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option(
-    "--out",
-    callback=filled,
-    help="Page to write, .html or .md; report.html in the first directory unless given.",
-)
-@click.option("--format", "style", help="html (the default) or markdown, with its figures beside it.")
-@click.option("--against", metavar="MODEL", help="Set others against this one; kerple-log where it is there.")
-def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
-    """Write one page that needs nothing else: tables, figures, provenance of every number."""
-    from kerple_eval.reports.page import page  # noqa: PLC0415
-
-    for path in page.make(folders, Path(out) if out else None, style, against=against):
-        click.echo(path)
-
-
-@cli.command()
+@cli.command(short_help="Show what a checkpoint is, without scoring it.")
 @click.argument("model")
 def inspect(model: str) -> None:
-    """What a checkpoint is, before spending a GPU hour on it."""
+    """Show what a checkpoint is, before you spend a GPU hour on it: sizes, scheme, memory, warnings.
+
+    \b
+    Example:
+      kerple-eval inspect hf:models/llama
+    """
     from kerple_eval.cli import inspect as command  # noqa: PLC0415
 
     for line in command.lines(model):
         click.echo(line)
 
 
-@cli.command()
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
+@cli.command("list", short_help="List the models, tasks, schemes, ... that can be named.")
+@click.argument("what", required=False, metavar="[models|tasks|schemes|protocols|formats|reports]")
+@click.option(
+    "--format", "style", default="text", show_default=True, metavar="FORMAT",
+    help="text, or markdown (of schemes).",
+)  # fmt: skip
+def list_(what: str | None, style: str) -> None:
+    """List what can be named on the command line; without an argument, what can be listed.
+
+    \b
+    Example:
+      kerple-eval list schemes
+    """
+    from kerple_eval.cli import listing  # noqa: PLC0415
+
+    for line in listing.lines(what, style):
+        click.echo(line)
+
+
+@cli.command(short_help="Train a small decoder with a positional scheme.")
+@click.option(
+    "--scheme", required=True, metavar="SCHEME",
+    help="Positional scheme: NAME, NAME:key=value (see kerple-eval list schemes) or 'kernel: FORMULA'.",
+)  # fmt: skip
+@click.option("--task", metavar="TASK", help="The task whose training split to learn from.")
+@click.option("--text", multiple=True, metavar="FILE", help="A text file of your own. Repeat for more.")
+@click.option("--length", type=Tokens(2), required=True, metavar="N", help="Tokens in a training sequence.")
+@click.option(
+    "--seed", type=at_least(0), default=1, show_default=True, metavar="N",
+    help="Seed of the initial weights and of the order of the text.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=at_least(1), default=2000, show_default=True, metavar="N", help="Optimiser steps."
+)  # fmt: skip
+@out("Folder of the new checkpoint.")
+@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json; bytes unless given.")
+@click.option("--layers", type=at_least(1), default=4, show_default=True, metavar="N", help="Layers.")
+@click.option("--width", type=at_least(1), default=128, show_default=True, metavar="N", help="Hidden size.")
+@click.option(
+    "--heads", type=at_least(1), default=4, show_default=True, metavar="N", help="Attention heads."
+)  # fmt: skip
+@click.option("--tie-embeddings", is_flag=True, help="Use one matrix as embedding and as head.")
+@click.option(
+    "--batch", type=at_least(1), default=8, show_default=True, metavar="N", help="Sequences in a step."
+)  # fmt: skip
+@click.option(
+    "--lr", type=Number(min=0, min_open=True), default=2e-3, show_default=True, metavar="X",
+    help="Highest learning rate.",
+)  # fmt: skip
+@click.option(
+    "--warmup", type=at_least(0), default=100, show_default=True, metavar="N",
+    help="Steps in which the learning rate rises.",
+)  # fmt: skip
+@click.option(
+    "--weight-decay", type=Number(min=0), default=0.1, show_default=True, metavar="X",
+    help="Weight decay of AdamW.",
+)  # fmt: skip
+@click.option(
+    "--clip", type=Number(min=0, min_open=True), default=1.0, show_default=True, metavar="X",
+    help="Largest norm of the gradient.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
+    help="Precision of training; auto is bfloat16 where the device multiplies it natively.",
+)  # fmt: skip
+@click.option(
+    "--store", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+    help="Precision of the stored weights.",
+)  # fmt: skip
+@click.option(
+    "--ngram", type=click.IntRange(0, 6), metavar="N",
+    help="Compare with an n-gram model of this order (0 to 6) in the checkpoint's README.",
+)  # fmt: skip
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to train; auto is CUDA where there is a card.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=at_least(1), metavar="N", help="CPU threads; torch's own choice unless given."
+)
+def train(**options: Any) -> None:
+    """Train a small decoder; after a kill or Ctrl-C the same command goes on.
+
+    \b
+    Example:
+      kerple-eval train --scheme kerple-log --task sotu --length 512 --out models/kerple-log
+    """
+    with leaving_at_once():
+        from kerple_eval.cli import train as command  # noqa: PLC0415
+
+    command.run(**options)
+
+
+@cli.command(short_help="Write any checkpoint in the native format.")
+@click.argument("source", metavar="MODEL")
+@click.argument("destination", metavar="DIR")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="dtype of the written weights; the narrowest that keeps every one exactly unless given.",
+    help="Precision of the written weights; the narrowest that keeps each one exactly unless given.",
 )  # fmt: skip
 def convert(source: str, destination: str, dtype: str | None) -> None:
-    """Write the checkpoint SRC (any MODEL) into the new folder DST in the native format."""
+    """Write the checkpoint MODEL into the new folder DIR in the native format.
+
+    \b
+    Example:
+      kerple-eval convert neox:checkpoints/kerple models/kerple
+    """
     from kerple_eval.cli import convert as command  # noqa: PLC0415
 
     for line in command.run(source, destination, dtype):
         click.echo(line)
 
 
-KINDS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
-
-
-@cli.command("list")
-@click.argument("what", metavar="|".join(KINDS))
-@click.option("--format", "style", default="text", show_default=True, help="text or (schemes) markdown.")
-def list_(what: str, style: str) -> None:
-    """What can be named on the command line."""
-    from kerple_eval.cli import listing  # noqa: PLC0415
-
-    if what not in KINDS:
-        raise unknown("list", what, KINDS)
-    for line in listing.lines(what, style):
-        click.echo(line)
-
-
-@cli.command()
+@cli.command(short_help="Join the runs of several machines into one.")
+@folders
+@out("New run directory.")
 @click.option(
-    "--out", default="out/demo", show_default=True, callback=filled, help="Run directory of the demo."
-)
-def demo(out: str) -> None:
-    """The main job on what the package ships: seven schemes, 512 to 16,384, table and figures."""
-    with leaving_at_once():
-        from kerple_eval.cli import demo as command  # noqa: PLC0415
+    "--within", type=Number(min=0), default=0.0, show_default=True, metavar="NATS",
+    help="Largest difference between the losses of a cell that several DIR hold; the first cell is kept.",
+)  # fmt: skip
+def merge(folders: tuple[str, ...], out: str, within: float) -> None:
+    """Join the runs of several machines into one: runs of other models, lengths, protocols or tasks.
 
-    sys.exit(command.run(out))
+    What the runs have in common must be equal; a cell that several of them hold must agree.
+
+    \b
+    Example:
+      kerple-eval merge runs/node1 runs/node2 --out runs/all
+    """
+    from kerple_eval.records.merging import merge as join  # noqa: PLC0415
+
+    click.echo(join(folders, Path(out), within=within))
+
+
+for command in reading.COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> None:

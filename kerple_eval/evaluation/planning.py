@@ -30,7 +30,7 @@ from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, Ru
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.stopping_plan import plan_looks
 from kerple_eval.models.devices import DTYPES, resolve_device
-from kerple_eval.models.open import label_models, open_model, parse_model
+from kerple_eval.models.open import in_memory_spec, label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.columns import MOST_WINDOWS
@@ -72,10 +72,16 @@ def make_plan(request: RunRequest) -> RunPlan:
     if draws:
         refuse_beside_a_draw(plans, request)
     refuse_beside_answers(plans, request)
-    specs = [parse_model(model) for model in request.models]
+    objects = request.in_memory
+    specs = [
+        in_memory_spec(model, objects[model].name) if model in objects else parse_model(model)
+        for model in request.models
+    ]
     labels = label_models(specs)
     texts = _texts(request)
-    checkpoints = [open_model(spec) for spec in specs]
+    checkpoints = [
+        objects[m] if m in objects else open_model(s) for m, s in zip(request.models, specs, strict=True)
+    ]
     choose_attention(checkpoints, labels, request.attention, device, dtype)
     descriptions = [checkpoint.description for checkpoint in checkpoints]
     longest = max(plan.longest for plan in plans)
@@ -162,6 +168,7 @@ def _texts(request: RunRequest) -> list[TextSource]:
     ]
     texts += [own_text(request.text, bos)] if request.text else []
     texts += [own_tokens(request.tokens, bos)] if request.tokens else []
+    texts += request.values
     if not texts:
         raise UserError("run needs text: --task NAME, --text FILE or --tokens FILE.jsonl")
     _refuse_repeats([t.name for t in texts], "task")

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import DTYPES, resolve_device
-from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
@@ -145,7 +144,9 @@ class RankGroup(SingleProcess):
         finally:  # after any other error the others may be in the middle of a cell: the group ends for them
             self._leave()
 
-    def run_worker_loop(self, device: str, dtype: str, attention: str) -> Any:
+    def run_worker_loop(
+        self, device: str, dtype: str, attention: str, open_argument: Callable[[str], Checkpoint]
+    ) -> Any:
         """What every rank but 0 does: load and score what rank 0 asks for, until it releases the others.
 
         Returns:
@@ -167,7 +168,9 @@ class RankGroup(SingleProcess):
                     return returned
                 if action == "load":
                     model = None  # free the last model's memory before the next is loaded
-                    model, error = self._attempt(partial(_load, argument, device, dtype, attention))
+                    model, error = self._attempt(
+                        partial(_load, open_argument, argument, device, dtype, attention)
+                    )
                 else:
                     assert model is not None
                     result, error = self._attempt(partial(self._score_share, model, *argument))
@@ -230,8 +233,10 @@ class RankGroup(SingleProcess):
             torch.cuda.set_device(self.device_before)
 
 
-def _load(argument: str, device_name: str, dtype: str, attention: str) -> LanguageModel:
-    checkpoint, device = open_model(parse_model(argument)), resolve_device(device_name)
+def _load(
+    open_argument: Callable[[str], Checkpoint], argument: str, device_name: str, dtype: str, attention: str
+) -> LanguageModel:
+    checkpoint, device = open_argument(argument), resolve_device(device_name)
     checkpoint.set_attention(attention, device, DTYPES[dtype])
     return checkpoint.load(device, DTYPES[dtype])
 

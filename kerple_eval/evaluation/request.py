@@ -11,7 +11,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,6 +54,10 @@ class RunRequest:
     against: str | None = None
     retry: bool = False
     typed: tuple[str, ...] | None = None
+    #: Label -> model in memory (:mod:`kerple_eval.models.in_memory`); ``models`` names each by its label.
+    in_memory: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    #: Texts given as values (:mod:`kerple_eval.data.values`), after those of tasks and files.
+    values: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, **options: Any) -> RunRequest:
@@ -78,12 +82,12 @@ class RunRequest:
         if self.typed is not None:
             return self.typed
         words = ["kerple-eval", "run", *self.models]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("models", "typed") or value == field.default:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in ("models", "typed", "in_memory", "values") or value == setting.default:
                 continue
-            option = f"--{_option(field.name)}"
-            if field.name == "lengths":
+            option = f"--{_option(setting.name)}"
+            if setting.name == "lengths":
                 words += [option, ",".join(map(str, value))]
             elif isinstance(value, tuple):
                 words += [word for part in value for word in (option, part)]
@@ -200,6 +204,10 @@ def _as_printed(name: str, value: Any) -> str:
     return str(value)
 
 
+def _as_given(name: str, value: Any) -> Any:
+    return value
+
+
 def _command(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
@@ -243,6 +251,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "against": _one_word,
     "retry": _truth,
     "typed": _command,
+    "in_memory": _as_given,
+    "values": _as_given,
 }
 #: Options that may not be empty, the first two not absent either, with what to give.
 _NEEDED = {

@@ -15,6 +15,8 @@ from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.ranks import RankGroup, SingleProcess, join_ranks
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.worker import RunProgress, Worker
+from kerple_eval.models.base import Checkpoint
+from kerple_eval.models.open import in_memory_spec, open_model, parse_model
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import RunSpecification, Session
 from kerple_eval.support.differences import differences
@@ -30,7 +32,9 @@ def run_request(
     """Score what a request asks for, into its folder; see :func:`kerple_eval.evaluate`."""
     ranks = join_ranks()
     if isinstance(ranks, RankGroup) and ranks.rank:
-        shared: Run = ranks.run_worker_loop(request.device, request.dtype, request.attention)
+        shared: Run = ranks.run_worker_loop(
+            request.device, request.dtype, request.attention, _opener(request)
+        )
         return shared
     try:
         run = _run(request, make_plan(request), on_progress, ranks)
@@ -39,6 +43,12 @@ def run_request(
         raise
     ranks.release(run)
     return run
+
+
+def _opener(request: RunRequest) -> Callable[[str], Checkpoint]:
+    """Opens a model by the words that rank 0 names it with; each rank has its own models in memory."""
+    held = {in_memory_spec(label, model.name).text: model for label, model in request.in_memory.items()}
+    return lambda argument: held[argument] if argument in held else open_model(parse_model(argument))
 
 
 def _run(

@@ -36,6 +36,11 @@ class ModelSpec:
         return self.location if self.format == "zoo" else Path(self.location).resolve().name
 
 
+def in_memory_spec(label: str, name: str) -> ModelSpec:
+    """The place of a model in memory among MODEL arguments; ``name`` is its class, for the record."""
+    return ModelSpec(f"{label}=<{name} in memory>", label, None, "")
+
+
 def parse_model(text: str) -> ModelSpec:
     """``[LABEL=][FORMAT:]LOCATION[,key=value...]``, as on the command line.
 

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Run:
     folder: Path
     specification: RunSpecification
     provenance: Provenance
+    scratch: Any = field(default=None, compare=False, repr=False)  # keeps a temporary folder while it lives
 
     def keys(self) -> list[CellKey]:
         """Every cell the specification asks for, in the summary's order."""

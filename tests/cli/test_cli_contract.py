@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from kerple_eval.cli.main import cli
@@ -15,7 +17,7 @@ from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.protocols.catalogue import PROTOCOLS
 from kerple_eval.reports.catalogue import REPORTS
 from kerple_eval.schemes.catalogue import SCHEMES
-from tests.helpers.command import Cli, make_model
+from tests.helpers.command import Cli, make_model, refusal
 
 # shared design, "The contract", word for word.
 COLUMNS = (
@@ -252,7 +254,43 @@ def test_version_and_help(invoke: Cli) -> None:
     assert invoke("--version").stdout.startswith("kerple-eval")
     alone = invoke()
     assert alone.exit_code == 2
-    assert "Commands:" in alone.output
+    assert "Score models:" in alone.output
+
+
+def test_help_is_whole(invoke: Cli) -> None:
+    """Every command stands in one section and uncut; each has an example that its own parser takes."""
+    lines = invoke("--help").stdout.splitlines()
+    for name, command in cli.commands.items():
+        assert sum(line.split()[:1] == [name] for line in lines) == 1, name
+        assert any(line.endswith(f" {command.short_help}") for line in lines), name
+        help_text = invoke(name, "--help").stdout
+        (example,) = (line for line in help_text.splitlines() if line.startswith(f"    kerple-eval {name}"))
+        command.make_context(name, shlex.split(example)[2:])
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.help, (name, option.name)
+    shown = [line for line in lines if line.startswith("    kerple-eval")]
+    assert len(shown) == 3
+    for example in shown:
+        words = shlex.split(example)[1:]
+        cli.commands[words[0]].make_context(words[0], words[1:])
+
+
+def test_list_says_what_can_be_listed(invoke: Cli) -> None:
+    assert [line.split()[0] for line in invoke("list").stdout.splitlines()] == list(LISTS)
+
+
+def test_lengths_of_other_commands(invoke: Cli) -> None:
+    assert (
+        cli.commands["train"]
+        .make_context("train", ["--scheme", "alibi", "--length", "2k", "--out", "o"])
+        .params["length"]
+        == 2048
+    )
+    line = refusal(invoke("train", "--scheme", "alibi", "--text", "x", "--out", "o", "--length", "long"))
+    assert "'long' is not a number of tokens, as 512 or 16k" in line
+    assert "1 is not in the range" in refusal(
+        invoke("train", "--scheme", "alibi", "--text", "x", "--out", "o", "--length", "1")
+    )
 
 
 def test_train_inspect_run_table(text: str, invoke: Cli, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_token_ids_as_given(invoke: Cli, tmp_path: Path) -> None:
     line = refusal(invoke(*words, str(tmp_path / "a"), "--protocol", "yarn:stride=5,bos_token_id=9999"))
     assert "id 9999, beyond its vocabulary" in line
     run = kerple_eval.evaluate(
-        f"hf:{place}", out=tmp_path / "r", tokens=str(path), lengths=[17], keep_short=True,
+        f"hf:{place}", out=tmp_path / "r", tokens=path, lengths=[17], keep_short=True,
         protocols=["yarn:stride=5", "yarn:stride=5,bos_token_id=0", "lm-eval-rolling:prefix_token_id=0"],
     ).summary().set_index("protocol")  # fmt: skip
     assert run.index[1] == "yarn:stride=5,bos_token_id=0"

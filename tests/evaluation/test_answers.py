@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +31,8 @@ from kerple_eval.reports.figures import depth as depth_report
 from kerple_eval.reports.tables.answers import make
 from kerple_eval.stats.answers import by_depth, share
 from kerple_eval.types import UserError, Window
-from tests.evaluation.test_ranks import ENVIRONMENT
 from tests.helpers.command import Cli, command, contents, make_model, refusal
+from tests.helpers.ranks import as_ranks
 
 CPU = torch.device("cpu")
 SMALL = "associative-recall:pairs=2,ids=0-5,samples=20,depths=3"
@@ -211,17 +209,11 @@ def test_prose_by_default_protocol_seed_and_resume(
     assert not np.allclose(open_run(tmp_path / "b").answers()["loss"], again["loss"])
 
 
-def test_ranks_share_hits(tmp_path: Path) -> None:
+def test_ranks_share_hits(invoke: Cli, tmp_path: Path) -> None:
     small_model(tmp_path, "rope", 0)
-    for ranks, out in ((1, "one"), (2, "two")):
-        torchrun = [*["-m", "torch.distributed.run", "--no-python", "--nproc-per-node"], str(ranks)]
-        words = [str(tmp_path / "rope"), "--task", SMALL, "--length", "16", "--device", "cpu"]
-        python = sys.executable
-        lead = [python, *torchrun] if ranks > 1 else []
-        done = subprocess.run(
-            [*lead, python, "-m", "kerple_eval", "run", *words, "--out", str(tmp_path / out)],
-            env=ENVIRONMENT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    words = ["run", str(tmp_path / "rope"), "--task", SMALL, "--length", "16", "--device", "cpu", "--out"]
+    assert invoke(*words, str(tmp_path / "one")).exit_code == 0
+    for done in as_ranks(tmp_path / "ranks", 2, [*words, str(tmp_path / "two")]):
         assert done.returncode == 0, done.stderr
     one, two = (cells(open_run(tmp_path / out))[0] for out in ("one", "two"))
     assert one.hits is not None and two.hits is not None

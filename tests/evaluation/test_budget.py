@@ -77,7 +77,7 @@ def test_the_smallest_budget_of_any_rank_is_kept(
     told: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 0 hears from the other what fitted there; a roomier one does not raise its own."""
-    monkeypatch.setattr(RankGroup, "_tell", lambda *_: None)
+    monkeypatch.setattr(RankGroup, "_broadcast", lambda *_: None)
     monkeypatch.setattr(RankGroup, "_gather", lambda *_: [None, ([], told)])
     windows = [(0, w) for w in FullContext().plan(50, 6, 6)]
     budget = Budget(60)

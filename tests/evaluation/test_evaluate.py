@@ -141,7 +141,7 @@ def test_hashes_say_which_numbers_share_targets(
         assert not one[protocol] & other[protocol]
     copy = tmp_path / "renamed.txt"
     copy.write_bytes(Path(text).read_bytes())
-    assert hashes("renamed", text=str(copy)) == one
+    assert hashes("renamed", text=copy) == one
 
 
 def test_prefix_cells_of_one_pass_equal_separate_ones(
@@ -191,11 +191,7 @@ def test_longest_is_part_of_the_key_where_it_decides(
 def test_bits_per_byte_where_characters_have_several(models: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "euro.txt"
     path.write_text("€" * 11, encoding="utf-8")
-    row = (
-        kerple_eval.evaluate(models["rope"], text=str(path), lengths=[16], out=tmp_path / "r")
-        .summary()
-        .iloc[0]
-    )
+    row = kerple_eval.evaluate(models["rope"], text=path, lengths=[16], out=tmp_path / "r").summary().iloc[0]
     assert row["targets"] == 32
     assert row["bits_per_byte"] == pytest.approx(row["nll"] * 32 / (math.log(2) * 32), rel=1e-12)
 
@@ -210,7 +206,7 @@ def test_token_files(models: dict[str, str], tmp_path: Path) -> None:
             json.dumps({"tokens": x} | ({"name": n} if n else {})) for x, n in zip(ids, names, strict=True)
         )
     )
-    run = kerple_eval.evaluate(models["alibi"], tokens=str(path), lengths=[16], out=tmp_path / "run")
+    run = kerple_eval.evaluate(models["alibi"], tokens=path, lengths=[16], out=tmp_path / "run")
     row = run.summary().iloc[0]
     assert (row["task"], row["documents"], row["targets"]) == ("tokens", 2, 39 + 32)
     assert math.isnan(row["bits_per_byte"])
@@ -224,7 +220,7 @@ def test_token_files(models: dict[str, str], tmp_path: Path) -> None:
 def test_text_and_tokens_are_two_tasks_of_one_run(models: dict[str, str], text: str, tmp_path: Path) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text(json.dumps({"tokens": list(Path(text).read_bytes())}))
-    run = kerple_eval.evaluate(models["alibi"], text=text, tokens=str(path), lengths=[16], out=tmp_path / "r")
+    run = kerple_eval.evaluate(models["alibi"], text=text, tokens=path, lengths=[16], out=tmp_path / "r")
     as_text, as_tokens = (row for _, row in run.summary().iterrows())
     assert (as_text["task"], as_tokens["task"]) == ("text", "tokens")
     assert as_text["nll"] == as_tokens["nll"]

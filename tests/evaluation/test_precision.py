@@ -274,7 +274,7 @@ def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str,
     row = list(lines[0].encode())[:80]
     tokens.write_text("".join(json.dumps({"tokens": row[i % 3 :]}) + "\n" for i in range(25)))
     run = kerple_eval.evaluate(
-        models["alibi"], text=shelf, tokens=str(tokens), lengths=[16], out=tmp_path / "o", precision="2%"
+        models["alibi"], text=shelf, tokens=tokens, lengths=[16], out=tmp_path / "o", precision="2%"
     )
     records = json.loads((tmp_path / "o" / "precision.json").read_text())["tasks"]
     assert records["tokens"]["stopped_because"] == "sure"

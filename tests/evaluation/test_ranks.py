@@ -24,17 +24,16 @@ from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers.command import make_model
+from tests.helpers.ranks import Done, as_ranks, in_processes
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def command(folder: Path, ranks: int, out: str, *more: str) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python"]
+def command(folder: Path, out: str, *more: str, device: str = "cpu") -> list[str]:
     return [
-        *(torchrun if ranks > 1 else []), sys.executable, "-m", "kerple_eval", "run",
-        str(folder / "kerple-log"), str(folder / "rope"), "--text", str(folder / "text.txt"),
+        "run", str(folder / "kerple-log"), str(folder / "rope"), "--text", str(folder / "text.txt"),
         "--length", "16,48", "--protocol", "full-context", "--protocol", "sliding-window:stride=8",
-        "--device", "cpu", "--out", str(folder / out), *more,
+        "--device", device, "--out", str(folder / out), *more,
     ]  # fmt: skip
 
 
@@ -46,10 +45,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, ranks: int, out: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, ranks, out, *more), env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+def torchrun(folder: Path, ranks: int, out: str) -> list[str]:
+    """The words that a user types."""
+    python = sys.executable
+    launcher = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python"]
+    return [*launcher, python, "-m", "kerple_eval", *command(folder, out)]
 
 
 def losses(folder: Path) -> list[bytes]:
@@ -60,46 +60,65 @@ def losses(folder: Path) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_same_bytes_at_any_number_of_ranks(folder: Path, ranks: int) -> None:
-    alone, together = run(folder, 1, "one"), run(folder, ranks, "many")
-    assert alone.returncode == together.returncode == 0, together.stderr
+def alone(folder: Path, out: str) -> Done:
+    (done,) = in_processes(folder / f"{out}-output", command(folder, out), {})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_ranks_give_the_same_bytes(folder: Path) -> None:
+    one, (first, second) = alone(folder, "one"), as_ranks(folder / "ranks", 2, command(folder, "many"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert (folder / "one" / "summary.csv").read_bytes() == (folder / "many" / "summary.csv").read_bytes()
     assert losses(folder / "one") == losses(folder / "many")
     assert len(losses(folder / "many")) == 8
-    assert together.stdout.replace("/many", "/one") == alone.stdout  # rank 0 alone talks
+    assert first.stdout.replace("/many", "/one") == one.stdout
+    assert second.stdout == ""  # rank 0 alone talks
+    assert open_run(folder / "many").provenance.sessions[0].ranks == 2
+    again = as_ranks(folder / "again", 2, command(folder, "many"))  # nothing left to do
+    assert [done.returncode for done in again] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_torchrun_as_a_user_types_it(folder: Path, ranks: int) -> None:
+    one = alone(folder, "one")
+    done = subprocess.run(
+        torchrun(folder, ranks, "many"), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "one" / "summary.csv").read_bytes() == (folder / "many" / "summary.csv").read_bytes()
+    assert losses(folder / "one") == losses(folder / "many")
+    assert done.stdout.replace("/many", "/one") == one.stdout
     assert open_run(folder / "many").provenance.sessions[0].ranks == ranks
-    again = run(folder, ranks, "many")  # nothing left to do
-    assert again.returncode == 0
 
 
 def test_a_cluster_s_own_rank_means_nothing(folder: Path) -> None:
     """Some schedulers set RANK and WORLD_SIZE for jobs that stand alone."""
-    environment = ENVIRONMENT | {"RANK": "3", "WORLD_SIZE": "8"}
-    done = subprocess.run(
-        command(folder, 1, "out"), env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    (done,) = in_processes(folder / "alone", command(folder, "out"), {"RANK": "3", "WORLD_SIZE": "8"})
     assert done.returncode == 0, done.stderr
     assert "8 cells in" in done.stdout
 
 
 WRONG = [
-    (["--protocol", "fullcontext"], "did you mean 'full-context'"),
+    ("cpu", ["--protocol", "fullcontext"], "did you mean 'full-context'"),
     pytest.param(
-        ["--device", "cuda"], "no CUDA device is visible",
+        "cuda", [], "no CUDA device is visible",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here"),
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "said"), WRONG)
-def test_a_wrong_command_is_one_line_of_rank_0(folder: Path, words: list[str], said: str) -> None:
-    done = run(folder, 2, "out", *words)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert said in lines[0]
-    assert "is gone" not in done.stderr
-    assert "exitcode  : 2 " in done.stderr  # torchrun's own status is 1 whatever went wrong
+@pytest.mark.parametrize(("device", "words", "message"), WRONG)
+def test_a_wrong_command_is_one_line_of_rank_0(
+    folder: Path, device: str, words: list[str], message: str
+) -> None:
+    first, second = as_ranks(folder / "ranks", 2, command(folder, "out", *words, device=device))
+    (line,) = first.stderr.splitlines()
+    assert line.startswith("error:")
+    assert message in line
+    assert second.stderr == ""
+    assert (first.returncode, second.returncode) == (2, 2)
     assert not (folder / "out").exists()
 
 
@@ -153,12 +172,9 @@ dist.destroy_process_group()
 def test_a_script_s_own_process_group_is_joined_and_left(folder: Path) -> None:
     """It works after a run that was interrupted, one that was refused and one that went well."""
     (folder / "guest.py").write_text(GUEST)
-    words = [str(folder / name) for name in ("guest.py", "rope", "text.txt", "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert sorted(done.stdout.splitlines()) == [
+    words = [str(folder / name) for name in ("rope", "text.txt", "out")]
+    ranks = as_ranks(folder / "ranks", 2, words, folder / "guest.py")
+    assert sorted(line for done in ranks for line in done.stdout.splitlines()) == [
         "after 0 2",
         "after 1 2",
         "interrupted 0 KeyboardInterrupt ",
@@ -167,12 +183,12 @@ def test_a_script_s_own_process_group_is_joined_and_left(folder: Path) -> None:
         "refused 1 UserError unknown protocol 'fullcontex",
         "whole 0 2",
         "whole 1 2",
-    ], done.stderr
-    assert done.returncode == 0
-    alone = kerple_eval.evaluate(
+    ], [done.stderr for done in ranks]
+    assert [done.returncode for done in ranks] == [0, 0]
+    single = kerple_eval.evaluate(
         folder / "rope", text=folder / "text.txt", lengths=[16, 48], device="cpu", out=folder / "alone"
     )
-    assert losses(folder / "out" / "whole") == losses(alone.folder)
+    assert losses(folder / "out" / "whole") == losses(single.folder)
 
 
 def test_errors_travel_with_their_traceback() -> None:
@@ -203,9 +219,9 @@ def test_errors_travel_with_their_traceback() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_costs_no_finished_cell(folder: Path, rank: int) -> None:
     (folder / "text.txt").write_text("A line of text, and a longer one after it. " * 1500)
-    assert run(folder, 1, "whole").returncode == 0
+    alone(folder, "whole")
     began = subprocess.Popen(
-        command(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        torchrun(folder, 2, "killed"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -226,6 +242,6 @@ def test_a_killed_rank_costs_no_finished_cell(folder: Path, rank: int) -> None:
     assert "kerple_eval/" not in errors  # no traceback of this package; torchrun's own stays
     # The other rank's line, unless torchrun ended it first.
     assert errors.count("finished cells are kept, the same command goes on") <= 1
-    done = run(folder, 2, "killed")
-    assert done.returncode == 0, done.stderr
+    for done in as_ranks(folder / "again", 2, command(folder, "killed")):
+        assert done.returncode == 0, done.stderr
     assert (folder / "killed" / "summary.csv").read_bytes() == (folder / "whole" / "summary.csv").read_bytes()

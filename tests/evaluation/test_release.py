@@ -87,7 +87,7 @@ def test_text_is_tokenised_with_ends_of_documents(
     lines = tmp_path / "texts.jsonl"
     lines.write_text("\n".join(json.dumps({"text": t}) for t in texts))
     protocol = "kerple-release:split=valid,samples=30"
-    as_text = run_of(models["alibi"], tmp_path / "a", protocol, text=str(lines)).summary()
+    as_text = run_of(models["alibi"], tmp_path / "a", protocol, text=lines).summary()
     as_ids = run_of(models["alibi"], tmp_path / "b", protocol, tokens=prefix).summary()
     for column in ("nll", "targets_hash", "targets", "documents"):
         assert as_text[column].tolist() == as_ids[column].tolist()
@@ -101,7 +101,7 @@ def test_bytes_leave_out_the_ends_of_documents(models: dict[str, str], tmp_path:
     lines.write_text("\n".join(json.dumps({"text": t}) for t in ("né", "où", "çà et là")))
     row = kerple_eval.evaluate(
         models["alibi"], out=tmp_path / "r", protocols="kerple-release:split=all,samples=6", lengths=[5],
-        text=str(lines),
+        text=lines,
     ).summary().iloc[0]  # fmt: skip
     corpus = [[*text.encode(), 0] for text in ("né", "où", "çà et là")]
     samples, _ = drawn(corpus, [0, 1, 2], 5, 1234, 6)
@@ -129,7 +129,7 @@ def test_a_sample_drawn_twice_counts_twice(models: dict[str, str], tmp_path: Pat
     hashes = []
     for samples in (3, 6):
         run = kerple_eval.evaluate(
-            models["alibi"], out=tmp_path / f"r{samples}", lengths=[4], tokens=str(tmp_path / "d.bin"),
+            models["alibi"], out=tmp_path / f"r{samples}", lengths=[4], tokens=tmp_path / "d.bin",
             protocols=f"kerple-release:split=all,samples={samples}",
         )  # fmt: skip
         row = run.summary().iloc[0]
@@ -143,16 +143,16 @@ def test_a_finished_run_is_kept_and_changed_data_refused(
 ) -> None:
     protocol = "kerple-release:split=valid,samples=9"
     place = write(tmp_path / "d", corpus, "int32")
-    run_of(models["alibi"], tmp_path / "r", protocol, tokens=str(place))
+    run_of(models["alibi"], tmp_path / "r", protocol, tokens=place)
     before = contents(tmp_path / "r/cells")
-    run_of(models["alibi"], tmp_path / "r", protocol, tokens=str(place))
+    run_of(models["alibi"], tmp_path / "r", protocol, tokens=place)
     assert contents(tmp_path / "r/cells") == before
     draw = np.random.default_rng(0)
     write(tmp_path / "d", [[int(i) for i in draw.integers(256, size=len(d))] for d in corpus], "int32")
     with pytest.raises(
         kerple_eval.UserError, match=r"holds a run with another specification: .*drawn_sha256"
     ):
-        run_of(models["alibi"], tmp_path / "r", protocol, tokens=str(place))
+        run_of(models["alibi"], tmp_path / "r", protocol, tokens=place)
 
 
 REFUSED = [
@@ -225,7 +225,7 @@ def test_other_protocols_read_data_sets_too(
     models: dict[str, str], corpus: list[list[int]], prefix: str, tmp_path: Path
 ) -> None:
     run = kerple_eval.evaluate(
-        models["alibi"], out=tmp_path / "r", lengths=[16, 64], tokens=f"{prefix}.bin", documents=3
+        models["alibi"], out=tmp_path / "r", lengths=[16, 64], tokens=Path(f"{prefix}.bin"), documents=3
     )
     documents = {d.name: d.tokens for cell in run.cells() for d in cell.header.documents}
     assert len(documents) == 3

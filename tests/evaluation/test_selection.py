@@ -162,4 +162,4 @@ def test_a_vocabulary_smaller_than_the_ids(models: dict[str, str], tmp_path: Pat
     with pytest.raises(
         kerple_eval.UserError, match=r"id 299, beyond the vocabulary of model alibi \(0\.\.255\)"
     ):
-        kerple_eval.evaluate(models["alibi"], tokens=str(path), lengths=[8], out=tmp_path / "r")
+        kerple_eval.evaluate(models["alibi"], tokens=path, lengths=[8], out=tmp_path / "r")

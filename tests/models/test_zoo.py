@@ -18,6 +18,7 @@ from kerple_eval.models.scoring import score
 from kerple_eval.models.zoo import ZOO, first_seeds, read_config, shipped, shipped_folder
 from kerple_eval.types import Spec, UserError, Window
 from tests.helpers import oracles
+from tests.helpers.cases import each_case
 
 SCHEMES = ("kerple-log", "kerple-power", "alibi", "t5", "rope", "sinusoidal", "nope")
 FURTHER = tuple(f"{scheme}-s{seed}" for scheme in ("kerple-log", "alibi", "t5", "rope") for seed in (2, 3))
@@ -91,24 +92,19 @@ def formula(name: str, tokens: np.ndarray) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_float64_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
-    """Past the trained length too: 600 tokens, trained at 512."""
-    tokens = text[1000:1601]
-    got = losses(name, tokens, torch.float64)
-    np.testing.assert_allclose(got, formula(name, tokens), rtol=1e-6, atol=1e-6)
-
-
 #: What float32 may move a single loss by. nope amplifies rounding, see docs/decisions/negative-results.md.
-SINGLE = dict.fromkeys(NAMES, 1e-5) | {"nope": 2e-3}
+SINGLE = dict.fromkeys(SCHEMES, 1e-5) | {"nope": 2e-3}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_float32_losses_are_the_formulas(name: str, text: np.ndarray) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_losses_are_the_formulas(scheme: str, text: np.ndarray) -> None:
+    """In float64 and float32, past the trained length too: 600 tokens, trained at 512."""
     tokens = text[1000:1601]
-    got, expected = losses(name, tokens, torch.float32), formula(name, tokens)
-    np.testing.assert_allclose(got, expected, rtol=SINGLE[name], atol=SINGLE[name])
-    assert got.mean(dtype=np.float64) == pytest.approx(np.mean(expected), rel=1e-5)
+    expected = formula(scheme, tokens)
+    np.testing.assert_allclose(losses(scheme, tokens, torch.float64), expected, rtol=1e-6, atol=1e-6)
+    narrow = losses(scheme, tokens, torch.float32)
+    np.testing.assert_allclose(narrow, expected, rtol=SINGLE[scheme], atol=SINGLE[scheme])
+    assert narrow.mean(dtype=np.float64) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_only_position_and_seed_differ() -> None:
@@ -122,7 +118,7 @@ def test_only_position_and_seed_differ() -> None:
     assert all(rest(config) == rest(configs[0]) for config in configs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case("name", NAMES)
 def test_cards_beat_the_yardstick(name: str) -> None:
     training = read_config(shipped()[name])["training"]
     held_out = training["held_out"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,6 +164,12 @@ def test_equal_cells_must_agree(whole: dict[str, kerple_eval.Run], tmp_path: Pat
     windows = [replace(w, first_target=w.first_target + 1) for w in cell.windows]
     other = changed(run, tmp_path / "other", windows=windows, losses=[row[1:] for row in cell.losses])
     assert "they scored other windows" in refusal(invoke(*words[:2], str(other), *words[3:4], "x"))
+    marker = replace(cell.header.first_token, rule="prefix", id=0)
+    marked = changed(run, tmp_path / "marked", header=replace(cell.header, first_token=marker))
+    assert (
+        "alibi, text, aligned:k=4 at 32: first_token is {'rule': 'never', 'id': None} in one and "
+        "{'rule': 'prefix', 'id': 0} in the other"
+    ) in refusal(invoke(*words[:2], str(marked), *words[3:4], "x"))
     documents = tuple(replace(document, sha256="0") for document in cell.header.documents)
     text = changed(run, tmp_path / "text", header=replace(cell.header, documents=documents))
     assert "they scored other documents" in refusal(invoke(*words[:2], str(text), *words[3:4], "x"))
@@ -250,3 +257,29 @@ def test_a_run_directory_moved_elsewhere_stays_whole(
     assert invoke(*words, "--out", str(there / "elsewhere")).exit_code == 0
     assert len(passes) == computed  # nothing is computed again
     assert (there / "elsewhere" / "summary.csv").read_bytes() == before["summary.csv"]
+
+
+def test_first_tokens_of_a_protocol_are_put_together(
+    models: dict[str, str], text: str, tmp_path: Path
+) -> None:
+    """A protocol whose rule gives each model its own marker: every model's stays, and one has one alone."""
+    words = {"protocols": "lm-eval-rolling:prefix_token_id=7", "text": text, "lengths": [16]}
+
+    def run(name: str, *schemes: str, **more: Any) -> Path:
+        made = kerple_eval.evaluate([models[s] for s in schemes], out=tmp_path / name, **(words | more))
+        return made.folder
+
+    whole = run("whole", "alibi", "rope")
+    alibi, rope = run("alibi", "alibi"), run("rope", "rope")
+    merge([alibi, rope], tmp_path / "joined")
+    joined = open_run(tmp_path / "joined")
+    assert joined.specification == open_run(whole).specification
+    (protocol,) = json.loads((tmp_path / "joined" / "run.json").read_text())["specification"]["protocols"]
+    marker = {"rule": "prefix", "id": 7}
+    assert protocol["first_token"] == {"text": {"alibi": marker, "rope": marker}}
+    record = json.loads((alibi / "run.json").read_text())
+    record["specification"]["protocols"][0]["first_token"]["text"]["alibi"]["id"] = 8
+    other = shutil.copytree(alibi, tmp_path / "other")
+    (other / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"first_token: text: alibi\W.*id was 7 in .* and is 8 in"):
+        merge([alibi, other], tmp_path / "out")

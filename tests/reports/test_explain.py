@@ -256,9 +256,7 @@ def test_documents_alike_count_each(models: dict[str, str], library: str, tmp_pa
     first, second = documents(library)[:2]
     lines = [json.dumps({"text": raw.decode()}) for raw in (first, first, second)]
     (tmp_path / "alike.jsonl").write_text("\n".join(lines))
-    kerple_eval.evaluate(
-        models["alibi"], text=str(tmp_path / "alike.jsonl"), lengths=[8, 16], out=tmp_path / "r"
-    )
+    kerple_eval.evaluate(models["alibi"], text=tmp_path / "alike.jsonl", lengths=[8, 16], out=tmp_path / "r")
     (split,) = explain(RunReader([tmp_path / "r"]))
     assert split.documents == 3
     assert split.targets == 2 * (len(first) - 1) + len(second) - 1
@@ -268,7 +266,7 @@ def test_no_common_target(models: dict[str, str], tmp_path: Path) -> None:
     ids = tmp_path / "ids.jsonl"
     ids.write_text(json.dumps({"tokens": list(range(97, 117)) * 20}))
     kerple_eval.evaluate(
-        models["alibi"], tokens=str(ids), lengths=[8, 16], out=tmp_path / "r",
+        models["alibi"], tokens=ids, lengths=[8, 16], out=tmp_path / "r",
         protocols="kerple-release:split=all,samples=5",
     )  # fmt: skip
     shown = make([tmp_path / "r"])

@@ -102,7 +102,36 @@ def _converted(folder: CheckpointFolder, declared: dict[str, Any]) -> HfTokenize
             f"{folder.root / (folder.gguf or '')}: its tokeniser cannot be read ({reason}); "
             "a tokenizer.json beside it would do"
         ) from None
-    declared = declared | {"bos_token": made.bos_token, "eos_token": made.eos_token}
+    return _of_json(text, declared | _markers(made))
+
+
+def from_object(given: Any) -> HfTokenizer:
+    """A tokeniser object of transformers or of the ``tokenizers`` library, which is left as it is.
+
+    Raises:
+        UserError: an object of another kind, or one of transformers that is written in Python alone.
+    """
+    if type(given).__module__.startswith("tokenizers") and hasattr(given, "to_str"):
+        return _of_json(given.to_str(), {})
+    backend = getattr(given, "backend_tokenizer", None)
+    if backend is not None:
+        return _of_json(backend.to_str(), _markers(given))
+    if hasattr(given, "bos_token_id"):
+        raise UserError(
+            f"tokenizer {type(given).__name__} has no form that the tokenizers library reads; load it with "
+            "AutoTokenizer.from_pretrained, or give token ids"
+        )
+    raise UserError(
+        f"tokenizer: expected one of transformers or tokenizers, or 'bytes', got {type(given).__name__}"
+    )
+
+
+def _markers(made: Any) -> dict[str, Any]:
+    """The first and last token that a tokeniser of transformers declares."""
+    return {"bos_token": made.bos_token, "eos_token": made.eos_token}
+
+
+def _of_json(text: str, declared: dict[str, Any]) -> HfTokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.json"
         path.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from kerple_eval.reports import escapes
 from kerple_eval.reports.tables.explain_command import commands
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.context_gain import Part, Split, explain
+from kerple_eval.support.specs import whole_number
 from kerple_eval.types import UserError
 
 HEAD = ("model", "lengths", "change", "dilution", "context gain", "stride", "documents", "targets")
@@ -27,10 +28,10 @@ def parse_pair(text: str | None) -> tuple[int, int] | None:
     """``512,4096`` -> two lengths, the shorter first."""
     if text is None:
         return None
-    words = [word.strip() for word in text.split(",")]
-    if len(words) != 2 or not all(w.isascii() and w.isdigit() for w in words) or words[0] == words[1]:
-        raise UserError(f"--length {text}: expected two different lengths, as in 512,4096")
-    first, second = sorted(int(word) for word in words)
+    lengths = [whole_number(word.strip()) for word in text.split(",")]
+    if len(lengths) != 2 or None in lengths or lengths[0] == lengths[1]:
+        raise UserError(f"--length {text}: expected two different lengths, as in 512,4096 or 1k,16k")
+    first, second = sorted(length for length in lengths if length is not None)
     return first, second
 
 

@@ -67,7 +67,7 @@ def evaluated(place: Path, model: str, asked: str, **more: Any) -> kerple_eval.R
     make_model(place / model, model)
     (place / "text.txt").write_text("A line of text, and another. " * 20)
     return kerple_eval.evaluate(
-        str(place / model), text=str(place / "text.txt"), lengths=[16, 48], device="cpu", attention=asked,
+        str(place / model), text=place / "text.txt", lengths=[16, 48], device="cpu", attention=asked,
         out=place / f"{model}-{asked}", **more,
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def test_pythias_shape(parallel: bool, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": ids}) + "\n")
     places = [str(tmp_path / name) for name in ("hf", "neox")]
     run = kerple_eval.evaluate(
-        places, tokens=str(tmp_path / "t.jsonl"), lengths=[64, 200], out=tmp_path / "run", device="cpu"
+        places, tokens=tmp_path / "t.jsonl", lengths=[64, 200], out=tmp_path / "run", device="cpu"
     )
     for length in (64, 200):
         first, second = (run.losses(model=name, length=length)["loss"] for name in ("hf", "neox"))

@@ -27,7 +27,7 @@ def test_a_run_over_token_ids(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": TOKENS.tolist()}) + "\n")
     models = [f"exact={folder}", f"release=neox:{folder},numerics=release"]
     run = kerple_eval.evaluate(
-        models, tokens=str(tmp_path / "t.jsonl"), lengths=[100, 300], out=tmp_path / "out", device="cpu"
+        models, tokens=tmp_path / "t.jsonl", lengths=[100, 300], out=tmp_path / "out", device="cpu"
     )
     table = run.summary().set_index(["model", "length"])
     assert table["status"].tolist() == ["ok"] * 4
@@ -49,7 +49,7 @@ def test_a_run_over_text(tmp_path: Path) -> None:
     text = "the cat sat on the mat; naïve 数 🙃. " * 12
     (tmp_path / "a.txt").write_text(text)
     run = kerple_eval.evaluate(
-        str(folder), text=str(tmp_path / "a.txt"), lengths=[64], out=tmp_path / "out", device="cpu"
+        str(folder), text=tmp_path / "a.txt", lengths=[64], out=tmp_path / "out", device="cpu"
     )
     (row,) = run.summary().to_dict("records")
     assert row["status"] == "ok"
@@ -61,9 +61,7 @@ def test_windows_past_the_learned_positions(tmp_path: Path) -> None:
     folder = write(tmp_path / "ckpt", variant(pos_emb="learned", positions=100))
     (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": TOKENS.tolist()}) + "\n")
     with pytest.raises(UserError, match=r"positions \(learned\) end at 100, length 128 was asked for"):
-        kerple_eval.evaluate(
-            str(folder), tokens=str(tmp_path / "t.jsonl"), lengths=[128], out=tmp_path / "out"
-        )
+        kerple_eval.evaluate(str(folder), tokens=tmp_path / "t.jsonl", lengths=[128], out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""What the commands' options share: their grammar, types, and the options that several commands have."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from kerple_eval.support.specs import whole_number
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice, unless it collects its values."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        order = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for option, count in Counter(order).items():
+            repeatable = not isinstance(option, click.Option) or option.multiple or option.is_eager
+            if count > 1 and not repeatable:
+                raise click.UsageError(f"{option.opts[0]} is given {count} times; give it once", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds; click's own type accepts nan, which no bound refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
+
+class Tokens(click.IntRange):
+    """A number of tokens, at least ``least``: ``512`` or ``16k``."""
+
+    def __init__(self, least: int = 1) -> None:
+        super().__init__(min=least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = whole_number(value) if isinstance(value, str) else value
+        if number is None:
+            self.fail(f"{value!r} is not a number of tokens, as 512 or 16k.", param, ctx)
+        tokens: int = super().convert(number, param, ctx)
+        return tokens
+
+
+def not_empty(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A path that is not empty: an unset shell variable would otherwise name the current folder."""
+    if value == "":
+        raise click.BadParameter("is empty.", context, option)
+    return value
+
+
+def at_least(least: int) -> click.IntRange:
+    return click.IntRange(min=least)
+
+
+def out(text: str, **more: Any) -> Callable[[F], F]:
+    """``--out PATH``."""
+    return click.option("--out", callback=not_empty, metavar="PATH", help=text, **({"required": True} | more))
+
+
+folders = click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+table_format = click.option(
+    "--format", "style", default="text", show_default=True, metavar="FORMAT",
+    help="text, markdown, latex or csv.",
+)  # fmt: skip
+
+_STATISTICS = (
+    click.option("--task", metavar="NAME", help="Only this task."),
+    click.option("--protocol", metavar="NAME", help="Only this protocol, written as in the table."),
+    table_format,
+    click.option(
+        "--level", type=Number(0, 1, min_open=True, max_open=True), default=0.95, metavar="P",
+        show_default=True, help="Confidence level of the intervals.",
+    ),
+    click.option(
+        "--seed", type=at_least(0), default=0, metavar="N", show_default=True,
+        help="Seed of the bootstrap's documents and of the permutation test's signs.",
+    ),
+)  # fmt: skip
+
+
+def statistics(command: F) -> F:
+    """The options of a command that computes intervals."""
+    for option in reversed(_STATISTICS):
+        command = option(command)
+    return command

@@ -1,0 +1,246 @@
+"""The commands that read finished runs: tables, figures, pages and what else is computed from losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerple_eval.cli.errors import is_terminal
+from kerple_eval.cli.parameters import (
+    Command,
+    Number,
+    Tokens,
+    at_least,
+    folders,
+    out,
+    statistics,
+    table_format,
+)
+
+
+@click.command(cls=Command, short_help="Print the tables of runs.")
+@folders
+@table_format
+@click.option(
+    "--over-seeds", is_flag=True,
+    help="A row a scheme: mean ± standard deviation over its seeds, a dagger where the reference differs.",
+)  # fmt: skip
+@click.option(
+    "--reference", metavar="SCHEME",
+    help="With --over-seeds: the scheme that daggers compare with; kerple-log unless given.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="PAPER",
+    help="paper[:table=T,dataset=NAME]: show the KERPLE paper's own rows beside.",
+)  # fmt: skip
+@click.option(
+    "--down", default="models", show_default=True, metavar="WHAT",
+    help="What the rows are: models or lengths.",
+)  # fmt: skip
+def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
+    """Print the tables of runs: perplexity and bits per byte by model and length.
+
+    \b
+    Example:
+      kerple-eval table runs/first --format latex
+    """
+    from kerple_eval.reports.tables.table import make  # noqa: PLC0415
+
+    color = style == "text" and is_terminal()
+    click.echo(make(folders, style, color=color, **options), nl=False)
+
+
+@click.command(cls=Command, short_help="Write one page with tables, figures and provenance.")
+@folders
+@out(
+    "Page to write, .html or .md; report.html in the first DIR unless given.", required=False,
+)  # fmt: skip
+@click.option(
+    "--format", "style", metavar="FORMAT",
+    help="html (unless the page's name ends in .md) or markdown, with its figures beside it.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="MODEL", help="Compare the others with this model; kerple-log unless given."
+)  # fmt: skip
+def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
+    """Write one page that needs no other file: tables, figures, and where every number came from.
+
+    \b
+    Example:
+      kerple-eval report runs/first
+    """
+    from kerple_eval.reports.page import page  # noqa: PLC0415
+
+    for path in page.make(folders, Path(out) if out else None, style, against=against):
+        click.echo(path)
+
+
+@click.command(cls=Command, short_help="Draw a figure of runs or of models.")
+@click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
+@click.option(
+    "--kind", default="curve", show_default=True, metavar="KIND",
+    help="Of runs: curve, position, ratio, scatter or depth. Of models: kernels, effective-length or matrix.",
+)  # fmt: skip
+@out("Figure to write: .png, .pdf or .svg.")
+@click.option(
+    "--against", metavar="MODEL", help="ratio, scatter: the model that the others are compared with."
+)  # fmt: skip
+@click.option("--task", metavar="NAME", help="Of runs: only this task.")
+@click.option("--protocol", metavar="NAME", help="Of runs: only this protocol, written as in the table.")
+@click.option(
+    "--over-seeds", is_flag=True,
+    help="curve: one line a scheme, mean ± standard deviation over its seeds.",
+)  # fmt: skip
+@click.option("--value", metavar="VALUE", help="position: nll (nats per target) or ppl (perplexity).")
+@click.option(
+    "--length", type=Tokens(), metavar="N",
+    help="position, scatter: this length instead of the longest. Of models: distances below N, or positions "
+    "of a matrix.",
+)  # fmt: skip
+@click.option("--head", type=at_least(0), metavar="N", help="Of models: only this head, counted from 0.")
+@click.option(
+    "--layer", type=at_least(0), metavar="N",
+    help="Of models whose layers differ: this layer, counted from 0.",
+)  # fmt: skip
+def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
+    """Draw a figure of runs, or of the positional kernels that models have learned.
+
+    \b
+    Example:
+      kerple-eval plot runs/first --kind curve --out curve.png
+    """
+    from kerple_eval.cli import plot as command  # noqa: PLC0415
+
+    command.run(sources, kind, Path(out), **options)
+    click.echo(out)
+
+
+@click.command(cls=Command, short_help="Is the difference between schemes real?")
+@folders
+@click.option(
+    "--against", required=True, metavar="MODEL",
+    help="The reference: one model, or a scheme of several seeds.",
+)  # fmt: skip
+@statistics
+def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
+    """Compare schemes with one of them on the same targets: is the difference real?
+
+    Models that differ only in the training seed, and in a number at the end of the label, are one scheme.
+
+    \b
+    Example:
+      kerple-eval compare runs/first --against alibi
+    """
+    from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
+
+    click.echo(make(folders, against, **options), nl=False)
+
+
+@click.command(cls=Command, short_help="How certain is each number?")
+@folders
+@statistics
+def intervals(folders: tuple[str, ...], **options: Any) -> None:
+    """How certain each number is: intervals over documents, spread over seeds, and both together.
+
+    \b
+    Example:
+      kerple-eval intervals runs/first
+    """
+    from kerple_eval.reports.tables.intervals import make  # noqa: PLC0415
+
+    click.echo(make(folders, **options), nl=False)
+
+
+@click.command(cls=Command, short_help="Why did the mean loss change with length?")
+@folders
+@click.option(
+    "--length", metavar="LENGTHS",
+    help="Two lengths, as in 512,4096; each pair of neighbouring lengths unless given.",
+)  # fmt: skip
+@table_format
+def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
+    """Why the mean loss changed with length: fewer targets with little context (dilution), or more context.
+
+    The loss at a context of the shorter length comes from a sliding-window cell of any DIR.
+
+    \b
+    Example:
+      kerple-eval explain runs/first --length 512,4096
+    """
+    from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
+
+    click.echo(make(folders, style, parse_pair(length)), nl=False)
+
+
+@click.command(cls=Command, short_help="Show retrieval: passkey, needle, copy, recall.")
+@folders
+@table_format
+def answers(folders: tuple[str, ...], style: str) -> None:
+    """Show exact match and loss of passkey, needle, copy and associative-recall by length and depth.
+
+    \b
+    Example:
+      kerple-eval answers runs/passkey
+    """
+    from kerple_eval.reports.tables.answers import make  # noqa: PLC0415
+
+    click.echo(make(folders, style), nl=False)
+
+
+@click.command("longppl", cls=Command, short_help="Perplexity on the tokens that need a long context.")
+@folders
+@click.option(
+    "--reference", required=True, metavar="MODEL", help="The model whose losses choose the key tokens."
+)
+@click.option(
+    "--alpha", type=Number(), default=2.0, show_default=True, metavar="NATS",
+    help="Key tokens gain more than this from the longer context.",
+)  # fmt: skip
+@click.option(
+    "--beta", type=Number(), default=-2.0, show_default=True, metavar="NATS",
+    help="Key tokens have a log-probability above this in the longer context.",
+)  # fmt: skip
+@click.option(
+    "--short", type=Tokens(), metavar="N", help="The short length; the reference's shortest unless given."
+)  # fmt: skip
+@table_format
+def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
+    """LongPPL: perplexity on the tokens that need a long context, at every length.
+
+    Key tokens are those whose loss falls by more than alpha from the reference's short length to its longest
+    one, and is then below -beta.
+
+    \b
+    Example:
+      kerple-eval longppl runs/first --reference alibi
+    """
+    from kerple_eval.reports.tables.longppl import make  # noqa: PLC0415
+
+    click.echo(make(folders, reference, **options), nl=False)
+
+
+@click.command(cls=Command, short_help="Write results in lm-evaluation-harness' format.")
+@click.argument("folder", metavar="DIR")
+@click.option(
+    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT", help="lm-eval."
+)  # fmt: skip
+@out("FILE.json of one model, or a folder with a file for each model.")
+@click.option("--model", metavar="MODEL", help="Only this model.")
+def export(folder: str, style: str, out: str, model: str | None) -> None:
+    """Write results in lm-evaluation-harness' JSON layout.
+
+    From Python, kerple_eval.read_lm_eval reads such files into pandas.
+
+    \b
+    Example:
+      kerple-eval export runs/first --out exported
+    """
+    from kerple_eval.reports.lm_eval import export as write  # noqa: PLC0415
+
+    for path in write(folder, Path(out), style=style, model=model):
+        click.echo(path)
+
+
+COMMANDS = (table, report, plot, compare, intervals, explain, answers, longppl_, export)

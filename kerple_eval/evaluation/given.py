@@ -1,0 +1,125 @@
+"""What Python hands to a run as values: models in memory, their tokeniser, texts and token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.data.texts import TextSource
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
+from kerple_eval.data.values import holds_ids, text_of, tokens_of
+from kerple_eval.models.hf.tokenizer import from_object
+from kerple_eval.models.in_memory import InMemoryCheckpoint
+from kerple_eval.types import BosRule, UserError
+
+__all__ = ["device", "dtype", "holds_ids", "models", "texts", "tokenizer"]
+
+
+def models(
+    given: Any, read_by: Any = None, *, recorded: bool = False
+) -> tuple[tuple[str, ...], dict[str, InMemoryCheckpoint]]:
+    """MODEL arguments in order, and those of them that are models in memory, by label.
+
+    ``recorded``: whether the run is kept, so that a function without a state needs a name for its version.
+    """
+    if not isinstance(given, Mapping):
+        several = [given] if isinstance(given, str | PathLike) else given
+        if not isinstance(several, Sequence):
+            raise UserError(
+                f"models: {type(given).__name__} needs a label for its row: evaluate({{'mine': model}}, ...)"
+            )
+        for model in several:
+            if not isinstance(model, str | PathLike):
+                raise UserError(
+                    f"models: {type(model).__name__} needs a label for its row: "
+                    "evaluate({'mine': model}, ...)"
+                )
+        return tuple(fspath(model) for model in several), {}
+    reader = tokenizer(read_by)
+    names: list[str] = []
+    held: dict[str, InMemoryCheckpoint] = {}
+    for label, model in given.items():
+        if not isinstance(label, str) or not label.strip():
+            raise UserError(f"models: a label is a word, got {label!r}")
+        if isinstance(model, str | PathLike):
+            names.append(f"{label}={fspath(model)}")
+            continue
+        made = model if isinstance(model, InMemoryCheckpoint) else InMemoryCheckpoint(model)
+        held[label] = made.completed(reader, "not recorded" if not recorded else None)
+        names.append(label)
+    return tuple(names), held
+
+
+def tokenizer(given: Any) -> Tokenizer | None:
+    """A tokeniser of this package from whatever reads text.
+
+    Raises:
+        UserError: an object that is none.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "bytes":
+            raise UserError(f"tokenizer {given!r}: only 'bytes' has a name; give the object itself")
+        return BYTE_TOKENIZER
+    if all(hasattr(given, name) for name in ("identity", "vocab_size", "adds_bos", "encode")):
+        own: Tokenizer = given
+        return own
+    return from_object(given)
+
+
+def texts(
+    text: Any, tokens: Any, column: str, bos: BosRule | None
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[TextSource, ...]]:
+    """Files of text, files of token ids, and the texts that are values; a ``Path`` is a file.
+
+    Raises:
+        UserError: what :mod:`kerple_eval.data.values` refuses.
+    """
+    values = []
+    text_files, token_files = _files(text), _files(tokens)
+    if not (text_files or _nothing(text)):
+        values.append(text_of(text, column=column, bos=bos))
+    if not (token_files or _nothing(tokens)):
+        values.append(tokens_of(tokens))
+    return text_files, token_files, tuple(values)
+
+
+def _files(value: Any) -> tuple[str, ...]:
+    """The files that a value names, where it is a ``Path`` or a sequence of nothing else."""
+    several = [value] if isinstance(value, Path) else value
+    if isinstance(several, tuple | list) and several and all(isinstance(part, Path) for part in several):
+        return tuple(map(str, several))
+    return ()
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple | list) and not value)
+
+
+def device(asked: Any, held: Mapping[str, InMemoryCheckpoint]) -> Any:
+    """The device of the models in memory where there are any; refuses another, or several."""
+    own = {model.scored.device.type: label for label, model in held.items()}
+    if len(own) > 1:
+        names = " and ".join(f"{label} on {kind}" for kind, label in own.items())
+        raise UserError(f"models lie on different devices: {names}; move them to one")
+    for kind, label in own.items():
+        if asked not in ("auto", kind) and getattr(asked, "type", None) != kind:
+            raise UserError(f"device {asked}: model {label} is in memory on {kind}, and stays there")
+        return kind
+    return asked
+
+
+def dtype(asked: Any, names: Sequence[str], held: Mapping[str, InMemoryCheckpoint]) -> Any:
+    """The dtype of the models in memory where all are and share one; a cell records its model's own."""
+    own = {str(model.scored.dtype).removeprefix("torch.") for model in held.values()}
+    if asked is not None:
+        for label, model in held.items():
+            if str(asked).removeprefix("torch.") != str(model.scored.dtype).removeprefix("torch."):
+                raise UserError(
+                    f"dtype {asked}: model {label} is in memory in {model.scored.dtype}, and stays so"
+                )
+        return asked
+    return own.pop() if len(own) == 1 and len(held) == len(names) else "float32"

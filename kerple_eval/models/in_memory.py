@@ -1,0 +1,261 @@
+"""Models in memory: a transformers model, any ``torch.nn.Module`` or function, or a `LanguageModel`.
+
+    kerple_eval.evaluate({"mine": model}, tokenizer=tokenizer, text=..., out="runs/mine")
+    kerple_eval.evaluate({"mine": kerple_eval.from_module(model, train_length=512, scheme="rope")}, ...)
+
+Device and dtype are the model's own. Mode (train or eval), gradients, buffers and settings of the model are
+after the run what they were before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
+from kerple_eval.models.probes import probe
+from kerple_eval.types import UserError
+
+Model = nn.Module | LanguageModel | Callable[[Tensor], Any]
+
+
+class CallableModel(LanguageModel):
+    """A function of ids ``[B, N]`` that gives logits ``[B, N, V]``.
+
+    It may also give a tuple that begins with them, or an object with ``.logits``.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any], device: torch.device, dtype: torch.dtype) -> None:
+        self.function = function
+        self.device = device
+        self.dtype = dtype
+
+    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        """The last ``rows`` of the function's logits."""
+        found = self.function(inputs)
+        found = getattr(found, "logits", found)
+        if isinstance(found, tuple | list) and found:
+            found = found[0]
+        if not isinstance(found, Tensor):
+            raise UserError(
+                f"the model returned {type(found).__name__}; expected logits [B, N, V]: a tensor, a tuple "
+                "that begins with one, or an object with .logits"
+            )
+        if found.dim() != 3 or found.shape[:2] != inputs.shape:
+            raise UserError(
+                f"the model gives logits of shape {tuple(found.shape)} for ids of shape "
+                f"{tuple(inputs.shape)}; expected (batch, tokens, vocabulary)"
+            )
+        yield found[:, -rows:]
+
+
+class InMemoryCheckpoint(Checkpoint):
+    """A model in memory with what is known of it; made by :func:`from_module`."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        tokenizer: Tokenizer | None = None,
+        scheme: str | None = None,
+        train_length: int | None = None,
+        max_length: int | None = None,
+        prefix_invariant: bool | None = None,
+        seed: int | None = None,
+        identity: str | None = None,
+    ) -> None:
+        if not (isinstance(model, LanguageModel) or callable(model)):
+            raise UserError(
+                f"a model in memory must be a torch.nn.Module, a function of token ids or a "
+                f"kerple_eval.LanguageModel, got {type(model).__name__}"
+            )
+        self.model = model
+        self._tokenizer = tokenizer
+        self.scheme = scheme
+        self.train_length = train_length
+        self.max_length = max_length
+        self.prefix_invariant = prefix_invariant
+        self.seed = seed
+        self.identity = identity
+
+    def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
+        """The same with a tokeniser and a name for its version where it has none of its own."""
+        return InMemoryCheckpoint(
+            self.model, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
+            train_length=self.train_length, max_length=self.max_length,
+            prefix_invariant=self.prefix_invariant, seed=self.seed, identity=self.identity or identity,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The class or function, for the record."""
+        name = getattr(self.model, "__qualname__", None) or type(self.model).__qualname__
+        return str(name)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose state the model is, where there is one."""
+        if isinstance(self.model, nn.Module):
+            return self.model
+        inner = getattr(self.model, "model", None) if isinstance(self.model, LanguageModel) else None
+        return inner if isinstance(inner, nn.Module) else None
+
+    @cached_property
+    def scored(self) -> LanguageModel:
+        """What scores: the model itself, or its own forward behind the interface."""
+        if isinstance(self.model, LanguageModel):
+            return self.model
+        device, dtype = self._device_and_dtype()
+        if is_transformers(self.model):
+            from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
+
+            return HfModel(self.model, device, dtype, self.name)
+        return CallableModel(self.model, device, dtype)
+
+    def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
+            names = ", ".join(sorted(map(str, devices)))
+            raise UserError(
+                f"{self.name} lies on several devices ({names}) without a device map; move it to one"
+            )
+        floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        return device, floating[0] if floating else torch.float32
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return False  # nothing on disk
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        raise UserError(f"{place}: a model in memory has no place on disk")
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
+        if way != "auto":
+            raise UserError(f"attention {way}: a model in memory attends as its own code does; use auto")
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        return self.scored
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """In eval mode inside; afterwards mode, buffers and cached lengths are what they were."""
+        module = self.module
+        if module is None:
+            yield
+            return
+        before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, training, buffers, cached in before:
+                part.training = training
+                part._buffers.update(buffers)
+                for key, value in cached.items():
+                    setattr(part, key, value)
+
+    @cached_property
+    def description(self) -> Description:
+        vocabulary = self._vocabulary()
+        measured = probe(self.scored, vocabulary, longest=self.max_length)
+        facts = self._facts()
+        details: dict[str, Any] = {
+            "architecture": self.name,
+            "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
+            "identity": "the caller's word" if self.state_sha256 is None else "sha256 of the model's state",
+        }
+        parameters = 0 if self.module is None else sum(p.numel() for p in self.module.parameters())
+        return Description(
+            format="memory",
+            scheme=facts.get("scheme", "unknown"),
+            vocab_size=vocabulary,
+            parameters=parameters,
+            train_length=facts.get("train_length"),
+            seed=self.seed,
+            # Measured at short windows only, so a length beyond them is served by a pass of its own unless
+            # the caller says that it need not be.
+            prefix_invariant=measured and bool(facts.get("prefix_invariant", False)),
+            max_length=facts.get("max_length"),
+            weights_sha256=self.state_sha256 or self._named_identity(),
+            architecture=self.name,
+            shape=facts.get("shape") or Shape(0, 0, 1, 1, 0, 0),
+            stored_dtypes=(),
+            details=details,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the model's own configuration says, and over it what the caller says."""
+        known: dict[str, Any] = {}
+        if is_transformers(self.model):
+            from kerple_eval.models.hf import config as configs  # noqa: PLC0415
+
+            text = configs.text_config(self.model.config)  # type: ignore[union-attr]
+            known = {
+                "scheme": configs.scheme(text, self.model),  # type: ignore[arg-type]
+                "train_length": configs.train_length(text, {}),
+                "max_length": configs.longest_window(text, self.model),  # type: ignore[arg-type]
+                "shape": configs.shape(text),
+            }
+        told = {
+            name: getattr(self, name) for name in ("scheme", "train_length", "max_length", "prefix_invariant")
+        }
+        return known | {name: value for name, value in told.items() if value is not None}
+
+    def _vocabulary(self) -> int:
+        with torch.inference_mode():
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=self.scored.device)
+            return int(next(iter(self.scored.logits(ids, 2))).shape[-1])
+
+    @cached_property
+    def state_sha256(self) -> str | None:
+        """sha256 of class, configuration and every tensor (buffers too); None without parameters."""
+        module = self.module
+        if module is None or not any(True for _ in module.parameters()):
+            return None
+        digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}\n".encode())
+        if is_transformers(module):
+            settings = module.config.to_dict()  # type: ignore[union-attr,operator]
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        tensors = dict(module.state_dict()) | dict(module.named_buffers())
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _named_identity(self) -> str:
+        if self.identity is None:
+            raise UserError(
+                f"{self.name} has no state whose sha256 could tell it from another; name its version: "
+                'kerple_eval.from_module(function, identity="my-model-v1")'
+            )
+        return hashlib.sha256(self.identity.encode()).hexdigest()
+
+
+def is_transformers(model: Any) -> bool:
+    """Whether ``model`` is a transformers model, without importing transformers."""
+    return any(
+        cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
+        for cls in type(model).__mro__
+    )
+
+
+def _cached(module: nn.Module) -> dict[str, Any]:
+    """The longest window a rotary module has seen, which decides dynamic frequencies."""
+    return {name: vars(module)[name] for name in ("max_seq_len_cached",) if name in vars(module)}

@@ -1,0 +1,190 @@
+"""What a script or notebook calls, with values in place of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kerple_eval
+from kerple_eval.types import UserError
+
+V = 256
+TEXT = "The quick brown fox jumps over the lazy dog, and résumés of seven wizards follow. " * 2
+
+
+class Bigram(nn.Module):
+    """Logits that depend on the last byte alone."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(V, V, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table[ids]
+
+
+def by_hand(model: Bigram, text: str) -> np.ndarray:
+    """Losses of every target, in float64."""
+    ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(int)
+    table = model.table.detach().double().numpy()
+    rows = table[ids[:-1]]
+    return np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), ids[1:]]
+
+
+def test_score_gives_one_row_a_target() -> None:
+    model = Bigram()
+    frame = kerple_eval.score(model, TEXT, length=32, tokenizer="bytes")
+    assert list(frame.columns) == ["document", "position", "context", "loss"]
+    np.testing.assert_allclose(frame["loss"], by_hand(model, TEXT), rtol=0, atol=1e-6)
+    assert frame["position"].tolist() == list(range(1, len(TEXT.encode())))
+    assert frame["context"].tolist()[:34] == [*range(1, 33), 1, 2]
+    assert set(frame["document"]) == {"text:1"}
+
+
+def test_text_and_ids_in_every_form_give_the_same_losses(tmp_path: Path) -> None:
+    model = Bigram()
+    ids = list(TEXT.encode())
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    datasets = pytest.importorskip("datasets")
+    forms: list[Any] = [
+        TEXT, [TEXT], path, datasets.Dataset.from_dict({"text": [TEXT]}),
+        ids, [ids], np.array(ids), np.array([ids], dtype=np.int32), torch.tensor(ids), [torch.tensor(ids)],
+    ]  # fmt: skip
+    expected = by_hand(model, TEXT)
+    for form in forms:
+        frame = kerple_eval.score(
+            model, form, length=64, protocol="sliding-window:stride=16", tokenizer="bytes"
+        )
+        np.testing.assert_allclose(frame["loss"], expected, rtol=0, atol=1e-6, err_msg=repr(type(form)))
+
+
+def test_evaluate_models_in_memory_beside_a_checkpoint(tmp_path: Path) -> None:
+    models = {"mine": Bigram(), "other": Bigram(1), "alibi": "zoo:alibi"}
+    options: dict[str, Any] = {"tokenizer": "bytes", "text": TEXT, "lengths": [16, 32], "keep_short": True}
+    run = kerple_eval.evaluate(models, out=tmp_path / "run", **options)
+    summary = run.summary().set_index(["model", "length"])
+    for label in ("mine", "other"):
+        for length in (16, 32):
+            assert summary.loc[(label, length), "nll"] == pytest.approx(
+                by_hand(models[label], TEXT).mean(), abs=1e-6
+            )
+    assert summary["targets_hash"].nunique() == 1
+    assert pd.isna(summary.loc[("mine", 16), "train_length"])
+    # The record resumes: another call with the same state computes nothing, another state is refused.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").iterdir()}
+    kerple_eval.evaluate({**models, "mine": Bigram()}, out=tmp_path / "run", **options)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").iterdir()}
+    with pytest.raises(UserError, match="another specification"):
+        kerple_eval.evaluate({**models, "mine": Bigram(7)}, out=tmp_path / "run", **options)
+
+
+def test_without_out_the_run_lives_as_long_as_its_object() -> None:
+    run = kerple_eval.evaluate({"mine": Bigram()}, tokenizer="bytes", text=TEXT, lengths=16)
+    folder = run.folder
+    assert len(run.losses()) == len(TEXT.encode()) - 1
+    assert folder.exists()
+    del run
+    assert not folder.exists()
+
+
+def test_a_function_needs_a_name_only_where_the_run_is_kept(tmp_path: Path) -> None:
+    function = Bigram().forward
+    options: dict[str, Any] = {"tokenizer": "bytes", "text": TEXT, "lengths": 16}
+    kerple_eval.evaluate({"f": function}, **options)
+    with pytest.raises(UserError, match="identity="):
+        kerple_eval.evaluate({"f": function}, out=tmp_path / "run", **options)
+    named = kerple_eval.from_module(function, identity="bigram-v1", scheme="none", train_length=8)
+    run = kerple_eval.evaluate({"f": named}, out=tmp_path / "run", **options)
+    (row,) = run.summary().to_dict("records")
+    assert (row["scheme"], row["train_length"]) == ("none", 8)
+
+
+def test_a_string_that_names_a_file_is_refused_with_both_spellings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(TEXT)
+    with pytest.raises(UserError, match=r"Path\('book.txt'\) .* 'book.txt\\n'"):
+        kerple_eval.score(Bigram(), "book.txt", length=8, tokenizer="bytes")
+    frame = kerple_eval.score(Bigram(), "book.txt\n", length=8, tokenizer="bytes")
+    assert len(frame) == len("book.txt")
+
+
+class Text:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": Bigram()}, "needs a label"),
+        ({"models": [Bigram()]}, "needs a label"),
+        ({"models": {"x": 3}}, "must be a torch.nn.Module"),
+        ({"models": {"": Bigram()}}, "a label is a word"),
+        ({"tokenizer": None}, "has no tokeniser"),
+        ({"tokenizer": "gpt2"}, "only 'bytes' has a name"),
+        ({"tokenizer": Text()}, "expected one of transformers or tokenizers"),
+        ({"text": Text()}, "expected a string, a Path"),
+        ({"text": [3]}, "expected a string, a Path or a datasets.Dataset, got int"),
+        ({"text": ""}, "document 1 is empty"),
+        ({"text": (), "tokens": [0.5]}, "ids must be whole numbers"),
+        ({"text": (), "tokens": [-1, 2]}, "id -1 is below 0"),
+        ({"text": (), "tokens": [5, 999]}, "beyond the vocabulary of model mine"),
+        ({"text": ()}, "run needs text"),
+        ({"device": "cuda:7"}, "device"),
+        ({"dtype": "float16"}, "is in memory in torch.float32"),
+        ({"attention": "eager"}, "attends as its own code does"),
+    ],
+)
+def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> None:
+    options = {
+        "models": {"mine": Bigram()},
+        "tokenizer": "bytes",
+        "text": TEXT,
+        "lengths": [2],
+        "keep_short": True,
+    }
+    with pytest.raises(UserError, match=message) as caught:
+        kerple_eval.evaluate(**(options | changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_says_which_columns_it_has() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"body": [TEXT], "label": [3]})
+    frame = kerple_eval.score(Bigram(), rows, length=8, tokenizer="bytes", column="body")
+    assert len(frame) == len(TEXT.encode()) - 1
+    with pytest.raises(UserError, match="no column 'text'; it has body, label"):
+        kerple_eval.score(Bigram(), rows, length=8, tokenizer="bytes")
+    with pytest.raises(UserError, match="row 0 of column 'label' is int"):
+        kerple_eval.score(Bigram(), rows, length=8, tokenizer="bytes", column="label")
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(kerple_eval.__all__) <= set(dir(kerple_eval))
+    for name in kerple_eval.__all__:
+        assert getattr(kerple_eval, name) is not None
+
+
+def test_a_transformers_model_is_scored_by_its_own_forward() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=V, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, max_position_embeddings=64, attention_dropout=0.5,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).train()
+    ids = torch.tensor(list(TEXT.encode()))[:40]
+    frame = kerple_eval.score(model, ids, length=39)
+    assert model.training
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids[None]).logits[0, :-1].double()
+    expected = nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    np.testing.assert_allclose(frame["loss"], expected.numpy(), rtol=0, atol=1e-5)
