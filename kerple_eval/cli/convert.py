@@ -10,27 +10,27 @@ from kerple_eval.models.decoder.network import Decoder
 from kerple_eval.models.devices import DTYPES
 from kerple_eval.models.native import NativeCheckpoint, write_checkpoint
 from kerple_eval.models.open import open_model, parse_model
-from kerple_eval.support.files import locked
+from kerple_eval.support.files import new_folder
 from kerple_eval.support.version import VERSION
-from kerple_eval.types import UserError
 
 
 def run(source: str, destination: str, dtype: str | None) -> list[str]:
-    """Write SRC into the new folder DST; lines that say what was written."""
-    checkpoint = open_model(parse_model(source))
-    description = checkpoint.description
+    """Write the checkpoint SRC into the new folder DST, whole or not at all; lines that say what was written.
+
+    Raises:
+        UserError: SRC cannot be read or has no native form, or DST exists and is not empty.
+    """
     folder = Path(destination)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists; a converted checkpoint needs a new folder")
-    tokenizer = checkpoint.tokenizer
-    decoder = checkpoint.decoder()
-    with locked(folder):
+    with new_folder(folder) as partial:
+        checkpoint = open_model(parse_model(source))
+        description = checkpoint.description
+        decoder = checkpoint.decoder()
         write_checkpoint(
-            folder,
+            partial,
             decoder,
             seed=description.seed,
             dtype=DTYPES[dtype] if dtype else _narrowest(decoder),
-            tokenizer=tokenizer,
+            tokenizer=checkpoint.tokenizer,
             training={
                 "converted_from": {
                     "format": description.format,
@@ -41,7 +41,6 @@ def run(source: str, destination: str, dtype: str | None) -> list[str]:
                 }
             },
         )
-    (folder / ".lock").unlink(missing_ok=True)
     written = NativeCheckpoint(folder).description  # reads back what is on the disk
     return [
         f"{folder}: {written.scheme}, {written.parameters:,} parameters, {', '.join(written.stored_dtypes)}",

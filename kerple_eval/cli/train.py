@@ -26,7 +26,8 @@ from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.models.devices import DTYPES, precision_for, resolve_device
 from kerple_eval.models.training.corpus import Corpus, training_corpus
 from kerple_eval.models.training.ngram import bits_per_byte
-from kerple_eval.models.training.train import Recipe, TrainingStep, train
+from kerple_eval.models.training.state import TrainingStep
+from kerple_eval.models.training.train import Recipe, train
 from kerple_eval.schemes.spelling import parse_scheme
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError

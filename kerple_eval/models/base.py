@@ -56,6 +56,7 @@ class Description:
     stored_dtypes: tuple[str, ...]  # as safetensors spells them: F32, BF16, F16, ...
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    eager: bool = False  # whether attention forms its whole matrix of scores [B, H, L, L]
 
 
 class LanguageModel(ABC):

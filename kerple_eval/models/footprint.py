@@ -4,7 +4,8 @@ One forward pass holds the weights and, for the T tokens that share it (``scorin
 the widest moment of a layer: the residual stream before and after attention and what attention added,
 and then either queries, keys, values and their output twice, or the MLP's inner activations before
 and after the non-linearity, with WORKSPACE for what libraries and the allocator take beside them; the
-kernel of distance ([H, L], and on CUDA a strip [H, chunk, L] of it); and a chunk of logits in float32.
+kernel of distance ([H, L], and on CUDA a strip [H, chunk, L] of it); where attention is eager, its scores
+[B, H, L, L] masked, scaled and after the softmax; and a chunk of logits in float32.
 The process itself (interpreter, libraries: about 0.4 GB) comes on top.
 """
 
@@ -27,4 +28,5 @@ def window_bytes(description: Description, length: int, width: int, device: str 
     layer = tokens * (3 * shape.width + max(attention, 2 * shape.mlp_width)) * width
     rows = QUERY_CHUNK if device == "cuda" else 1
     kernel = shape.heads * (length + QUERY_CHUNK) * 4 * rows
-    return description.parameters * width + int(WORKSPACE * layer) + kernel + LOGIT_CHUNK
+    scores = 3 * tokens * shape.heads * length * width if description.eager else 0
+    return description.parameters * width + int(WORKSPACE * layer) + kernel + scores + LOGIT_CHUNK

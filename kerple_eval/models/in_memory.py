@@ -149,6 +149,9 @@ class InMemoryCheckpoint(Checkpoint):
         if way != "auto":
             raise UserError(f"attention {way}: a model in memory attends as its own code does; use auto")
 
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.scored.dtype
+
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         return self.scored
 
@@ -203,14 +206,15 @@ class InMemoryCheckpoint(Checkpoint):
         """What the model's own configuration says, and over it what the caller says."""
         known: dict[str, Any] = {}
         if is_transformers(self.model):
-            from kerple_eval.models.hf import config as configs  # noqa: PLC0415
+            from kerple_eval.models.hf import describe  # noqa: PLC0415
+            from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
 
-            text = configs.text_config(self.model.config)  # type: ignore[union-attr]
+            text = text_config(self.model.config, self.name)  # type: ignore[union-attr]
             known = {
-                "scheme": configs.scheme(text, self.model),  # type: ignore[arg-type]
-                "train_length": configs.train_length(text, {}),
-                "max_length": configs.longest_window(text, self.model),  # type: ignore[arg-type]
-                "shape": configs.shape(text),
+                "scheme": describe.scheme(text, self.model),  # type: ignore[arg-type]
+                "train_length": describe.train_length(text, {}),
+                "max_length": describe.longest_window(text, self.model),  # type: ignore[arg-type]
+                "shape": describe.shape(text),
             }
         told = {
             name: getattr(self, name) for name in ("scheme", "train_length", "max_length", "prefix_invariant")

@@ -35,7 +35,10 @@ from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.zoo import shipped_folder
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.support.files import inside, write_atomically
+from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
+
+TensorShape = tuple[int, ...]
 
 FORMAT = "kerple-eval"
 VERSION = 1
@@ -53,20 +56,17 @@ class NativeCheckpoint(Checkpoint):
         where = str(folder / CONFIG)
         self.stored_config = DecoderConfig.from_json(data.get("model"), where)
         self.data = data
-        try:
-            with torch.device("meta"):
-                empty = Decoder(self.stored_config)
-        except UserError as error:  # a scheme or an option of it that is not known
-            raise UserError(f"{where}: {error}") from None
+        stored = _stored_tensors(folder / WEIGHTS)
+        _check_sizes(self.stored_config, {name: shape for name, (shape, _) in stored.items()}, where)
+        self._shapes = _shapes(self.stored_config, where)
         self.config = extended(self.stored_config, options) if options else self.stored_config
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-        if self.config.tie_embeddings:
-            del self._shapes["head.weight"]
-        self.stored = _check_weights(folder / WEIGHTS, self._shapes)
+        _check_tensors(folder / WEIGHTS, stored, self._shapes)
+        self.stored = {name: dtype for name, (_, dtype) in stored.items()}
         self._sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         if self._sha256 != data["weights_sha256"]:
             raise UserError(
-                f"{folder / WEIGHTS}: its sha256 is {self._sha256}, {CONFIG} says {data['weights_sha256']}: "
+                f"{folder / WEIGHTS}: its sha256 is {self._sha256}, {CONFIG} says "
+                f"{quoted(data['weights_sha256'])[1:-1]}: "
                 "the weights are damaged or another model's"
             )
         self._tokenizer: Tokenizer | None = None
@@ -85,10 +85,9 @@ class NativeCheckpoint(Checkpoint):
         if not (folder / CONFIG).is_file():  # a pipe would never end
             return False
         try:
-            data = json.loads((folder / CONFIG).read_bytes())
-        except (OSError, ValueError):
+            return read_json(folder / CONFIG, non_finite=True).get("format") == FORMAT
+        except UserError:
             return False
-        return isinstance(data, dict) and data.get("format") == FORMAT
 
     @classmethod
     def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
@@ -177,55 +176,83 @@ class NativeCheckpoint(Checkpoint):
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent}: no {CONFIG}; a native checkpoint has one") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not path.exists():
+        raise UserError(f"{path.parent}: no {CONFIG}; a native checkpoint has one")
+    data = read_json(path, non_finite=True)  # a training record may hold what Python's json writes
+    if data.get("format") != FORMAT:
         raise UserError(f'{path}: not a native checkpoint: "format" must be "{FORMAT}"')
     if data.get("version") != VERSION:
-        raise UserError(f"{path}: version {data.get('version')!r}; this release reads {VERSION}")
+        raise UserError(f"{path}: version {quoted(data.get('version'))}; this release reads {VERSION}")
     if data.get("tokenizer", "") not in (BYTES, TOKENIZER, None):
         raise UserError(
-            f'{path}: tokenizer must be "{BYTES}", "{TOKENIZER}" or null, got {data.get("tokenizer")!r}'
+            f'{path}: tokenizer must be "{BYTES}", "{TOKENIZER}" or null, got {quoted(data.get("tokenizer"))}'
         )
     if not isinstance(data.get("weights_sha256"), str):
         raise UserError(
-            f"{path}: weights_sha256 must be the sha256 of {WEIGHTS}, got {data.get('weights_sha256')!r}"
+            f"{path}: weights_sha256 must be the sha256 of {WEIGHTS}, "
+            f"got {quoted(data.get('weights_sha256'))}"
         )
     seed = data.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise UserError(f"{path}: seed must be an integer or null, got {seed!r}")
+        raise UserError(f"{path}: seed must be an integer or null, got {quoted(seed)}")
     return data
 
 
-def _check_weights(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Stored dtype by tensor; names, shapes and file size are checked from the header alone."""
+def _stored_tensors(path: Path) -> dict[str, tuple[TensorShape, str]]:
+    """Shape and dtype of every tensor in the file, from its header; the file has the size it says."""
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
-            stored = {name: str(part.get_dtype()) for name, part in found.items()}
+            return {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in found.items()}
     except FileNotFoundError:
         raise UserError(f"{path.parent}: no {WEIGHTS}") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: truncated or damaged: {error}") from None
-    missing = [name for name in wanted if name not in shapes]
+
+
+def _check_sizes(config: DecoderConfig, shapes: dict[str, TensorShape], where: str) -> None:
+    """No size that decides how much is built is larger than the weights': said before anything is built."""
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    sizes = {"layers": len(layers)}
+    embedding = shapes.get("embedding.weight", ())
+    if len(embedding) == 2:
+        sizes["vocab_size"], sizes["width"] = embedding
+    for key, size in sizes.items():
+        if getattr(config, key) > size:
+            raise UserError(f"{where}: model.{key} is {getattr(config, key)}, the weights have {size}")
+
+
+def _shapes(config: DecoderConfig, where: str) -> dict[str, TensorShape]:
+    """Every tensor of the decoder that ``config`` describes."""
+    try:
+        with torch.device("meta"):
+            empty = Decoder(config)
+    except UserError as error:  # a scheme or an option of it that is not known
+        raise UserError(f"{where}: {error}") from None
+    except (RuntimeError, TypeError):  # torch's, of a tensor of more elements than it can count
+        raise UserError(f"{where}: model: its sizes make a tensor too large for any machine") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if config.tie_embeddings:
+        del shapes["head.weight"]
+    return shapes
+
+
+def _check_tensors(
+    path: Path, stored: dict[str, tuple[TensorShape, str]], expected: dict[str, TensorShape]
+) -> None:
+    """The stored tensors are those of the decoder, in name, shape and kind."""
+    missing = [name for name in expected if name not in stored]
     if missing:
         raise UserError(f"{path}: missing tensor {_some(missing)}")
-    extra = [name for name in shapes if name not in wanted]
+    extra = [name for name in stored if name not in expected]
     if extra:
         raise UserError(f"{path}: tensor not claimed by the model: {_some(extra)}")
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise UserError(f"{path}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
-        if not stored[name].startswith(("F", "BF")):
-            raise UserError(f"{path}: tensor {name} is {stored[name]}, expected floating point")
-    return stored
+    for name, shape in expected.items():
+        found, dtype = stored[name]
+        if found != shape:
+            raise UserError(f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)}")
+        if not dtype.startswith(("F", "BF")):
+            raise UserError(f"{path}: tensor {name} is {dtype}, expected floating point")
 
 
 def _some(names: list[str]) -> str:

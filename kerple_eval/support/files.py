@@ -1,17 +1,25 @@
-"""Files that are whole or absent: written beside, flushed to disk, then renamed; and one writer a folder."""
+"""Files and folders that are whole or not there: written beside, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from kerple_eval.types import UserError
 
-_TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # what write_atomically writes beside a file
+LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # of write_atomically, where a process died in it
+
+#: File locks of the system; None where it has none (Windows).
+_fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -19,7 +27,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
 
     ``durable``: whether it is to survive a power cut; it always survives the end of the process.
 
-    Raises UserError where the disk is full or the folder cannot be written.
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
     """
     name = None
     try:
@@ -28,15 +37,17 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
         ) as file:
             name = file.name
+            with suppress(OSError):  # where the file system has no locks
+                _take_lock(file)  # while it is held, nobody sweeps the file
             file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-        name = None
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+            name = None
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise _cannot_write(path, error) from None
     finally:
         if name is not None:
             Path(name).unlink(missing_ok=True)
@@ -44,36 +55,98 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one writer; the kernel lets go when the process ends, however it ends.
+    """Hold ``folder``, which is made where it is missing, for one writer.
 
-    Temporary files that a killed writer left in the folder or in one directly below it are removed.
+    The lock ends with the process, however that ends. Whoever holds it first removes the temporary files
+    that killed processes left in the folder and in its subfolders.
 
     Raises:
-        UserError: another process holds the folder, it cannot be written, or there are no locks here.
+        UserError: another process holds it, it cannot be written, or the system has no file locks.
     """
-    try:
-        import fcntl  # noqa: PLC0415 - Windows has none, and reading works there
-    except ImportError:
+    if _fcntl is None:
         raise UserError(
             f"{folder}: this system has no file locks (fcntl), which writing here needs; use Linux, macOS or "
             "WSL (reading works without)"
-        ) from None
+        )
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = path.open("a")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise _cannot_write(folder, error) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another kerple-eval is writing here; wait for it") from None
+            held = _take_lock(file) and _is_still(file, path)
         except OSError as error:  # some network file systems have none
             raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
-        for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        if not held:
+            raise UserError(f"{folder}: another kerple-eval is writing here; wait for it")
+        _sweep(folder)
         yield
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Build ``folder`` as a whole: yields an empty folder to write into, renamed to ``folder`` at the end.
+
+    Until then ``folder`` stays as it was, absent or empty. The folder yielded lies beside it, hidden, and is
+    locked; an error or Ctrl-C removes it, and after a kill the next call does.
+
+    Raises:
+        UserError: ``folder`` is a file or not empty, it cannot be written, or another process builds it.
+    """
+    target = folder.resolve()
+    if target.exists() and not (target.is_dir() and all(entry.name == LOCK for entry in target.iterdir())):
+        raise UserError(f"{folder}: exists and is not an empty folder; choose a new one")
+    partial = target.with_name(f".{target.name}.partial")
+    with locked(partial):
+        try:
+            for entry in partial.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != LOCK:
+                    entry.unlink()
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        try:
+            (target / LOCK).unlink(missing_ok=True)
+            partial.rename(target)
+            (target / LOCK).unlink()
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _take_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed; False where another process has it."""
+    if _fcntl is None:
+        return True
+    try:
+        _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(file: IO[Any], path: Path) -> bool:
+    """Whether ``path`` still names the open file: whoever held the lock before may have moved it."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files that no living process is writing."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with suppress(OSError), path.open("rb") as file:
+                if _take_lock(file):
+                    path.unlink()
 
 
 def inside(path: Path, *folders: Path) -> Path:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import Spec, UserError
+
+LARGEST = 2**53  # of a whole number as an option: every one up to it is a float64 too
+_WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 
 
 def parse_spec(text: str) -> Spec:
@@ -69,7 +74,9 @@ def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what
             raise unknown(f"option of {what}", key, wanted)
         annotation = wanted[key].annotation  # a string only where the module postpones annotations
         kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-        converted[key] = _convert(value, kind, f"{what}: {key}={value}")
+        converted[key] = _convert(
+            value, kind, f"{what}: {key}={value if isinstance(value, str) else quoted(value)}"
+        )
     for name, parameter in wanted.items():
         if parameter.default is inspect.Parameter.empty and name not in converted:
             example = "..." if parameter.annotation in ("str", str) else "256"
@@ -81,14 +88,15 @@ def _convert(value: Any, annotation: str, where: str) -> Any:
     kinds = [kind.strip() for kind in annotation.split("|")]
     for kind in kinds:
         if kind == "int" and not isinstance(value, bool):
-            if isinstance(value, int):
-                return value
-            if isinstance(value, str) and value.lstrip("+-").isdecimal():
-                return int(value)
+            number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+            if isinstance(number, int):
+                if abs(number) > LARGEST:
+                    raise UserError(f"{where} is too large: at most 2^53 = {LARGEST}")
+                return number
         if kind == "float" and not isinstance(value, bool):
             try:
                 return float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         if kind == "bool":
             if isinstance(value, bool):

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kerple_eval.cli import convert
 from kerple_eval.models.native import NativeCheckpoint
 from tests.helpers import tiny
 from tests.helpers.command import Cli, make_model
+from tests.helpers.dying import content, deaths
 
 
 def test_a_converted_checkpoint_scores_the_same(
@@ -56,3 +58,27 @@ def test_an_existing_destination_is_left_alone(
     assert str(tmp_path / name) in done.stderr
     assert (tmp_path / "file").read_text() == (tmp_path / "full" / "notes").read_text() == "mine"
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["notes"]
+
+
+def test_died_at_any_change_the_same_command_goes_on(models: dict[str, str], tmp_path: Path) -> None:
+    """The folder is there whole or not at all; the next call leaves nothing of the first behind."""
+    source = models["kerple-log"]
+    convert.run(source, str(tmp_path / "whole"), None)
+    expected = content(tmp_path / "whole")
+    assert set(expected) == {"config.json", "model.safetensors"}
+    count = [0]
+
+    def command() -> None:
+        count[0] += 1
+        convert.run(source, str(tmp_path / str(count[0]) / "new"), None)
+
+    def goes_on(number: int) -> None:
+        folder = tmp_path / str(number) / "new"
+        if not folder.exists():
+            convert.run(source, str(folder), None)
+        found = content(folder.parent)
+        assert {name: data for name, data in found.items() if name != "new/.lock"} == {
+            f"new/{name}": data for name, data in expected.items()
+        }
+
+    assert len(list(deaths(command, goes_on))) > 8

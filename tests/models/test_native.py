@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,57 @@ def test_a_config_that_is_no_object(folder: Path, content: bytes) -> None:
 
 
 # --- Tokenisers ----------------------------------------------------------------------------------
+
+
+SIZES = (2**20, 2**30 + 2, 2**53, 2**63, 2**64, 2**70, 10**39)
+
+
+def test_sizes_are_bounded_by_the_weights(tmp_path: Path) -> None:
+    """Refused in one line, at once and in little memory, whatever number a configuration names."""
+    schemes = {
+        "kerple-log": {},
+        "t5": {"buckets": 32, "max_distance": 128},
+        "learned": {"positions": 256},
+        "cope": {"positions": 8},
+        "fire": {"units": 32},
+        "dape": {"units": 32},
+        "dape-v2": {"units": 32, "columns": 3},
+        "path": {"units": 32, "columns": 3},
+        "sandwich": {"dims": 128},
+    }
+    began = time.monotonic()
+    for scheme, options in schemes.items():
+        folder = tmp_path / scheme
+        write_checkpoint(folder, made(scheme=scheme, scheme_options=options), seed=1)
+        original = (folder / "config.json").read_text()
+        keys = ["vocab_size", "layers", "width", "heads", "mlp_width"] if scheme == "kerple-log" else []
+        for size in SIZES:
+            for key in keys:
+                edit(folder, lambda data, key=key, size=size: data["model"].update({key: size}))
+                refused(folder)
+                (folder / "config.json").write_text(original)
+            for option in options.keys() - {"max_distance"}:
+                for value in (size, str(size), size + 1):
+                    changed = {
+                        **options,
+                        option: value,
+                        **({"max_distance": 2**53} if scheme == "t5" else {}),
+                    }
+                    edit(folder, lambda data, changed=changed: data["model"].update(scheme_options=changed))
+                    refused(folder)
+                    (folder / "config.json").write_text(original)
+        NativeCheckpoint(folder)
+        if scheme != "learned":
+            edit(folder, lambda data: data["model"].update(train_length=2**70))
+            refused(
+                folder, "config.json: train_length must be at most 1,000,000,000, got 1180591620717411303424"
+            )
+    assert time.monotonic() - began < 30
+
+
+def test_more_layers_than_the_weights_have(folder: Path) -> None:
+    edit(folder, lambda data: data["model"].update(layers=2**20))
+    refused(folder, "config.json: model.layers is 1048576, the weights have 2")
 
 
 def test_a_tokeniser_bigger_than_the_vocabulary(tmp_path: Path) -> None:

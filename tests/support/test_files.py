@@ -1,4 +1,4 @@
-"""Locks and what killed writers leave."""
+"""Files and folders that are whole or not there, whatever write a process dies at."""
 
 from __future__ import annotations
 
@@ -8,8 +8,123 @@ from pathlib import Path
 
 import pytest
 
-from kerple_eval.support.files import locked, write_atomically
+from kerple_eval.support import files
+from kerple_eval.support.files import locked, new_folder, write_atomically
 from kerple_eval.types import UserError
+from tests.helpers.dying import content, dies_at
+
+HOLDER = "import sys, pathlib\nfrom kerple_eval.support.files import *\n"
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    number = 0
+    while True:
+        number += 1
+        path.write_bytes(b"old")
+        died = dies_at(number, lambda: write_atomically(path, b"new"))
+        assert path.read_bytes() in ({b"old", b"new"} if died else {b"new"})
+        with locked(tmp_path):
+            assert set(content(tmp_path)) == {"file", ".lock"}  # the temporary file is swept
+        if not died:
+            break
+    assert number > 3
+
+
+def test_what_a_living_process_writes_is_not_swept(tmp_path: Path) -> None:
+    """Nor files of other names, links, and folders."""
+    kept = [tmp_path / name for name in (".a.tmp", ".a.b.tmp", "a.abcdefgh.tmp", ".a.abcdefgh.tmp.x")]
+    for path in kept:
+        path.write_bytes(b"")
+    (tmp_path / ".d.abcdefgh.tmp").mkdir()
+    (tmp_path / ".l.abcdefgh.tmp").symlink_to(kept[0])
+    (tmp_path / "cells").mkdir()
+    dead = tmp_path / "cells" / ".x.parquet.abcdef_1.tmp"
+    dead.write_bytes(b"half")
+    alive = tmp_path / ".state.abcdefgh.tmp"
+    code = f"{HOLDER}file = open({str(alive)!r}, 'w')\nassert _take_lock(file)\nprint(flush=True)\ninput()"
+    code = code.replace("import *", "import _take_lock")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with locked(tmp_path):
+            assert alive.exists()
+            assert not dead.exists()
+        process.communicate("\n")
+    with locked(tmp_path):
+        assert not alive.exists()
+    assert all(path.exists() for path in (*kept, tmp_path / ".d.abcdefgh.tmp"))
+    assert (tmp_path / ".l.abcdefgh.tmp").is_symlink()
+
+
+def build(folder: Path) -> None:
+    with new_folder(folder) as partial:
+        for name in ("a", "b/c"):
+            write_atomically(partial / name, name.encode())
+
+
+@pytest.mark.parametrize("before", ["absent", "empty", "a lock"])
+def test_a_folder_is_whole_or_as_it_was(tmp_path: Path, before: str) -> None:
+    """Died at any change, the same call goes on and leaves nothing else behind."""
+    number = 0
+    died = True
+    while died:
+        number += 1
+        folder = tmp_path / str(number) / "new"
+        if before != "absent":
+            folder.mkdir(parents=True)
+        if before == "a lock":
+            (folder / ".lock").touch()
+        died = dies_at(number, lambda folder=folder: build(folder))  # type: ignore[misc]
+        names = set(content(folder)) - {".lock"} if folder.exists() else set()
+        if names:  # whole: dying later is dying after the end
+            assert names == {"a", "b/c"}
+            with pytest.raises(UserError, match="exists and is not an empty folder; choose a new one"):
+                build(folder)
+        else:
+            build(folder)
+        assert {name: data for name, data in content(folder.parent).items() if ".lock" not in name} == {
+            "new/a": b"a", "new/b/c": b"b/c",
+        }  # fmt: skip
+    assert number > 10
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    for error in (UserError("wrong"), KeyboardInterrupt(), OSError(28, "No space left on device")):
+        with pytest.raises(type(error)), new_folder(tmp_path / "new") as partial:
+            write_atomically(partial / "a", b"a")
+            raise error
+        assert not list(tmp_path.iterdir())
+
+
+def test_two_builders_of_one_folder(tmp_path: Path) -> None:
+    with (
+        new_folder(tmp_path / "new"),
+        pytest.raises(UserError, match="another kerple-eval is writing here"),
+        new_folder(tmp_path / "new"),
+    ):
+        pass
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_lock_on_a_folder_that_was_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file was opened before its holder renamed the folder, and locked after."""
+    real = files._take_lock
+
+    def moved(file: object) -> bool:
+        (tmp_path / "a").rename(tmp_path / "b")
+        return real(file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "_take_lock", moved)
+    with pytest.raises(UserError, match="another kerple-eval is writing here"), locked(tmp_path / "a"):
+        pass
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "new"):
+        with pytest.raises(UserError, match=r"not an empty folder|cannot be written"):
+            build(folder)
 
 
 def test_who_holds_the_lock_sweeps_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from kerple_eval.schemes.spelling import format_scheme
+from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import Geometry, UserError
 
 #: Names alone, so that reading a configuration needs no torch; ``models.decoder.pointwise`` defines them.
 ACTIVATIONS = ("gelu", "gelu-tanh", "geglu", "relu", "softsign", "swish", "mish")
 NORMS = ("layernorm", "rmsnorm")
+MOST = 10**9  # of any size, and tokens of the trained length
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class DecoderConfig:
         for name in ("vocab_size", "layers", "width", "heads", "mlp_width", "train_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) > MOST:
+                raise UserError(f"{name} must be at most {MOST:,}, got {getattr(self, name)}")
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -96,7 +100,8 @@ class DecoderConfig:
             }[kind]
             if not good:
                 raise UserError(
-                    f"{where}: model.{key} must be {kind.split('[')[0]}, got {type(value).__name__} {value!r}"
+                    f"{where}: model.{key} must be {kind.split('[')[0]}, "
+                    f"got {type(value).__name__} {quoted(value)}"
                 )
             values[key] = value
         try:

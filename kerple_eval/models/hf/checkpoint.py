@@ -5,6 +5,7 @@
     hf:org/name@revision      a repository of the hub, or the copy in its cache
 
     rope=linear|dynamic|yarn|llama3|ntk,factor=F[,original=N]   extend rotary positions (rope.py)
+    tokenizer=FILE            a tokenizer.json, in place of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
 
 Numbers are those of the model's own ``forward``: soft-capped and scaled logits stay as they are. Pickled
@@ -14,7 +15,6 @@ the meta device, before any weight is loaded.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -23,8 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description
-from kerple_eval.models.hf.files import CONFIG, check_links, find_weights, locate, only_gguf
+from kerple_eval.models.hf import gguf
+from kerple_eval.models.hf.files import CONFIG, check_links, find_weights, locate, only_gguf, stamp
+from kerple_eval.models.hf.foreign import foreign
+from kerple_eval.models.hf.gguf import some
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
+from kerple_eval.models.hf.sizes import check_sizes
+from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from kerple_eval.models.decoder.network import Decoder
     from kerple_eval.models.hf.model import HfModel
 
-OPTIONS = ("gguf", "rope", "factor", "original", "trust-remote-code")
+OPTIONS = ("gguf", "rope", "factor", "original", "tokenizer", "trust-remote-code")
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -58,42 +63,85 @@ class HfCheckpoint(Checkpoint):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
         remote = flag == "true"
         with configs.quiet():
-            self.folder = locate(place, options.get("gguf"), code=remote)
-            if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
-                self.folder = replace(self.folder, gguf=only)
-            root = self.folder.root
-            check_links(root)
-            if (root / "adapter_config.json").exists():
-                raise UserError(
-                    f"{root}: holds an adapter (adapter_config.json); merge it into its model first"
-                )
-            self.weights = find_weights(self.folder)
+            self._find_files(place, options.get("gguf"), code=remote)
             self.headers = hf_weights.headers(self.weights)
-            raw = configs.raw_config(self.folder)
-            self.config = configs.build_config(raw, self.folder, remote=remote)
-            text = configs.text_config(self.config)
-            where = str(root / (self.folder.gguf or CONFIG))
-            self.train_length = configs.train_length(text, raw)
-            self.warnings = _warnings(self.folder.note, text, remote=remote)
-            if self.weights.kind == "gguf" and self.extension is None:
-                hf_weights.refuse_unread_scaling(self.weights.files[0], self.headers)
-            if self.extension is not None:
-                replaced = self.extension.apply(text, where)
-                if replaced:
-                    self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
-            self.model_class = configs.model_class(self.config, self.folder, remote=remote)
-            self.empty = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
-            if self.extension is not None and not serves(self.empty, self.extension):
-                raise UserError(
-                    f"{where}: {type(self.empty).__name__} has no rotary positions that rope= could extend"
-                )
-            self._tokenizer = read_tokenizer(self.folder, raw)
-        self.vocabulary = int(text.vocab_size)
+            raw = self._read_config(remote=remote)
+            self._build(remote=remote)
+            self._tokenizer = read_tokenizer(self._source, raw, options.get("tokenizer"))
+        self.vocabulary = self._vocabulary()
         if self._tokenizer is not None and self._tokenizer.vocab_size > self.vocabulary:
-            raise UserError(
-                f"{where}: the tokeniser has {self._tokenizer.vocab_size} ids, "
-                f"the model's vocabulary {self.vocabulary}"
+            self.warnings += (
+                f"the tokeniser has {self._tokenizer.vocab_size} ids, the model's vocabulary "
+                f"{self.vocabulary}: a text with one of the others is refused",
             )
+
+    def _find_files(self, place: str, file: str | None, *, code: bool) -> None:
+        """Where the checkpoint is, its weight files, and what transformers reads it from (``_source``)."""
+        self.folder = locate(place, file, code=code)
+        if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
+            self.folder = replace(self.folder, gguf=only)
+        root = self.folder.root
+        check_links(root)
+        if (root / "adapter_config.json").exists():
+            raise UserError(f"{root}: holds an adapter (adapter_config.json); merge it into its model first")
+        self.where = str(root / (self.folder.gguf or CONFIG))
+        self.weights = find_weights(self.folder)
+        self._source = self.folder
+        if self.weights.kind == "gguf":
+            _need(("gguf", "accelerate"))
+            self.gguf_path = _whole_gguf(self.weights.files)
+            self._source = replace(self.folder, root=self.gguf_path.parent, gguf=self.gguf_path.name)
+
+    def _read_config(self, *, remote: bool) -> dict[str, Any]:
+        """The raw configuration, its sizes checked, and ``config`` as transformers reads it."""
+        from kerple_eval.models.hf import config as configs  # noqa: PLC0415
+        from kerple_eval.models.hf.describe import train_length  # noqa: PLC0415
+
+        shapes = [header.shape for header in self.headers.values()]
+        if self.weights.kind == "gguf":
+            check_sizes(gguf.stated_sizes(self.gguf_path), shapes, self.where)
+        raw = configs.raw_config(self._source)
+        check_sizes(raw, shapes, self.where)
+        if self.weights.kind == "gguf":
+            raw = gguf.claim(raw, self.gguf_path, self.headers)
+            if self.extension is None:
+                gguf.refuse_unread_scaling(self.gguf_path, self.headers)
+        self.config = configs.build_config(raw, self.folder, remote=remote)
+        self.text = configs.text_config(self.config, self.where)
+        self.fingerprint = configs.fingerprint(raw)
+        self.train_length = train_length(self.text, raw)
+        self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
+        if self.extension is not None:
+            replaced = self.extension.apply(self.text, self.where)
+            if replaced:
+                self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
+        return raw
+
+    def _build(self, *, remote: bool) -> None:
+        """``model_class``, and ``empty``: the model without weights, its tensors those of the files."""
+        from kerple_eval.models.hf import config as configs  # noqa: PLC0415
+        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
+
+        self.model_class = configs.model_class(self.config, self.folder, remote=remote)
+        self.own_code = not self.model_class.__module__.startswith("transformers.")
+        if self.weights.kind == "gguf":
+            self.empty = hf_weights.empty(self.model_class, self.config, self.where)
+            gguf.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
+        else:
+            self.empty, left_out = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
+            if left_out:
+                name = type(self.empty).__name__
+                self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
+        if self.extension is not None and not serves(self.empty, self.extension):
+            raise UserError(
+                f"{self.where}: {type(self.empty).__name__} has no rotary positions that rope= could extend"
+            )
+
+    def _vocabulary(self) -> int:
+        size = getattr(self.text, "vocab_size", None)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UserError(f"{self.where}: states no vocab_size of its text, but {quoted(size)}")
+        return size
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -101,28 +149,28 @@ class HfCheckpoint(Checkpoint):
         if not (folder / CONFIG).is_file():
             return only_gguf(folder) is not None
         try:
-            data = json.loads((folder / CONFIG).read_bytes())
-        except (OSError, ValueError):
+            data = read_json(folder / CONFIG, non_finite=True)
+        except UserError:
             return only_gguf(folder) is not None
-        return (
-            isinstance(data, dict)
-            and data.get("format") != "kerple-eval"
-            and ("model_type" in data or "architectures" in data)
-        )
+        return data.get("format") != "kerple-eval" and ("model_type" in data or "architectures" in data)
 
     @classmethod
-    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        for package in ("transformers", "gguf", "accelerate"):
-            if find_spec(package) is None:
-                raise UserError(f"hf: needs {package}: pip install 'kerple-eval[hf]'")
-        return cls(place, options)
+    def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
+        _need(("transformers",))
+        return cls(location, options)
 
     @cached_property
     def description(self) -> Description:
-        from kerple_eval.models.hf import config as configs  # noqa: PLC0415
+        from kerple_eval.models.hf.describe import attends_eagerly, longest_window, rounding, shape  # noqa: PLC0415
 
-        text = configs.text_config(self.config)
-        unknown_ = self._scheme == "unknown"
+        text = self.text
+        more = (
+            [f"how {text.model_type} encodes positions is not known here"]
+            if self._scheme == "unknown"
+            else []
+        )
+        with foreign(self.where, "its sizes cannot be read"):
+            sizes, longest = shape(text), longest_window(text, self.empty)
         return Description(
             format="hf",
             scheme=self._scheme,
@@ -131,39 +179,50 @@ class HfCheckpoint(Checkpoint):
             train_length=self.train_length,
             seed=None,
             prefix_invariant=self._prefix_invariant,
-            max_length=configs.longest_window(text, self.empty),
+            max_length=longest,
             weights_sha256=self.weights.sha256(),
             architecture=type(self.empty).__name__,
-            shape=configs.shape(text),
+            shape=sizes,
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
-            warnings=self.warnings
-            + ((f"how {text.model_type} encodes positions is not known here",) if unknown_ else ()),
+            warnings=(*self.warnings, *(more if self._scheme == "unknown" else []), *rounding(text)),
+            eager=attends_eagerly(self.empty),
         )
 
     @property
     def _scheme(self) -> str:
-        from kerple_eval.models.hf import config as configs  # noqa: PLC0415
+        from kerple_eval.models.hf.describe import scheme  # noqa: PLC0415
 
-        name = configs.scheme(configs.text_config(self.config), self.empty)
+        with foreign(self.where, "its positions cannot be read"):
+            name = scheme(self.text, self.empty)
         return f"{name}-ntk" if self.extension is not None and self.extension.kind == "ntk" else name
 
     @property
     def _prefix_invariant(self) -> bool:
-        """False where frequencies follow the window's length, and where positions are not understood."""
-        from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
+        """False where frequencies follow the window's length, and where positions are not understood.
 
-        types = rope_types(text_config(self.config))
-        return self._scheme != "unknown" and not any(name in types for name in LENGTH_DEPENDENT)
+        Of code that a checkpoint brings nothing is claimed.
+
+        What is claimed here is measured when the model is loaded.
+        """
+        types = rope_types(self.text)
+        if self.own_code:
+            return False
+        return self._scheme not in ("unknown", "t5") and not any(name in types for name in LENGTH_DEPENDENT)
 
     def _details(self, text: Any) -> dict[str, Any]:
+        from kerple_eval.models.hf.config import code_sha256  # noqa: PLC0415
+
         details: dict[str, Any] = {
             "architecture": type(self.empty).__name__,
             "model_type": text.model_type,
             "weights": self.weights.kind,
             "attention": getattr(self.empty.config, "_attn_implementation", None),
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
+            "config_sha256": self.fingerprint,
         }
+        if self.own_code:
+            details["code_sha256"] = code_sha256(self.model_class, type(self.config))
         rope = dict(rope_dicts(text))
         if rope:
             details["rope_parameters"] = rope.get("", rope)
@@ -199,6 +258,7 @@ class HfCheckpoint(Checkpoint):
         self.attention = attention
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
+        from kerple_eval.models.hf import loaded  # noqa: PLC0415
         from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
         from kerple_eval.models.hf.config import quiet  # noqa: PLC0415
         from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
@@ -206,16 +266,38 @@ class HfCheckpoint(Checkpoint):
         where = str(self.weights.files[0])
         with quiet():
             if self.weights.kind == "gguf":
-                model, info = hf_weights.load_gguf(
-                    self.model_class, self.config, self.weights.files[0], dtype
-                )
+                model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf_path, dtype)
+                hf_weights.refuse_gaps(info, where)
             else:
                 state = hf_weights.read_state(self.weights)
                 model, info = hf_weights.load(self.model_class, self.config, state, where, dtype=dtype)
-            hf_weights.refuse_gaps(info, where)
+                hf_weights.refuse_gaps(info, where)
+                loaded.take_over(model, state, where)
+            if self.own_code:
+                loaded.compute_buffers(model, self.model_class, self.config, dtype, where)
             if self.attention != "auto":
                 set_attention(model, self.attention, where)
-            return HfModel(model, device, dtype, where)
+            described = self.description
+            made = HfModel(model, device, dtype, where)
+            made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
+            return made
+
+    def _special_ids(self) -> set[int]:
+        """Ids that a model may treat in another way than text: markers of the configuration and tokeniser."""
+        stated = [getattr(self.text, name, None) for name in dir(self.text) if name.endswith("_token_id")]
+        marked = [] if self._tokenizer is None else self._tokenizer.special_ids
+        ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
+        return {number for number in (*ids, *marked) if isinstance(number, int)}
+
+
+def _need(packages: tuple[str, ...]) -> None:
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"hf: needs {package}: pip install 'kerple-eval[hf]'")
+
+
+def _whole_gguf(files: tuple[Path, ...]) -> Path:
+    return files[0] if len(files) == 1 else gguf.joined(files, tuple(stamp(file) for file in files))
 
 
 def set_attention(model: Any, attention: str, where: str) -> None:
@@ -233,11 +315,16 @@ def set_attention(model: Any, attention: str, where: str) -> None:
         )
 
 
-def _warnings(note: str | None, text: Any, *, remote: bool) -> tuple[str, ...]:
+def _warnings(note: str | None, text: Any, raw: dict[str, Any], *, remote: bool) -> tuple[str, ...]:
     """What a reader should know of how this checkpoint was read."""
     warnings = [] if note is None else [note]
     if remote:
         warnings.append("Python code of the checkpoint was run (trust-remote-code=true)")
+    elif "auto_map" in raw:
+        warnings.append(
+            f"auto_map names code of the checkpoint, which was not run: {text.model_type} is transformers' "
+            "own here; trust-remote-code=true would run the checkpoint's"
+        )
     types = [name for name in rope_types(text) if name != "default"]
     if types:
         warnings.append(

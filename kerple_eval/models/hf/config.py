@@ -1,48 +1,39 @@
-"""The configuration of a transformers checkpoint: read without running its code, and what it says.
+"""The configuration of a transformers checkpoint: read without running its code, and its model class.
 
-``config.json`` (or a GGUF file's metadata) is turned into transformers' own configuration class. What a
-configuration could use to reach code or files elsewhere is left out before: remote classes
-(``auto_map``), kernels named as attention, names of other weight files.
+``config.json`` (or a GGUF file's metadata) is checked, cleaned and then read by ``AutoConfig``, so that no
+step of transformers' own reading is left out. What a configuration could use to reach code or files
+elsewhere is removed before: remote classes (``auto_map``), kernels named as attention, names of other
+weight or configuration files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kerple_eval.models.base import Shape
-from kerple_eval.models.hf.files import CONFIG, CheckpointFolder, inside, read_json, stamp
-from kerple_eval.models.hf.rope import rope_types
+from kerple_eval.models.hf.files import CONFIG, CheckpointFolder, inside, stamp
+from kerple_eval.models.hf.foreign import foreign, one_line
+from kerple_eval.models.hf.rope import rope_dicts
+from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 #: Keys by which a config.json could name kernels of the hub, other files or other repositories.
 _LEFT_OUT = (
     "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled",
     "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
     "transformers_weights", "fusion_config", "kernel_config", "use_kernels", "_name_or_path", "name_or_path",
-    "_commit_hash",
+    "_commit_hash", "configuration_files", "auto_map",
 )  # fmt: skip
-#: Model types whose positions enter as ALiBi biases, and where they have no other choice.
-_ALIBI = ("bloom", "mpt")
-#: Types with rotary positions outside ``rope_parameters``; their tables end at the trained length.
-_TABLED_ROPE = ("gptj", "codegen")
-_SINUSOIDAL = ("xglm", "ctrl")
-_NO_POSITIONS = ("mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "xlstm", "zamba")
-_BUCKETS = ("t5", "umt5", "mt5", "xlm-prophetnet", "prophetnet")
-#: Modules that hold one learned vector a position, by the last part of their name.
-_LEARNED = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
-
-#: Parts of a model that do not read text.
-_OTHER_SENSES = ("vision", "visual", "image", "audio", "speech")
 
 
 @contextlib.contextmanager
@@ -75,18 +66,13 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """An exception of a library as part of a line."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
-
-
 def raw_config(folder: CheckpointFolder) -> dict[str, Any]:
     """``config.json`` as it stands; transformers' reading of the metadata for a GGUF file."""
     if folder.gguf is None:
         path = folder.root / CONFIG
         if not path.exists():
             raise UserError(f"{folder.root}: no {CONFIG}; a Hugging Face checkpoint has one")
-        return read_json(inside(folder.root, CONFIG, str(folder.root)))
+        return read_json(inside(folder.root, CONFIG, str(folder.root)), non_finite=True)
     path = inside(folder.root, folder.gguf, f"gguf={folder.gguf}")
     return dict(_gguf_config(path, stamp(path)))
 
@@ -96,13 +82,12 @@ def _gguf_config(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
     """Takes seconds, and a run often opens one file several times, with and without an extension."""
     from transformers import AutoConfig  # noqa: PLC0415
 
-    try:
+    with foreign(str(path), "cannot be read"):
         made = AutoConfig.from_pretrained(
             str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # the readers of GGUF raise what they meet
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
-    return dict(made.to_dict())
+        data: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
+        return data
 
 
 def build_config(raw: dict[str, Any], folder: CheckpointFolder, *, remote: bool) -> Any:
@@ -115,32 +100,60 @@ def build_config(raw: dict[str, Any], folder: CheckpointFolder, *, remote: bool)
         method = raw["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise UserError(
-            f"{where}: the weights are quantised ({method}); only plain weights and GGUF are supported"
+            f"{where}: the weights are quantised ({quoted(method)[:60].strip(chr(39))}); only plain weights "
+            "and GGUF are supported"
         )
-    if "auto_map" in raw:
-        if not remote:
-            raise UserError(
-                f"{where}: auto_map asks for the checkpoint's own Python code; trust-remote-code=true would "
-                "run it, with your rights, on this machine: read that code first"
-            )
-        try:
-            return AutoConfig.from_pretrained(str(folder.root), local_files_only=True, trust_remote_code=True)
-        except Exception as error:  # whatever the checkpoint's code raises
-            raise UserError(f"{where}: its own code fails: {one_line(error)}") from None
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        close = get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if "auto_map" in raw and remote:
+        with foreign(where, "its own code fails"):
+            return AutoConfig.from_pretrained(str(folder.root), local_files_only=True, trust_remote_code=True)
+    if "auto_map" in raw and not known:
+        raise UserError(
+            f"{where}: auto_map asks for the checkpoint's own Python code; trust-remote-code=true would "
+            "run it, with your rights, on this machine: read that code first"
+        )
+    if not known:
+        close = get_close_matches(str(kind)[:80], list(CONFIG_MAPPING), n=1) if isinstance(kind, str) else []
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise UserError(
-            f"{where}: model_type {kind!r} is not known to transformers {transformers.__version__}{hint}"
+            f"{where}: model_type {quoted(kind)} is not known to transformers "
+            f"{transformers.__version__}{hint}"
         )
-    try:
-        config = CONFIG_MAPPING[kind].from_dict(_cleaned(raw))
-    except Exception as error:  # validators of configurations raise many classes
-        raise UserError(f"{where}: not a valid {kind} configuration: {one_line(error)}") from None
+    config = _read_by_transformers(_cleaned(raw), where, f"not a valid {kind} configuration")
+    _check_rope_types(config, where)
     if kind == "mpt":
         _check_mpt(config, where)
     return config
+
+
+def _read_by_transformers(data: dict[str, Any], where: str, failed: str) -> Any:
+    """``AutoConfig.from_pretrained`` of a checked dictionary, through a folder that holds nothing else."""
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / CONFIG).write_text(json.dumps(data), encoding="utf-8")
+        try:
+            config = AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+        except (MemoryError, RecursionError) as error:
+            raise UserError(f"{where}: {failed}: {type(error).__name__}") from error
+        except Exception as error:  # validators of configurations raise many classes
+            raise UserError(f"{where}: {failed}: {one_line(error).replace(scratch, where)}") from error
+    config.name_or_path = ""  # a folder that is gone
+    return config
+
+
+def _check_rope_types(config: Any, where: str) -> None:
+    """transformers fails on an unknown type while it builds the model, naming neither file nor types."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415
+
+    known = sorted({"default", *ROPE_INIT_FUNCTIONS})
+    for _, parameters in rope_dicts(text_config(config, where)):
+        kind = parameters.get("rope_type", "default")
+        if not isinstance(kind, str) or kind not in known:
+            raise UserError(
+                f"{where}: rope_type {quoted(kind)} is not known; transformers has {', '.join(known)}"
+            )
 
 
 def _check_mpt(config: Any, where: str) -> None:
@@ -149,19 +162,47 @@ def _check_mpt(config: Any, where: str) -> None:
         value = getattr(config.attn_config, key, only)
         if value != only:
             raise UserError(
-                f"{where}: attn_config.{key}={value}: transformers' MPT leaves it out and knows only {only}"
+                f"{where}: attn_config.{key}={quoted(value)}: transformers' MPT leaves it out and knows only "
+                f"{only}"
             )
     if config.logit_scale is not None:
-        raise UserError(f"{where}: logit_scale={config.logit_scale}: transformers' MPT leaves it out")
+        raise UserError(f"{where}: logit_scale={quoted(config.logit_scale)}: transformers' MPT leaves it out")
 
 
-def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
+def _cleaned(value: Any) -> Any:
     """Without the keys of ``_LEFT_OUT``, at any depth."""
-    return {
-        key: _cleaned(value) if isinstance(value, dict) else value
-        for key, value in raw.items()
-        if key not in _LEFT_OUT
+    if isinstance(value, dict):
+        return {key: _cleaned(item) for key, item in value.items() if key not in _LEFT_OUT}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+def fingerprint(raw: dict[str, Any]) -> str:
+    """sha256 of the whole cleaned configuration: every key of it may decide losses."""
+    text = json.dumps(_cleaned(raw), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def code_sha256(*classes: Any) -> str:
+    """Over the files of the checkpoint's own code that was imported, those its modules import among them."""
+    packages = {cls.__module__.rpartition(".")[0] for cls in classes}
+    files = {
+        name: module.__file__
+        for name, module in list(sys.modules.items())
+        if name.rpartition(".")[0] in packages and getattr(module, "__file__", None)
     }
+    digest = hashlib.sha256()
+    for name in sorted(files, key=lambda name: name.rpartition(".")[2]):
+        digest.update(name.rpartition(".")[2].encode() + b"\0" + Path(str(files[name])).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def text_config(config: Any, where: str) -> Any:
+    """The part that describes the decoder of text, for models that also see or hear."""
+    with foreign(where, "transformers finds no single decoder of text in it"):
+        text = config.get_text_config(decoder=True)
+    if not isinstance(getattr(text, "model_type", None), str):
+        raise UserError(f"{where}: its configuration of text is {quoted(text)}, expected that of a model")
+    return text
 
 
 def model_class(config: Any, folder: CheckpointFolder, *, remote: bool) -> Any:
@@ -176,10 +217,8 @@ def model_class(config: Any, folder: CheckpointFolder, *, remote: bool) -> Any:
         reference = config.auto_map.get("AutoModelForCausalLM")
         if reference is None:
             raise UserError(f"{where}: auto_map names no AutoModelForCausalLM: not a causal language model")
-        try:
+        with foreign(where, "its own code fails"):
             return get_class_from_dynamic_module(reference, str(folder.root), local_files_only=True)
-        except Exception as error:  # whatever the checkpoint's code raises
-            raise UserError(f"{where}: its own code fails: {one_line(error)}") from None
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise UserError(f"{where}: transformers has no causal language model of type {config.model_type}")
@@ -192,96 +231,3 @@ def model_class(config: Any, folder: CheckpointFolder, *, remote: bool) -> Any:
             "are not those of a language model"
         )
     return _get_model_class(config, mapping)
-
-
-# --- What a configuration says -------------------------------------------------------------------
-
-
-def text_config(config: Any) -> Any:
-    """The part that describes the decoder of text, for models that also see or hear."""
-    return config.get_text_config(decoder=True)
-
-
-def train_length(config: Any, raw: dict[str, Any]) -> int | None:
-    """Tokens a training window had, as far as the configuration says; None where it does not.
-
-    BLOOM's is ``seq_length`` or ``n_ctx``-like keys that transformers ignores, MPT's ``max_seq_len``; others
-    have ``max_position_embeddings`` (``n_positions``), which stays what the checkpoint says where its own
-    rope scaling was trained with it.
-    """
-    keys = {"bloom": ("seq_length",), "mpt": ("max_seq_len",)}.get(
-        config.model_type, ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-    )
-    for key in keys:
-        value = getattr(config, key, raw.get(key))
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
-
-
-def scheme(config: Any, model: nn.Module) -> str:
-    """``rope``, ``rope-yarn``, ..., ``alibi``, ``learned``, ``sinusoidal``, ``t5``, ``none``, or ``unknown``.
-
-    From the configuration and the modules of the model built from it (on the meta device).
-    """
-    kind = config.model_type
-    if kind in _ALIBI or getattr(config, "alibi", False):
-        return "alibi"
-    for names, scheme_ in (
-        (_TABLED_ROPE, "rope"), (_SINUSOIDAL, "sinusoidal"), (_NO_POSITIONS, "none"), (_BUCKETS, "t5"),
-    ):  # fmt: skip
-        if kind in names:
-            return scheme_
-    if getattr(config, "position_embedding_type", None) == "nope":
-        return "none"
-    rotary = any(
-        "inv_freq" in name and not any(word in name for word in _OTHER_SENSES)
-        for name, _ in model.named_buffers()
-    )
-    if rotary:
-        scaled = [name for name in rope_types(config) if name != "default"]
-        return "-".join(["rope", *scaled])
-    return "learned" if learned_positions(model) is not None else "unknown"
-
-
-def learned_positions(model: nn.Module) -> int | None:
-    """How many positions a learned table serves, without the rows some models keep for padding."""
-    from torch import nn as layers  # noqa: PLC0415
-
-    for name, module in model.named_modules():
-        if any(word in name for word in _OTHER_SENSES):
-            continue
-        if name.rsplit(".", 1)[-1] in _LEARNED and isinstance(module, layers.Embedding):
-            offset = getattr(module, "offset", 0)  # OPT, BioGPT: rows 0 and 1 are not positions
-            return int(module.num_embeddings) - (offset if isinstance(offset, int) else 0)
-    return None
-
-
-def longest_window(config: Any, model: nn.Module) -> int | None:
-    """The longest window the positions are defined for; None where there is no limit."""
-    if config.model_type in (*_TABLED_ROPE, "ctrl"):
-        return int(config.max_position_embeddings)
-    return learned_positions(model) if scheme(config, model) == "learned" else None
-
-
-def shape(config: Any) -> Shape:
-    """Sizes under the names that model types give them."""
-
-    def first(*names: str) -> int | None:
-        for name in names:
-            value = getattr(config, name, None)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-        return None
-
-    width = first("hidden_size", "d_model", "n_embd") or 0
-    heads = first("num_attention_heads", "n_head", "n_heads") or 1
-    ratio = first("expansion_ratio")
-    return Shape(
-        layers=first("num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0,
-        width=width,
-        heads=heads,
-        kv_heads=first("num_key_value_heads", "num_kv_heads") or heads,
-        head_dim=first("head_dim") or width // heads,
-        mlp_width=first("intermediate_size", "ffn_dim", "n_inner") or (ratio or 4) * width,
-    )

@@ -9,14 +9,14 @@ out of the folder is followed.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
+from kerple_eval.models.hf import parts
 from kerple_eval.support.files import inside as inside_folder
+from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
 
 CONFIG = "config.json"
@@ -38,6 +38,14 @@ class CheckpointFolder:
     hub: str | None = None
     revision: str | None = None  # the commit, where it came from the hub
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One stored tensor: its shape in torch's order and its dtype's name (F32, BF16, ..., or Q4_1)."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ def inside(root: Path, name: str, named_by: str) -> Path:
         or PureWindowsPath(name).drive
         or name.startswith("\\")
     ):
-        raise UserError(f"{named_by}: names {name!r}, which leads out of the checkpoint's folder")
+        raise UserError(f"{named_by}: names {quoted(name)}, which leads out of the checkpoint's folder")
     home = root.resolve()
     blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []  # the hub's cache
     return inside_folder(root / name, root, *blobs)
@@ -110,19 +118,6 @@ def check_links(root: Path) -> None:
         raise UserError(f"{root}: cannot be read: {error.strerror}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or one line that says what the file is instead."""
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
 def find_weights(folder: CheckpointFolder) -> Weights:
     """safetensors before pickles, as transformers prefers them; a GGUF file where one was named."""
     root = folder.root
@@ -131,7 +126,7 @@ def find_weights(folder: CheckpointFolder) -> Weights:
         if not path.is_file():
             available = ", ".join(sorted(p.name for p in root.glob("*.gguf"))) or "none"
             raise UserError(f"{path}: no such file; .gguf files there: {available}")
-        return Weights("gguf", (path,))
+        return Weights("gguf", parts.of(path))
     for kind, stem, suffix in (("safetensors", "model", "safetensors"), ("pickle", "pytorch_model", "bin")):
         single = root / f"{stem}.{suffix}"
         if single.is_file() or single.is_symlink():
@@ -153,11 +148,13 @@ def _sharded(root: Path, index: Path, kind: str, suffix: str) -> Weights:
     files: dict[str, Path] = {}
     for tensor, name in where.items():
         if not isinstance(name, str):
-            raise UserError(f"{index}: weight_map[{tensor!r}] must be a file name, got {type(name).__name__}")
+            raise UserError(
+                f"{index}: weight_map[{quoted(tensor)}] must be a file name, got {type(name).__name__}"
+            )
         if name not in files:
             path = inside(root, name, str(index))
             if path.suffix != f".{suffix}":
-                raise UserError(f"{index}: names {name!r}, expected a .{suffix} file")
+                raise UserError(f"{index}: names {quoted(name)}, expected a .{suffix} file")
             if not path.is_file():
                 raise UserError(f"{path}: no such file, but {index.name} names it: a shard is missing")
             files[name] = path
@@ -171,9 +168,11 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def only_gguf(folder: Path) -> str | None:
-    """The name of the one ``.gguf`` file of a folder without config.json; None otherwise."""
+    """The one ``.gguf`` file of a folder without config.json, or the first part of one; None otherwise."""
+    if (folder / CONFIG).exists():
+        return None
     names = sorted(p.name for p in folder.glob("*.gguf"))
-    return names[0] if len(names) == 1 and not (folder / CONFIG).exists() else None
+    return names[0] if len(names) == 1 else parts.first_of(names)
 
 
 # --- The hub -------------------------------------------------------------------------------------
@@ -222,7 +221,7 @@ def _wanted(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
         if gguf not in names:
             available = ", ".join(n for n in names if n.endswith(".gguf")) or "none"
             raise UserError(f"{what}: has no file {gguf}; .gguf files there: {available}")
-        return [gguf]
+        return [name for name in names if name in parts.names_of(gguf)]
     for pattern in (
         r"model\.safetensors", r"model(-\d+-of-\d+)\.safetensors|model\.safetensors\.index\.json",
         r"pytorch_model\.bin", r"pytorch_model(-\d+-of-\d+)\.bin|pytorch_model\.bin\.index\.json",

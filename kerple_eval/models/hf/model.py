@@ -17,16 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
 from kerple_eval.types import UserError
 
 HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
-_PROBE = 8  # tokens of the check that a model is causal
+_PROBE = 32  # tokens of the checks after loading
 
 
 class HfModel(LanguageModel):
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> None:
-        self.model = model.to(device).eval()
+        self.where = where
+        with foreign(where, "its own code fails"):
+            self.model = model.to(device).eval()
         self.device = device
         self.dtype = dtype
         self.config = model.config
@@ -36,7 +39,6 @@ class HfModel(LanguageModel):
         self.keeps_rows = parameter is not None
         self.chunked = parameter is not None and "Tensor" in str(parameter.annotation)
         self.chunked = self.chunked and _trunk(model) is not None
-        self._check_causal(where)
 
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
         forget_lengths(self.model)
@@ -51,28 +53,56 @@ class HfModel(LanguageModel):
             for start in range(first, inputs.shape[1], step):
                 stop = min(start + step, inputs.shape[1])
                 keep = torch.arange(start, stop, device=self.device)
-                yield self.model(input_ids=inputs, use_cache=False, logits_to_keep=keep).logits
+                with foreign(self.where, "its own code fails"):
+                    part = self.model(input_ids=inputs, use_cache=False, logits_to_keep=keep).logits
+                yield part
 
     def _forward(self, inputs: Tensor, rows: int) -> Tensor:
         """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
         keep = {"logits_to_keep": rows} if self.keeps_rows else {}
-        logits: Tensor = self.model(input_ids=inputs, use_cache=False, **keep).logits
+        with foreign(self.where, "its own code fails"):
+            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **keep).logits
         return logits[:, -rows:]
 
     @torch.inference_mode()
-    def _check_causal(self, where: str) -> None:
-        """Logits before a changed last token stay what they were; those of an encoder would not."""
-        plain = torch.arange(_PROBE, device=self.device) % self.vocabulary
-        changed = plain.clone()
-        changed[-1] = (changed[-1] + 1) % self.vocabulary
-        before = self._forward(torch.stack([plain, changed]), _PROBE)[:, :-1].float()
-        if not before.isfinite().all():
+    def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
+        """Measure that the model is causal, and prefix-invariant where that is claimed.
+
+        On ids of plain text: models treat ``special`` ones (padding above all) in other ways. The logits of
+        a row must not change with later tokens, nor, where ``invariant``, with the window's length.
+        ``longest``: the longest window that positions serve.
+
+        Raises:
+            UserError: the losses would not be those of a language model, or not those that were claimed.
+        """
+        plain = [number for number in range(self.vocabulary) if number not in special]
+        length = min(_PROBE, longest or _PROBE)
+        if len(plain) < 2 or length < 4:
+            return
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randint(len(plain), (2, length), generator=generator)
+        other = torch.tensor(plain)[(draws[1] + (draws[0] == draws[1])) % len(plain)].to(self.device)
+        text = torch.tensor(plain)[draws[0]].to(self.device)
+        half, short = length // 2, length - length // 4
+        late = torch.cat([text[:-1], other[-1:]])
+        early = torch.cat([text[:half], other[half:]])
+        logits = self._forward(torch.stack([text, late, early]), length).float()
+        if not logits.isfinite().all():
             return  # scoring will say which loss is not finite
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
-        if (before[0] - before[1]).abs().max() > tolerance * (1 + before.abs().max()):
+        tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * (1 + float(logits.abs().max()))
+        for changed, rows in ((1, length - 1), (2, half)):
+            if float((logits[0, :rows] - logits[changed, :rows]).abs().max()) > tolerance:
+                raise UserError(
+                    f"{where}: the model sees tokens after the one it predicts from, so its losses are not "
+                    "those of a language model"
+                )
+        if not invariant:
+            return
+        alone = self._forward(text[None, :short], short).float()
+        if float((logits[0, :short] - alone[0]).abs().max()) > tolerance:
             raise UserError(
-                f"{where}: the model sees tokens after the one it predicts from, so its losses are not those "
-                "of a language model"
+                f"{where}: the model's losses change with the length of the window, which its architecture "
+                "was not known to do; please report it"
             )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.tokenizer import JsonTokenizer
-from kerple_eval.models.hf.files import CheckpointFolder, inside, read_json, stamp
+from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import UserError
 
 _CONVERTIBLE = (
@@ -41,6 +42,12 @@ class HfTokenizer(JsonTokenizer):
         if guessed != (self.bos, self.end_of_document, adds_bos):  # another tokeniser than the file alone
             self.identity += f"+bos={self.bos},eos={self.end_of_document},adds_bos={adds_bos}".lower()
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the tokens that the tokeniser's file marks as special."""
+        tokens = self._fast.get_added_tokens_decoder()
+        return [number for number, token in tokens.items() if token.special]
+
     def _marker(self, name: str, declared: dict[str, Any], guessed: int | None) -> int | None:
         token = declared.get(f"{name}_token")
         if isinstance(token, dict):
@@ -58,10 +65,14 @@ class HfTokenizer(JsonTokenizer):
         return guessed
 
 
-def read_tokenizer(folder: CheckpointFolder, config: dict[str, Any]) -> HfTokenizer | None:
-    """The tokeniser in the folder (or in the GGUF file), or None."""
+def read_tokenizer(
+    folder: CheckpointFolder, config: dict[str, Any], given: str | None = None
+) -> HfTokenizer | None:
+    """The tokeniser ``given`` as a file, or that in the folder (or in the GGUF file), or None."""
     root = folder.root
     declared = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    if given is not None:
+        return HfTokenizer(Path(given), declared)
     if folder.gguf is not None:
         return _of_gguf(folder, stamp(root / folder.gguf))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

@@ -8,9 +8,9 @@ the folder: nothing else in it (adapters, generation settings, code) is looked a
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kerple_eval.models.hf.config import one_line
-from kerple_eval.models.hf.files import Weights
+from kerple_eval.models.hf import gguf
+from kerple_eval.models.hf.files import Header, Weights
+from kerple_eval.models.hf.foreign import foreign, one_line
+from kerple_eval.models.hf.gguf import some
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 #: Safetensors' names of dtypes; GGUF blocks have ggml's names and are never made tensors of here.
@@ -29,39 +32,44 @@ _DTYPES = {
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-#: Buffers that older releases of transformers stored and no release needs.
+#: What wrappers put before every name: torch.compile, and (distributed) data parallel.
+_WRAPPERS = ("_orig_mod.", "module.")
+#: Buffers that older releases of transformers stored; left out where the model has no such buffer.
 _OLD_BUFFERS = (
     ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "inv_freq",
     ".position_ids",
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """One stored tensor: its shape and its dtype's name (F32, BF16, ..., or Q4_1 and the like)."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
 def headers(weights: Weights) -> dict[str, Header]:
-    """Every stored tensor by name, from headers alone; truncated and damaged files are refused."""
+    """Every stored tensor by name, from headers alone; truncated and damaged files are refused.
+
+    Names are the model's: without what a wrapper put before each of them.
+    """
     tensors: dict[str, Header] = {}
     for path in weights.files:
         if weights.kind == "safetensors":
             part = _safetensors(path)
         elif weights.kind == "gguf":
-            part = _gguf(path)
+            part = gguf.tensors(path)
         else:
-            empty = _pickle(path, meta=True)
-            part = {k: Header(tuple(t.shape), _NAMES.get(t.dtype, str(t.dtype))) for k, t in empty.items()}
+            stored = _pickle(path, meta=True)
+            part = {k: Header(tuple(t.shape), _NAMES.get(t.dtype, str(t.dtype))) for k, t in stored.items()}
         twice = next((name for name in part if name in tensors), None)
         if twice is not None:
             raise UserError(f"{path}: tensor {twice} is also in another file of the checkpoint")
         if weights.index is not None:
             _agree(weights.index, path, part)
         tensors |= part
-    return tensors
+    return _unwrapped(tensors)
+
+
+def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without the prefixes of ``_WRAPPERS`` that all of them have."""
+    found = dict(tensors)
+    while wrapper := next((w for w in _WRAPPERS if found and all(n.startswith(w) for n in found)), None):
+        found = {name.removeprefix(wrapper): value for name, value in found.items()}
+    return found
 
 
 def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, Header]) -> None:
@@ -89,83 +97,52 @@ def _pickle(path: Path, *, meta: bool) -> dict[str, Tensor]:
         raise UserError(f"{path}: must hold tensors by name")
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: {name!r} is {type(value).__name__}, expected a tensor with a name")
+            raise UserError(
+                f"{path}: {quoted(name)} is {type(value).__name__}, expected a tensor with a name"
+            )
     return tensors
-
-
-def _gguf(path: Path) -> dict[str, Header]:
-    """Names, shapes and block types; that each tensor ends inside the file."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
-    from transformers.integrations.gguf import reader  # noqa: PLC0415
-
-    try:
-        size = path.stat().st_size
-        blob = reader._mapped(str(path))
-        metadata, count, end = reader._read_metadata(blob, str(path))
-        table, end = reader._read_tensor_table(blob, count, end)
-        alignment = int(metadata.get("general.alignment", 32))
-        start = -(-end // alignment) * alignment
-        tensors: dict[str, Header] = {}
-        for name, shape, kind, offset in table:
-            block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-            elements = 1
-            for extent in shape:
-                elements *= extent
-            if start + offset + elements // block * width > size:
-                raise UserError(f"{path}: truncated: tensor {name} ends beyond the file's {size} bytes")
-            if name in tensors:
-                raise UserError(f"{path}: tensor {name} appears twice")
-            tensors[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
-    except (
-        OSError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError, struct.error,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
-    return tensors
-
-
-def refuse_unread_scaling(path: Path, tensors: Mapping[str, Header]) -> None:
-    """Rotary scaling that a GGUF file states and transformers leaves out, which would pass for plain rope."""
-    from transformers.integrations.gguf.reader import read_gguf_metadata  # noqa: PLC0415
-
-    if any(name.startswith(("rope_freqs", "rope_factors")) for name in tensors):
-        raise UserError(
-            f"{path}: holds scaled rotary frequencies, which transformers would leave out; say how they "
-            "scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
-        )
-    metadata, _ = read_gguf_metadata(str(path))
-    architecture = str(metadata["general.architecture"])
-    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if kind != "none" and architecture != "gpt-oss":  # the one whose scaling transformers reads
-        factor = metadata.get(f"{architecture}.rope.scaling.factor", "?")
-        raise UserError(
-            f"{path}: its rotary positions are scaled ({kind}, factor {factor}), which transformers would "
-            f"leave out; say rope={kind},factor={factor}"
-        )
 
 
 # --- Against the model ---------------------------------------------------------------------------
 
 
-def check(model_class: Any, config: Any, weights: Weights, tensors: Mapping[str, Header]) -> Any:
+def empty(model_class: Any, config: Any, where: str) -> Any:
+    """The model without weights, on the meta device."""
+    with foreign(where, "transformers cannot build this model"), torch.device("meta"):
+        return model_class._from_config(config)
+
+
+def check(
+    model_class: Any, config: Any, weights: Weights, tensors: Mapping[str, Header]
+) -> tuple[Any, list[str]]:
     """The model on the meta device, after transformers' loader found a target for every tensor.
 
+    Also the names of tensors that transformers' own class leaves out, or that no release needs.
+
     Raises:
-        UserError: names what is missing, not claimed, or of another shape.
+        UserError: names what is missing, not claimed, or of another shape or kind.
     """
-    where = weights.files[0] if len(weights.files) == 1 else weights.files[0].parent
-    if weights.kind == "gguf":
-        return _check_gguf(model_class, config, weights.files[0], tensors)
-    for name, header in tensors.items():
-        if not header.dtype.startswith(("F", "BF")) and not name.endswith(_OLD_BUFFERS):
-            raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
-    empty = {
+    where = str(weights.files[0] if len(weights.files) == 1 else weights.files[0].parent)
+    state = {
         name: torch.empty(header.shape, dtype=_DTYPES.get(header.dtype, torch.float32), device="meta")
         for name, header in tensors.items()
-        if not name.endswith(_OLD_BUFFERS)
     }
-    model, info = load(model_class, config, empty, str(where), meta=True)
-    refuse_gaps(info, str(where))
-    return model
+    model, info = load(model_class, config, state, where, meta=True)
+    refuse_gaps(info, where)
+    kept = model.state_dict()
+    patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
+    left_out = [
+        name
+        for name in sorted(tensors)
+        if name not in kept
+        and (name.endswith(_OLD_BUFFERS) or any(re.search(pattern, name) for pattern in patterns))
+    ]
+    for name, header in tensors.items():
+        if header.dtype.startswith(("F", "BF")) or name in left_out:
+            continue
+        if name not in kept or kept[name].is_floating_point():
+            raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
+    return model, left_out
 
 
 def load(
@@ -181,34 +158,47 @@ def load(
 
     On CPU; with ``meta`` on the meta device, where ``state`` must be too.
     """
-    device = torch.device("meta")
-    try:
+    device = {"": torch.device("meta")} if meta else None
+    with foreign(where, "transformers cannot build this model"), _placing_without_accelerate():
         model, info = model_class.from_pretrained(
             None,
             config=config,
             state_dict=dict(state),
             dtype=dtype,
-            device_map={"": device} if meta else None,
+            device_map=device,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except UserError:
-        raise
-    except Exception as error:  # constructors of models raise what their configuration leads them to
-        raise UserError(f"{where}: transformers cannot build this model: {one_line(error)}") from None
     return model, info
 
 
+@contextlib.contextmanager
+def _placing_without_accelerate() -> Iterator[None]:
+    """transformers asks for accelerate wherever a device is named, also where one device needs none of it."""
+    from transformers.integrations import accelerate as placing  # noqa: PLC0415
+
+    asked = placing.is_accelerate_available
+    placing.is_accelerate_available = lambda *_: True
+    try:
+        yield
+    finally:
+        placing.is_accelerate_available = asked
+
+
 def refuse_gaps(info: Mapping[str, Any], where: str) -> None:
-    """One line for what transformers reports as missing, mismatched or unclaimed."""
+    """One line for what transformers reports as missing, mismatched or unclaimed.
+
+    Unclaimed buffers of older releases are left out.
+    """
     if info["missing_keys"]:
-        raise UserError(f"{where}: missing tensor {_some(info['missing_keys'])}")
+        raise UserError(f"{where}: missing tensor {some(info['missing_keys'])}")
     if info["mismatched_keys"]:
         name, stored, wanted = min(info["mismatched_keys"], key=lambda item: str(item[0]))
         raise UserError(f"{where}: tensor {name} has shape {list(stored)}, expected {list(wanted)}")
-    if info["unexpected_keys"]:
-        raise UserError(f"{where}: tensor not claimed by the model: {_some(info['unexpected_keys'])}")
+    unclaimed = [str(name) for name in info["unexpected_keys"]]
+    if more := [name for name in unclaimed if not name.endswith(_OLD_BUFFERS)]:
+        raise UserError(f"{where}: tensor not claimed by the model: {some(more)}")
     if info["error_msgs"]:
         raise UserError(f"{where}: {' '.join(str(info['error_msgs'][0]).split())[:200]}")
 
@@ -225,7 +215,7 @@ def read_state(weights: Weights) -> dict[str, Any]:
             state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
-    return {name: value for name, value in state.items() if not name.endswith(_OLD_BUFFERS)}
+    return _unwrapped(state)
 
 
 def load_gguf(model_class: Any, config: Any, path: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -235,54 +225,16 @@ def load_gguf(model_class: Any, config: Any, path: Path, dtype: torch.dtype) -> 
 
     bar, legacy.tqdm = legacy.tqdm, lambda items, **_: items  # its progress bar has no switch
     try:
-        model, info = model_class.from_pretrained(
-            str(path.parent),
-            config=config,
-            gguf_file=path.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=dtype,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # readers of GGUF raise what they meet
-        raise UserError(f"{path}: transformers cannot load it: {one_line(error)}") from None
+        with foreign(str(path), "transformers cannot load it"):
+            model, info = model_class.from_pretrained(
+                str(path.parent),
+                config=config,
+                gguf_file=path.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     finally:
         legacy.tqdm = bar
     return model, info
-
-
-def _check_gguf(model_class: Any, config: Any, path: Path, tensors: Mapping[str, Header]) -> Any:
-    """Names and sizes against transformers' map of GGUF names, for architectures that it covers by one."""
-    from transformers.modeling_gguf_pytorch_utils import (  # noqa: PLC0415
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
-
-    try:
-        with torch.device("meta"):
-            model = model_class._from_config(config)
-        make = TENSOR_PROCESSORS.get(config.model_type, TensorProcessor)
-        names = get_gguf_hf_weights_map(model, make(config=config.to_dict()))
-    except NotImplementedError:
-        return model  # the loader will name what is missing
-    except Exception as error:  # as above
-        raise UserError(f"{path}: transformers cannot build this model: {one_line(error)}") from None
-    state = model.state_dict()
-    tied = set(getattr(model, "all_tied_weights_keys", {}))
-    missing = [name for name, target in names.items() if name not in tensors and target not in tied]
-    if missing and config.model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "phi3"):
-        raise UserError(f"{path}: missing tensor {_some(missing)}")
-    for name, header in tensors.items():
-        target = state.get(names.get(name, ""))
-        if target is not None and target.numel() != torch.Size(header.shape).numel():
-            raise UserError(
-                f"{path}: tensor {name} has shape {list(header.shape)}, expected {list(target.shape)}"
-            )
-    return model
-
-
-def _some(names: Any) -> str:
-    ordered = sorted(str(name) for name in names)
-    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    return ", ".join(ordered[:3]) + more

@@ -10,7 +10,6 @@ kernel's gradient in no fixed order).
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -33,9 +32,9 @@ from kerple_eval.models.scoring import NotFiniteError, score
 from kerple_eval.models.training.batches import PackedBatches
 from kerple_eval.models.training.card import card
 from kerple_eval.models.training.corpus import Corpus
+from kerple_eval.models.training.state import TrainingState, TrainingStep, read_state, write_state
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records.reductions import total_loss
-from kerple_eval.support.differences import differences
 from kerple_eval.support.files import locked, write_atomically
 from kerple_eval.support.interrupts import interruptible
 from kerple_eval.types import UserError
@@ -64,16 +63,6 @@ class Recipe:
     threads: int
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingStep:
-    """One line of the loss curve; losses in nats per token."""
-
-    step: int
-    train_loss: float
-    held_out_loss: float
-    seconds: float
-
-
 def train(
     recipe: Recipe,
     corpus: Corpus,
@@ -94,15 +83,12 @@ def train(
         UserError: ``out`` holds a finished checkpoint, another run's state, or foreign files.
         KeyboardInterrupt: Ctrl-C; the state is saved, the same command goes on from it.
     """
-    if (out / CONFIG).exists():
-        raise UserError(f"{out}: holds a finished checkpoint; choose another --out")
     state_file = out / STATE
-    if (
-        out.is_dir()
-        and not state_file.exists()
-        and any(not path.name.startswith(".") for path in out.iterdir())
-    ):
-        raise UserError(f"{out}: is not empty and holds no training to go on with")
+    if not state_file.exists():  # it is there until all files are written
+        if (out / CONFIG).exists():
+            raise UserError(f"{out}: holds a finished checkpoint; choose another --out")
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
     with _threads(recipe.threads), locked(out), interruptible() as interrupted:
         run = _Run(recipe, corpus)
@@ -114,7 +100,8 @@ def train(
             on_step(run.step, loss)
             if run.step % every == 0 or run.step == recipe.steps:
                 on_report(run.report())
-            if interrupted() or time.monotonic() - run.saved > SAVE_SECONDS:
+            done = run.step == recipe.steps
+            if done or interrupted() or time.monotonic() - run.saved > SAVE_SECONDS:
                 run.save(state_file, identity)
             if interrupted():
                 raise KeyboardInterrupt
@@ -131,6 +118,8 @@ def train(
             "held_out": final,
             "curve": [asdict(report) for report in run.reports],
         }
+        text = card(out.name, recipe.model.to_json(), recipe.seed, training)
+        write_atomically(out / "README.md", text.encode())
         write_checkpoint(
             out,
             run.decoder,
@@ -139,8 +128,6 @@ def train(
             tokenizer=tokenizer,
             training=training,
         )
-        text = card(out.name, recipe.model.to_json(), recipe.seed, training)
-        write_atomically(out / "README.md", text.encode())
         state_file.unlink(missing_ok=True)
     (out / ".lock").unlink(missing_ok=True)
     return training
@@ -266,36 +253,24 @@ class _Run:
         }
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "identity": identity,
-                "step": self.step,
-                "seconds": self.seconds,
-                "losses": self.losses,
-                "reports": [asdict(report) for report in self.reports],
-                "decoder": self.decoder.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-            buffer,
-        )
-        write_atomically(path, buffer.getvalue())
+        write_state(
+            path,
+            identity,
+            TrainingState(
+                self.step, self.seconds, self.losses, self.reports,
+                self.decoder.state_dict(), self.optimizer.state_dict()["state"],
+            ),
+        )  # fmt: skip
         self.saved = time.monotonic()
 
     def restore(self, path: Path, identity: dict[str, Any]) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: not a training state: {reason}") from None
-        different = differences(state["identity"], identity)
-        if different:
-            raise UserError(f"{path.parent}: holds another training: {different[0]}")
-        self.decoder.load_state_dict(state["decoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.losses = state["losses"]
-        self.reports = [TrainingStep(**report) for report in state["reports"]]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = read_state(path, identity, self.recipe.steps, self.decoder.state_dict(), parameters)
+        self.decoder.load_state_dict(state.decoder)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.optimizer, "param_groups": groups})
+        self.step, self.seconds = state.step, state.seconds
+        self.losses, self.reports = state.losses, state.reports
 
 
 def schedule(step: int, warmup: int, steps: int) -> float:

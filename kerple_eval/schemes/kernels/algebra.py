@@ -9,7 +9,7 @@ Every PD kernel is CPD. KERPLE's biases are CPD kernels of ``D = |i - j| >= 0`` 
     a k            CPD (PD where k is), a > 0            Scaled      Fact 2
     k1 + k2        CPD (PD where both are)               Sum         Fact 2
     -(-k)^alpha    CPD for CPD k <= 0, 0 < alpha < 1     Root        Fact 3
-    -log(1 - k)    CPD for CPD k <= 0                    Log         Fact 3
+    -log(1 - k)    CPD for CPD k <= 0                    Log         Fact 3; -log(c + X), c > 0, by it
     exp(k)         PD for CPD k                          Exp         Schoenberg
     k1 k2          PD for PD k1, k2                      Product     Schur
 
@@ -32,13 +32,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from kerple_eval.schemes.kernels.basic import positive_power
+from kerple_eval.schemes.kernels.exact import bound, exact, rounded, shown
 from kerple_eval.schemes.kernels.notation import LATEX, TEXT, Notation
 from kerple_eval.schemes.kernels.parameters import (
     ONE,
@@ -52,7 +54,8 @@ from kerple_eval.schemes.kernels.parameters import (
     ranges,
 )
 
-Factor = Scale | Parameter | float
+Factor = Scale | Parameter | float | Fraction
+Bound = Fraction | float  # a float only where it is infinite
 
 
 class CPD(ABC):
@@ -64,7 +67,7 @@ class CPD(ABC):
 
     @property
     @abstractmethod
-    def upper(self) -> float:
+    def upper(self) -> Bound:
         """A bound of the kernel from above, whatever its parameters: that of its value at D = 0."""
 
     @abstractmethod
@@ -153,7 +156,7 @@ def all_pd(kernels: tuple[CPD, ...], rule: str) -> None:
 def _not_positive(kernel: CPD, rule: str) -> None:
     all_cpd((kernel,), f"{rule} is CPD where k is")
     if not kernel.upper <= 0:  # also where the bound is unknown
-        reach = f"{kernel.upper:g}" if math.isfinite(kernel.upper) else "any positive number"
+        reach = shown(kernel.upper) if isinstance(kernel.upper, Fraction) else "any positive number"
         raise ClosureError(f"{rule} needs k <= 0, and k = {kernel} can reach {reach} at D = 0")
 
 
@@ -165,8 +168,11 @@ class Power(CPD):
     rate: Scale = ONE
 
     def __post_init__(self) -> None:
-        if not isinstance(self.exponent, Parameter) and not 0 < self.exponent <= 2:
-            raise ClosureError(f"-D**p is CPD for 0 < p <= 2 only, got p = {self.exponent:.12g}")
+        if isinstance(self.exponent, Parameter):
+            return
+        if not 0 < self.exponent <= 2:
+            raise ClosureError(f"-D**p is CPD for 0 < p <= 2 only, got p = {shown(self.exponent)}")
+        object.__setattr__(self, "exponent", float(self.exponent))
 
     def __call__(self, distance: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         base = distance if self.rate == ONE else self.rate.value(parameters) * distance
@@ -175,8 +181,8 @@ class Power(CPD):
         return -positive_power(base, exponent_value(self.exponent, parameters))
 
     @property
-    def upper(self) -> float:
-        return 0.0
+    def upper(self) -> Bound:
+        return Fraction(0)
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         if isinstance(self.exponent, Parameter):
@@ -194,33 +200,39 @@ class Power(CPD):
 
 @dataclass(frozen=True)
 class Constant(CPD):
-    """The same number at every distance; softmax does not see it, ``log(1 - k)`` does."""
+    """The same number at every distance; softmax does not see it, ``log(1 - k)`` does.
+
+    ``exact`` is what sums and comparisons use; ``value`` is it rounded, what is computed with and written.
+    """
 
     value: float
+    exact: Fraction = field(default=Fraction(0), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise ClosureError(f"a constant must be finite, got {self.value}")
+        if float(self.exact) != self.value:
+            object.__setattr__(self, "exact", exact(self.value))
 
     def __call__(self, distance: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         return torch.full_like(distance, self.value)
 
     @property
-    def upper(self) -> float:
-        return self.value
+    def upper(self) -> Bound:
+        return self.exact
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         yield from ()
 
     def magnitude(self, notation: Notation) -> tuple[bool, str]:
-        return self.value < 0, notation.number(abs(self.value))
+        return self.exact < 0, notation.number(abs(self.value))
 
 
 class PDConstant(Constant, PD):
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.value < 0:
-            raise ClosureError(f"a constant is PD from 0 on, got {self.value:g}")
+        if self.exact < 0:
+            raise ClosureError(f"a constant is PD from 0 on, got {shown(self.exact)}")
 
 
 @dataclass(frozen=True)
@@ -237,10 +249,10 @@ class Scaled(CPD):
         return self.scale.value(parameters) * self.kernel(distance, parameters)
 
     @property
-    def upper(self) -> float:
+    def upper(self) -> Bound:
         if not self.scale.names:
-            return self.scale.coefficient * self.kernel.upper
-        return 0.0 if self.kernel.upper <= 0 else math.inf
+            return exact(self.scale.coefficient) * self.kernel.upper
+        return Fraction(0) if self.kernel.upper <= 0 else math.inf
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         role = Role.LOG_SCALE if isinstance(self.kernel, Log) else Role.SCALE
@@ -277,8 +289,8 @@ class Sum(CPD):
         return out
 
     @property
-    def upper(self) -> float:
-        return sum(term.upper for term in self.terms)
+    def upper(self) -> Bound:
+        return sum((term.upper for term in self.terms), Fraction(0))
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         for term in self.terms:
@@ -304,17 +316,20 @@ class Root(CPD):
 
     def __post_init__(self) -> None:
         _not_positive(self.kernel, "-(-k)**alpha")
-        if not isinstance(self.alpha, Parameter) and not 0 < self.alpha < 1:
-            raise ClosureError(f"-(-k)**alpha is CPD for 0 < alpha < 1, got alpha = {self.alpha:.12g}")
+        if isinstance(self.alpha, Parameter):
+            return
+        if not 0 < self.alpha < 1:
+            raise ClosureError(f"-(-k)**alpha is CPD for 0 < alpha < 1, got alpha = {shown(self.alpha)}")
+        object.__setattr__(self, "alpha", float(self.alpha))
 
     def __call__(self, distance: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         return -positive_power(-self.kernel(distance, parameters), exponent_value(self.alpha, parameters))
 
     @property
-    def upper(self) -> float:
-        depth = -self.kernel.upper  # a bound of -k from below, at every alpha
-        exponents = (0.01, 0.99) if isinstance(self.alpha, Parameter) else (self.alpha,)
-        return -min(math.pow(depth, exponent) for exponent in exponents)
+    def upper(self) -> Bound:
+        depth = rounded(-self.kernel.upper)  # a bound of -k from below, at every alpha
+        exponents = (0.01, 0.99) if isinstance(self.alpha, Parameter) else (float(self.alpha),)
+        return -bound(min(math.pow(depth, exponent) for exponent in exponents))
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         yield from self.kernel.uses()
@@ -339,8 +354,8 @@ class Log(CPD):
         return -torch.log1p(-self.kernel(distance, parameters))
 
     @property
-    def upper(self) -> float:
-        return -math.log1p(-self.kernel.upper)
+    def upper(self) -> Bound:
+        return -bound(math.log1p(rounded(-self.kernel.upper)))
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         yield from self.kernel.uses()
@@ -348,7 +363,7 @@ class Log(CPD):
     def magnitude(self, notation: Notation) -> tuple[bool, str]:
         *others, last = terms_of(self.kernel)
         joined = isinstance(last, Constant)  # the number at its end joins the 1 of 1 - k
-        one = 1.0 - last.value if isinstance(last, Constant) else 1.0
+        one = float(1 - last.exact) if isinstance(last, Constant) else 1.0
         parts = [term.magnitude(notation) for term in (others if joined else (*others, last))]
         return True, notation.call("log", notation.minus(notation.number(one), parts))
 
@@ -366,9 +381,9 @@ class Exp(PD):
         return torch.exp(self.kernel(distance, parameters))
 
     @property
-    def upper(self) -> float:
+    def upper(self) -> Bound:
         try:
-            return math.exp(self.kernel.upper)
+            return bound(math.exp(rounded(self.kernel.upper)))
         except OverflowError:
             return math.inf
 
@@ -397,8 +412,8 @@ class Product(PD):
         return out
 
     @property
-    def upper(self) -> float:
-        return math.prod(factor.upper for factor in self.factors)
+    def upper(self) -> Bound:
+        return math.prod((factor.upper for factor in self.factors), start=Fraction(1))
 
     def uses(self) -> Iterator[tuple[str, Role]]:
         for factor in self.factors:
@@ -410,14 +425,16 @@ class Product(PD):
 
 def power(exponent: Exponent = 1.0, rate: Factor = 1.0) -> CPD:
     """``-(rate D)^exponent``; at exponent 1 the rate is a scale."""
-    number = exponent if isinstance(exponent, Parameter) else float(exponent)
-    if number == 1.0:
+    if exponent == 1:
         return scaled(rate, Power(1.0))
-    return Power(number, Scale.of(rate))
+    return Power(exponent, Scale.of(rate))
 
 
-def constant(value: float) -> CPD:
-    return PDConstant(float(value)) if value >= 0 else Constant(float(value))
+def constant(value: float | Fraction) -> CPD:
+    """The kernel that is ``value`` at every distance."""
+    number = rounded(value)
+    cls = PDConstant if value >= 0 else Constant
+    return cls(number, exact(value)) if math.isfinite(number) else cls(number)
 
 
 @overload
@@ -434,18 +451,18 @@ def scaled(scale: Factor, kernel: CPD) -> CPD:
     if isinstance(kernel, Constant):
         if factor.names:
             raise ClosureError("a parameter alone is a constant: constants are numbers")
-        return constant(factor.coefficient * kernel.value)
+        return constant(exact(factor.coefficient) * kernel.exact)
     return PDScaled(factor, kernel) if isinstance(kernel, PD) else Scaled(factor, kernel)
 
 
 def add(*kernels: CPD) -> CPD:
     """The sum; sums within are opened and numbers put together at the end."""
     terms: list[CPD] = []
-    number = 0.0
+    number = Fraction(0)
     for kernel in kernels:
         for term in terms_of(kernel):
             if isinstance(term, Constant):
-                number += term.value
+                number += term.exact
             else:
                 terms.append(term)
     if number or not terms:
@@ -454,6 +471,18 @@ def add(*kernels: CPD) -> CPD:
         return terms[0]
     cls = PDSum if all(isinstance(term, PD) for term in terms) else Sum
     return cls(tuple(terms))
+
+
+def log_of(value: CPD) -> CPD:
+    """``-log(v)`` for v = minus the kernel ``value``, where v is at least some c > 0 at every distance.
+
+    From c = 1 on it is ``-log(1 - k)`` of k = 1 - v; below, ``-log(v) = -log(c) - log(1 + (v - c) / c)``.
+    """
+    c = -value.upper
+    if isinstance(c, Fraction) and 0 < c < 1:
+        rest = scaled(1 / c, add(value, constant(c)))
+        return add(log(rest), constant(-math.log(c)))
+    return log(add(value, constant(1)))
 
 
 def product(*kernels: CPD) -> PD:
@@ -477,15 +506,14 @@ def product(*kernels: CPD) -> PD:
 
 def root(kernel: CPD, alpha: Exponent) -> CPD:
     """``-(-kernel)^alpha``; of ``-a D`` it is the base kernel ``-(a D)^alpha``, alpha up to 2."""
-    number = alpha if isinstance(alpha, Parameter) else float(alpha)
     rate, base = (kernel.scale, kernel.kernel) if isinstance(kernel, Scaled) else (ONE, kernel)
     if base == Power(1.0):
-        return power(number, rate)
-    made = Root(kernel, number)
+        return power(alpha, rate)
+    made = Root(kernel, alpha)
     if isinstance(kernel, Constant):
-        if isinstance(number, Parameter):
+        if isinstance(alpha, Parameter):
             raise ClosureError("a parameter alone is a constant: constants are numbers")
-        return constant(-((-kernel.value) ** number))
+        return constant(-((-kernel.value) ** float(alpha)))
     return made
 
 
@@ -498,4 +526,6 @@ def log(kernel: CPD) -> CPD:
 def exp(kernel: CPD) -> PD:
     """``exp(kernel)``."""
     made = Exp(kernel)
-    return PDConstant(made.upper) if isinstance(kernel, Constant) else made
+    if not isinstance(kernel, Constant):
+        return made
+    return PDConstant(float(made.upper))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kerple_eval.schemes.kernels.parameters import Exponent, Scale
+from kerple_eval.schemes.kernels.parameters import Exponent, Parameter, Scale
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Notation:
         return self.divide(top, [self.name(name) for name in scale.down]) if scale.down else top
 
     def exponent(self, exponent: Exponent) -> str:
-        return self.number(exponent) if isinstance(exponent, float) else self.name(str(exponent))
+        return self.name(exponent.name) if isinstance(exponent, Parameter) else self.number(float(exponent))
 
 
 def _latex_number(x: float) -> str:

@@ -20,10 +20,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from kerple_eval.schemes.kernels.exact import rounded
 from kerple_eval.types import UserError
 
 NAME = re.compile(r"r[1-9][0-9]?")
@@ -104,10 +106,10 @@ class Scale:
             object.__setattr__(self, field, names)
 
     @classmethod
-    def of(cls, value: Scale | Parameter | float) -> Scale:
+    def of(cls, value: Scale | Parameter | float | Fraction) -> Scale:
         if isinstance(value, Scale):
             return value
-        return cls(1.0, (value.name,)) if isinstance(value, Parameter) else cls(float(value))
+        return cls(1.0, (value.name,)) if isinstance(value, Parameter) else cls(rounded(value))
 
     def __mul__(self, other: Scale) -> Scale:
         if not isinstance(other, Scale):
@@ -131,11 +133,11 @@ class Scale:
 
 
 ONE = Scale()
-Exponent = float | Parameter
+Exponent = float | Fraction | Parameter
 
 
 def exponent_value(exponent: Exponent, parameters: Mapping[str, Tensor]) -> Tensor | float:
-    return parameters[exponent.name] if isinstance(exponent, Parameter) else exponent
+    return parameters[exponent.name] if isinstance(exponent, Parameter) else float(exponent)
 
 
 def draw(given: Mapping[str, Range], generator: torch.Generator) -> dict[str, float]:

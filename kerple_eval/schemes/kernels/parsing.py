@@ -12,6 +12,7 @@ import ast
 import re
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 
 from kerple_eval.schemes.kernels import values
 from kerple_eval.schemes.kernels.algebra import CPD, power
@@ -90,13 +91,13 @@ def _read(node: ast.expr, text: str, depth: int) -> Value:
             parts = []
     inner = [_read(part, text, depth + 1) for part in parts]
     try:
-        return _value(node, inner)
+        return _value(node, inner, text[node.col_offset : node.end_col_offset])
     except ClosureError as error:
         raise _refusal(node, text, str(error)) from None
 
 
-def _value(node: ast.expr, parts: list[Value]) -> Value:
-    """One node's value from its parts'; no parts where the grammar does not know it."""
+def _value(node: ast.expr, parts: list[Value], source: str) -> Value:
+    """One node's value from its parts' and its text; no parts where the grammar does not know it."""
     match node, parts:
         case ast.UnaryOp(op=sign), [operand]:
             return UNARY[type(sign)](operand)
@@ -105,7 +106,9 @@ def _value(node: ast.expr, parts: list[Value]) -> Value:
         case ast.Call(func=ast.Name(id=name)), [argument]:
             return FUNCTIONS[name](argument)
         case ast.Constant(value=int() | float() as value), _ if not isinstance(value, bool):
-            return values.number(lambda: float(value))
+            return (
+                values.number(lambda: Fraction(value)) if isinstance(value, int) else values.literal(source)
+            )
         case ast.Name(id="D"), _:
             return Term(True, power())
         case ast.Name(id=name), _ if NAME.fullmatch(name):

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from kerple_eval.schemes.kernels import algebra
 from kerple_eval.schemes.kernels.algebra import CPD, PD
+from kerple_eval.schemes.kernels.exact import exact, power
 from kerple_eval.schemes.kernels.parameters import ClosureError, Exponent, Parameter, Scale
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    value: float
+    value: Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,21 @@ class Term:
 Value = Number | Factor | Term
 
 
-def number(compute: Callable[[], float | complex]) -> Number:
+def number(compute: Callable[[], Fraction | float | complex]) -> Number:
     try:
         value = compute()
+        if isinstance(value, complex) or not math.isfinite(value):
+            raise ValueError
     except ZeroDivisionError:
         raise ClosureError("division by zero") from None
     except (OverflowError, ValueError):
-        value = math.nan
-    if isinstance(value, complex) or not math.isfinite(value):
-        raise ClosureError("not a finite number")
-    return Number(float(value))
+        raise ClosureError("not a finite number") from None
+    return Number(exact(value))
+
+
+def literal(text: str) -> Number:
+    """A number as it is written, without rounding."""
+    return number(lambda: Fraction(text) if float(text) else Fraction(0))  # 1e-999999999 has too many digits
 
 
 def negate(value: Value) -> Value:
@@ -108,7 +115,7 @@ def _factor(value: Value) -> tuple[bool, Scale]:
     if isinstance(value, Number):
         if value.value == 0:
             raise ClosureError("a scale must be positive, got 0")
-        return value.value < 0, Scale(abs(value.value))
+        return value.value < 0, Scale(float(abs(value.value)))
     assert isinstance(value, Factor)
     return value.negative, value.scale
 
@@ -116,15 +123,25 @@ def _factor(value: Value) -> tuple[bool, Scale]:
 def raised(base: Value, exponent: Value) -> Value:
     if isinstance(base, Number) and isinstance(exponent, Number):
         x, y = base.value, exponent.value
-        return number(lambda: x**y)
+        return number(lambda: power(x, y))
+    if isinstance(base, Number) and isinstance(exponent, Term):
+        raise ClosureError(_exponential(base.value, exponent))
     if not isinstance(base, Term):
         raise ClosureError("a power is taken of D or of a kernel; a scale is a product of parameters")
-    power = _exponent(exponent)
     if base.negative:
-        return Term(True, algebra.root(base.kernel, power))
+        return Term(True, algebra.root(base.kernel, _exponent(exponent)))
     if isinstance(base.kernel, PD):
         raise ClosureError("a power of a PD kernel is written as a product, or exp(k)**a as exp(a*k)")
     raise ClosureError("a power is taken of what is positive, such as D or log(1 + D)")
+
+
+def _exponential(base: Fraction, exponent: Term) -> str:
+    """Why a number to the power of D is refused, and how it is written where it is a kernel."""
+    rule = "a number to the power of a kernel is written with exp"
+    if base <= 0 or base == 1 or (base > 1) == exponent.negative:
+        return f"{rule}, and exp is taken of a CPD kernel (Schoenberg), such as exp(-D)"
+    rate = float(f"{abs(math.log(base)):.3g}")
+    return f"{rule}: exp({algebra.scaled(rate, exponent.kernel)})"
 
 
 def _exponent(value: Value) -> Exponent:
@@ -141,7 +158,7 @@ def log(inside: Value) -> Value:
         case Number(x):
             return number(lambda: math.log(x))
         case Term(True, kernel):
-            return Term(True, algebra.log(algebra.add(kernel, algebra.constant(1.0))))
+            return Term(True, algebra.log_of(kernel))
     raise ClosureError("log is taken of 1 - k, k <= 0 CPD, such as log(1 + D)")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kerple_eval.models.hf import gguf as reading
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.types import UserError, Window
@@ -18,6 +22,7 @@ from tests.helpers.hf_folders import V, transformers
 gguf = pytest.importorskip("gguf")
 
 HEADS, KV_HEADS = 4, 2
+ROPE = {"rope_theta": 500.0, "rope_type": "default"}
 NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
@@ -32,7 +37,15 @@ def permuted(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write(path: Path, made: Any, *, leave_out: str = "", more: Any = None, theta: float = 500.0) -> Path:
+def write(
+    path: Path,
+    made: Any,
+    *,
+    leave_out: str = "",
+    more: Any = None,
+    theta: float = 500.0,
+    only: Sequence[str] | None = None,
+) -> Path:
     """``made`` (Llama) as llama.cpp's converter writes it; matrices as Q8_0 would not be exact, so F32."""
     config = made.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -57,12 +70,16 @@ def write(path: Path, made: Any, *, leave_out: str = "", more: Any = None, theta
     if more is not None:
         more(writer)
     for name, tensor in made.state_dict().items():
+        if only is not None and name not in only:
+            continue
         stem, kind = name.rsplit(".", 1)
         weight = tensor.float().numpy()
         if stem.startswith("model.layers."):
             _, _, layer, part = stem.split(".", 3)
             if part.endswith(("q_proj", "k_proj")):
+                weight = weight if kind == "weight" else weight[:, None]
                 weight = permuted(weight, HEADS if part.endswith("q_proj") else KV_HEADS)
+            weight = weight if kind == "weight" else weight.reshape(-1)
             new = f"blk.{layer}.{NAMES[part]}.{kind}"
         else:
             new = f"{NAMES[stem]}.{kind}"
@@ -77,8 +94,7 @@ def write(path: Path, made: Any, *, leave_out: str = "", more: Any = None, theta
 
 @pytest.fixture(scope="module")
 def made() -> Any:
-    rope = {"rope_theta": 500.0, "rope_type": "default"}
-    return folders.model(transformers.LlamaConfig(**folders.sized(rope_parameters=rope)))
+    return folders.model(transformers.LlamaConfig(**folders.sized(rope_parameters=ROPE)))
 
 
 @pytest.fixture
@@ -138,6 +154,157 @@ def test_scaling_that_transformers_leaves_out(made: Any, tmp_path: Path) -> None
     path = write(tmp_path / "b.gguf", made, more=linear)
     refused(path, "scaled (linear, factor 4.0)", "rope=linear,factor=4.0")
     HfCheckpoint.open(str(path), {"rope": "linear", "factor": "4.0"})
+
+
+def test_the_advice_for_scaling_is_whole_and_possible(made: Any, tmp_path: Path) -> None:
+    def scaled(kind: Any, original: int | None) -> Any:
+        def more(writer: Any) -> None:
+            writer.add_rope_scaling_type(kind)
+            writer.add_rope_scaling_factor(4.0)
+            if original is not None:
+                writer.add_rope_scaling_orig_ctx_len(original)
+
+        return more
+
+    path = write(tmp_path / "a.gguf", made, more=scaled(gguf.RopeScalingType.YARN, 16))
+    refused(path, "say rope=yarn,factor=4.0,original=16")
+    HfCheckpoint.open(str(path), {"rope": "yarn", "factor": "4.0", "original": "16"})
+    path = write(tmp_path / "b.gguf", made, more=scaled(gguf.RopeScalingType.LONGROPE, 16))
+    refused(path, "longrope", "no rope= option gives", "safetensors")
+
+
+STATED = [  # key and value, and what a Llama of transformers makes of it
+    ("llama.rope.freq_base", 321.0, "rope_theta"),
+    ("llama.attention.sliding_window", 8, None),
+    ("llama.attn_logit_softcapping", 30.0, None),
+    ("llama.attention.scale", 0.25, None),
+    ("llama.attention.max_alibi_bias", 8.0, None),
+    ("llama.attention.causal", False, None),
+    ("llama.attention.clamp_kqv", 3.0, None),
+    ("llama.rope.dimension_sections", 5, None),
+    ("llama.attention.of_tomorrow", 1, None),
+    ("llama.attention.causal", True, "-"),
+    ("llama.attention.max_alibi_bias", 0.0, "-"),
+    ("llama.attention.key_length", 8, "-"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "result"), STATED, ids=str)
+def test_what_a_file_states_of_positions_and_attention(
+    key: str, value: Any, result: str | None, made: Any, tmp_path: Path
+) -> None:
+    """Claimed by the configuration, or refused by name."""
+    add = {bool: "add_bool", int: "add_uint32", float: "add_float32"}[type(value)]
+    known = {"llama.rope.freq_base", "llama.rope.dimension_count"}
+
+    def more(writer: Any) -> None:
+        if key in known:
+            del writer.kv_data[0][key]
+        getattr(writer, add)(key, value)
+
+    path = write(tmp_path / "a.gguf", made, more=more)
+    if result is None:
+        refused(path, key, "does not have")
+        return
+    parameters = HfCheckpoint.open(str(path), {}).description.details["rope_parameters"]
+    assert parameters["rope_theta"] == (321.0 if result == "rope_theta" else 500.0)
+
+
+FAMILIES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    # architecture -> configuration class, keys that its file states, what the model must have
+    "starcoder2": (
+        transformers.Starcoder2Config, {"rope.freq_base": 999999.0},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 999999.0}},
+    ),
+    "phi3": (
+        transformers.Phi3Config,
+        {"rope.freq_base": 123.0, "attention.sliding_window": 9, "rope.dimension_count": 4},
+        {"sliding_window": 9, "partial_rotary_factor": 0.5},
+    ),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {"attn_logit_softcapping": 7.0, "final_logit_softcapping": 3.0, "attention.key_length": 8,
+         "attention.value_length": 8, "attention.sliding_window": 9},
+        {"attn_logit_softcapping": 7.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8,
+         "sliding_window": 9, "head_dim": 8},
+    ),
+    "stablelm": (transformers.StableLmConfig, {"rope.dimension_count": 4}, {"partial_rotary_factor": 0.5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_other_families_state(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration before and after, from a file's keys alone."""
+    config_class, stated, expected = FAMILIES[family]
+    raw = json.loads(config_class(**folders.sized()).to_json_string(use_diff=False))
+    keys = {"general.architecture": family} | {f"{family}.{key}": value for key, value in stated.items()}
+    monkeypatch.setattr(reading, "metadata", lambda path: keys)
+    claimed = reading.claim(raw, Path("x.gguf"), {})
+    for name, value in expected.items():
+        if name == "partial_rotary_factor":
+            assert claimed["rope_parameters"][name] == value
+        elif isinstance(value, dict):
+            assert value.items() <= claimed[name].items()
+        else:
+            assert claimed[name] == value, name
+    assert raw != claimed
+
+
+def test_biases_of_a_llama(tmp_path: Path) -> None:
+    """Tensors that a Llama has only where its configuration says so."""
+    config = transformers.LlamaConfig(**folders.sized(attention_bias=True, rope_parameters=ROPE))
+    made = folders.model(config)
+    path = write(tmp_path / "a.gguf", made)
+    window = Window(0, 20, 1)
+    found = folders.scored(path.parent, [window], gguf=path.name)[0]
+    for document, row in zip(folders.documents(), found, strict=True):
+        np.testing.assert_allclose(row, folders.expected(made, document, window), rtol=0, atol=1e-5)
+
+
+def test_tensors_that_no_one_claims(made: Any, tmp_path: Path) -> None:
+    def fewer(writer: Any) -> None:
+        del writer.kv_data[0]["llama.block_count"]
+        writer.add_block_count(1)
+
+    path = write(tmp_path / "a.gguf", made, more=fewer)
+    refused(path, "not claimed by the model: blk.1.attn_k.weight")
+    path = write(
+        tmp_path / "b.gguf", made, more=lambda w: w.add_tensor("blk.0.more.weight", np.ones(4, "f4"))
+    )
+    refused(path, "not claimed by the model: blk.0.more.weight")
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 31])
+def test_sizes_are_those_of_the_tensors(size: int, made: Any, tmp_path: Path) -> None:
+    for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count",
+                "attention.head_count_kv", "rope.dimension_count", "vocab_size"):  # fmt: skip
+
+        def huge(writer: Any, key: str = f"llama.{key}") -> None:
+            del writer.kv_data[0][key]
+            writer.add_uint32(key, size)
+
+        path = write(tmp_path / f"{key}.gguf", made, more=huge)
+        started = time.perf_counter()
+        refused(path, str(path))
+        assert time.perf_counter() - started < 10, key
+
+
+def test_a_file_in_parts(made: Any, path: Path, tmp_path: Path) -> None:
+    """As llama-gguf-split leaves them: the keys in the first, each with its own tensors."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    names = list(made.state_dict())
+    third = -(-len(names) // 3)
+    for number in range(3):
+        wanted = names[number * third : (number + 1) * third]
+        write(folder / f"m-{number + 1:05d}-of-00003.gguf", made, only=wanted)
+    windows = [Window(0, 20, 1)]
+    whole = folders.scored(path.parent, windows, gguf=path.name)
+    for name in ("m-00001-of-00003.gguf", "m-00002-of-00003.gguf"):
+        np.testing.assert_array_equal(folders.scored(folder, windows, gguf=name), whole)
+    assert open_model(parse_model(str(folder))).description.parameters > 0
+    (folder / "m-00002-of-00003.gguf").unlink()
+    refused(folder / "m-00001-of-00003.gguf", "m-00002-of-00003.gguf: no such file", "3 parts")
 
 
 def test_broken_files(path: Path, made: Any) -> None:

@@ -165,8 +165,10 @@ def test_remote_code_is_not_run(folder: Path, tmp_path: Path) -> None:
     remote(folder, mark)
     refused(folder, "config.json", "auto_map", "Python code", "trust-remote-code=true")
     refused(folder, "auto_map", **{"trust-remote-code": "false"})
-    folders.edit_config(folder, model_type="llama")  # not even where the type is a known one
-    refused(folder, "auto_map")
+    folders.edit_config(folder, model_type="llama")  # transformers' own class, as without remote code there
+    checkpoint = HfCheckpoint.open(str(folder), {})
+    assert checkpoint.description.architecture == "LlamaForCausalLM"
+    assert any("auto_map names code" in warning for warning in checkpoint.description.warnings)
     assert not mark.exists()
 
 

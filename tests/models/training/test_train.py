@@ -196,12 +196,6 @@ def test_another_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         train(recipe(), corpus("renamed"), tmp_path, record=RECORD)
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
-    (tmp_path / training.STATE).write_bytes(b"PK\x03\x04 nonsense")
-    with pytest.raises(UserError, match="not a training state"):
-        run(recipe(), tmp_path)
-
-
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(UserError, match="another kerple-eval is writing here"):
         run(recipe(), tmp_path)

@@ -16,6 +16,7 @@ from kerple_eval.schemes.kernels import (
     add,
     constant,
     exp,
+    is_cpd,
     log,
     parse_kernel,
     power,
@@ -190,3 +191,45 @@ def test_random_text_gives_a_kernel_or_a_line(seed: int) -> None:
         for d in (1, 2, 7):
             got = float(kernel.bind(values)(torch.tensor(float(d), dtype=torch.float64)))
             assert math.isclose(got, oracles.formula(text, rows, 1, d)[0], rel_tol=1e-9, abs_tol=1e-12), text
+
+
+#: Formulas that are kernels, and the plain formula of each; floats would misjudge a sign or a bound.
+EXACT = {
+    "-log(1 + D - 0.1 - 0.2 + 0.3)": lambda d: -math.log(1 + d),
+    "-(D + 0.1 + 0.2 - 0.3)**0.5": lambda d: -math.sqrt(d),
+    "-log(1 + 0.1*(D+1) + 0.2*(D+1) - 0.3)": lambda d: -math.log(1 + 0.3 * d),
+    "-log(0.5 + D)": lambda d: -math.log(0.5 + d),
+    "-log(1e-3 + D**2)": lambda d: -math.log(1e-3 + d * d),
+    "-log(0.25 + D + log(1+D))": lambda d: -math.log(0.25 + d + math.log1p(d)),
+    "-log(0.2 + 0.3*(1+D)**0.5)": lambda d: -math.log(0.2 + 0.3 * math.sqrt(1 + d)),
+    "-log(1 - 0.7 + D)": lambda d: -math.log(0.3 + d),
+    "exp(-log(0.5 + D))": lambda d: 1 / (0.5 + d),
+    "-log(1 + log(0.5 + D) + 0.6931471805599453)": lambda d: -math.log1p(math.log1p(2 * d)),
+}
+
+
+@each_case("text", EXACT)
+def test_signs_are_decided_without_rounding(text: str) -> None:
+    kernel = parse_kernel(text)
+    distance = torch.arange(200, dtype=torch.float64)
+    expected = [EXACT[text](d) for d in range(200)]
+    np.testing.assert_allclose(kernel(distance, {}).numpy(), expected, rtol=1e-13, atol=1e-15)
+    assert is_cpd(kernel.bind({}))
+    assert parse_kernel(str(kernel)) == kernel
+
+
+def test_a_logarithm_of_any_positive_constant_and_kernel() -> None:
+    """``-log(c + X)`` against the formula, CPD by its eigenvalues, for random X and c down to 1e-6."""
+    generator = torch.Generator().manual_seed(0)
+    distance = torch.arange(48, dtype=torch.float64)
+    for n in range(40):
+        inner = parse_kernel(("-D", "-r1*D**r2", "-log(1+r1*D)**r2", "-r1*log(1+D)-D**1.5")[n % 4])
+        values = draw(inner.parameters, generator)
+        c = 10.0 ** -(6 * n / 40)
+        kernel = parse_kernel(f"-log({c!r} - ({inner}))")
+        rows = {name: torch.tensor([[x]], dtype=torch.float64) for name, x in values.items()}
+        got = kernel(distance, rows).flatten()
+        torch.testing.assert_close(
+            got, -torch.log(c - inner(distance, rows).flatten()), rtol=1e-12, atol=1e-12
+        )
+        assert is_cpd(kernel.bind(values), 48)

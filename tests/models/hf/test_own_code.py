@@ -1,0 +1,148 @@
+"""Code that a checkpoint brings: what its constructor computes, its part in the identity, its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.loaded import take_over
+from kerple_eval.types import UserError
+from tests.helpers import hf_folders as folders
+from tests.helpers.hf_folders import CPU, V, transformers
+
+TRUST = {"trust-remote-code": "true"}
+CODE = """
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own-tables"
+    def __init__(self, vocab_size=97, width=8, **rest):
+        super().__init__(**rest)
+        self.vocab_size, self.width = vocab_size, width
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.register_buffer("slopes", 2.0 ** -torch.arange(1, 1 + config.width).float(), persistent=False)
+        self.register_buffer("inv_freq", torch.ones(config.width), persistent=True)
+        self.register_buffer("order", torch.arange(config.width), persistent=True)
+        self.table = torch.linspace(0, 1, 64)
+        self.post_init()
+    def forward(self, input_ids, **rest):
+        n = input_ids.shape[1]
+        weight = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0).float()
+        x = self.embed(input_ids)[..., self.order]
+        past = torch.tril(torch.ones(n, n)) / (1 + weight)
+        x = past @ (x * self.inv_freq * self.slopes) + self.table[:n, None]
+        return CausalLMOutput(logits=self.head(x))
+"""
+
+
+def folder(root: Path, code: str = CODE) -> Path:
+    """A folder of this model, its weights drawn; two of its buffers are in the file."""
+    root.mkdir(exist_ok=True)
+    (root / "own_tables.py").write_text(code)
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "embed.weight": torch.randn(V, 8, generator=generator),
+        "head.weight": torch.randn(V, 8, generator=generator),
+        "inv_freq": torch.rand(8, generator=generator),
+        "order": torch.arange(8).flip(0).contiguous(),
+    }
+    save_file(state, root / "model.safetensors", metadata={"format": "pt"})
+    (root / "config.json").write_text(
+        '{"model_type": "own-tables", "vocab_size": 97, "width": 8, "auto_map": '
+        '{"AutoConfig": "own_tables.OwnConfig", "AutoModelForCausalLM": "own_tables.OwnModel"}}'
+    )
+    return root
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+def logits(place: Path, dtype: torch.dtype = torch.float32) -> Any:
+    loaded = HfCheckpoint.open(str(place), TRUST).load(CPU, dtype)
+    inputs = torch.arange(2, 14)[None]
+    with torch.no_grad():
+        return next(iter(loaded.logits(inputs, 12)))[0].double().numpy()
+
+
+def test_tables_made_in_the_constructor(tmp_path: Path) -> None:
+    """Non-persistent buffers and plain tensors, which are in no file, by the formula in the code above."""
+    place = folder(tmp_path / "model")
+    state = {name: t.double().numpy() for name, t in load_file(place / "model.safetensors").items()}
+    n = 12
+    distance = np.maximum(np.arange(n)[:, None] - np.arange(n), 0)
+    x = state["embed.weight"][2:14][:, state["order"].astype(int)]
+    x = np.tril(1 / (1 + distance)) @ (x * state["inv_freq"] * 2.0 ** -np.arange(1, 9))
+    expected = (x + np.linspace(0, 1, 64)[:n, None]) @ state["head.weight"].T
+    np.testing.assert_allclose(logits(place), expected, rtol=0, atol=1e-4)
+
+
+def test_the_code_belongs_to_the_identity(tmp_path: Path) -> None:
+    place = folder(tmp_path / "model")
+    first = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
+    again = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
+    changed = folder(tmp_path / "model", CODE.replace("2.0 ** -", "3.0 ** -"))
+    assert first == again != HfCheckpoint.open(str(changed), TRUST).description.details["code_sha256"]
+
+
+@pytest.mark.parametrize(
+    "error", ["TypeError('x')", "AttributeError('x')", "AssertionError()", "KeyError(3)"]
+)
+@pytest.mark.parametrize("code", ["self.post_init()", "super().__init__(**rest)", "n = input_ids.shape[1]"])
+def test_whatever_it_raises_is_this_models_refusal(error: str, code: str, tmp_path: Path) -> None:
+    """In the constructor, the configuration or the forward pass."""
+    line = f"        {code}\n"
+    place = folder(tmp_path / "model", CODE.replace(line, f"{line}        raise {error}\n"))
+    with pytest.raises(UserError) as caught:
+        HfCheckpoint.open(str(place), TRUST).load(CPU, torch.float32)
+    assert "\n" not in str(caught.value)
+    assert str(place) in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_row_that_a_class_zeroes_is_the_files_again() -> None:
+    """Some of transformers' classes write into an embedding after it was loaded."""
+    made = folders.model("llama")
+    state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    with torch.no_grad():
+        made.model.embed_tokens.weight[0] = 0.0
+    take_over(made, state, "x")
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    half = made.to(torch.bfloat16)
+    take_over(half, state, "x")
+    assert torch.equal(half.state_dict()["lm_head.weight"], state["lm_head.weight"].to(torch.bfloat16))
+
+
+def test_probes_measure(tmp_path: Path) -> None:
+    """XLM attends both ways unless it is told not to; on ids that it takes for padding that stayed unseen."""
+    sizes = {"vocab_size": V, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+    place = folders.save(tmp_path / "xlm", folders.model(transformers.XLMConfig(**sizes)))
+    with pytest.raises(UserError, match="sees tokens after"):
+        HfCheckpoint.open(str(place), {}).load(CPU, torch.float32)
+    place = folders.save(tmp_path / "causal", folders.model(transformers.XLMConfig(**sizes, causal=True)))
+    HfCheckpoint.open(str(place), {}).load(CPU, torch.float32)
+    code = CODE.replace("past @ (", "past @ (n * ")  # every loss changes with the window's length
+    place = folder(tmp_path / "model", code)
+    opened = HfCheckpoint.open(str(place), TRUST)
+    assert not opened.description.prefix_invariant
+    loaded = opened.load(CPU, torch.float32)
+    loaded.probe("x", set(), None, invariant=False)
+    with pytest.raises(UserError, match="change with the length of the window"):
+        loaded.probe("x", set(), None, invariant=True)
