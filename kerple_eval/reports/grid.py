@@ -49,7 +49,7 @@ class Grid:
     lengths: list[int] = field(default_factory=list)
     entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
-    kinds: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
+    identities: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
 
     def trained(self, model: str) -> int | None:
         for length in self.lengths:
@@ -147,7 +147,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
     owners: dict[tuple[str, str], dict[str, str]] = {}
     for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
-        kinds = identities(run)
+        known = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
         for row in read_summary(run):
@@ -158,7 +158,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
-            grid.kinds[label] = f"{row['scheme']} {row['train_length']} {kinds[row['model']]}"
+            grid.identities[label] = known[row["model"]]
             grid.entries[label, row["length"]] = Entry(
                 row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
             )

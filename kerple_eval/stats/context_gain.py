@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import pairwise
 
 import numpy as np
@@ -37,6 +38,17 @@ from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import CellKey, UserError
 
 Real = NDArray[np.float64]
+
+
+class Lack(Enum):
+    """Why a change has no split."""
+
+    COMMON_TARGETS = "no target is scored at both lengths"
+    PREFIX_WINDOW = (
+        "its documents begin with a prefix token, and no sliding-window at {length} has it; "
+        "full-context can be split"
+    )
+    SLIDING_WINDOW = "no sliding-window at {length}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,12 @@ class Split:
     context_gain: Part | None
     stride: int | None  # of the sliding-window cell; None where none was needed
     short_of: float  # mean over its targets of L1 - context: how far the approximation is off c*
-    needs: str = ""  # why there is no split
+    lacks: Lack | None = None  # what there would have to be for a split
+
+    @property
+    def needs(self) -> str:
+        """Why there is no split, in words; empty where there is one."""
+        return "" if self.lacks is None else self.lacks.value.format(length=self.key.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +139,7 @@ def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> Sp
     rest = 0.0 if same else whole - change.value
     kept = (run, shorter, longer.length, len(places), targets, same, change, rest)
     if not targets:
-        return Split(*kept, None, None, None, 0.0, "no target is scored at both lengths")
+        return Split(*kept, None, None, None, 0.0, Lack.COMMON_TARGETS)
     limit = shorter.length - (1 if one.header.first_token.rule == "window" else 0)
     reference, stride = _reference(run, reader, one, limit, {d: b.contexts[d][w] for d, w in places.items()})
     middle: dict[tuple[str, int], Real] = {}
@@ -134,7 +151,7 @@ def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> Sp
         if not beyond.any():
             continue
         if reference is None or not _scored(reference, d, where[beyond]):
-            return Split(*kept, None, None, None, 0.0, _why(one))
+            return Split(*kept, None, None, None, 0.0, _lack(one))
         middle[d][beyond] = reference.losses[d][where[beyond]]
         short.extend(limit - reference.contexts[d][where[beyond]])
     used = len(short) > 1
@@ -144,13 +161,8 @@ def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> Sp
     )  # fmt: skip
 
 
-def _why(one: Cell) -> str:
-    if one.header.first_token.rule == "prefix":
-        return (
-            f"its documents begin with a prefix token, and no sliding-window at {one.key.length} has it; "
-            "full-context can be split"
-        )
-    return f"no sliding-window at {one.key.length}"
+def _lack(shorter: Cell) -> Lack:
+    return Lack.PREFIX_WINDOW if shorter.header.first_token.rule == "prefix" else Lack.SLIDING_WINDOW
 
 
 def _cell(reader: RunReader, run: Run, key: CellKey) -> Cell:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kerple_eval.records.cell import Cell
@@ -91,8 +91,7 @@ def read_tables(
         wanted = ", ".join(word for word in (task, protocol) if word)
         raise UserError(f"{reader.names}: no finished cell" + (f" of {wanted}" if wanted else ""))
     return [
-        SchemeTable(*name, _groups(list(found.values())), failed.get(name, []), notes)
-        for name, found in members.items()
+        SchemeTable(*name, _groups(found), failed.get(name, []), notes) for name, found in members.items()
     ]
 
 
@@ -105,22 +104,48 @@ def identities(run: Run) -> dict[str, str]:
     return {label: json.dumps(to_json(model), sort_keys=True) for label, model in alike.items()}
 
 
-def _groups(found: Sequence[tuple[str, SeedCells]]) -> list[Group]:
-    together: dict[tuple[str, str], list[SeedCells]] = {}
-    for identity, member in found:
-        together.setdefault((identity, stem(member.label)), []).append(member)
-    groups = []
-    for (_, name), members in together.items():
-        seeds = [m.seed for m in members]
-        if len(members) > 1 and None not in seeds and len(set(seeds)) == len(seeds):
-            groups.append(Group(name, sorted(members, key=lambda m: m.seed or 0)))
-        else:
-            groups += [Group(m.label, [m]) for m in members]
-    names = [group.name for group in groups]
-    for group in groups:
-        if names.count(group.name) > 1:  # two sets of seeds of one stem, or a stem that is also a label
-            group.name = " + ".join(member.label for member in group.members)
-    return groups
+@dataclass(frozen=True, slots=True)
+class SeedGrouping:
+    """``groups``: name -> labels, seeds of one scheme in order of seed, or one model by its own label.
+
+    ``apart`` says of models that look like seeds of one scheme why they are not taken as such.
+    """
+
+    groups: dict[str, list[str]]
+    apart: list[str]
+
+
+def group_seeds(models: Sequence[tuple[str, str, int | None]]) -> SeedGrouping:
+    """Which models are seeds of one scheme, of (label, identity, training seed) each; labels differ.
+
+    ``identity`` is what the specification says of a model beside label, seed and weights.
+    """
+    alike: dict[tuple[str, str], list[tuple[str, int | None]]] = {}
+    for label, identity, seed in models:
+        alike.setdefault((identity, stem(label)), []).append((label, seed))
+    groups: list[tuple[str, list[str]]] = []
+    apart = []
+    for (_, name), members in alike.items():
+        labels = [label for label, _ in members]
+        known = [seed for _, seed in members if seed is not None]
+        if len(members) > 1 and len(set(known)) == len(members):
+            groups.append((name, [label for _, label in sorted(zip(known, labels, strict=True))]))
+            continue
+        groups += [(label, [label]) for label in labels]
+        if len(members) > 1:
+            why = "a training seed is not recorded" if len(known) < len(members) else "two have one seed"
+            apart.append(f"{', '.join(labels)} are not taken as seeds of one scheme: {why}")
+    names = [name for name, _ in groups]
+    # Two sets of seeds of one stem, or a stem that is also a label, are named by all their members.
+    return SeedGrouping(
+        {name if names.count(name) == 1 else " + ".join(labels): labels for name, labels in groups}, apart
+    )
+
+
+def _groups(members: Mapping[str, tuple[str, SeedCells]]) -> list[Group]:
+    models = [(label, identity, member.seed) for label, (identity, member) in members.items()]
+    grouped = group_seeds(models).groups
+    return [Group(name, [members[label][1] for label in labels]) for name, labels in grouped.items()]
 
 
 def stem(label: str) -> str:

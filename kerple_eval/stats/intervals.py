@@ -178,8 +178,8 @@ def shortage(counts: Counts | Sums) -> str | None:
     return None
 
 
-def not_enough(documents: int) -> str:
-    return f"not enough documents: {documents}, and an interval needs {MINIMUM_DOCUMENTS}"
+def not_enough(documents: int, what: str = "an interval") -> str:
+    return f"not enough documents: {documents}, and {what} needs {MINIMUM_DOCUMENTS}"
 
 
 def coverage_note(documents: int, effective: float, level: float = 0.95) -> str | None:

@@ -65,7 +65,7 @@ def sign_flip_p(differences: Sums, *, seed: int = 0, flips: int = FLIPS) -> floa
         UserError: fewer than five documents: 2^-4 = 0.0625 is the least p that four could give.
     """
     if len(differences) < MINIMUM_DOCUMENTS:
-        raise UserError(not_enough(len(differences)).replace("an interval", "a test"))
+        raise UserError(not_enough(len(differences), "a test"))
     from scipy.stats import permutation_test  # noqa: PLC0415
 
     def total(x: Sums, axis: int = -1) -> Sums:

@@ -28,7 +28,7 @@ LENGTHS = [8, 16, 40]
 
 
 @pytest.fixture(scope="module")
-def single(models: dict[str, str], library: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single(models: dict[str, str], library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, two protocols and sliding windows of stride 1: l(c*) is then measured exactly."""
     out = tmp_path_factory.mktemp("single")
     kerple_eval.evaluate(
@@ -38,8 +38,8 @@ def single(models: dict[str, str], library: str, tmp_path_factory: pytest.TempPa
     return out
 
 
-def documents(library: str) -> list[bytes]:
-    return [json.loads(line)["text"].encode() for line in Path(library).read_text().splitlines()]
+def documents(library: Path) -> list[bytes]:
+    return [json.loads(line)["text"].encode() for line in library.read_text().splitlines()]
 
 
 class Brute:
@@ -73,7 +73,7 @@ def start_of(protocol: str, target: int, length: int, n: int) -> int | None:
 @pytest.mark.parametrize("protocol", ["full-context", "last:k=4", "aligned:k=3,every=5"])
 @pytest.mark.parametrize("name", ["alibi", "nope"])
 def test_both_parts_by_brute_force(
-    name: str, protocol: str, single: Path, models: dict[str, str], library: str
+    name: str, protocol: str, single: Path, models: dict[str, str], library: Path
 ) -> None:
     brute = Brute(models[name])
     splits = [s for s in explain(RunReader([single])) if (s.key.model, s.key.protocol) == (name, protocol)]
@@ -149,10 +149,10 @@ def test_a_pair_of_ones_own(single: Path, invoke: Cli) -> None:
 
 
 def test_a_missing_cell_is_named_with_its_command(
-    models: dict[str, str], library: str, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, str], library: Path, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command, run as it stands, gives the cell; the second command then splits everything."""
-    words = ["run", models["alibi"], f"other={models['rope']}", "--text", library, "--length", "8,16,40",
+    words = ["run", models["alibi"], f"other={models['rope']}", "--text", str(library), "--length", "8,16,40",
              "--protocol", "full-context", "--documents", "6", "--out", str(tmp_path / "my run")]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["kerple-eval", *words])
     assert invoke(*words).exit_code == 0
@@ -170,7 +170,7 @@ def test_a_missing_cell_is_named_with_its_command(
 
 
 def test_a_run_from_python_gets_its_command_too(
-    models: dict[str, str], library: str, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, str], library: Path, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["notebook"])
     kerple_eval.evaluate(
@@ -185,7 +185,7 @@ def test_a_run_from_python_gets_its_command_too(
     assert "not enough documents for an interval (2; 5 needed)" in make([tmp_path / "r"])
 
 
-def test_the_approximation_is_stated(models: dict[str, str], library: str, tmp_path: Path) -> None:
+def test_the_approximation_is_stated(models: dict[str, str], library: Path, tmp_path: Path) -> None:
     kerple_eval.evaluate(
         models["alibi"], text=library, lengths=[8, 16], out=tmp_path,
         protocols=["full-context", "sliding-window:stride=6@8", "sliding-window:stride=4@8"],
@@ -207,7 +207,7 @@ def test_the_approximation_is_stated(models: dict[str, str], library: str, tmp_p
     assert f"sliding-window at 8, stride 4: its contexts fall short of 8 by {split.short_of:.1f}" in shown
 
 
-def test_sliding_window_explains_itself(models: dict[str, str], library: str, tmp_path: Path) -> None:
+def test_sliding_window_explains_itself(models: dict[str, str], library: Path, tmp_path: Path) -> None:
     """Contexts near L at both lengths: no dilution, all of it context."""
     kerple_eval.evaluate(
         models["alibi"], text=library, lengths=[8, 16], protocols="sliding-window:stride=4", out=tmp_path
@@ -224,7 +224,7 @@ def unsplit(splits: list[Split]) -> Iterator[str]:
 
 
 def test_what_another_model_or_text_measured_is_not_used(
-    single: Path, models: dict[str, str], library: str, tmp_path: Path
+    single: Path, models: dict[str, str], library: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"lengths": [8, 16], "dtype": "float64"}
     kerple_eval.evaluate(models["kerple-log"], text=library, out=tmp_path / "model", **options)
@@ -238,7 +238,7 @@ def test_what_another_model_or_text_measured_is_not_used(
 
 
 def test_a_finer_stride_over_other_text_is_passed_by(
-    models: dict[str, str], library: str, text: str, tmp_path: Path
+    models: dict[str, str], library: Path, text: Path, tmp_path: Path
 ) -> None:
     kerple_eval.evaluate(
         models["alibi"], text=library, lengths=[8, 16], out=tmp_path / "own",
@@ -252,7 +252,7 @@ def test_a_finer_stride_over_other_text_is_passed_by(
     assert split.stride == 4
 
 
-def test_documents_alike_count_each(models: dict[str, str], library: str, tmp_path: Path) -> None:
+def test_documents_alike_count_each(models: dict[str, str], library: Path, tmp_path: Path) -> None:
     first, second = documents(library)[:2]
     lines = [json.dumps({"text": raw.decode()}) for raw in (first, first, second)]
     (tmp_path / "alike.jsonl").write_text("\n".join(lines))
@@ -275,10 +275,10 @@ def test_no_common_target(models: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_the_tools_protocols(
-    models: dict[str, str], library: str, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, str], library: Path, tmp_path: Path, invoke: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their windows are split like others; lm-eval's documents have a token that no others have."""
-    words = ["run", models["alibi"], "--text", library, "--length", "8,16", "--out", str(tmp_path / "r"),
+    words = ["run", models["alibi"], "--text", str(library), "--length", "8,16", "--out", str(tmp_path / "r"),
              "--protocol", "yarn:stride=8", "--protocol", "lm-eval-rolling"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["kerple-eval", *words])
     assert invoke(*words).exit_code == 0
@@ -298,7 +298,7 @@ def test_the_tools_protocols(
     assert abs(yarn.dilution.value + yarn.context_gain.value - yarn.change.value) < 1e-12
 
 
-def test_refusals(single: Path, models: dict[str, str], text: str, tmp_path: Path, invoke: Cli) -> None:
+def test_refusals(single: Path, models: dict[str, str], text: Path, tmp_path: Path, invoke: Cli) -> None:
     place = str(single)
     assert "expected two different lengths" in refusal(invoke("explain", place, "--length", "8"))
     assert "expected two different lengths" in refusal(invoke("explain", place, "--length", "8,8"))

@@ -124,9 +124,9 @@ def test_curves_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
     assert curves(axes) == {
         "log": ([512, 1024], [21.0, 121.0]),
         "alibi": ([512, 1024], [26.0, 126.0]),
-        "rope": ([512, 1024], [40.0, 140.0]),
+        "rope-s1": ([512, 1024], [40.0, 140.0]),
     }
-    assert legend(axes) == ["rope", "alibi", "log"]
+    assert legend(axes) == ["rope-s1", "alibi", "log"]
     ends = [
         sorted({round(float(y), 6) for x, y in band.get_paths()[0].vertices if x == 512})
         for band in axes.collections

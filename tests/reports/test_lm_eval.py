@@ -23,7 +23,7 @@ SECTIONS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-s
 
 
 @pytest.fixture(scope="module")
-def run(models: dict[str, str], library: str, tmp_path_factory: pytest.TempPathFactory) -> kerple_eval.Run:
+def run(models: dict[str, str], library: Path, tmp_path_factory: pytest.TempPathFactory) -> kerple_eval.Run:
     return kerple_eval.evaluate(
         [models["alibi"], f"mine={models['rope']}"], text=library, lengths=[16, 32], protocols=PROTOCOLS,
         keep_short=True, out=tmp_path_factory.mktemp("exchange") / "run",
@@ -107,7 +107,7 @@ def test_answers(models: dict[str, str], tmp_path: Path, invoke: Cli) -> None:
     assert "bits_per_byte" not in frame.index  # ids spell no bytes
 
 
-def test_failed_and_few(models: dict[str, str], text: str, tmp_path: Path, invoke: Cli) -> None:
+def test_failed_and_few(models: dict[str, str], text: Path, tmp_path: Path, invoke: Cli) -> None:
     """A failed cell has no number; one document has no standard error."""
     own = kerple_eval.evaluate(models["rope"], text=text, lengths=[16, 32], out=tmp_path / "run")
     cell = next(iter(own.cells()))

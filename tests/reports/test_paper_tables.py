@@ -80,10 +80,17 @@ def test_one_seed_more_or_less(tmp_path: Path) -> None:
     """Seeds that both have are paired; a single seed is shown without a deviation."""
     lines = [*seeded("kerple-log", LOG), *seeded("alibi", {1: 20.9}), *seeded("t5", {2: 21.4, 3: 20.6})]
     text = make([write_run(tmp_path, lines)], "markdown", over_seeds=True)
-    assert body(text)["alibi"] == ["20.90"]
+    assert body(text)["alibi-s1"] == ["20.90"]
     assert paired_t({2: 21.4, 3: 20.6}, {2: LOG[2], 3: LOG[3]}) > 12.706  # the critical value for df = 1
     assert body(text)["t5"] == ["21.0 ± 0.6†"]
     assert "over 1 to 3 seeds" in text
+
+
+def test_what_is_not_seeds_stands_apart_and_is_said(tmp_path: Path) -> None:
+    lines = [*seeded("kerple-log", LOG), *seeded("rope", {1: 20.0, 2: 21.0}, seed=3)]
+    text = make([write_run(tmp_path, lines)], "markdown", over_seeds=True)
+    assert list(body(text)) == ["kerple-log", "rope-s1", "rope-s2"]
+    assert "* rope-s1, rope-s2 are not taken as seeds of one scheme: two have one seed\n" in text
 
 
 def test_runs_of_one_scheme_at_two_trained_lengths_stay_apart(tmp_path: Path) -> None:
@@ -102,8 +109,14 @@ def test_runs_of_one_scheme_at_two_trained_lengths_stay_apart(tmp_path: Path) ->
     ("lines", "message"),
     [
         ([row("a", 512, 20.0), row("b", 512, 21.0)], "one seed of each scheme; --over-seeds needs two"),
-        (seeded("rope", {1: 20.0, 2: 21.0}, seed=3), "rope has seed 3 twice"),
-        (seeded("rope", {1: 20.0, 2: 21.0}, seed=""), "has no recorded seed"),
+        (
+            seeded("rope", {1: 20.0, 2: 21.0}, seed=3),
+            "rope-s1, rope-s2 are not taken as seeds of one scheme: two have one seed",
+        ),
+        (
+            seeded("rope", {1: 20.0, 2: 21.0}, seed=""),
+            "rope-s1, rope-s2 are not taken as seeds of one scheme: a training seed is not recorded",
+        ),
     ],
 )
 def test_what_is_not_seeds_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 import pytest
 
-from kerple_eval.reports.figures import curve, position, ratio, scatter
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.models.scheme_view import view
+from kerple_eval.reports.figures import curve, effective_length, kernels, matrix, position, ratio, scatter
 from kerple_eval.reports.lm_eval import export
 from kerple_eval.reports.page import page
 from kerple_eval.reports.tables import compare, explain, intervals, longppl
@@ -79,6 +82,22 @@ def test_a_report_reads_each_cell_once(name: str, run: Path, opened: Counter[str
     cells = {path.name for path in (run / "cells").iterdir()}
     assert len(cells) == len(MODELS) * len(LENGTHS)
     assert {file: n for file, n in opened.items() if file in cells} == dict.fromkeys(cells, 1)
+
+
+def test_matplotlib_is_left_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings and open figures; a text size in force does not decide what is drawn."""
+    monkeypatch.setitem(plt.rcParams, "font.size", 17.5)
+    before, figures = dict(plt.rcParams), plt.get_fignums()
+    for name in ("curve", "ratio", "scatter", "position", "page"):
+        REPORTS[name](run)
+    models = [view(open_model(parse_model(f"zoo:{name}")), name, ("kernel",)) for name in ("alibi", "t5")]
+    for make in (kernels.make, matrix.make, effective_length.make):
+        make(models, run / "k.svg", length=64)
+    assert (dict(plt.rcParams), plt.get_fignums()) == (before, figures)
+    drawn = (run / "c.svg").read_bytes()
+    monkeypatch.setitem(plt.rcParams, "font.size", 8)
+    REPORTS["curve"](run)
+    assert (run / "c.svg").read_bytes() == drawn
 
 
 def test_a_folder_given_twice_is_one_run(run: Path, opened: Counter[str]) -> None:

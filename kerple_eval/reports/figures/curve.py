@@ -24,7 +24,7 @@ from kerple_eval.reports.figures.style import (
     value_axis,
 )
 from kerple_eval.reports.grid import VALUES, Grid, chosen, model_names, read_grids
-from kerple_eval.reports.tables.seeds import Family, families
+from kerple_eval.reports.tables.seeds import Family, families_of_seeds
 from kerple_eval.reports.words import listing, trend
 
 SEED_BANDS = "bands: mean ± standard deviation over seeds"
@@ -57,7 +57,7 @@ def pictures(
 
 def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
     """One a grid, one curve a scheme; UserError where a grid holds one seed of each."""
-    members = [families(grid) for grid in grids]
+    members = [families_of_seeds(grid)[0] for grid in grids]
     names = list(dict.fromkeys(family.label for found in members for family in found))
     return [
         _picture(grid, _schemes(grid, found, names), SEED_BANDS)

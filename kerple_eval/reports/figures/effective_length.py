@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from kerple_eval.reports.figures.style import COLORS, DASHES, PANEL, distance_axis, mark_trained, panels, save
+from kerple_eval.reports.figures.style import (
+    COLORS,
+    DASHES,
+    PANEL,
+    distance_axis,
+    look,
+    mark_trained,
+    panels,
+    save,
+)
 from kerple_eval.schemes.kernel_view import KernelView, effective_lengths, title
 from kerple_eval.types import UserError
 
@@ -21,6 +30,7 @@ HOOKS = ("kernel",)
 LONGEST = 20480  # tokens, the paper's, unless asked
 
 
+@look()
 def make(models: Sequence[KernelView], out: Path, *, length: int | None = None) -> None:
     """``length``: distances below it, 20,481 unless given."""
     longest = LONGEST if length is None else length - 1

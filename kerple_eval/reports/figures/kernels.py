@@ -20,7 +20,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kerple_eval.reports.figures.style import COLORS, DASHES, PANEL, distance_axis, mark_trained, panels, save
+from kerple_eval.reports.figures.style import (
+    COLORS,
+    DASHES,
+    PANEL,
+    distance_axis,
+    look,
+    mark_trained,
+    panels,
+    save,
+)
 from kerple_eval.schemes.kernel_view import Array, KernelView, title
 from kerple_eval.types import UserError
 
@@ -34,6 +43,7 @@ LABELS = {"kernel": "kernel k(D), added", "weight": "weight w(D), multiplied"}
 Panel = tuple[KernelView, str, NDArray[np.int64], Array]
 
 
+@look()
 def make(
     models: Sequence[KernelView], out: Path, *, length: int | None = None, head: int | None = None
 ) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from kerple_eval.reports.figures.style import COLORS, panels, save
+from kerple_eval.reports.figures.style import COLORS, look, panels, save
 from kerple_eval.schemes.kernel_view import Array, KernelView, title
 from kerple_eval.types import UserError
 
@@ -26,6 +26,7 @@ EACH = 12  # positions up to which each is named
 DEPTH = 10.0
 
 
+@look()
 def make(
     models: Sequence[KernelView], out: Path, *, length: int | None = None, head: int | None = None
 ) -> None:

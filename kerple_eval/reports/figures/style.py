@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,15 +63,29 @@ def line_style(index: int) -> dict[str, str]:
     }
 
 
+@contextmanager
+def look() -> Iterator[None]:
+    """matplotlib's settings of every figure here, as a decorator of what makes, paints or writes one.
+
+    They are what they were when it returns: a notebook's own figures do not change.
+    """
+    with mpl.rc_context(
+        {
+            "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "lines.markersize": 3.5,
+            "svg.fonttype": "none", "pdf.fonttype": 42,
+            "svg.hashsalt": "kerple-eval",  # the same figure is the same file
+        }
+    ):  # fmt: skip
+        yield
+
+
+@look()
 def panels(
     count: int, *, size: tuple[float, float] = PANEL, across: int = 2
 ) -> tuple[Figure, Sequence[Axes]]:
     """A figure with ``count`` panels of ``size`` (inches), ``across`` a row, without a display."""
     from matplotlib.figure import Figure as _Figure  # noqa: PLC0415
 
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    mpl.rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "lines.markersize": 3.5})
-    mpl.rcParams.update({"svg.hashsalt": "kerple-eval"})  # the same figure is the same file
     columns = min(count, across)
     rows = -(-count // columns)
     figure = _Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -80,6 +95,7 @@ def panels(
     return figure, axes[:count]
 
 
+@look()
 def compose(pictures: Sequence[Picture]) -> Figure:
     """All pictures in one figure, two a row, each with its title and legend."""
     figure, axes = panels(len(pictures))
@@ -197,6 +213,7 @@ def save(figure: Figure, out: Path) -> None:
     write_atomically(out, rendered(figure, kind))
 
 
+@look()
 def rendered(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
     """The figure's file in one of ``FIGURE_FORMATS``."""
     buffer = io.BytesIO()

@@ -130,13 +130,10 @@ def results(found: Gathered) -> Section:
         made = [table.model_table(grid, value, found.anchor) for value in grid.values()]
         made[:-1] = [replace(one, notes=()) for one in made[:-1]]  # the same notes: once, under the last
         blocks += made
-        try:
-            seeds = table.over_seeds(grid, found.reference)
-            if seeds is not None:
-                blocks.append(seeds)
-                pictures[place : place + 1] = curve.seed_pictures([grid])
-        except UserError as error:
-            blocks.append(Paragraph(f"No table over seeds: {error}."))
+        seeds = table.over_seeds(grid, found.reference)
+        if seeds is not None:
+            blocks.append(seeds)
+            pictures[place : place + 1] = curve.seed_pictures([grid])
         blocks.append(Figures("curve", (pictures[place],)))
     return Section("Results", "results", tuple(blocks))
 

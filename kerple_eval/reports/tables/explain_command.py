@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kerple_eval.records.run import Run
-from kerple_eval.stats.context_gain import Split
+from kerple_eval.stats.context_gain import Lack, Split
 
 #: The stride suggested is the shortest length by this: contexts of 7/8 L1 and more.
 STRIDES_A_LENGTH = 8
@@ -19,7 +19,7 @@ def commands(splits: Sequence[Split]) -> list[list[str]]:
     """
     wanted: dict[tuple[str, str], list[Split]] = {}  # by directory and first-token rule
     for split in splits:
-        if split.needs.startswith("no sliding-window"):
+        if split.lacks is Lack.SLIDING_WINDOW:
             wanted.setdefault((str(split.run.folder), _bos(split)), []).append(split)
     return [_command(group, bos) for (_, bos), group in wanted.items()]
 

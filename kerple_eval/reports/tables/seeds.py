@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kerple_eval.reports.grid import Entry, Grid
-from kerple_eval.stats.groups import stem
+from kerple_eval.stats.groups import group_seeds
 from kerple_eval.stats.seeds import Spread, spread
 from kerple_eval.stats.significance import dagger, seed_test
 from kerple_eval.support.registry import unknown
@@ -40,43 +40,31 @@ class Family:
         return spread(numbers) if numbers else None
 
 
-def families(grid: Grid) -> list[Family]:
-    """Families of a grid in the order of their first models; one seed in all of them is refused."""
-    found = gathered(grid)
+def families(grid: Grid) -> tuple[list[Family], list[str]]:
+    """Families of a grid, which may be of one seed each, and what keeps others apart in words."""
+    seeds = {model: entry.row["seed"] for (model, _), entry in grid.entries.items()}
+    grouped = group_seeds([(model, grid.identities[model], seeds[model]) for model in grid.models])
+    found = []
+    for label, models in grouped.groups.items():
+        cells: dict[int, dict[int | None, Entry]] = {}
+        for model in models:
+            for length in grid.lengths:
+                if (entry := grid.entries.get((model, length))) is not None:
+                    cells.setdefault(length, {})[seeds[model]] = entry
+        found.append(Family(label, models, cells))
+    return found, grouped.apart
+
+
+def families_of_seeds(grid: Grid) -> tuple[list[Family], list[str]]:
+    """As :func:`families`; refused where no scheme has two seeds."""
+    found, apart = families(grid)
     if all(len(family.models) == 1 for family in found):
+        reasons = "".join(f"; {reason}" for reason in apart)
         raise UserError(
             f"{grid.task}, {grid.protocol}: one seed of each scheme; --over-seeds needs two or more of one"
+            + reasons
         )
-    return found
-
-
-def gathered(grid: Grid) -> list[Family]:
-    """Families of a grid, which may be of one seed each."""
-    found: dict[str, Family] = {}
-    for model in grid.models:
-        name = stem(model)
-        family = found.setdefault(f"{name} {grid.kinds[model]}", Family(name, []))
-        family.models.append(model)
-        for length in grid.lengths:
-            entry = grid.entries.get((model, length))
-            if entry is None:
-                continue
-            seed = entry.row["seed"]
-            if seed is None and len(family.models) > 1:
-                raise UserError(f"{model} has no recorded seed, so it is no seed of {family.label}")
-            held = family.cells.setdefault(length, {})
-            if seed in held:
-                raise UserError(f"{family.label} has seed {seed} twice ({', '.join(family.models)})")
-            held[seed] = entry
-    _tell_apart(list(found.values()))
-    return list(found.values())
-
-
-def _tell_apart(members: Sequence[Family]) -> None:
-    labels = [family.label for family in members]
-    for family, label in zip(members, labels, strict=True):
-        if labels.count(label) > 1:
-            family.label = f"{label} ({family.models[0]})"
+    return found, apart
 
 
 def choose_reference(members: Sequence[Family], name: str | None) -> Family | None:

@@ -16,7 +16,12 @@ from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
 from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables import paper
-from kerple_eval.reports.tables.seeds import choose_reference, families, gathered, significantly_worse
+from kerple_eval.reports.tables.seeds import (
+    choose_reference,
+    families,
+    families_of_seeds,
+    significantly_worse,
+)
 from kerple_eval.reports.typeset import (
     Link,
     Table,
@@ -132,15 +137,16 @@ def _ruled(grid: Grid) -> int | None:
 
 def over_seeds(grid: Grid, reference: str | None) -> Table | None:
     """One row a scheme, where the grid holds several seeds of one; daggers where ``reference`` is in it."""
-    if all(len(family.models) == 1 for family in gathered(grid)):
+    members, _ = families(grid)
+    if all(len(family.models) == 1 for family in members):
         return None
-    known = {family.label for family in families(grid)}
+    known = {family.label for family in members}
     return seeds_table(grid, grid.values()[0], reference if reference in known else None)
 
 
 def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
     """One row a scheme: mean ± standard deviation over its seeds."""
-    members = families(grid)
+    members, apart = families_of_seeds(grid)
     against = choose_reference(members, reference)
     rows = []
     found = {(f.label, n): f.spread(n, value) for f in members for n in grid.lengths}
@@ -169,7 +175,7 @@ def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
         title(grid, value),
         ("scheme", *headings(grid)),
         tuple(rows),
-        (*notes, *grid.notes()),
+        (*notes, *apart, *grid.notes()),
         ruled_column=_ruled(grid),
         spaced=True,
     )
