@@ -32,7 +32,7 @@ def taken(run: kerple_eval.Run, other: kerple_eval.Run, to: Path) -> kerple_eval
 def test_cells_of_something_else(
     run: kerple_eval.Run, models: dict[str, str], text: str, tmp_path: Path
 ) -> None:
-    other_text = tmp_path / "other.txt"
+    other_text = tmp_path / Path(text).name
     other_text.write_text(Path(text).read_text()[::-1])
     others = {
         "seed was 5 in it and is 0": {"models": f"m=native:{make_model(tmp_path / 'm', 'alibi', 5)}"},
