@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from kerple_eval.api import from_module as from_module
     from kerple_eval.api import open_run as open_run
     from kerple_eval.api import read_lm_eval as read_lm_eval
+    from kerple_eval.api import register_format as register_format
+    from kerple_eval.api import register_protocol as register_protocol
+    from kerple_eval.api import register_report as register_report
+    from kerple_eval.api import register_scheme as register_scheme
+    from kerple_eval.api import register_task as register_task
     from kerple_eval.api import score as score
 
 __all__ = [
@@ -29,6 +34,11 @@ __all__ = [
     "from_module",
     "open_run",
     "read_lm_eval",
+    "register_format",
+    "register_protocol",
+    "register_report",
+    "register_scheme",
+    "register_task",
     "score",
 ]
 

@@ -188,3 +188,20 @@ def test_a_transformers_model_is_scored_by_its_own_forward() -> None:
         logits = model.eval()(input_ids=ids[None]).logits[0, :-1].double()
     expected = nn.functional.cross_entropy(logits, ids[1:], reduction="none")
     np.testing.assert_allclose(frame["loss"], expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_run_answers_with_its_reports(tmp_path: Path) -> None:
+    models = {"mine": Bigram(), "other": Bigram(1)}
+    texts = [TEXT[i:] + TEXT[:i] for i in range(6)]
+    run = kerple_eval.evaluate(models, tokenizer="bytes", text=texts, lengths=[8, 16], out=tmp_path / "run")
+    assert repr(run) == f"Run({str(tmp_path / 'run')!r}): 4 of 4 cells"
+    assert "mine" in run.table() and run.table("markdown").count("|") > 10
+    assert "<table" in run._repr_html_()
+    assert "reference" in run.compare("mine")
+    assert "mine" in run.intervals() and "mine" in run.explain() and "mine" in run.longppl("other")
+    assert run.plot() == tmp_path / "run" / "curve.png"
+    assert run.plot("position", tmp_path / "p.svg").read_text().startswith("<?xml")
+    assert run.report() == [tmp_path / "run" / "report.html"]
+    assert repr(kerple_eval.open_run(tmp_path / "run")) == repr(run)
+    with pytest.raises(UserError, match="unknown kind of figure 'curv'"):
+        run.plot("curv")

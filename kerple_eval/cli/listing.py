@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from kerple_eval.data.task import read_task, task_files
+from kerple_eval.data.task import TASKS, read_task
 from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.models.zoo import read_config, shipped
 from kerple_eval.protocols.catalogue import PROTOCOLS
@@ -81,8 +82,8 @@ def _models() -> Rows:
 
 def _tasks() -> Rows:
     rows: Rows = []
-    for name, path in task_files().items():
-        task = read_task(path)
+    for name, entry in TASKS.items():
+        task = read_task(Path(entry.target))
         rows.append((name, f"v{task.version}", task.source.kind, task.description))
     return rows
 

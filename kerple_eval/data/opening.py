@@ -10,7 +10,8 @@ from typing import Any
 from kerple_eval.data.documents import in_test_split, text_hash
 from kerple_eval.data.sources.kinds import MegatronSource
 from kerple_eval.data.sources.megatron import is_megatron, open_megatron
-from kerple_eval.data.sources.read import documents_of, text_files, token_files
+from kerple_eval.data.sources.own import text_files, token_files
+from kerple_eval.data.sources.read import documents_of
 from kerple_eval.data.task import Task, open_task
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.protocols.neox_split import parse_shares, part_range
@@ -61,9 +62,12 @@ def _task_record(task: Task, origin: dict[str, Any]) -> TaskRecord:
 
 def own_text(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
     """All ``--text`` files as one text named ``text``."""
-    documents = text_files(tuple(paths))
-    record = TaskRecord("text", packing="document", bos=bos or "tokenizer", text_sha256=text_hash(documents))
-    return TextSource("text", record, documents, bos=bos or "tokenizer")
+    found = text_files(paths)
+    record = TaskRecord(
+        "text", source=found.record, packing="document", bos=bos or "tokenizer",
+        text_sha256=text_hash(found.documents),
+    )  # fmt: skip
+    return TextSource("text", record, found.documents, bos=bos or "tokenizer")
 
 
 def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
@@ -77,7 +81,7 @@ def own_tokens(paths: Sequence[str], bos: BosRule | None = None) -> TextSource:
         if not len(mapped):
             raise UserError(f"--tokens {sets[0]}: holds no document")
         return TextSource("tokens", TaskRecord("tokens", source=mapped.record), [], mapped, "never")
-    documents = token_files(tuple(paths))
+    documents = token_files(paths)
     digest = tokens_hash(documents)
     return TextSource("tokens", TaskRecord("tokens", tokens_sha256=digest), [], documents, "never")
 

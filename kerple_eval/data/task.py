@@ -63,8 +63,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kerple_eval.data.sources.kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
 from kerple_eval.protocols.neox_split import parse_shares
+from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import quoted, read_yaml
-from kerple_eval.support.registry import unknown
+from kerple_eval.support.registry import Registry, unknown
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, Spec, UserError
 
@@ -105,8 +106,21 @@ def tasks_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "tasks"
 
 
-def task_files() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(tasks_folder().glob("*.yaml"))}
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A named task: ``target`` is its YAML file."""
+
+    name: str
+    target: str
+
+
+#: Shipped tasks, those of other packages (entry-point group ``kerple_eval.tasks``) and registered ones.
+TASKS = Registry(
+    "task",
+    "kerple_eval.tasks",
+    TaskFile,
+    (TaskFile(path.stem, str(path)) for path in sorted(tasks_folder().glob("*.yaml"))),
+)
 
 
 def open_task(spec: Spec) -> tuple[Task, Path]:
@@ -116,13 +130,10 @@ def open_task(spec: Spec) -> tuple[Task, Path]:
     """
     if spec.name.endswith((".yaml", ".yml")):
         path = Path(spec.name)
-        if not path.is_file():
-            raise UserError(f"task file {spec.name} does not exist")
+        if not is_file(path):
+            raise UserError(f"task file {quoted(spec.name)} does not exist")
     else:
-        files = task_files()
-        if spec.name not in files:
-            raise unknown("task", spec.name, files)
-        path = files[spec.name]
+        path = Path(TASKS.entry(spec.name).target)
     task = read_task(path)
     options = dict(spec.options)
     if isinstance(task.source, SyntheticSource):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kerple_eval.data.documents import Document, TokenDocument, check_encodable, text_hash
-from kerple_eval.data.sources.read import text_files
+from kerple_eval.data.sources.own import TextFiles, read_texts, refuse_repeats
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.types import BosRule, UserError
@@ -33,21 +33,24 @@ def text_of(value: Any, *, column: str = "text", bos: BosRule | None = None) -> 
         raise UserError(
             f"text: expected a string, a Path, a datasets.Dataset or a sequence of them, got {_kind(value)}"
         )
-    documents: list[Document] = []
+    found = TextFiles()
     for number, part in enumerate(parts, start=1):
-        documents += _documents(part, number, column)
-    if not documents:
+        _read(part, number, column, found)
+    if not found.documents:
         raise UserError("text: holds no document; a document needs text")
-    _refuse_repeats([document.name for document in documents])
+    refuse_repeats([document.name for document in found.documents])
     rule = bos or "tokenizer"
-    record = TaskRecord("text", packing="document", bos=rule, text_sha256=text_hash(documents))
-    return TextSource("text", record, documents, bos=rule)
+    record = TaskRecord(
+        "text", source=found.record, packing="document", bos=rule, text_sha256=text_hash(found.documents)
+    )
+    return TextSource("text", record, found.documents, bos=rule)
 
 
-def _documents(part: Any, number: int, column: str) -> list[Document]:
+def _read(part: Any, number: int, column: str, found: TextFiles) -> None:
+    """Add the documents of one value to ``found``."""
     if isinstance(part, Path):
-        return text_files((str(part),))
-    if isinstance(part, str):
+        read_texts(part, found)
+    elif isinstance(part, str):
         if "\n" not in part and len(part) < 1000 and Path(part).is_file():
             raise UserError(
                 f"text {part!r} is also the name of a file: write Path({part!r}) for what the file holds, or "
@@ -55,23 +58,24 @@ def _documents(part: Any, number: int, column: str) -> list[Document]:
             )
         if not part.strip():
             raise UserError(f"text: document {number} is empty; a document needs text")
-        return [Document(f"text:{number}", check_encodable(part, f"text: document {number}"))]
-    if _is_dataset(part):
+        found.documents.append(Document(f"text:{number}", check_encodable(part, f"text: document {number}")))
+    elif _is_dataset(part):
         if column not in part.column_names:
             raise UserError(
                 f"text: the data set has no column {column!r}; it has {', '.join(part.column_names)}"
             )
         rows = part[column]
-        wrong = next((i for i, row in enumerate(rows) if not isinstance(row, str)), None)
+        wrong = next((i for i, row in enumerate(rows) if not isinstance(row, str | None)), None)
         if wrong is not None:
             raise UserError(f"text: row {wrong} of column {column!r} is {_kind(rows[wrong])}, expected text")
         name = "row" if number == 1 else f"row {number}"
-        return [
-            Document(f"{name}:{i}", check_encodable(row, f"row {i}"))
-            for i, row in enumerate(rows)
-            if row.strip()
-        ]
-    raise UserError(f"text: expected a string, a Path or a datasets.Dataset, got {_kind(part)}")
+        for i, row in enumerate(rows):
+            if row is None or not row.strip():
+                found.passed_over["rows without text"] += 1
+            else:
+                found.documents.append(Document(f"{name}:{i}", check_encodable(row, f"row {i}")))
+    else:
+        raise UserError(f"text: expected a string, a Path or a datasets.Dataset, got {_kind(part)}")
 
 
 def tokens_of(value: Any) -> TextSource:
@@ -141,9 +145,3 @@ def _is_dataset(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return type(value).__name__
-
-
-def _refuse_repeats(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two documents are named {name!r}; names must differ")

@@ -64,7 +64,7 @@ def tokenizer(given: Any) -> Tokenizer | None:
         if given != "bytes":
             raise UserError(f"tokenizer {given!r}: only 'bytes' has a name; give the object itself")
         return BYTE_TOKENIZER
-    if all(hasattr(given, name) for name in ("identity", "vocab_size", "adds_bos", "encode")):
+    if all(hasattr(given, name) for name in ("identity", "vocab_size", "before", "after", "encode")):
         own: Tokenizer = given
         return own
     return from_object(given)

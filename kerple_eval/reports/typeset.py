@@ -18,7 +18,7 @@ from kerple_eval.reports import escapes
 from kerple_eval.support.registry import unknown
 
 #: Formats that a command offers; the page sets HTML by itself.
-TABLE_FORMATS = ("text", "markdown", "latex", "csv")
+TABLE_FORMATS = ("text", "markdown", "latex", "csv", "html")
 #: A LaTeX table whose rows have more characters is set smaller, so as to fit the width of a page's text
 #: (article's 345 pt); beyond some 140 characters, as with the paper's schemes across, no size does.
 SIZES = ((104, r"\tiny"), (84, r"\scriptsize"), (60, r"\footnotesize"))

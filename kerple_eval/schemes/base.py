@@ -5,7 +5,8 @@ int64; a query i attends to keys j <= i; the distance is D = i - j >= 0 (tokens)
 shared by every layer unless it is ``per_layer``. Each hook does nothing unless the scheme defines it:
 
 * ``embed(x [B, N, W], positions [N])``: changes the token embeddings.
-* ``row_scale(positions_q [Q]) -> [1 or H, Q]``: multiplies the scaled scores of a query's row.
+* ``row_scale(positions_q [Q], keys [Q]) -> [1 or H, Q]``: multiplies the scaled scores of a query's row;
+  ``keys`` counts the keys that the query sees (int64).
 * ``rotate(q [B, H, Q, d], k [B, H, K, d], positions_q [Q], positions_k [K])``.
 * ``kernel(distance [n]) -> [H, n]``: added to the scaled scores; ``weight(distance [n]) -> [H, n]``
   multiplies the scaled scores before that. Pure functions of distance: the fast path, O(H L) memory.
@@ -14,7 +15,7 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
   scheme that reads the hidden states too computes what it needs once a layer, ``observe(x [B, N, W])``, and
   receives that as the sixth argument of ``score``.
 * ``window``: queries see only keys at D < window; ``visible(positions_q, positions_k) -> bool [Q, K]`` for
-  any other mask.
+  any other mask, which ``masks`` states too where it has the form "D < near or j < first".
 * ``remap(positions_q, positions_k) -> (far bool [Q, K], positions_q' [Q], positions_k' [K])``: where
   ``far`` is true, ``rotate`` uses the positions i' and j', and ``kernel`` and ``weight`` use D' = i' - j'.
 
@@ -86,7 +87,7 @@ class Scheme(nn.Module):
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x
 
-    def row_scale(self, positions_q: Tensor) -> Tensor | None:
+    def row_scale(self, positions_q: Tensor, keys: Tensor) -> Tensor | None:
         return None
 
     def rotate(self, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +116,23 @@ class Scheme(nn.Module):
 
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         return None
+
+    def masks(self) -> list[tuple[int, int]]:
+        """(near, first) of every mask: a key is seen where D < near or j < first (both in tokens)."""
+        return [] if self.window is None else [(self.window, 0)]
+
+    def count_keys(self, positions_q: Tensor) -> Tensor:
+        """How many keys each query sees: positions ``[Q]`` -> int64 ``[Q]``.
+
+        A mask hides the keys ``first .. i - near``; what none of them hides is seen.
+        """
+        hidden = torch.zeros_like(positions_q)
+        end = torch.zeros_like(positions_q)  # every key before it is counted already, as hidden or seen
+        for near, first in sorted(self.masks(), key=lambda mask: mask[1]):
+            start, stop = end.clamp(min=first), positions_q - near + 1
+            hidden += (stop - start).clamp(min=0)
+            end = torch.maximum(end, stop)
+        return positions_q + 1 - hidden
 
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         return None

@@ -104,11 +104,14 @@ class Combined(Scheme):
     def begin_step(self, generator: torch.Generator) -> None:
         self.base.begin_step(generator)
 
+    def masks(self) -> list[tuple[int, int]]:
+        return [mask for part in self.parts.values() for mask in part.masks()]
+
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return self.base.embed(x, positions)
 
-    def row_scale(self, positions_q: Tensor) -> Tensor | None:
-        found = (part.row_scale(positions_q) for part in self.parts.values())
+    def row_scale(self, positions_q: Tensor, keys: Tensor) -> Tensor | None:
+        found = (part.row_scale(positions_q, keys) for part in self.parts.values())
         scales = [scale for scale in found if scale is not None]
         return reduce(torch.mul, scales) if scales else None
 

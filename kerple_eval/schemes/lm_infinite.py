@@ -3,8 +3,9 @@
 Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for Large Language Models"
 (NAACL 2024, arXiv 2308.16137), Section 4; code Glaciohound/LM-Infinite, ``models/lambda_attention.py``.
 
-A query i sees the first ``start`` keys and those at D = i - j < ``recent`` (the Lambda-shaped mask); a pair
-at D >= ``limit`` stands at distance ``limit``. ``recent`` and ``limit`` (tokens) are the trained length
+A query i sees the first ``start`` keys and those at D = i - j < ``recent`` (the Lambda-shaped mask). The
+latter keep their distances; one of the first keys at D >= ``recent`` is put at the distance ``limit``, as in
+that code (``local_branch``, ``limit_distance``). ``recent`` and ``limit`` (tokens) are the trained length
 unless given, ``start`` is 10. A modifier of relative schemes, applied to a trained model; no parameters;
 prefix-invariant.
 """
@@ -33,6 +34,9 @@ class LmInfinite(Scheme):
         near = positions_q[:, None] - positions_k < self.recent
         return near | (positions_k < self.start)
 
+    def masks(self) -> list[tuple[int, int]]:
+        return [(self.recent, self.start)]
+
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        far = positions_q[:, None] - positions_k >= self.limit
+        far = positions_q[:, None] - positions_k >= self.recent
         return far, torch.full_like(positions_q, self.limit), torch.zeros_like(positions_k)

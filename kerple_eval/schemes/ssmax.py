@@ -1,11 +1,12 @@
-"""SSMax: ``logit_ij = s_h ln(n) (q_i k_j / sqrt(d))``, n = i + 1 the keys that query i sees.
+"""SSMax: ``logit_ij = s_h ln(n) (q_i k_j / sqrt(d))``, n the number of keys that query i sees.
 
 Source: Nakanishi, "Scalable-Softmax Is Superior for Attention" (arXiv 2501.19399), Eq. (2)-(3).
 
 A modifier: ``rope,ssmax=1`` scales RoPE's scores, and a kernel or bias is added after it. s ``[H]``, one
 number a head, shared by all layers, starts at ``start`` / ln(the trained length): the scaling is
-``start`` at the last trained position. n is the row's own count, not the window's length, so losses
-do not depend on what follows. Row 0 sees one key, and ln 1 = 0 changes nothing there.
+``start`` at the last trained position. n is i + 1, or fewer where a window or another mask is applied too
+(``rope,ssmax,window=256``: min(i + 1, 256)): the softmax's number of inputs, as in the paper. It is the row's
+own count, so losses do not depend on what follows. Row 0 sees one key, and ln 1 = 0 changes nothing there.
 """
 
 from __future__ import annotations
@@ -30,5 +31,5 @@ class SSMax(Scheme):
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.s, self.start / math.log(max(2, self.geometry.train_length)))
 
-    def row_scale(self, positions_q: Tensor) -> Tensor:
-        return self.s[:, None] * torch.log1p(positions_q.to(self.s.dtype))
+    def row_scale(self, positions_q: Tensor, keys: Tensor) -> Tensor:
+        return self.s[:, None] * torch.log1p((keys - 1).to(self.s.dtype))

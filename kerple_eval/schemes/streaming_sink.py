@@ -37,6 +37,9 @@ class StreamingSink(Scheme):
         near = positions_q[:, None] - positions_k <= self.recent
         return near | (positions_k < self.sinks)
 
+    def masks(self) -> list[tuple[int, int]]:
+        return [(self.recent + 1, self.sinks)]
+
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         full = self.sinks + self.recent
         far = (positions_q > full)[:, None] & (positions_k < self.sinks)

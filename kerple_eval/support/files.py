@@ -149,6 +149,14 @@ def _sweep(folder: Path) -> None:
                     path.unlink()
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; False too for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def inside(path: Path, *folders: Path) -> Path:
     """``path``, which may not exist; a link out of every one of ``folders`` and a pipe are refused."""
     target = path.resolve()

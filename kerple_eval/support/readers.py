@@ -12,7 +12,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,20 +111,14 @@ def read_json(path: Path, *, non_finite: bool = False) -> dict[str, Any]:
     return _object(parse_json(read_bytes(path, LARGEST_JSON), path, non_finite=non_finite), path)
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of every line of a file that is not blank."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(LARGEST_JSON + 1):
-                number += 1
-                if len(line) > LARGEST_JSON:
-                    raise UserError(f"{path}:{number}: longer than {LARGEST_JSON:,} bytes; split the line")
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield number, _object(parse_json(line, where), where)
-    except (OSError, ValueError) as error:
-        raise UserError(cannot_read(path, error)) from None
+def json_lines(lines: Iterable[bytes], where: object) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of every line of ``lines`` that is not blank."""
+    for number, line in enumerate(lines, start=1):
+        if len(line) > LARGEST_JSON:
+            raise UserError(f"{where}:{number}: longer than {LARGEST_JSON:,} bytes; split the line")
+        if line.strip():
+            here = f"{where}:{number}"
+            yield number, _object(parse_json(line, here), here)
 
 
 def parse_json(raw: bytes | str, where: object, *, non_finite: bool = False) -> Any:

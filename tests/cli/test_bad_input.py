@@ -137,7 +137,7 @@ FILES = [
     ("blank.txt", b" \n\t\n", "--text", ["blank.txt", "empty"]),
     ("latin.txt", b"caf\xe9 " * 40, "--text", ["latin.txt", "not UTF-8 at byte 3"]),
     ("empty.jsonl", b"\n", "--text", ["empty.jsonl", "empty"]),
-    ("wrong.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "--text", ["wrong.jsonl:2", '"text"']),
+    ("wrong.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "--text", ["wrong.jsonl:2", "no column 'text'"]),
     ("broken.jsonl", b'{"tokens": [1, 2\n', "--tokens", ["broken.jsonl:1", "not JSON"]),
     ("ids.jsonl", b'{"tokens": [1, "2"]}\n', "--tokens", ["ids.jsonl:1", "tokens"]),
     ("negative.jsonl", b'{"tokens": [1, -2]}\n', "--tokens", ["negative.jsonl:1", "tokens"]),

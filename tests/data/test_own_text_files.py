@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kerple_eval.data.documents import Document
-from kerple_eval.data.sources.read import text_files, token_files
+from kerple_eval.data.sources.own import text_files, token_files
 from kerple_eval.types import UserError
 
 
@@ -30,14 +37,20 @@ def refusal(read: Callable[[tuple[str, ...]], Any], *paths: str) -> str:
 def test_a_text_file_is_a_document_and_keeps_its_newlines(tmp_path: Path) -> None:
     one = written(tmp_path / "one.txt", "a\r\nb\n\né\x00\u2028")
     two = written(tmp_path / "two.md", " x")
-    assert text_files((two, one)) == [Document("two.md", " x"), Document("one.txt", "a\r\nb\n\né\x00\u2028")]
+    assert text_files((two, one)).documents == [
+        Document("two.md", " x"),
+        Document("one.txt", "a\r\nb\n\né\x00\u2028"),
+    ]
 
 
 def test_json_lines_are_a_document_a_line(tmp_path: Path) -> None:
     path = written(
         tmp_path / "a.jsonl", '{"text": "one\\u2028\\n", "n": 1}\n\n  \n{"text": "zw\u00f6lf\u2028"}'
     )
-    assert text_files((path,)) == [Document("a.jsonl:1", "one\u2028\n"), Document("a.jsonl:4", "zwölf\u2028")]
+    assert text_files((path,)).documents == [
+        Document("a.jsonl:1", "one\u2028\n"),
+        Document("a.jsonl:4", "zwölf\u2028"),
+    ]
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\n"])
@@ -58,10 +71,14 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [text_files, token_files])
-def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path, read: Any) -> None:
-    missing = str(tmp_path / "a.jsonl")
-    assert refusal(read, missing) == f"{missing}: cannot be read: No such file or directory"
-    assert refusal(read, str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
+def test_a_file_that_cannot_be_opened(tmp_path: Path, read: Any) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path, why in (
+        (tmp_path / "a.jsonl", "No such file or directory"), (tmp_path / ("n" * 300), "File name too long"),
+        (loop, "Too many levels of symbolic links"), ("a\0b", "embedded null byte"),
+    ):  # fmt: skip
+        assert refusal(read, str(path)) == f"{path}: cannot be read: {why}"
 
 
 @pytest.mark.parametrize(("line", "says"), [
@@ -71,11 +88,9 @@ def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path, read: Any) -> None
     ('["text"]', "expected a JSON object, got list"),
     ('"text"', "expected a JSON object, got str"),
     ("null", "expected a JSON object, got NoneType"),
-    ("{}", 'no "text" field holding text'),
-    ('{"text": 3}', 'no "text" field holding text'),
-    ('{"text": null}', 'no "text" field holding text'),
-    ('{"text": ""}', 'no "text" field holding text'),
-    ('{"text": " \\n"}', 'no "text" field holding text'),
+    ('{"body": 1, "id": 2}', "no column 'text'; it has: body, id"),
+    ('{"text": 3}', "column 'text' must hold text, got int 3"),
+    ('{"text": ["a"]}', "column 'text' must hold text, got list ['a']"),
     ('{"text": "a\\ud800"}', "half a surrogate pair"),
 ])  # fmt: skip
 def test_a_bad_line_of_text_is_named(tmp_path: Path, line: str, says: str) -> None:
@@ -135,3 +150,115 @@ def test_an_empty_token_file_is_refused_also_after_a_full_one(tmp_path: Path) ->
     says = f'{empty}: empty; expected lines {{"tokens": [...]}}'
     assert refusal(token_files, empty) == says
     assert refusal(token_files, full, empty) == says
+
+
+ROWS = [
+    {"text": "one\n", "id": 1},
+    {"text": None, "id": 2},
+    {"text": 'two, "é"', "id": 3},
+    {"text": " ", "id": 4},
+]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def table() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    return sink.getvalue()
+
+
+def comma_separated() -> bytes:
+    sink = io.StringIO(newline="")
+    csv.DictWriter(sink, ["text", "id"]).writeheader()
+    csv.DictWriter(sink, ["text", "id"]).writerows(ROWS)
+    return sink.getvalue().encode()
+
+
+WRITTEN = {
+    "a.jsonl": LINES, "a.JSONL": LINES, "a.ndjson": LINES, "a.json": LINES,
+    "b.json": json.dumps(ROWS).encode(),
+    "c.json": json.dumps(ROWS, indent=1).encode(), "a.parquet": table(), "a.csv": comma_separated(),
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES, "bom.csv": b"\xef\xbb\xbf" + comma_separated(),
+    "a.tsv": comma_separated().replace(b",id", b"\tid").replace(b",1", b"\t1").replace(b",2", b"\t2")
+    .replace(b",3", b"\t3").replace(b",4", b"\t4"),
+    "a.jsonl.gz": gzip.compress(LINES), "a.json.bz2": bz2.compress(LINES),
+    "a.csv.xz": lzma.compress(comma_separated()),
+    "a.jsonl.zst": pa.compress(LINES, codec="zstd", asbytes=True), "gz.jsonl": gzip.compress(LINES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_files_of_rows_give_the_same_documents(tmp_path: Path, name: str) -> None:
+    """Every format holds the same four rows, of which two have no text."""
+    found = text_files([written(tmp_path / name, WRITTEN[name])])
+    assert found.documents == [Document(f"{name}:1", "one\n"), Document(f"{name}:3", 'two, "é"')]
+    assert found.passed_over == {"rows without text": 2}
+
+
+def test_compressed_and_marked_text_is_text(tmp_path: Path) -> None:
+    raw = "zwölf\r\n".encode()
+    zstd = pa.compress(raw, codec="zstd", asbytes=True)
+    for name, content in (
+        ("a.txt", b"\xef\xbb\xbf" + raw), ("a.txt.gz", gzip.compress(raw)), ("a.bz2", bz2.compress(raw)),
+        ("a.md.zst", zstd), ("a", lzma.compress(raw)),
+    ):  # fmt: skip
+        assert text_files([written(tmp_path / name, content)]).documents == [Document(name, "zwölf\r\n")]
+
+
+def test_a_json_file_of_texts_or_of_one_object(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", '["one", "two"]')
+    assert [d.text for d in text_files([path]).documents] == ["one", "two"]
+    path = written(tmp_path / "b.json", '{"title": "t",\n "text": "one"}')
+    assert [d.text for d in text_files([path]).documents] == ["one"]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("a.zip", b"PK\x03\x04rest", "is a zip archive, not UTF-8 text; "),
+    ("a.txt", b"%PDF-1.4", "is a PDF, not UTF-8 text; "),
+    ("a.txt", "text".encode("utf-16"), "is UTF-16 text, not UTF-8 text; convert it, for example with iconv"),
+    ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "damaged or cut off: "),
+    ("a.txt.gz", b"\x1f\x8b\x08\x00broken", ": "),
+    ("a.xz", b"\xfd7zXZ\x00broken", "damaged or cut off: "),
+    ("a.zst", b"\x28\xb5\x2f\xfdbroken", "cannot be read: "),
+    ("a.json", b"3", "holds no list of texts and no object, but 3"),
+    ("a.json", b"[1]", "1: no column 'text'; it has: int"),
+    ("a.json", b'{"data": []}', "1: no column 'text'; it has: data"),
+    ("a.csv", b"body,id\na,1\n", "1: no column 'text'; it has: body, id"),
+    ("a.csv", b"text,id\na\n", "row 1 has 1 fields, the header 2 columns"),
+    ("a.csv", b"text,text\na,b\n", "two columns have one name: ['text', 'text']"),
+    ("a.csv", b'text\n"a', "damaged or cut off: "),
+    ("a.csv", b"text\n\xff\n", "not UTF-8 "),
+    ("a.parquet", b"PAR1broken", "cannot be read: "),
+    ("a.parquet", b"text", "cannot be read: "),
+])  # fmt: skip
+def test_what_holds_no_text_is_refused_in_plain_words(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    path = written(tmp_path / name, content)
+    message = refusal(text_files, path)
+    assert message.startswith(path) and says in message
+    assert "\n" not in message
+
+
+def test_a_folder_is_its_files(tmp_path: Path) -> None:
+    for name, content in (
+        ("b.txt", b"b"), ("deep/a.txt", b"a"), ("rows.jsonl", LINES), ("empty.txt", b" "), (".hidden", b"no"),
+        ("picture.png", b"\x89PNG\r\n"), ("deep/bytes.bin", b"\xff\x00"), ("settings.json", b'{"a": 1}'),
+    ):  # fmt: skip
+        written(tmp_path / "texts" / name, content)
+    found = text_files([tmp_path / "texts"])
+    assert [(d.name, d.text) for d in found.documents] == [
+        ("b.txt", "b"), ("deep/a.txt", "a"), ("rows.jsonl:1", "one\n"), ("rows.jsonl:3", 'two, "é"'),
+    ]  # fmt: skip
+    assert found.passed_over == {
+        "rows without text": 2, "empty files": 1, "hidden files": 1, "files that hold no text": 3,
+    }  # fmt: skip
+    (tmp_path / "none").mkdir()
+    assert refusal(text_files, str(tmp_path / "none")).endswith("empty; a document needs text")
+
+
+def test_a_compressed_file_of_token_ids(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl.gz", gzip.compress(b'{"tokens": [1, 2]}\n'))
+    assert [d.ids.tolist() for d in token_files((path,))] == [[1, 2]]
+    path = written(tmp_path / "u.jsonl", '{"tokens": [1], "name": 3}\n')
+    assert refusal(token_files, path) == f'{path}:1: "name" must be text, got 3'

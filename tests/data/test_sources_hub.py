@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
+import io
 import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,15 +27,8 @@ from kerple_eval.data.task import open_task
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
-SURROGATE = (
-    "row 0: half a surrogate pair (\\ud800 to \\udfff) in a string, which UTF-8 cannot encode; remove it"
-)
+SURROGATE = "half a surrogate pair (\\ud800 to \\udfff) in a string, which UTF-8 cannot encode; remove it"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def opened(spec: str) -> tuple[list[Document], dict[str, Any]]:
@@ -148,86 +142,143 @@ def test_text_before_the_first_heading_is_refused(tmp_path: Path) -> None:
 
 
 def test_empty_rows_are_left_out_and_counted(tmp_path: Path) -> None:
-    json_lines(tmp_path / "a.jsonl", [{"text": t} for t in ("a", "", " \n", "b")])
+    json_lines(tmp_path / "a.jsonl", [{"text": t} for t in ("a", "", " \n", "b", None)])
     documents, origin = hub_documents(toy(path=str(tmp_path)), "toy")
     assert documents == [Document("test-000000000", "a"), Document("test-000000003", "b")]
-    assert origin["empty_documents"] == 2
+    assert origin["empty_documents"] == 3
 
 
-class Asked(list[dict[str, Any]]):
-    """Stands in for ``datasets.load_dataset``: keeps what was asked, gives the rows it was made with."""
+class Hub:
+    """Stands in for the hub's file system, with files at one commit; keeps the names that were opened."""
 
-    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
-        self.rows = rows
+    def __init__(self, files: dict[str, bytes], repository: str = "o/n", revision: str = COMMIT) -> None:
+        self.files = {f"datasets/{repository}@{revision}/{name}": raw for name, raw in files.items()}
+        self.opened: list[str] = []
 
-    def __call__(self, builder: str, **asked: Any) -> Iterator[dict[str, Any]]:
-        self.append({"builder": builder, **asked})
-        return self.rows
+    def glob(self, pattern: str) -> list[str]:
+        return [name for name in self.files if fnmatch.fnmatchcase(name, pattern)]
+
+    def open(self, name: str, mode: str) -> io.BytesIO:
+        assert mode == "rb"
+        self.opened.append(name)
+        return io.BytesIO(self.files[name])
 
 
-def test_a_hub_set_is_asked_for_at_its_commit_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(iter([{"text": "book"}]))
-    monkeypatch.setattr(datasets, "load_dataset", asked)
-    documents, origin = opened("pg19")
+def parquet_bytes(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=2)
+    return sink.getvalue()
+
+
+def test_a_hub_set_is_fetched_at_its_commit_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     task, _ = open_task(parse_spec("pg19"))
     assert isinstance(task.source, HubSource)
-    place = f"hf://datasets/emozilla/pg19@{task.source.revision}/data/test-*.parquet"
-    assert asked == [
-        {"builder": "parquet", "data_files": {"test": place}, "split": "test", "streaming": False}
-    ]
-    assert documents == [Document("test-000000000", "book")]
+    hub = Hub(
+        {"data/test-1.parquet": b"", "data/test-0.parquet": b"", "data/train-0.parquet": b"", "code.py": b""},
+        "emozilla/pg19", task.source.revision,
+    )  # fmt: skip
+    fetched = []
+
+    def fetch(repository: str, name: str, *, repo_type: str, revision: str) -> str:
+        fetched.append((repository, name, repo_type, revision))
+        path = tmp_path / name
+        parquet(path, [{"text": f"book of {name}"}])
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    documents, origin = opened("pg19")
+    names = ["data/test-0.parquet", "data/test-1.parquet"]
+    assert fetched == [("emozilla/pg19", name, "dataset", task.source.revision) for name in names]
+    assert documents == [Document(f"test-{i:09d}", f"book of {name}") for i, name in enumerate(names)]
     assert origin["revision"] == task.source.revision
-    assert "local_copy" not in origin
+    assert "local_copy" not in origin and not hub.opened
 
 
 def test_reading_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows without end: only as many are read as the limit needs, streamed, and the record says so."""
-    rows = ({"text": json.dumps({"text": f"t{i}", "kind": "ab"[i % 2]})} for i in itertools.count())
-    asked = Asked(rows)
-    monkeypatch.setattr(datasets, "load_dataset", asked)
+    """Files are streamed in order of name; only as many rows and files are read as the limit needs."""
+    part = ["".join(json.dumps({"text": f"t{i}", "kind": "ab"[i % 2]}) + "\n" for i in range(n, n + 4))
+            for n in (0, 4, 8)]  # fmt: skip
+    hub = Hub({"2.jsonl": part[2].encode(), "0.jsonl": part[0].encode(), "1.jsonl": part[1].encode()})
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: hub)
     documents, origin = hub_documents(toy(where={"kind": "b"}, limit=3), "toy")
     assert [d.text for d in documents] == ["t1", "t3", "t5"]
     assert (origin["limit"], origin["limit_reached"]) == (3, True)
     assert (origin["rows_read"], origin["rows_passed_over"]) == (6, 3)
-    assert next(rows)["text"] == '{"text": "t6", "kind": "a"}'
-    assert asked[0]["streaming"] is True
+    assert [name.rsplit("/", 1)[1] for name in hub.opened] == ["0.jsonl", "1.jsonl"]
 
 
 def test_a_limit_counts_articles(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = itertools.cycle([" = A = ", "", "a", ""])
-    monkeypatch.setattr(datasets, "load_dataset", Asked({"text": json.dumps({"text": t})} for t in lines))
-    documents, origin = hub_documents(toy(join="wikitext-articles", limit=2), "toy")
+    lines = [" = A = ", "", "a", ""] * 50
+    hub = Hub({"a.parquet": parquet_bytes([{"text": t} for t in lines])})
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: hub)
+    source = toy(join="wikitext-articles", limit=2, data_files="*.parquet")
+    documents, origin = hub_documents(source, "toy")
     assert [d.text for d in documents] == [" = A = \n \na\n \n"] * 2
     assert [d.name for d in documents] == ["test-000000000", "test-000000004"]
     assert origin["rows_read"] == 10  # the third heading and the blank row that makes it one
 
 
 def test_a_connection_that_breaks_while_reading_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows() -> Iterator[dict[str, Any]]:
-        yield {"text": '{"text": "a"}'}
-        raise ConnectionError("reset\nby peer")
+    class Breaking(io.BytesIO):
+        def readline(self, *sizes: Any) -> bytes:
+            if self.tell():
+                raise ConnectionError("reset\nby peer")
+            return super().readline(*sizes)
 
-    monkeypatch.setattr(datasets, "load_dataset", Asked(rows()))
-    assert refusal(toy()) == (
+        def peek(self, size: int) -> bytes:
+            return self.getvalue()[:size]
+
+    hub = Hub({"a.jsonl": b'{"text": "a"}\n{"text": "b"}\n'})
+    monkeypatch.setattr(hub, "open", lambda name, mode: Breaking(hub.files[name]))
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: hub)
+    assert refusal(toy(limit=5)) == (
         "task toy: cannot read o/n (reset by peer); with a local copy of *.jsonl: --task toy:path=DIR"
     )
 
 
+@pytest.mark.slow
+def test_a_refusal_while_parquet_is_read_ends_as_a_refusal(tmp_path: Path) -> None:
+    """Status 2 every time: threads that still read as the program ended aborted it, in half of the runs."""
+    parquet(tmp_path / "a.parquet", [{"body": "a" * 1000, "n": i} for i in range(20_000)])
+    script = (
+        "import sys\n"
+        "from kerple_eval.data.sources.hub import hub_documents\n"
+        "from kerple_eval.data.sources.kinds import HubSource\n"
+        "from kerple_eval.types import UserError\n"
+        f"source = HubSource('o/n', {COMMIT!r}, '*.parquet', 'test', 'text', path={str(tmp_path)!r})\n"
+        "try:\n"
+        "    hub_documents(source, 'toy')\n"
+        "except UserError:\n"
+        "    sys.exit(2)\n"
+    )
+    assert {subprocess.run([sys.executable, "-c", script], check=False).returncode for _ in range(6)} == {2}
+
+
 @pytest.mark.parametrize(("row", "changes", "says"), [
-    ({"body": "a", "meta": 1}, {}, "no column 'text'; the data set has: body, meta"),
-    ({"text": "a"}, {"where": {"meta.kind": "b"}}, "no column 'meta.kind'; the data set has: text"),
-    ({"text": None}, {}, "row 0: column 'text' must hold text, got NoneType"),
+    ({"body": "a", "meta": 1}, {}, "no column 'text'; it has: body, meta"),
+    ({"text": "a"}, {"where": {"meta.kind": "b"}}, "no column 'meta.kind'; it has: text"),
+    ({"text": 3}, {}, "column 'text' must hold text, got int 3"),
     ({"text": "\ud800"}, {}, SURROGATE),
-    ([1], {}, "no column 'text'; the data set has: list"),
+    ([1], {}, "expected a JSON object, got list"),
 ])  # fmt: skip
 def test_rows_of_another_shape(tmp_path: Path, row: Any, changes: dict[str, Any], says: str) -> None:
     json_lines(tmp_path / "a.jsonl", [row])
-    assert refusal(toy(path=str(tmp_path), **changes)) == f"task toy: {says}"
+    assert refusal(toy(path=str(tmp_path), **changes)) == f"task toy: a.jsonl:1: {says}"
+
+
+def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", [{"body": "a", "meta": 1}])
+    assert refusal(toy(path=str(tmp_path), data_files="*.parquet")) == (
+        "task toy: a.parquet:1: no column 'text'; it has: body, meta"
+    )
 
 
 def test_a_line_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    assert refusal(toy(path=str(tmp_path))).startswith("task toy: row 1: not JSON: ")
+    assert refusal(toy(path=str(tmp_path))).startswith("task toy: a.jsonl:2: not JSON: ")
 
 
 def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:

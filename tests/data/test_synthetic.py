@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from kerple_eval.data.synthetic.associative_recall import AssociativeRecall
 from kerple_eval.data.synthetic.base import SyntheticDocument, depth_grid, draw
 from kerple_eval.data.synthetic.catalogue import GENERATORS, make_generator
 from kerple_eval.data.synthetic.copying import Copy
-from kerple_eval.data.task import read_task, task_files
+from kerple_eval.data.task import TASKS, read_task
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, JsonTokenizer, ModelTokens
 from kerple_eval.support.registry import Entry, load
 from kerple_eval.types import UserError
@@ -154,7 +155,7 @@ def test_an_answer_without_tokens_of_its_own_is_refused(readers: dict[str, Model
 @pytest.mark.parametrize("line", GENERATORS.values(), ids=lambda line: line.name)
 def test_the_catalogue(line: Entry) -> None:
     """Each generator is a task of its name, makes what is asked for, and the same again."""
-    task = read_task(task_files()[line.name])
+    task = read_task(Path(TASKS[line.name].target))
     assert isinstance(task.source, SyntheticSource)
     generator, name = make_generator(task.source.generator)
     assert isinstance(generator, load(line.target))

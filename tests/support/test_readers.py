@@ -91,10 +91,11 @@ def test_json_objects_and_lines(tmp_path: Path) -> None:
     assert read_json(file) == {"a": 1}
     file.write_text("[]")
     assert refusal(read_json, file) == f"{file}: expected a JSON object, got list"
-    file.write_bytes(b'\n{"a": "\xc2\x85"}\r\n \n{"b": 2}')
-    assert list(json_lines(file)) == [(2, {"a": "\x85"}), (4, {"b": 2})]
-    file.write_bytes(b'{"a": 1}\n[]\n')
-    assert refusal(lambda: list(json_lines(file))) == f"{file}:2: expected a JSON object, got list"
+    lines = b'\n{"a": "\xc2\x85"}\r\n \n{"b": 2}'.splitlines(keepends=True)
+    assert list(json_lines(lines, "here")) == [(2, {"a": "\x85"}), (4, {"b": 2})]
+    assert refusal(lambda: list(json_lines([b'{"a": 1}\n', b"[]\n"], "here"))) == (
+        "here:2: expected a JSON object, got list"
+    )
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -107,7 +108,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert refusal(read_json, tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
     assert "cannot be read: " in refusal(read_json, tmp_path / ("n" * 300))
     assert "cannot be read: " in refusal(read_json, Path("a\0b"))
-    assert "cannot be read: " in refusal(lambda: list(json_lines(tmp_path / "none")))
     assert "larger than 262,144 bytes" in refusal(read_yaml, large)
     assert refusal(read_bytes, large, 5).endswith("larger than 5 bytes, the most that is read of such a file")
 

@@ -1,16 +1,15 @@
 """Hub data sets: named files of a repository at a pinned commit, read as documents.
 
-Only the files that the task names are read, by the generic parquet and text readers of ``datasets``:
-no loading script, configuration or data-set card is looked for, and nothing from the hub is executed.
-JSON lines are parsed here, a line a row, so that rows whose metadata differ in shape do no harm.
-Rows come in the order of the files; reading stops at the task's ``limit``, and the record says so.
+Only the files that the task names are read, see ``files.py``: no loading script, configuration or data-set
+card is looked for, and nothing from the hub is executed. Rows come in the order of the files' names; reading
+stops at the task's ``limit``, and the record says so.
 
 Join rules (``source.join``):
 
 none
     A row is a document.
 wikitext-articles
-    A row is a line (Merity et al., arXiv 1609.07843, as the hub spells it: a blank line is an empty
+    A row is a line (Merity et al., arXiv 1609.07843, as the hub has it: a blank line is an empty
     row). An article starts at a row `` = Title = `` with a blank row, or nothing, before it and a
     blank row, or nothing, after it; `` = = Section = = `` starts none. Lines are put back as released,
     blank ones as a space and a newline.
@@ -20,13 +19,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.documents import Document, check_encodable
+from kerple_eval.data.sources.files import column_of, decompressed, folder_of, matching, rows, texts
 from kerple_eval.data.sources.kinds import HubSource
-from kerple_eval.support.readers import parse_json
 from kerple_eval.types import UserError
 
 _HEADING = re.compile(r" = [^=]+ = ")
@@ -36,8 +36,8 @@ Rows = Iterator[tuple[int, str]]  # (row number, text)
 def hub_documents(source: HubSource, task: str) -> tuple[list[Document], dict[str, Any]]:
     """The documents of a hub source, and what a record must say of it."""
     tally = {"rows_read": 0, "rows_passed_over": 0, "empty_documents": 0}
-    rows = _texts(source, task, tally)
-    pieces = _wikitext_articles(rows, task) if source.join == "wikitext-articles" else rows
+    numbered = _texts(source, task, tally)
+    pieces = _wikitext_articles(numbered, task) if source.join == "wikitext-articles" else numbered
     documents: list[Document] = []
     for number, text in pieces:
         if not text.strip():
@@ -55,76 +55,78 @@ def hub_documents(source: HubSource, task: str) -> tuple[list[Document], dict[st
 
 
 def _texts(source: HubSource, task: str, tally: dict[str, int]) -> Rows:
-    """The text of every row that ``where`` lets pass."""
+    """The text of every row that ``where`` lets pass, numbered over all files from 0."""
+    columns = [source.text_column, *source.where]
+    number = -1
     try:
-        for number, raw in enumerate(_open(source, task)):
-            tally["rows_read"] += 1
-            row = raw if _is_parquet(source) else parse_json(raw["text"], f"task {task}: row {number}")
-            if any(str(_field(row, key, task)) != wanted for key, wanted in source.where.items()):
-                tally["rows_passed_over"] += 1
-                continue
-            text = _field(row, source.text_column, task)
-            if not isinstance(text, str):
-                raise UserError(
-                    f"task {task}: row {number}: column {source.text_column!r} must hold text, "
-                    f"got {type(text).__name__}"
-                )
-            yield number, check_encodable(text, f"task {task}: row {number}")
+        for name, open_file in _files(source, task):
+            where = f"task {task}: {name}"
+            with open_file() as raw, decompressed(raw, where) as content:
+                wanted = [column.partition(".")[0] for column in columns]
+                for line, row in rows(content, name, where, wanted):
+                    number += 1
+                    tally["rows_read"] += 1
+                    here = f"{where}:{line}"
+                    if any(str(column_of(row, key, here)) != value for key, value in source.where.items()):
+                        tally["rows_passed_over"] += 1
+                        continue
+                    ((_, text),) = texts([(line, row)], source.text_column, where)
+                    yield number, check_encodable(text or "", here)
     except UserError:
         raise
-    except Exception as error:  # hub, network, cache and format errors share no base class
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"task {task}: cannot read {source.path or source.repository} ({reason}); "
-            f"with a local copy of {source.data_files}: --task {task}:path=DIR"
-        ) from None
+    except Exception as error:  # the hub, the network and its cache raise errors without a common class
+        raise _unreachable(source, task, " ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _open(source: HubSource, task: str) -> Any:
-    """Rows, streamed where not all may be wanted; what is read whole from the hub is cached."""
-    import datasets  # noqa: PLC0415 - slow to import, and only hub tasks need it
+def _unreachable(source: HubSource, task: str, reason: str) -> UserError:
+    return UserError(
+        f"task {task}: cannot read {source.path or source.repository} ({reason[:200]}); "
+        f"with a local copy of {source.data_files}: --task {task}:path=DIR"
+    )
 
+
+def _files(source: HubSource, task: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name of each file and what opens it: of the local copy, or of the hub; in order of name.
+
+    What is read to its end is fetched into the hub's cache first; where not all may be wanted it is
+    streamed.
+    """
     if source.path is not None:
-        folder = Path(source.path)
-        if not folder.is_dir():
-            raise UserError(f"task {task}: path={source.path} is not a folder")
-        if not any(folder.glob(source.data_files)):
+        folder = folder_of(Path(source.path), f"task {task}: path={source.path}")
+        paths = matching(folder, source.data_files, f"task {task}: source.data_files")
+        if not paths:
             raise UserError(
                 f"task {task}: {source.path} holds no file {source.data_files}, "
                 f"where {source.repository} keeps its {source.split} split"
             )
-        root = str(folder)
-    else:
-        root = f"hf://datasets/{source.repository}@{source.revision}"
-    return datasets.load_dataset(
-        "parquet" if _is_parquet(source) else "text",
-        data_files={source.split: f"{root}/{source.data_files}"},
-        split=source.split,
-        streaming=bool(source.path or source.where or source.limit),
-    )
+        for path in paths:
+            yield path.relative_to(folder).as_posix(), partial(path.open, "rb")
+        return
+    import huggingface_hub  # noqa: PLC0415 - slow to import, and only hub tasks need it
+
+    files = huggingface_hub.HfFileSystem()
+    root = f"datasets/{source.repository}@{source.revision}/"
+    names = sorted(str(name) for name in files.glob(root + source.data_files))
+    if not names:
+        raise _unreachable(source, task, f"it has no file {source.data_files}")
+    for name in names:
+        inner = name.split("/", 3)[-1]
+        if source.where or source.limit:
+            yield inner, partial(files.open, name, "rb")
+        else:
+            local = huggingface_hub.hf_hub_download(
+                source.repository, inner, repo_type="dataset", revision=source.revision
+            )
+            yield inner, partial(Path(local).open, "rb")
 
 
-def _is_parquet(source: HubSource) -> bool:
-    return source.data_files.endswith(".parquet")
-
-
-def _field(row: Any, column: str, task: str) -> Any:
-    value = row
-    for part in column.split("."):
-        if not isinstance(value, dict) or part not in value:
-            known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"task {task}: no column {column!r}; the data set has: {known}")
-        value = value[part]
-    return value
-
-
-def _wikitext_articles(rows: Rows, task: str) -> Rows:
+def _wikitext_articles(numbered: Rows, task: str) -> Rows:
     """Lines put back together: (number of the heading's row, article)."""
     lines: list[str] = []
     start: int | None = None
     blank_before = True
     # a row is judged with the next one at hand; after the last comes nothing, which counts as blank
-    for (number, text), (_, following) in itertools.pairwise(itertools.chain(rows, [(-1, "")])):
+    for (number, text), (_, following) in itertools.pairwise(itertools.chain(numbered, [(-1, "")])):
         blank = not text.strip()
         heading = _HEADING.fullmatch(text.rstrip("\n")) is not None
         if heading and blank_before and not following.strip():

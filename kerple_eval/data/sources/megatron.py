@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.data.documents import TokenDocument
+from kerple_eval.support.files import is_file
+from kerple_eval.support.readers import cannot_read
 from kerple_eval.types import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -138,7 +140,7 @@ class MegatronDocuments(Sequence[TokenDocument]):
 
 def is_megatron(path: str) -> bool:
     """Whether ``--tokens`` names a data set: PREFIX.idx, PREFIX.bin, or PREFIX with a .idx beside it."""
-    return path.endswith((".idx", ".bin")) or (not Path(path).exists() and Path(path + ".idx").exists())
+    return path.endswith((".idx", ".bin")) or (not is_file(Path(path)) and is_file(Path(path + ".idx")))
 
 
 def open_megatron(path: str | Path) -> MegatronDocuments:
@@ -157,9 +159,9 @@ def _mapped(path: Path, beside: Path | None = None) -> NDArray[np.uint8]:
         if path.stat().st_size == 0:
             return np.zeros(0, dtype=np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)  # memmap slices slowly
-    except OSError as error:
+    except (OSError, ValueError) as error:
         with_what = f" (it belongs beside {beside.name})" if beside else ""
-        raise UserError(f"{path}: cannot be read: {error.strerror}{with_what}") from None
+        raise UserError(cannot_read(path, error) + with_what) from None
 
 
 def _header(index: Path, raw: NDArray[np.uint8]) -> tuple[int, int, int]:

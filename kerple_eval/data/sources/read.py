@@ -1,19 +1,18 @@
-"""Sources of documents: a task's, and text files or token ids of the user's own."""
+"""Sources of a task's documents, see ``kinds.py``. Nothing is imported to find a package's files."""
 
 from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
-import importlib.util
 import platform
+import re
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kerple_eval.data.documents import Document, TokenDocument, check_encodable
+from kerple_eval.data.documents import Document, check_encodable
+from kerple_eval.data.sources.files import folder_of, matching, opened, plain_text
 from kerple_eval.data.sources.hub import hub_documents
 from kerple_eval.data.sources.kinds import (
     FilesSource,
@@ -25,7 +24,7 @@ from kerple_eval.data.sources.kinds import (
     SyntheticSource,
 )
 from kerple_eval.data.task import Task
-from kerple_eval.support.readers import json_lines
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 
@@ -38,18 +37,18 @@ def documents_of(task: Task, task_file: Path) -> tuple[list[Document], dict[str,
 
 
 def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], dict[str, Any]]:
+    where = f"task {name}: source.files"
     match source:
         case PackageSource():
             return _package(source, name)
         case StdlibSource():
             root = Path(sysconfig.get_paths()["stdlib"])
-            documents = _files(root, source.files, source.exclude)
+            documents = _files(root, source.files, where, source.exclude)
             return documents, {"kind": "stdlib", "python": platform.python_version()}
         case FilesSource():
-            root = (task_file.parent / source.path).resolve()
-            if not root.is_dir():
-                raise UserError(f"task {name}: source.path: {root} is not a folder")
-            return _files(root, source.files), {"kind": "files", "files": source.files}
+            where_path = f"task {name}: source.path: {quoted(source.path)}"
+            root = folder_of(task_file.parent / source.path, where_path)
+            return _files(root, source.files, where), {"kind": "files", "files": source.files}
         case HubSource():
             return hub_documents(source, name)
         case MegatronSource():
@@ -59,96 +58,40 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
 
 
 def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str, Any]]:
+    """Files of an installed package, found by its distribution's record; no code of it runs."""
     distribution = source.distribution or source.package
     right = f"pip install {distribution}=={source.version}"
-    try:
-        version = importlib.metadata.version(distribution)
-        spec = importlib.util.find_spec(source.package)
-    except (importlib.metadata.PackageNotFoundError, ModuleNotFoundError):
-        spec, version = None, ""
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"task {task}: package {source.package} is not installed: {right}")
-    if version != source.version:
+    if not re.fullmatch(r"[A-Za-z_]\w*", source.package, re.ASCII):
         raise UserError(
-            f"task {task}: text of {distribution} {source.version} is wanted, {version} is installed: {right}"
+            f"task {task}: source.package: must be the name of a package without dots, "
+            f"got {quoted(source.package)}; folders inside it belong to source.files"
         )
-    root = Path(spec.submodule_search_locations[0])
-    origin = {"kind": "package", "package": distribution, "version": version}
-    return _files(root, source.files), origin
+    missing = UserError(f"task {task}: package {source.package} is not installed: {right}")
+    try:
+        installed = importlib.metadata.distribution(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: not a name
+        raise missing from None
+    if installed.version != source.version:
+        raise UserError(
+            f"task {task}: text of {distribution} {source.version} is wanted, {installed.version} is "
+            f"installed: {right}"
+        )
+    root = Path(str(installed.locate_file(source.package)))
+    if not root.is_dir():
+        raise missing
+    origin = {"kind": "package", "package": distribution, "version": installed.version}
+    return _files(root, source.files, f"task {task}: source.files"), origin
 
 
-def _files(root: Path, pattern: str, exclude: Sequence[str] = ()) -> list[Document]:
+def _files(root: Path, pattern: str, where: str, exclude: Sequence[str] = ()) -> list[Document]:
     documents = []
-    for path in sorted(root.glob(pattern)):
+    for path in matching(root, pattern, where):
         name = path.relative_to(root).as_posix()
         if any(fnmatch.fnmatch(name, unwanted) for unwanted in exclude):
             continue
-        if path.is_file() and path.stat().st_size:
-            documents.append(Document(name, read_text(path)))
+        check_encodable(name, f"{where}: file name {name!a}")
+        with opened(path) as file:
+            text = plain_text(file, path)
+        if text:
+            documents.append(Document(name, text))
     return documents
-
-
-def read_text(path: Path) -> str:
-    """UTF-8 text of a file; newlines stay as they are."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
-        ) from None
-
-
-def text_files(paths: tuple[str, ...]) -> list[Document]:
-    """``--text``: a document a file, or the "text" field of each line of a ``.jsonl`` file."""
-    documents: list[Document] = []
-    for name in paths:
-        path = Path(name)
-        before = len(documents)
-        if path.suffix == ".jsonl":
-            for number, row in json_lines(path):
-                text = row.get("text")
-                if not isinstance(text, str) or not text.strip():
-                    raise UserError(f'{path}:{number}: no "text" field holding text')
-                check_encodable(text, f"{path}:{number}")
-                documents.append(Document(f"{path.name}:{number}", text))
-        else:
-            text = read_text(path)
-            if text.strip():
-                documents.append(Document(path.name, text))
-        if len(documents) == before:
-            raise UserError(f"{path}: empty; a document needs text")
-    _refuse_repeats([d.name for d in documents])
-    return documents
-
-
-def token_files(paths: tuple[str, ...]) -> list[TokenDocument]:
-    """``--tokens``: lines ``{"tokens": [...]}``, used as given."""
-    documents: list[TokenDocument] = []
-    for place in paths:
-        path = Path(place)
-        before = len(documents)
-        for number, row in json_lines(path):
-            ids = row.get("tokens")
-            good = isinstance(ids, list) and all(
-                isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in ids
-            )
-            if not good or not ids:
-                raise UserError(f'{path}:{number}: no "tokens" field holding token ids')
-            name = str(row.get("name", f"{path.name}:{number}"))
-            documents.append(TokenDocument(name, np.array(ids, dtype=np.int64)))
-        if len(documents) == before:
-            raise UserError(f'{path}: empty; expected lines {{"tokens": [...]}}')
-    _refuse_repeats([d.name for d in documents])
-    return documents
-
-
-def _refuse_repeats(names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise UserError(f"two documents are named {name!r}; names must differ")
-        seen.add(name)

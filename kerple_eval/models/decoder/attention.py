@@ -133,7 +133,9 @@ def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
-    scale = scheme.row_scale(positions)
+    if not scheme.implements("row_scale"):
+        return q
+    scale = scheme.row_scale(positions, scheme.count_keys(positions))
     if scale is None:
         return q
     wide = torch.promote_types(q.dtype, torch.float32)

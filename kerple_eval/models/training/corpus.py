@@ -14,7 +14,8 @@ from kerple_eval.data.documents import (
     text_hash,
     tokenize,
 )
-from kerple_eval.data.sources.read import documents_of, text_files
+from kerple_eval.data.sources.own import text_files
+from kerple_eval.data.sources.read import documents_of
 from kerple_eval.data.task import open_task
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.types import Spec, UserError
@@ -52,7 +53,7 @@ def training_corpus(task: Spec | None, text: Sequence[str], tokenizer: Tokenizer
                 f"to train on and {len(held_out)} held out; both need some"
             )
     else:
-        documents = text_files(tuple(text))
+        documents = text_files(text).documents
         train, held_out = hold_out_tail(documents, HELD_OUT_TAIL)
         rule = f"held out: the last {HELD_OUT_TAIL:.0%} of each document"
         record = {"task": "text", "files": list(text)}

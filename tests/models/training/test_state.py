@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -143,3 +146,32 @@ def test_a_state_that_would_run_code(half: Path) -> None:
     torch.save(state | {"identity": Hostile()}, path)
     with pytest.raises(UserError, match=r"training-state\.pt: refused"):
         run(recipe(), half)
+
+
+@pytest.mark.slow
+def test_killed_in_earnest_the_same_command_goes_on(tmp_path: Path) -> None:
+    """SIGKILL at eight moments of the command's life, then to the end: the weights of an undisturbed one."""
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog lay by the door. " * 400)
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [
+            "train", "--scheme", "kerple-log", "--text", str(tmp_path / "text.txt"), "--length", "64",
+            "--steps", "150", "--layers", "1", "--width", "32", "--heads", "2", "--threads", "1",
+            "--out", str(tmp_path / name),
+        ]  # fmt: skip
+        return subprocess.Popen([sys.executable, "-m", "kerple_eval", *command], stderr=subprocess.PIPE)
+
+    began = time.monotonic()
+    with start("whole") as process:
+        assert process.wait() == 0, process.stderr
+    seconds = time.monotonic() - began
+    for n in range(8):
+        with start("killed") as process:
+            time.sleep(seconds * (n + 1) / 8)
+            process.kill()
+    if not (tmp_path / "killed" / "config.json").exists():
+        with start("killed") as process:
+            assert process.wait() == 0
+    whole, killed = content(tmp_path / "whole"), content(tmp_path / "killed")
+    assert {name for name in killed if not name.startswith(".")} == {name for name in whole if name[0] != "."}
+    assert killed["model.safetensors"] == whole["model.safetensors"]

@@ -1,7 +1,4 @@
-"""What a script or notebook calls, as ``kerple_eval.evaluate``, ``kerple_eval.open_run``, ...
-
-Imports no torch: reading a run stays quick.
-"""
+"""``evaluate``, ``score`` and ``from_module``. No torch until one of them is called."""
 
 from __future__ import annotations
 
@@ -11,11 +8,8 @@ from contextlib import ExitStack
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from kerple_eval.models.base import LanguageModel
-from kerple_eval.records.run import Run, open_run
-from kerple_eval.reports.lm_eval import read_lm_eval
-from kerple_eval.support.version import VERSION
-from kerple_eval.types import BosRule, UserError, Window
+from kerple_eval.api.run import Run, with_reports
+from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,21 +17,6 @@ if TYPE_CHECKING:
 
     from kerple_eval.evaluation.worker import RunProgress
     from kerple_eval.models.in_memory import InMemoryCheckpoint
-
-__version__ = VERSION
-
-__all__ = [
-    "LanguageModel",
-    "Run",
-    "UserError",
-    "Window",
-    "__version__",
-    "evaluate",
-    "from_module",
-    "open_run",
-    "read_lm_eval",
-    "score",
-]
 
 Words = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -134,7 +113,7 @@ def evaluate(
         )  # fmt: skip
         run = run_request(request) if on_progress is None else run_request(request, on_progress)
     run.scratch = scratch
-    return run
+    return with_reports(run)
 
 
 def score(

@@ -1,0 +1,84 @@
+"""A run directory as a script or notebook sees it: frames, tables and figures."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from kerple_eval.records.run import Run as RunDirectory
+from kerple_eval.records.run import open_run as open_directory
+from kerple_eval.reports.catalogue import REPORTS
+
+
+class Run(RunDirectory):
+    """A run directory with its reports, as on the command line; ``summary()`` and ``losses()`` are frames.
+
+    Tables are texts: ``style`` is text, markdown, latex, csv or html.
+    """
+
+    def table(self, style: str = "text", **options: Any) -> str:
+        """Perplexity against length: ``over_seeds``, ``reference``, ``against``, ``down``."""
+        return self._text("table", style=style, **options)
+
+    def compare(self, against: str, style: str = "text", **options: Any) -> str:
+        """Models against one of them, on the same targets: ``task``, ``protocol``, ``level``, ``seed``."""
+        return self._text("compare", against=against, style=style, **options)
+
+    def intervals(self, style: str = "text", **options: Any) -> str:
+        """How sure each number is: ``task``, ``protocol``, ``level``, ``seed``."""
+        return self._text("intervals", style=style, **options)
+
+    def explain(self, style: str = "text", **options: Any) -> str:
+        """Why loss changed with length: ``lengths``, two of them."""
+        return self._text("explain", style=style, **options)
+
+    def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
+        """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""
+        return self._text("longppl", reference=reference, style=style, **options)
+
+    def plot(self, kind: str = "curve", out: str | PathLike[str] | None = None, **options: Any) -> Path:
+        """Write a figure of the run, ``KIND.png`` in its directory unless ``out`` is given.
+
+        Raises:
+            UserError: an unknown kind, or an option that it does not have.
+        """
+        from kerple_eval.cli.plot import run as plot  # noqa: PLC0415
+
+        path = self.folder / f"{kind}.png" if out is None else Path(out)
+        plot([str(self.folder)], kind, path, **options)
+        return path
+
+    def report(
+        self, out: str | PathLike[str] | None = None, style: str | None = None, **options: Any
+    ) -> list[Path]:
+        """Write the page: ``report.html`` in the run's directory unless ``out`` is given."""
+        path = None if out is None else Path(out)
+        files: list[Path] = REPORTS.load("page")([self.folder], path, style, **options)
+        return files
+
+    def _text(self, name: str, **options: Any) -> str:
+        text: str = REPORTS.load(name)([self.folder], **options)
+        return text
+
+    def __repr__(self) -> str:
+        done, keys = len(list(self.cells())), len(self.keys())
+        return f"Run({str(self.folder)!r}): {done} of {keys} cells"
+
+    def _repr_html_(self) -> str:
+        """The table, where a notebook shows the run."""
+        return self.table("html")
+
+
+def open_run(folder: str | PathLike[str]) -> Run:
+    """Open a run directory that ``kerple-eval run`` or :func:`evaluate` wrote.
+
+    Raises:
+        UserError: no run directory, or one that is damaged or was written by a newer release.
+    """
+    return with_reports(open_directory(fspath(folder)))
+
+
+def with_reports(run: RunDirectory) -> Run:
+    return Run(**{setting.name: getattr(run, setting.name) for setting in fields(run)})

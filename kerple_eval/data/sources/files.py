@@ -1,0 +1,243 @@
+"""Files that hold texts: plain text, JSON lines, JSON, CSV and parquet, compressed or not.
+
+The kind is the name's last ending, in any case and with a compression's ending taken off: ``.jsonl`` and
+``.ndjson``, ``.json`` (a list of objects or texts, one object, or JSON lines), ``.csv`` and ``.tsv`` (with a
+header), ``.parquet``; every other file is one plain text. gzip, bzip2, xz and zstd are recognised by their
+first bytes. A row is an object with columns. UTF-8 alone is read; a byte-order mark is taken off.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import itertools
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from kerple_eval.support.readers import LARGEST_JSON, cannot_read, json_lines, parse_json, quoted
+from kerple_eval.types import UserError
+
+LARGEST_TEXT = 1 << 30  # bytes of one plain text, decompressed
+_COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
+_KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+}  # fmt: skip
+#: First bytes of files that hold no text as they are -> what they are.
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive", b"%PDF": "a PDF", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a rar archive", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
+    b"SQLite format 3": "an SQLite data base", b"\x89PNG": "an image", b"\x7fELF": "a program",
+}  # fmt: skip
+
+Row = tuple[int, Any]  # number of the line or row, counted from 1; its content
+
+
+class NoTextError(UserError):
+    """A file that holds no text which could be read."""
+
+
+def kind_of(name: str) -> str:
+    """text, jsonl, json, csv or parquet."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return _KINDS.get(suffixes[-1] if suffixes else "", "text")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The decompressed content of a file; whatever goes wrong inside with reading it is a UserError."""
+    with reading(path), path.open("rb") as file, decompressed(file, path) as content:
+        yield content
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """What the readers of files raise inside, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (EOFError, zlib.error, lzma.LZMAError, csv.Error) as error:
+        raise UserError(f"{where}: damaged or cut off: {quoted(str(error), 200)[1:-1]}") from None
+    except UnicodeDecodeError as error:
+        raise NoTextError(
+            f"{where}: not UTF-8 ({error.reason}); convert it, for example with iconv"
+        ) from None
+    except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
+        raise UserError(" ".join(cannot_read(where, error).split())[:400]) from None
+
+
+@contextmanager
+def decompressed(file: BinaryIO, where: object) -> Iterator[BinaryIO]:
+    """The content of an open file, decompressed where its first bytes say that it is compressed."""
+    buffered = cast(io.BufferedReader, file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file)))
+    head = buffered.peek(512)[:512]
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            right = "convert it, for example with iconv" if "UTF-16" in what else "give the text itself"
+            raise NoTextError(f"{where}: is {what}, not UTF-8 text; {right}")
+    if head[257:262] == b"ustar":
+        raise NoTextError(f"{where}: is a tar archive, not UTF-8 text; unpack it and give the folder")
+    if head.startswith(b"\x1f\x8b"):
+        with gzip.GzipFile(fileobj=buffered) as content:
+            yield cast(BinaryIO, content)
+    elif head.startswith(b"BZh"):
+        with bz2.BZ2File(buffered) as content:
+            yield cast(BinaryIO, content)
+    elif head.startswith(b"\xfd7zXZ\x00"):
+        with lzma.LZMAFile(buffered) as content:
+            yield cast(BinaryIO, content)
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
+        from pyarrow import CompressedInputStream  # noqa: PLC0415 - only where a file needs it
+
+        yield cast(BinaryIO, io.BufferedReader(CompressedInputStream(buffered, "zstd")))
+    else:
+        yield buffered
+
+
+def plain_text(file: BinaryIO, where: object) -> str:
+    """The whole of a file as UTF-8 text; newlines stay as they are, a byte-order mark is taken off."""
+    raw = file.read(LARGEST_TEXT + 1)
+    if len(raw) > LARGEST_TEXT:
+        raise UserError(f"{where}: more than {LARGEST_TEXT:,} bytes of text; split it")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NoTextError(
+            f"{where}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
+        ) from None
+
+
+def rows(file: BinaryIO, name: str, where: object, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of a file that is no plain text; of parquet, ``columns`` alone where given."""
+    kind = kind_of(name)
+    if kind == "jsonl":
+        yield from json_lines(lines(file), where)
+    elif kind == "json":
+        yield from _json_rows(file, where)
+    elif kind == "csv":
+        yield from _csv_rows(file, where, tab=".tsv" in name.lower())
+    else:
+        yield from _parquet_rows(file, columns)
+
+
+def lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a file; of one that is too long to be read, its beginning."""
+    return iter(lambda: file.readline(LARGEST_JSON + 1), b"")
+
+
+def _json_rows(file: BinaryIO, where: object) -> Iterator[Row]:
+    """Of a list its items, of JSON lines its lines, of one object that object."""
+    rest = lines(file)
+    first = next((line for line in rest if line.strip()), b"")
+    second = next((line for line in rest if line.strip()), None)
+    if second is not None and _is_object(first):
+        yield from json_lines(itertools.chain([first, second], rest), where)
+        return
+    raw = first + (second or b"")
+    for line in rest:
+        raw += line
+        if len(raw) > LARGEST_JSON:
+            raise UserError(f"{where}: larger than {LARGEST_JSON:,} bytes; write it as JSON lines (.jsonl)")
+    value = parse_json(raw, where)
+    if isinstance(value, dict):
+        yield 1, value
+    elif isinstance(value, list):
+        for number, item in enumerate(value, start=1):
+            yield number, {"text": item} if isinstance(item, str) else item
+    else:
+        raise NoTextError(f"{where}: holds no list of texts and no object, but {quoted(value)}")
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line, ""), dict)
+    except UserError:
+        return False
+
+
+def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[Row]:
+    before = csv.field_size_limit(LARGEST_JSON)
+    try:
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        reader = csv.reader(text, delimiter="\t" if tab else ",", strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{where}: two columns have one name: {quoted(header)}")
+        for number, fields in enumerate(reader, start=1):
+            if fields and len(fields) != len(header):
+                raise UserError(
+                    f"{where}: row {number} has {len(fields)} fields, the header {len(header)} columns"
+                )
+            if fields:
+                yield number, dict(zip(header, fields, strict=True))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet_rows(file: BinaryIO, columns: Sequence[str] | None) -> Iterator[Row]:
+    """Read in this thread alone: a thread of pyarrow's that still reads when the program ends aborts it."""
+    from pyarrow.parquet import ParquetFile  # noqa: PLC0415 - only where a file needs it
+
+    parquet = ParquetFile(file, pre_buffer=False)
+    names = parquet.schema_arrow.names
+    wanted = names if columns is None else [name for name in names if name in columns]
+    if columns is not None and len(wanted) < len(set(columns)):
+        wanted = names  # one is missing: the caller's message lists those there are
+    number = itertools.count(1)
+    for batch in parquet.iter_batches(batch_size=32, columns=wanted, use_threads=False):
+        for row in batch.to_pylist():
+            yield next(number), row
+
+
+def folder_of(path: Path, where: str) -> Path:
+    """``path``, refused where it is no folder."""
+    try:
+        root = path.resolve()
+        if root.is_dir():
+            return root
+    except (OSError, RuntimeError, ValueError):  # too long a name, a link to itself, a NUL inside
+        pass
+    raise UserError(f"{where} is not a folder")
+
+
+def matching(root: Path, pattern: str, where: str) -> list[Path]:
+    """Regular files below ``root`` that match a pattern, in order of name."""
+    parts = PurePosixPath(pattern).parts
+    if not parts or pattern.startswith("/") or ".." in parts or "\0" in pattern:
+        raise UserError(f"{where}: {quoted(pattern)} must be a pattern inside the folder, as *.txt")
+    try:
+        return [path for path in sorted(root.glob(pattern)) if path.is_file()]
+    except (ValueError, NotImplementedError, OSError, RecursionError) as error:
+        raise UserError(f"{where}: {quoted(pattern)} is no pattern of file names: {error}") from None
+
+
+def column_of(row: Any, column: str, where: str) -> Any:
+    """The value of a column, or of ``column.field`` inside one."""
+    value = row
+    for part in column.split("."):
+        if not isinstance(value, dict) or part not in value:
+            known = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            raise NoTextError(f"{where}: no column {quoted(column)}; it has: {known[:300]}")
+        value = value[part]
+    return value
+
+
+def texts(numbered: Iterable[Row], column: str, where: str) -> Iterator[tuple[int, str | None]]:
+    """The text of each row's column: None where it is null or blank."""
+    for number, row in numbered:
+        value = column_of(row, column, f"{where}:{number}")
+        if value is not None and not isinstance(value, str):
+            raise UserError(
+                f"{where}:{number}: column {quoted(column)} must hold text, "
+                f"got {type(value).__name__} {quoted(value)}"
+            )
+        yield number, value if value and value.strip() else None
