@@ -18,13 +18,13 @@ from kerple_eval.data.texts import (
 )
 from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.evaluation.checks import (
+    check_answers,
     check_bos,
+    check_drawn_samples,
     check_precision,
-    check_shorter,
+    check_window_marker,
     choose_attention,
     default_protocols,
-    refuse_beside_a_draw,
-    refuse_beside_answers,
 )
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.evaluation.request import RunRequest
@@ -70,8 +70,8 @@ def make_plan(request: RunRequest) -> RunPlan:
     check_precision(request.precision, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
-        refuse_beside_a_draw(plans, request)
-    refuse_beside_answers(plans, request)
+        check_drawn_samples(plans, request)
+    check_answers(plans, request)
     objects = request.in_memory
     specs = [
         in_memory_spec(model, objects[model].name) if model in objects else parse_model(model)
@@ -191,7 +191,7 @@ def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -
                         "model whose positions do not depend on the window's length"
                     )
                 if reading.window_bos is not None:
-                    check_shorter(text, plan)
+                    check_window_marker(text, plan)
                 for length in plan.lengths:
                     key = (reading, plan.name, length)
                     if key not in made:
@@ -213,6 +213,7 @@ def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:
+    """``what``: the kind of thing, for the message."""
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{what} {name} is given twice")

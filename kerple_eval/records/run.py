@@ -13,9 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +26,12 @@ from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.files import write_atomically
-from kerple_eval.support.readers import quoted, read_bytes, read_json
+from kerple_eval.support.readers import read_json
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LARGEST_SUMMARY = 1 << 26  # bytes
 
 
 @dataclass
@@ -150,63 +146,6 @@ def write_summary(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         writer.writerow(["" if row[c] is None else _text(row[c]) for c in COLUMNS])
     write_atomically(folder / "summary.csv", buffer.getvalue().encode())
-
-
-def read_summary(run: Run) -> list[dict[str, Any]]:
-    """The rows of ``summary.csv``, numbers as numbers and empty fields as None.
-
-    Raises:
-        UserError: what is wrong with which line; the file may have been edited by hand.
-    """
-    path = run.folder / "summary.csv"
-    try:
-        text = read_bytes(path, LARGEST_SUMMARY).decode("utf-8")
-        lines = list(csv.reader(io.StringIO(text, newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a summary: {error}") from None
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise UserError(f"{path}: not a summary: its columns are not {','.join(COLUMNS)}")
-    models = {model.label for model in run.specification.models}
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for number, line in enumerate(lines[1:], 2):
-        try:
-            row = _summary_row(line)
-        except ValueError as error:
-            raise UserError(f"{path}: line {number}: {error}") from None
-        key = tuple(row[name] for name in ("model", "task", "protocol", "length"))
-        if row["model"] not in models:
-            raise UserError(f"{path}: line {number}: run.json has no model {quoted(row['model'])}")
-        if key in rows:
-            raise UserError(f"{path}: line {number}: the cell has a line already")
-        rows[key] = row
-    return list(rows.values())
-
-
-def _summary_row(line: Sequence[str]) -> dict[str, Any]:
-    if len(line) != len(COLUMNS):
-        raise ValueError(f"{len(line)} fields where there are {len(COLUMNS)} columns")
-    row: dict[str, Any] = {name: value or None for name, value in zip(COLUMNS, line, strict=True)}
-    needed = ["model", "scheme", "task", "protocol", "length", "dtype", "device", "status"]
-    if row["status"] == "ok":
-        needed += ["documents", "windows", "targets", "targets_hash", "nll"]
-    elif row["status"] == "failed":
-        needed += ["error"]
-    else:
-        raise ValueError(f"status {quoted(row['status'])} is not ok or failed")
-    for name in needed:
-        if row[name] is None:
-            raise ValueError(f"{name} is empty")
-    for name in ("seed", "train_length", "length", "documents", "windows", "targets"):
-        if row[name] is not None:
-            if not re.fullmatch(r"-?[0-9]{1,18}", row[name]) or (int(row[name]) < 1 and name != "seed"):
-                raise ValueError(f"{name} {quoted(row[name])} is not a number of its kind")
-            row[name] = int(row[name])
-    for name in ("nll", "ppl", "bits_per_byte"):
-        if row[name] is not None:
-            row[name] = float(row[name])
-            if not (math.isfinite(row[name]) and row[name] >= 0):
-                raise ValueError(f"{name} {row[name]} is negative or not finite")
-    return row
 
 
 def _text(value: Any) -> str:

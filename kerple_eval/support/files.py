@@ -158,7 +158,13 @@ def is_file(path: Path) -> bool:
 
 
 def inside(path: Path, *folders: Path) -> Path:
-    """``path``, which may not exist; a link out of every one of ``folders`` and a pipe are refused."""
+    """``path``, unless it is a link that leads out of all of ``folders``, or is neither file nor folder.
+
+    The path need not exist.
+
+    Raises:
+        UserError: the path is refused.
+    """
     target = path.resolve()
     if not any(target.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError(f"{path}: refused: a link that leads out of {folders[0]}")

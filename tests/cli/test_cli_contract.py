@@ -330,11 +330,11 @@ def test_train_inspect_run_table(text: str, invoke: Cli, tmp_path: Path) -> None
 def test_ctrl_c_while_torch_is_imported() -> None:
     program = (
         "import os, signal, time\n"
-        "from kerple_eval.support.interrupts import leaving_at_once\n"
+        "from kerple_eval.support.interrupts import exit_on_interrupt\n"
         "before = signal.getsignal(signal.SIGINT)\n"
-        "with leaving_at_once():\n    pass\n"
+        "with exit_on_interrupt():\n    pass\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
-        "with leaving_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+        "with exit_on_interrupt():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 130

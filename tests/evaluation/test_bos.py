@@ -247,7 +247,7 @@ def words(tmp_path: Path) -> tuple[dict[str, str], str]:
         made[name] = f"native:{make_model(tmp_path / name, 'rope', 3, tokenizer=raw, vocabulary=14)}"
     path = tmp_path / "words.txt"
     path.write_text(" ".join(WORDS[i * i % 7 + i % 4] for i in range(41)))
-    return made, str(path)
+    return made, path
 
 
 @pytest.mark.parametrize("rule", [None, "never", "document", "window", "tokenizer"])
@@ -322,7 +322,7 @@ def test_a_task_files_rule_and_the_commands(words: tuple[dict[str, str], str], t
     (["--bos", "window", "--length", "1,8"], "one of the L tokens of each window, which leaves"),
     (["--bos", "window", "--protocol", "last:k=8"], "of each window: last: k=8 exceeds length 7; use k <= 7"),
     (["--bos", "window", "--protocol", "sliding-window:stride=8"], "stride=8 exceeds length 7"),
-    (["--bos", "window", "--protocol", "kerple-release:split=all"], "draws its windows as they stand"),
+    (["--bos", "window", "--protocol", "kerple-release:split=all"], "draws whole windows"),
 ])  # fmt: skip
 def test_refusals(
     more: list[str], says: str, words: tuple[dict[str, str], str], invoke: Cli, tmp_path: Path
