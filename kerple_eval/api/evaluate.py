@@ -184,10 +184,9 @@ def from_module(
         identity: a name for its version, where it has no parameters whose sha256 could be taken. A run that
             is resumed trusts it.
     """
-    from kerple_eval.evaluation import given  # noqa: PLC0415 - imports torch
-    from kerple_eval.models.in_memory import InMemoryCheckpoint  # noqa: PLC0415
+    from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of  # noqa: PLC0415 - imports torch
 
     return InMemoryCheckpoint(
-        model, tokenizer=given.tokenizer(tokenizer), scheme=scheme, train_length=train_length,
+        model, tokenizer=tokenizer_of(tokenizer), scheme=scheme, train_length=train_length,
         max_length=max_length, prefix_invariant=prefix_invariant, seed=seed, identity=identity,
     )  # fmt: skip

@@ -14,8 +14,7 @@ from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.stats.intervals import ratio_interval
 from kerple_eval.stats.looks import half_width, look_level, parse_precision, schedule
 from kerple_eval.types import UserError
-from tests.evaluation.test_resume import stamps
-from tests.helpers.command import WORDS, Cli, contents, refusal
+from tests.helpers.command import WORDS, Cli, contents, refusal, stamps
 from tests.helpers.victim import killed_at
 
 COUNT = 44  # looks at 10, 20 and 44

@@ -20,7 +20,7 @@ from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.support.files import locked
 from kerple_eval.types import UserError
-from tests.helpers.command import Cli, contents, prose, refusal
+from tests.helpers.command import Cli, contents, prose, refusal, stamps
 from tests.helpers.victim import killed_at
 
 PROTOCOLS = ("full-context", "sliding-window:stride=8", "prefix")
@@ -45,11 +45,6 @@ def whole(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     raw = (out / "summary.csv").read_bytes()
     assert raw.count(b"\n") == 1 + CELLS
     return raw
-
-
-def stamps(out: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of change of every finished cell."""
-    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (out / "cells").glob("*.parquet")}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
