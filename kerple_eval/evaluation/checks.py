@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kerple_eval.data.synthetic.texts import is_synthetic
+from kerple_eval.data.task import parse_task
 from kerple_eval.models.decoder.backends import ATTENTION_CHOICES
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.support.registry import unknown
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _given(request: RunRequest, *options: str) -> list[str]:
 
 def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
     """What a run that names no protocol takes: the one for made tasks, where all are, else full-context."""
-    made = [is_synthetic(parse_spec(task)) for task in tasks]
+    made = [is_synthetic(parse_task(task)) for task in tasks]
     return ("answer",) if made and all(made) else ("full-context",)
 
 
@@ -85,7 +85,7 @@ def refuse_beside_answers(plans: Sequence[ProtocolPlan], request: RunRequest) ->
     """Made tasks and the protocol that scores their answers go together, and with nothing else."""
     answers = [plan.name for plan in plans if plan.protocol.scores_answers]
     others = [plan.name for plan in plans if not plan.protocol.scores_answers]
-    made = [task for task in request.tasks if is_synthetic(parse_spec(task))]
+    made = [task for task in request.tasks if is_synthetic(parse_task(task))]
     texts = [task for task in request.tasks if task not in made]
     texts += ["text of your own"] if request.text or request.tokens else []
     if made and texts:
