@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-subset test-compat bench lint zoo corpora clean
+.PHONY: help demo test test-slow test-subset test-compat bench lint docs pictures zoo corpora clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,17 +33,28 @@ test-compat: $(STAMP)  ## against lm-evaluation-harness, which the extra compat 
 bench: $(STAMP)  ## speed and memory as ratios, into results/benchmarks: a quiet machine, some minutes
 	$(BIN)/python -m tests.benchmarks
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, strictly, into out/site
+	$(BIN)/mkdocs build --strict --quiet
+
+pictures: $(STAMP)  ## the documentation's pictures: protocols as they plan, and those of results/ made small
+	$(BIN)/python docs/pictures/draw.py
+	$(BIN)/python docs/pictures/shrink.py
 
 # The zoo, by the command a user would type: only the scheme differs, and in NAME-sN the seed. 9 hours of one
 # core in all, on a machine that was busy otherwise too (the cards say how long each took). The package ships
 # seed 1 of each; further seeds stand in results/zoo/models.
 ZOO := kerple-log kerple-power alibi t5 rope sinusoidal nope
 SEEDED := kerple-log alibi rope t5
-zoo: $(STAMP)
+zoo: $(STAMP)  ## train the shipped models again: hours
 	for name in $(ZOO) $(SEEDED:=-s2) $(SEEDED:=-s3); do \
 	  scheme=$${name%-s[0-9]}; seed=$${name#$$scheme}; seed=$${seed#-s}; \
 	  home=kerple_eval/zoo; test "$$scheme" = "$$name" || home=results/zoo/models; \
@@ -51,8 +65,8 @@ zoo: $(STAMP)
 
 # Code and TeX manuals beside the zoo's prose: texts, 24 models, scores, tables and figures. Some 20 hours of
 # one core; stop it and start it again as you like. Weights and cells go to out/corpora.
-corpora: $(STAMP)
+corpora: $(STAMP)  ## train and score on other texts: a day
 	OMP_NUM_THREADS=1 $(BIN)/python results/corpora/run.py
 
-clean:
+clean:  ## remove what was made
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache

@@ -130,7 +130,7 @@ TASKS = Registry(
 )
 
 
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@,]+))?", re.ASCII)
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?)(@(?P<revision>[^@,]+))?", re.ASCII)
 _HUB_OPTIONS = ("split", "column", "config", "limit")
 
 

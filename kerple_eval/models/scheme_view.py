@@ -82,9 +82,12 @@ def _array(values: Tensor) -> Array:
 
 
 def view(checkpoint: Checkpoint, label: str, hooks: Sequence[str], layer: int | None = None) -> SchemeView:
-    """The kernels of ``checkpoint``; refused where its scheme has none of ``hooks``.
+    """The kernels of ``checkpoint`` that figures draw, by the hooks ``hooks`` (kernel, weight, bias).
 
-    ``layer`` (from 0) is needed where each layer has kernels of its own, and refused elsewhere.
+    ``layer`` (from 0) is needed where each layer has its own kernels, and refused elsewhere.
+
+    Raises:
+        UserError: its scheme defines none of ``hooks``, or has no native form to read them from.
     """
     name = checkpoint.description.scheme
     trained = name.partition(",")[0]
@@ -112,7 +115,7 @@ def _of_layer(scheme: Scheme, layer: int | None, label: str, name: str) -> Schem
 
 
 def _has(name: str, hooks: Sequence[str]) -> bool:
-    """Whether a scheme's class gives one of ``hooks`` a meaning."""
+    """Whether a scheme's class defines one of ``hooks``."""
     made = SCHEMES.load(name)
     return any(getattr(made, hook) is not getattr(Scheme, hook) for hook in hooks)
 

@@ -24,7 +24,7 @@ TOKENS_PER_PASS = {"cpu": 2048, "cuda": 32768}
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss came out as NaN or infinity."""
+    """A loss is NaN or infinite."""
 
 
 def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix: int = 0) -> list[list[int]]:
@@ -82,19 +82,19 @@ def score(
     prefix = np.array([] if bos is None else [bos], dtype=np.int64)
     budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
     passes = batches(windows, budget.tokens, len(prefix))
-    maker = _Passes(model, documents, windows, prefix, hits=hits)
+    runner = _Passes(model, documents, windows, prefix, hits=hits)
     waiting: list[tuple[list[int], Tensor]] = []  # on CUDA one pass computes while another's losses are read
     for members in passes[share[0] :: share[1]]:
-        for part, found in maker.fitting(members, budget):
+        for part, found in runner.run(members, budget):
             waiting.append((part, found))
             if len(waiting) > (model.device.type == "cuda"):
-                yield maker.read(*waiting.pop(0))
+                yield runner.read(*waiting.pop(0))
     for part, found in waiting:
-        yield maker.read(part, found)
+        yield runner.read(part, found)
 
 
 class _Passes:
-    """Forward passes over windows of ``documents``, each after ``prefix``."""
+    """Forward passes over windows of ``documents``, each with the ids ``prefix`` before it."""
 
     def __init__(
         self,
@@ -111,8 +111,11 @@ class _Passes:
         self.prefix = prefix
         self.hits = hits
 
-    def fitting(self, members: list[int], budget: Budget) -> Iterator[tuple[list[int], Tensor]]:
-        """The passes that windows of one shape take: one, or as many as memory makes of it."""
+    def run(self, members: list[int], budget: Budget) -> Iterator[tuple[list[int], Tensor]]:
+        """Score windows of one shape in one pass, or in several where memory does not hold one.
+
+        Yields the indices of a pass's windows and their losses, still on the device.
+        """
         inputs = self.windows[members[0]][1].inputs + len(self.prefix)
         todo = [members]
         while todo:
@@ -146,9 +149,9 @@ class _Passes:
             inputs.append(np.concatenate([self.prefix, tokens[window.start : window.stop]]))
             targets.append(tokens[window.first_target : window.stop + 1])
         rows = len(targets[0])
-        wanted = _moved(np.stack(targets), self.model.device)
+        wanted = _to_device(np.stack(targets), self.model.device)
         done, parts = 0, []
-        for logits in self.model.logits(_moved(np.stack(inputs), self.model.device), rows):
+        for logits in self.model.logits(_to_device(np.stack(inputs), self.model.device), rows):
             chunk = wanted[:, done : done + logits.shape[1]]
             done += logits.shape[1]
             losses = _cross_entropy(logits, chunk)
@@ -159,7 +162,11 @@ class _Passes:
         return torch.cat(parts, dim=-1).to(torch.float32)
 
     def read(self, members: list[int], on_device: Tensor) -> Batch:
-        """To the CPU; refuses what is not finite."""
+        """Losses ``[targets]`` of each window (or ``[2, targets]``), on the CPU.
+
+        Raises:
+            NotFiniteError: one of them is NaN or infinite.
+        """
         found = on_device.cpu().numpy()
         losses = found[:, 0] if self.hits else found
         if not np.isfinite(losses).all():
@@ -172,7 +179,7 @@ class _Passes:
         return members, list(found)
 
 
-def _moved(ids: NDArray[np.int64], device: torch.device) -> Tensor:
+def _to_device(ids: NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(ids)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -23,7 +23,7 @@ from kerple_eval.records.cell import Cell, FailedCell, read_cell, write_cell, wr
 from kerple_eval.records.run import Run, open_run, write_summary
 from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.differences import differences
-from kerple_eval.support.files import locked
+from kerple_eval.support.files import new_folder
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
@@ -53,27 +53,24 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
                 "such runs cannot be joined"
             )
         specification = _join(specification, to_json(run.specification), runs[0].folder, run.folder)
-    joined = Run(out, from_json(RunSpecification, specification, str(out)), _provenance(runs))
-    keys = joined.keys()
+    joined = from_json(RunSpecification, specification, str(out))
+    provenance = _provenance(runs)
+    keys = Run(out, joined, provenance).keys()
     # Agreement is settled before anything is written, cell by cell, so that one at a time is in memory.
     held = [(run, set(run.keys())) for run in runs]
     owners = {key: owner for key in keys if (owner := _owner(key, held, within)) is not None}
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; --out must be a new folder")
-    with locked(out):
-        if any(path.name != ".lock" for path in out.iterdir()):
-            raise UserError(f"{out}: not empty; merge writes into a new folder: choose another --out")
+    with new_folder(out) as folder:
         rows = []
         for key, owner in owners.items():
             cell = read_cell(owner.folder, key)
             assert cell is not None
             if isinstance(cell, Cell):
-                write_cell(out, cell)
+                write_cell(folder, cell)
             else:
-                write_failure(out, cell)
+                write_failure(folder, cell)
             rows.append(cell.summary())
-        joined.write_specification()
-        write_summary(out, rows)
+        Run(folder, joined, provenance).write_specification()
+        write_summary(folder, rows)
     failed = sum(row["status"] == "failed" for row in rows)
     missing = len(keys) - len(rows)
     return (
@@ -144,10 +141,7 @@ def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float
         elif cell is not None and found is None:
             found = (run, cell)
         elif cell is not None and found is not None and (why := _disagreement(found[1], cell, within)):
-            raise UserError(
-                f"{run.folder} cannot join {found[0].folder}: {key.model}, {key.task}, {key.protocol} at "
-                f"{key.length}: {why}"
-            )
+            raise UserError(f"{run.folder} cannot join {found[0].folder}: {key}: {why}")
     return found[0] if found is not None else failed
 
 

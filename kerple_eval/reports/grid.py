@@ -6,6 +6,8 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +18,14 @@ from kerple_eval.records.notes import text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import own_label
 from kerple_eval.stats.groups import identities
+from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
 
+WHOLE = frozenset({"seed", "train_length", "length", "documents", "windows", "targets"})
+REAL = frozenset({"nll", "ppl", "bits_per_byte"})
+ALWAYS = ("model", "scheme", "task", "protocol", "length", "dtype", "device")  # columns filled in every row
+MEASURED = ("documents", "windows", "targets", "targets_hash", "nll")  # and in those of finished cells
 VALUES = {
     "ppl": "perplexity",
     "bits_per_byte": "bits per byte",
@@ -154,7 +161,12 @@ def read_grids(reader: RunReader) -> list[Grid]:
         known = identities(run)
         asked = run.keys()
         keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
-        for row in _rows(run.folder / "summary.csv"):
+        path = run.folder / "summary.csv"
+        for row in _rows(path):
+            if row["model"] not in known:
+                raise UserError(
+                    f"{path}: a row of {quoted(row['model'])}, a model that run.json does not have"
+                )
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
             label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
             if label not in grid.models:
@@ -191,25 +203,48 @@ def chosen(grids: Sequence[Grid], task: str | None, protocol: str | None) -> lis
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``summary.csv``, numbers as numbers; None is an empty field."""
+    again = "delete it, and the run's command writes it anew"
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f"{path}: not a summary: its columns are not the contract's")
+            reader = csv.reader(file, strict=True)
+            if tuple(next(reader, ())) != COLUMNS:
+                raise UserError(f"{path}: not a summary: its columns are not the contract's; {again}")
             return [_typed(row) for row in reader]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise UserError(f"{path}: damaged: {reason}; {again}") from None
 
 
-def _typed(row: dict[str, str]) -> dict[str, Any]:
-    whole = {"seed", "train_length", "length", "documents", "windows", "targets"}
-    real = {"nll", "ppl", "bits_per_byte"}
-    typed: dict[str, Any] = {}
-    for key, value in row.items():
-        if not value:
-            typed[key] = None
-        elif key in whole:
-            typed[key] = int(value)
-        else:
-            typed[key] = float(value) if key in real else value
-    return typed
+def _typed(fields: Sequence[str]) -> dict[str, Any]:
+    """Raises ValueError, with what is wrong, where a field cannot be what ``summary.csv`` holds."""
+    if len(fields) != len(COLUMNS):
+        raise ValueError(f"a row of {len(fields)} fields, expected {len(COLUMNS)}: {quoted(fields)}")
+    row: dict[str, Any] = {}
+    for column, text in zip(COLUMNS, fields, strict=True):
+        row[column] = None if text == "" else _value(column, text)
+    if row["status"] not in ("ok", "failed"):
+        raise ValueError(f"status {quoted(row['status'])}, expected ok or failed")
+    needed = ALWAYS + (MEASURED if row["status"] == "ok" else ())
+    for column in needed:
+        if row[column] is None:
+            raise ValueError(f"no {column} in the row {quoted(fields)}")
+    return row
+
+
+def _value(column: str, text: str) -> int | float | str:
+    if column in WHOLE:
+        if not re.fullmatch(r"-?[0-9]{1,18}" if column == "seed" else r"[0-9]{1,18}", text):
+            raise ValueError(f"{column} {quoted(text)}, expected a whole number")
+        return int(text)
+    if column not in REAL:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{column} {quoted(text)}, expected a number of at least 0")
+    return value

@@ -56,23 +56,29 @@ def whole_number(text: str) -> int | None:
     return int(digits) * thousands if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
 
 
-def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+def typed_options(
+    function: Callable[..., Any], options: Mapping[str, Any], what: str, *, positional: bool = False
+) -> dict[str, Any]:
     """Convert ``options`` by the annotations of ``function``'s keyword-only parameters.
 
     Strings (from a command line) are converted; values of the right type (from a config file)
     pass. int, float, bool and str are understood. Unknown names and missing ones are refused. The
-    result is in the order of the parameters, whatever the order they were written in.
+    result is in the order of the parameters, whatever the order they were written in. ``positional``:
+    parameters that may also be given by position count too, and those without an annotation take text.
     """
     wanted = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        or (positional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
     }
     converted: dict[str, Any] = {}
     for key, value in options.items():
         if key not in wanted:
             raise unknown(f"option of {what}", key, wanted)
         annotation = wanted[key].annotation  # a string only where the module postpones annotations
+        if annotation is inspect.Parameter.empty:
+            annotation = "str"
         kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
         converted[key] = _convert(
             value, kind, f"{what}: {key}={value if isinstance(value, str) else quoted(value)}"

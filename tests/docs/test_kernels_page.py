@@ -18,7 +18,7 @@ from kerple_eval.cli.main import cli
 from kerple_eval.schemes.kernel_view import effective_lengths
 from kerple_eval.schemes.kernels import PD, ClosureError, is_cpd, is_pd, kernel_matrix, parse_kernel
 from kerple_eval.schemes.kernels.parameters import draw
-from tests.reports.test_kernel_figures import FORMULAS, zoo
+from tests.helpers.zoo_kernels import FORMULAS, zoo
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "kernels.md").read_text()
@@ -67,7 +67,7 @@ def test_the_counterexample_in_whole_numbers() -> None:
 
 def test_the_closure_rules_build_what_the_table_says() -> None:
     rows = table("rule")
-    assert len(rows) == 8
+    assert len(rows) == 9
     generator = torch.Generator().manual_seed(0)
     for _, _, formula, kind in rows:
         kernel = parse_kernel(formula)
@@ -106,6 +106,8 @@ def test_python_blocks(block: str) -> None:
     assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_kernel_of_ones_own_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's own commands, in an empty folder with two small texts."""
     (block,) = blocks("sh")
@@ -157,6 +159,7 @@ def test_the_zoos_numbers() -> None:
     assert effective_lengths(zoo("alibi").kernel(torch.arange(600).numpy())) == [9, 33, 129, 513]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_figures(tmp_path: Path) -> None:
     """Its commands, writing elsewhere; the committed pictures are of the same size."""
     script = (RESULTS / "run.sh").read_text().replace("\\\n", " ")

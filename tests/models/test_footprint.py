@@ -14,8 +14,8 @@ from kerple_eval.models.open import open_model, parse_model
 PROGRAM = """
 import sys
 import numpy as np, torch
-from kerple_eval.checkpoints.resolve import open_model, parse_model
-from kerple_eval.scoring import score
+from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.models.scoring import score
 from kerple_eval.types import Window
 torch.set_num_threads(1)
 model = open_model(parse_model(sys.argv[1])).load(torch.device("cpu"), torch.float32)

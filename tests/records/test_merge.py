@@ -18,6 +18,7 @@ from kerple_eval.records.merging import merge
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, contents, refusal
+from tests.helpers.dying import content, deaths
 from tests.helpers.records import PRECISION
 
 PROTOCOLS = ["full-context", "aligned:k=4"]
@@ -191,12 +192,36 @@ def test_finished_goes_before_failed(whole: dict[str, kerple_eval.Run], tmp_path
 
 def test_out_must_be_new(whole: dict[str, kerple_eval.Run], tmp_path: Path, invoke: Cli) -> None:
     words = ["merge", *map(str, folders(whole, "alibi", "rope")), "--out"]
-    assert "not empty" in refusal(invoke(*words, str(whole["all"].folder)))
+    assert "is not an empty folder" in refusal(invoke(*words, str(whole["all"].folder)))
     before = contents(whole["alibi"].folder)
-    assert "not empty" in refusal(invoke(*words, str(whole["alibi"].folder)))
+    assert "is not an empty folder" in refusal(invoke(*words, str(whole["alibi"].folder)))
     assert contents(whole["alibi"].folder) == before
     (tmp_path / "file").write_text("x")
-    assert "is a file" in refusal(invoke(*words, str(tmp_path / "file")))
+    assert "is not an empty folder" in refusal(invoke(*words, str(tmp_path / "file")))
+
+
+def test_died_at_any_change_the_same_command_goes_on(
+    whole: dict[str, kerple_eval.Run], tmp_path: Path
+) -> None:
+    """The joined run is there whole or not at all, and nothing else stays behind."""
+    parts = folders(whole, "short", "long")
+    merge(parts, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+    count = [0]
+
+    def command() -> None:
+        count[0] += 1
+        merge(parts, tmp_path / str(count[0]) / "out")
+
+    def goes_on(number: int) -> None:
+        out = tmp_path / str(number) / "out"
+        if not out.exists():
+            merge(parts, out)
+        assert {name: data for name, data in content(out.parent).items() if not name.endswith(".lock")} == {
+            f"out/{name}": data for name, data in expected.items()
+        }
+
+    assert len(list(deaths(command, goes_on))) > 20
 
 
 def test_a_merged_run_reports_like_any(

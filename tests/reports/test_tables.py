@@ -16,23 +16,7 @@ from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables.table import make
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
-
-
-def body(markdown: str) -> dict[str, list[str]]:
-    """Model -> cells of the first Markdown table."""
-    lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    found: dict[str, list[str]] = {}
-    for line in lines[2:]:
-        name, *cells = (part.strip() for part in line.strip("|").split("|"))
-        if name in found or name == "model":
-            break
-        found[name] = cells
-    return found
-
-
-def header(markdown: str) -> list[str]:
-    line = next(line for line in markdown.splitlines() if line.startswith("| model"))
-    return [part.strip() for part in line.strip("|").split("|")][1:]
+from tests.helpers.markdown import body, header
 
 
 @pytest.fixture
@@ -283,3 +267,34 @@ def test_refusals(tmp_path: Path) -> None:
         make([folder])
     with pytest.raises(UserError, match="no cell has been run yet"):
         make([write_run(tmp_path / "empty", [])])
+
+
+def test_a_damaged_summary_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [row("log", 512, 24.0), row("rope", 512, None)])
+    file = folder / "summary.csv"
+    whole = file.read_text()
+    cases: list[tuple[str, bytes | str]] = [
+        ("length '5.0', expected a whole number", whole.replace(",512,3,", ",5.0,3,")),
+        ("length '-1', expected a whole number", whole.replace(",512,3,", ",-1,3,")),
+        ("targets '99999999999", whole.replace(",3000,", f",{'9' * 40},")),
+        ("nll 'nan', expected a number of at least 0", whole.replace(",1.0,24.0", ",nan,24.0")),
+        ("ppl 'inf', expected", whole.replace(",1.0,24.0", ",1.0,inf")),
+        ("ppl 'many', expected", whole.replace(",1.0,24.0", ",1.0,many")),
+        ("status 'fine', expected ok or failed", whole.replace(",ok,", ",fine,")),
+        ("no targets in the row", whole.replace(",3000,aaaa", ",,aaaa")),
+        ("no length in the row", whole.replace(",512,3,", ",,3,")),
+        ("a row of 3 fields, expected 18", whole + "a,b,c\n"),
+        ("a row of 19 fields, expected 18", whole.replace("no room", "no room,x")),
+        ("a row of 'other', a model that run.json does not have", whole.replace("\nrope,", "\nother,")),
+        ("not UTF-8", whole.encode() + b"\xff"),
+        ("damaged: field larger than", whole + "x" * 200_000),
+        ("its columns are not the contract's", ""),
+    ]
+    for message, content in cases:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(UserError) as refused:
+            make([folder])
+        assert str(file) in str(refused.value)
+        assert message in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < len(str(file)) + 250

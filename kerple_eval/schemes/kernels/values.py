@@ -78,8 +78,8 @@ def plus(left: Value, right: Value) -> Value:
             return Term(negative, algebra.add(kernel, algebra.constant(-x if negative else x)))
         case Number(), Term():
             return plus(right, left)
-        case Term(one, first), Term(two, second) if one == two:
-            return Term(one, algebra.add(first, second))
+        case Term(negative, first), Term(other, second) if negative == other:
+            return Term(negative, algebra.add(first, second))
     raise ClosureError("a difference of kernels leaves the closure: only sums are CPD")
 
 
@@ -87,15 +87,15 @@ def times(left: Value, right: Value) -> Value:
     match left, right:
         case Number(x), Number(y):
             return number(lambda: x * y)
-        case Term(one, first), Term(two, second):
-            return Term(one != two, algebra.product(first, second))
+        case Term(negative, first), Term(other, second):
+            return Term(negative != other, algebra.product(first, second))
         case _, Term(negative, kernel):
             other, scale = _factor(left)
             return Term(negative != other, algebra.scaled(scale, kernel))
         case Term(), _:
             return times(right, left)
-    (one, a), (two, b) = _factor(left), _factor(right)
-    return Factor(one != two, a * b)
+    (negative, first_scale), (other, second_scale) = _factor(left), _factor(right)
+    return Factor(negative != other, first_scale * second_scale)
 
 
 def over(left: Value, right: Value) -> Value:
