@@ -210,6 +210,9 @@ class NeoxCheckpoint(Checkpoint):
         elif attention != "auto":
             raise UserError(f"attention {attention}: numerics=release attends as the release does; use auto")
 
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype if self.release is None else self.release
+
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         if self.release is not None:
             assert isinstance(self.position, NeoxScheme)
