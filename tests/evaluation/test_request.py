@@ -141,6 +141,18 @@ def test_the_record_says_what_python_asked(
     assert open_run(out).provenance.sessions[1].from_python is None
 
 
+def test_the_record_marks_what_was_in_memory() -> None:
+    def guess(ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(ids, 256).float()
+
+    run = kerple_eval.evaluate({"mine": guess}, tokens=[1, 2, 3] * 9, lengths=8)
+    (session,) = run.provenance.sessions
+    assert " ".join(session.command[2:]).startswith("mine=<")
+    assert session.command[2].endswith("guess in memory>")
+    assert session.command[3:7] == ("--tokens", "<in memory>", "--length", "8")
+    assert session.from_python is True
+
+
 def test_a_command_of_every_option_asks_the_same() -> None:
     """What a request says as a command is parsed by the command line to the same request."""
     request = asked(
@@ -152,7 +164,7 @@ def test_a_command_of_every_option_asks_the_same() -> None:
     assert all(
         getattr(request, field.name) != field.default
         for field in fields(request)
-        if field.name not in ("typed", "in_memory", "values")  # which no command can name
+        if field.name not in ("typed", "temporary", "in_memory", "values")  # which no command can name
     )
     command = cli.commands["run"]
     options = command.make_context("run", list(words[2:])).params
