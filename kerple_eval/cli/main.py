@@ -107,6 +107,7 @@ def cli(traceback: bool) -> None:
     "--against", metavar="MODEL",
     help="With --precision: make sure of each perplexity's ratio to this model's instead.",
 )  # fmt: skip
+@click.option("--retry", is_flag=True, help="Try again also cells in which the process was killed.")
 @click.option(
     "--dry-run", is_flag=True, help="Print what the run would take (windows, work, memory, time), and stop."
 )  # fmt: skip

@@ -33,6 +33,7 @@ from kerple_eval.models.devices import DTYPES, resolve_device
 from kerple_eval.models.open import in_memory_spec, label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
+from kerple_eval.records.columns import MOST_WINDOWS
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
 from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_spec
@@ -200,6 +201,12 @@ def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -
                         raise UserError(
                             f"{text}: no document gives {plan.name} a window at length {length} "
                             f"(model {model.label})"
+                        )
+                    if len(cell.windows) > MOST_WINDOWS:
+                        raise UserError(
+                            f"{text}: {plan.name} at length {length} has {len(cell.windows):,} windows, more "
+                            f"than the {MOST_WINDOWS:,} of a cell; use a longer stride, --max-tokens or "
+                            "--documents"
                         )
                     if plan.protocol.draws_samples:
                         check_vocabulary(cell.documents, model.label, model.description.vocab_size)

@@ -52,6 +52,7 @@ class RunRequest:
     attention: str = "auto"
     precision: str | None = None
     against: str | None = None
+    retry: bool = False
     typed: tuple[str, ...] | None = None
     temporary: bool = False  # whether ``out`` is a folder of this process alone, removed when it ends
     #: Label -> model in memory (:mod:`kerple_eval.models.in_memory`); ``models`` names each by its label.
@@ -258,6 +259,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "attention": _one_word,
     "precision": _as_printed,
     "against": _one_word,
+    "retry": _truth,
     "typed": _command,
     "temporary": _truth,
     "in_memory": _as_given,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.protocols.catalogue import PROTOCOLS
 from kerple_eval.reports.catalogue import REPORTS
 from kerple_eval.schemes.catalogue import SCHEMES
-from tests.helpers.command import Cli, make_model, refusal
+from tests.helpers.command import Cli, imported, make_model, refusal, rows
 
 # shared design, "The contract", word for word.
 COLUMNS = (
@@ -30,22 +29,6 @@ COMMANDS = {
 }  # fmt: skip
 LISTS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def imported(*words: str) -> set[str]:
-    """Top-level packages that ``python -X importtime -m kerple_eval WORDS`` imports."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "kerple_eval", *words],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip()
-    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ from kerple_eval.models.scoring import batches, score
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError, Window
-from tests.evaluation.test_evaluate import naive, starts
 from tests.helpers.command import WORDS, Cli, make_model, refusal
+from tests.helpers.every_target import naive, starts
 
 BOS, V = 1, 29
 

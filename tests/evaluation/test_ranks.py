@@ -142,8 +142,9 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
 
 
 GUEST = """
-import pathlib, sys, torch, torch.distributed as dist, kerple_eval
-model, text, folder = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
+import sys, torch, torch.distributed as dist, kerple_eval
+from pathlib import Path
+model, text, folder = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 
