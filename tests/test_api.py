@@ -140,7 +140,7 @@ class Text:
         ({"text": ()}, "run needs text"),
         ({"device": "cuda:7"}, "device"),
         ({"dtype": "float16"}, "is in memory in torch.float32"),
-        ({"attention": "eager"}, "attends as its own code does"),
+        ({"attention": "eager"}, "attends as its code does"),
     ],
 )
 def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> None:

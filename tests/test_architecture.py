@@ -53,7 +53,7 @@ ABOUT_PLUG_INS = {
 }
 
 #: Checkpoint formats: each may be a folder of parts, and none knows another.
-FORMATS = ("models.hf", "models.neox", "models.native")
+FORMATS = ("models.hf", "models.neox", "models.native", "models.python")
 
 NO_TORCH = (
     "types",

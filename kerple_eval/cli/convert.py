@@ -1,4 +1,4 @@
-"""``kerple-eval convert SRC DST``: any checkpoint that has a native form, written as one."""
+"""``kerple-eval convert MODEL DIR``: writes a checkpoint of any format in the native format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kerple_eval.support.version import VERSION
 
 
 def run(source: str, destination: str, dtype: str | None) -> list[str]:
-    """Write the checkpoint SRC into the new folder DST, whole or not at all; lines that say what was written.
+    """Write the checkpoint ``source`` into a new folder, whole or not at all; lines that say what it is.
 
     Raises:
-        UserError: SRC cannot be read or has no native form, or DST exists and is not empty.
+        UserError: the checkpoint cannot be read or has no native form, or the folder exists and is not empty.
     """
     folder = Path(destination)
     checkpoint = open_model(parse_model(source))

@@ -1,4 +1,4 @@
-"""``kerple-eval demo``: the main job on what the package ships, ending in a table and figures."""
+"""``kerple-eval demo``: scores the models that the package ships; ends in a table, figures and a page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TOKENS = 16385
 
 
 def run(out: str) -> int:
-    """Seven schemes trained at 512, evaluated to 16,384 on held-out addresses. Goes on if stopped."""
+    """Score seven schemes, trained at 512 bytes, up to 16,384 on held-out speeches; the exit status."""
     models = [f"zoo:{name}" for name in first_seeds()]
     print(
         f"{len(models)} decoders trained at 512 bytes, one a positional scheme, on held-out speeches "

@@ -1,6 +1,6 @@
-"""``kerple-eval run --dry-run``: what the run will take; nothing is scored.
+"""``kerple-eval run --dry-run``: estimates the work, memory and time of a run; nothing is scored.
 
-``DIR/estimate.json`` keeps it, so that the run can say afterwards how far from the truth it was.
+The estimate is kept in ``DIR/estimate.json``, so that the run can compare it with the time it took.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FILE = "estimate.json"
 
 
 def run(request: RunRequest) -> int:
-    """Print the forecast; 0."""
+    """Print and keep the estimate; the exit status, 0."""
     plan = make_plan(request)
     folder = request.out
     finished: set[CellKey] = set()
-    kept: int | None = None  # the budget of the run begun
+    kept: int | None = None  # tokens of a pass, as a run that has begun keeps them
     if (folder / "run.json").exists():
         begun = open_run(folder)
         refuse_another(begun, plan.specification)
@@ -53,7 +53,7 @@ def run(request: RunRequest) -> int:
 
 
 def _tokens(plan: RunPlan) -> int | None:
-    """Tokens of a forward pass as the run would find them on CUDA; None where they are fixed."""
+    """Tokens of a forward pass, measured as the run would on CUDA; None on the CPU, where they are fixed."""
     if plan.device.type != "cuda":
         return None
     return measured(plan.models[0].checkpoint.load(plan.device, plan.dtype), plan.longest)
@@ -88,19 +88,22 @@ def _time(seconds: float) -> str:
 
 
 def verdict(folder: Path) -> str | None:
-    """``estimated 12.0 s, took 13.1 s``, of the cells that an estimate in ``folder`` was made for."""
+    """``estimated 12.0 s, took 13.1 s`` for the cells of the folder's estimate.
+
+    None where there is no estimate, or its cells are not all finished.
+    """
     if not (folder / FILE).is_file():
         return None
     record = read_json(folder / FILE)
     try:
         keys = [CellKey(**key) for key in record["cells"]]
-        guess = sum(entry["seconds"] for entry in record["models"])
+        estimate = sum(entry["seconds"] for entry in record["models"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
-    took = 0.0
+    seconds = 0.0
     for key in keys:
         cell = read_cell(folder, key)
         if not isinstance(cell, Cell) or cell.header.seconds is None:
             return None
-        took += cell.header.seconds
-    return f"estimated {_time(guess)}, took {_time(took)}"
+        seconds += cell.header.seconds
+    return f"estimated {_time(estimate)}, took {_time(seconds)}"

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from kerple_eval.cli import reading
 from kerple_eval.cli.errors import Group, typed_words
 from kerple_eval.cli.parameters import Number, Tokens, at_least, folders, out
-from kerple_eval.support.interrupts import leaving_at_once
+from kerple_eval.support.interrupts import exit_on_interrupt
 from kerple_eval.support.version import VERSION
 
 SECTIONS = {
@@ -47,12 +47,13 @@ def cli(traceback: bool) -> None:
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option(
     "--task", "tasks", multiple=True, metavar="TASK",
-    help="A task's name (see kerple-eval list tasks) or a task file. Repeat for more.",
+    help="A task's name (see kerple-eval list tasks), a task file, or a data set of the hub: "
+    "hf:ORG/NAME,split=test,column=text. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--text", multiple=True, metavar="FILE",
-    help="A text file of your own: a document a file, or a document a line of a .jsonl file. Repeat for "
-    "more.",
+    help="Text of your own: a file, a folder, or a file of rows (.jsonl, .json, .csv, .parquet; also "
+    "FILE,column=NAME), compressed or not. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--tokens", multiple=True, metavar="FILE",
@@ -107,6 +108,7 @@ def cli(traceback: bool) -> None:
     "--against", metavar="MODEL",
     help="With --precision: make sure of each perplexity's ratio to this model's instead.",
 )  # fmt: skip
+@click.option("--retry", is_flag=True, help="Try again also cells in which the process was killed.")
 @click.option(
     "--dry-run", is_flag=True, help="Print what the run would take (windows, work, memory, time), and stop."
 )  # fmt: skip
@@ -124,7 +126,7 @@ def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **
       kerple-eval run zoo:alibi mine=hf:models/llama --task sotu --length 512..16k --out runs/first
     """
     given = context.get_parameter_source("protocols") is not ParameterSource.DEFAULT
-    with leaving_at_once():
+    with exit_on_interrupt():
         from kerple_eval.cli import run as command  # noqa: PLC0415
         from kerple_eval.evaluation.request import RunRequest  # noqa: PLC0415
 
@@ -141,7 +143,7 @@ def demo(out: str) -> None:
     Example:
       kerple-eval demo
     """
-    with leaving_at_once():
+    with exit_on_interrupt():
         from kerple_eval.cli import demo as command  # noqa: PLC0415
 
     sys.exit(command.run(out))
@@ -249,7 +251,7 @@ def train(**options: Any) -> None:
     Example:
       kerple-eval train --scheme kerple-log --task sotu --length 512 --out models/kerple-log
     """
-    with leaving_at_once():
+    with exit_on_interrupt():
         from kerple_eval.cli import train as command  # noqa: PLC0415
 
     command.run(**options)

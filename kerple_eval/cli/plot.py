@@ -25,21 +25,21 @@ def run(
     sources: Sequence[str], kind: str, out: Path, *,
     head: int | None = None, layer: int | None = None, over_seeds: bool = False, **options: int | str | None,
 ) -> None:  # fmt: skip
-    """Write the figure ``kind`` of ``sources`` to ``out``; each kind has options of its own."""
+    """Write the figure ``kind`` of ``sources`` to ``out``; an option that the kind lacks is refused."""
     if kind not in kinds():
         raise unknown("kind of figure", kind, kinds())
     entry = kinds()[kind]
-    _fitting(sources, entry)
+    _check_sources(sources, entry)
     make = REPORTS.load(entry.name)
-    asked = {"head": head, "layer": layer, "over_seeds": over_seeds or None} | options
-    given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+    every = {"head": head, "layer": layer, "over_seeds": over_seeds or None} | options
+    given: dict[str, Any] = {k: v for k, v in every.items() if v is not None}
     known = inspect.signature(make).parameters
     accepted = set(known) | ({"layer"} if entry.takes == "models" else set())
     for option in given:
         if option not in accepted:
             raise UserError(f"--kind {kind} has no --{option.replace('_', '-')}; leave it out")
     if "against" in known and "against" not in given:
-        raise UserError(f"--kind {kind} needs --against MODEL, the one that others are set against")
+        raise UserError(f"--kind {kind} needs --against MODEL, the model that the others are compared with")
     given.pop("layer", None)
     if entry.takes == "runs":
         make(sources, out, **given)
@@ -47,8 +47,8 @@ def run(
         make(_views(sources, make, head, layer), out, **given)
 
 
-def _fitting(sources: Sequence[str], entry: ReportEntry) -> None:
-    """Run directories where they are wanted, models where those are."""
+def _check_sources(sources: Sequence[str], entry: ReportEntry) -> None:
+    """A figure of runs needs run directories, one of models needs models."""
     for source in sources:
         is_run = (Path(source) / "run.json").is_file()
         if entry.takes == "models" and is_run:
@@ -64,7 +64,7 @@ def _fitting(sources: Sequence[str], entry: ReportEntry) -> None:
 
 
 def _names_a_model(source: str) -> bool:
-    """``[LABEL=]FORMAT:...``, or a folder with a checkpoint's own file."""
+    """Whether ``source`` is written as a MODEL, or is a folder that holds a checkpoint."""
     prefix = source.partition("=")[2] or source
     written = any(word.startswith(f"{name}:") for name in CHECKPOINT_FORMATS for word in (source, prefix))
     return written or any((Path(source) / name).is_file() for name in ("config.json", "latest"))

@@ -45,7 +45,7 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
 
 
 def _watched(request: RunRequest) -> Run:
-    """The run, with a bar on a terminal."""
+    """Do the run; on a terminal, show its progress."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -76,21 +76,26 @@ def _watched(request: RunRequest) -> Run:
 
 
 def finish(result: Run) -> int:
-    """Print the tables and where things are; 1 where a cell failed."""
+    """Print the tables and which files hold what; the exit status: 1 if a cell failed, else 0."""
     folder = result.folder
     answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
     shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
     print(shown)
-    statuses = [cell.summary()["status"] for cell in result.cells()]
-    failed = statuses.count("failed")
-    print(
-        f"{len(statuses) - failed} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else "")
-    )
+    finished = failed = 0
+    root = click.get_current_context().find_root()
+    for cell in result.cells():
+        if isinstance(cell, Cell):
+            finished += 1
+            continue
+        failed += 1
+        if root.params.get("traceback") and cell.header.traceback:
+            click.echo(f"{cell.key}:\n{cell.header.traceback}", err=True)
+    print(f"{finished} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else ""))
     for line in read_lines(folder):
         print(f"precision: {line}")
-    said = dry.verdict(Path(folder))
-    if said is not None:
-        print(said)
+    verdict = dry.verdict(Path(folder))
+    if verdict is not None:
+        print(verdict)
     kind = "depth" if answered else "curve"
     figure = Path(folder) / f"{kind}.png"
     print("figure: " + shlex.join(["kerple-eval", "plot", str(folder), "--kind", kind, "--out", str(figure)]))

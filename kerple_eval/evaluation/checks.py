@@ -1,4 +1,4 @@
-"""What protocols refuse of the rest of a command; UserError says what would be right."""
+"""Whether the parts of a request go together; every check raises UserError, with what would be right."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kerple_eval.data.synthetic.texts import is_synthetic
+from kerple_eval.data.task import parse_task
 from kerple_eval.models.decoder.backends import ATTENTION_CHOICES
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.support.registry import unknown
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def choose_attention(
             raise UserError(f"model {label}: {error}") from None
 
 
-def check_shorter(text: str, plan: ProtocolPlan) -> None:
-    """Whether the protocol can serve windows that give one of their L tokens to a marker."""
+def check_window_marker(text: str, plan: ProtocolPlan) -> None:
+    """The protocol must allow windows of L - 1 tokens of text after a first-token marker."""
     why = f"{text}: bos: window takes one of the L tokens of each window"
     if plan.protocol.draws_samples:
-        raise UserError(f"{why}, and {plan.name} draws its windows as they stand; use another bos")
+        raise UserError(f"{why}, and {plan.name} draws whole windows; use another bos")
     if min(plan.lengths) < 2:
         raise UserError(f"{why}, which leaves none at length 1; use longer lengths")
     try:
@@ -50,8 +50,8 @@ def check_shorter(text: str, plan: ProtocolPlan) -> None:
         raise UserError(f"{why}: {error}") from None
 
 
-def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
-    """What has no meaning beside a protocol that draws its samples from every document."""
+def check_drawn_samples(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
+    """A protocol that draws its own samples stands alone, without options that choose documents."""
     names = [plan.name for plan in plans if plan.protocol.draws_samples]
     for plan in plans:
         if not plan.protocol.draws_samples:
@@ -67,7 +67,7 @@ def refuse_beside_a_draw(plans: Sequence[ProtocolPlan], request: RunRequest) -> 
 
 
 def _given(request: RunRequest, *options: str) -> list[str]:
-    """Which of some options a request gives, as they are written; a seed of 0 is given."""
+    """Those of ``options`` that the request sets, as on the command line; a seed of 0 is set."""
     return [
         name.replace("_", "-")
         for name in options
@@ -76,39 +76,45 @@ def _given(request: RunRequest, *options: str) -> list[str]:
 
 
 def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
-    """What a run that names no protocol takes: the one for made tasks, where all are, else full-context."""
-    made = [is_synthetic(parse_spec(task)) for task in tasks]
-    return ("answer",) if made and all(made) else ("full-context",)
+    """The protocol of a run that names none: answer where every task is synthetic, else full-context."""
+    synthetic = [is_synthetic(parse_task(task)) for task in tasks]
+    return ("answer",) if synthetic and all(synthetic) else ("full-context",)
 
 
-def refuse_beside_answers(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
-    """Made tasks and the protocol that scores their answers go together, and with nothing else."""
+def check_answers(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
+    """Synthetic tasks and the protocol that scores their answers go together, and with nothing else."""
     answers = [plan.name for plan in plans if plan.protocol.scores_answers]
     others = [plan.name for plan in plans if not plan.protocol.scores_answers]
-    made = [task for task in request.tasks if is_synthetic(parse_spec(task))]
-    texts = [task for task in request.tasks if task not in made]
+    synthetic = [task for task in request.tasks if is_synthetic(parse_task(task))]
+    texts = [task for task in request.tasks if task not in synthetic]
     texts += ["text of your own"] if request.text or request.tokens else []
-    if made and texts:
-        raise UserError(f"task {made[0]} cannot share a run with {texts[0]}: give each an --out of its own")
-    if made and others:
-        raise UserError(f"task {made[0]} is scored by protocol answer alone, not {others[0]}; leave it out")
-    if answers and not made and texts:
+    if synthetic and texts:
+        raise UserError(
+            f"task {synthetic[0]} cannot share a run with {texts[0]}: give each an --out of its own"
+        )
+    if synthetic and others:
+        raise UserError(
+            f"task {synthetic[0]} is scored by protocol answer alone, not {others[0]}; leave it out"
+        )
+    if answers and not synthetic and texts:
         raise UserError(f"protocol {answers[0]}: {texts[0]} has no answer; it is for passkey, needle, ...")
-    if not made:
+    if not synthetic:
         return
     for option in _given(request, "documents", "keep_short", "max_tokens", "precision"):
-        right = f"say {made[0].partition(':')[0]}:samples=N" if option == "documents" else "leave it out"
-        raise UserError(f"--{option} has no meaning for task {made[0]}, which is made by length; {right}")
+        right = f"use {synthetic[0].partition(':')[0]}:samples=N" if option == "documents" else "leave it out"
+        raise UserError(
+            f"--{option} has no meaning for task {synthetic[0]}, which is generated for each length; {right}"
+        )
 
 
 def check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
-    """Some protocol must leave the first-token rule to the run, where the run gives one."""
+    """A request that gives a first-token rule needs a protocol that has none of its own."""
     if bos is not None and all(plan.protocol.first_token for plan in plans):
         raise UserError(f"--bos {bos} has no meaning for protocol {plans[0].name}, whose rule is its own")
 
 
 def check_precision(precision: str | None, plans: Sequence[ProtocolPlan]) -> None:
-    """Precision is of means over targets."""
+    """``--precision`` needs protocols whose loss is the mean over targets."""
     for plan in plans:
         if precision is not None and plan.protocol.reduction != Protocol.reduction:
             raise UserError(

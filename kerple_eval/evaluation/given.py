@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.texts import TextSource
-from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.data.values import holds_ids, text_of, tokens_of
-from kerple_eval.models.hf.tokenizer import from_object
-from kerple_eval.models.in_memory import InMemoryCheckpoint
+from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of
 from kerple_eval.types import BosRule, UserError
 
-__all__ = ["device", "dtype", "holds_ids", "models", "texts", "tokenizer"]
+__all__ = ["device", "dtype", "holds_ids", "models", "texts"]
 
 
 def models(
@@ -37,7 +35,7 @@ def models(
                     "evaluate({'mine': model}, ...)"
                 )
         return tuple(fspath(model) for model in several), {}
-    reader = tokenizer(read_by)
+    reader = tokenizer_of(read_by)
     names: list[str] = []
     held: dict[str, InMemoryCheckpoint] = {}
     for label, model in given.items():
@@ -50,24 +48,6 @@ def models(
         held[label] = made.completed(reader, "not recorded" if not recorded else None)
         names.append(label)
     return tuple(names), held
-
-
-def tokenizer(given: Any) -> Tokenizer | None:
-    """A tokeniser of this package from whatever reads text.
-
-    Raises:
-        UserError: an object that is none.
-    """
-    if given is None:
-        return None
-    if isinstance(given, str):
-        if given != "bytes":
-            raise UserError(f"tokenizer {given!r}: only 'bytes' has a name; give the object itself")
-        return BYTE_TOKENIZER
-    if all(hasattr(given, name) for name in ("identity", "vocab_size", "before", "after", "encode")):
-        own: Tokenizer = given
-        return own
-    return from_object(given)
 
 
 def texts(

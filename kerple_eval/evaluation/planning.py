@@ -9,6 +9,7 @@ from dataclasses import replace
 from kerple_eval.data.first_tokens import tokenize_by_rules
 from kerple_eval.data.opening import own_text, own_tokens, task_text
 from kerple_eval.data.synthetic.texts import is_synthetic, synthetic_text
+from kerple_eval.data.task import parse_task
 from kerple_eval.data.texts import (
     DocumentSelection,
     TextSource,
@@ -18,13 +19,13 @@ from kerple_eval.data.texts import (
 )
 from kerple_eval.data.tokenizer import ModelTokens
 from kerple_eval.evaluation.checks import (
+    check_answers,
     check_bos,
+    check_drawn_samples,
     check_precision,
-    check_shorter,
+    check_window_marker,
     choose_attention,
     default_protocols,
-    refuse_beside_a_draw,
-    refuse_beside_answers,
 )
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.evaluation.request import RunRequest
@@ -33,9 +34,9 @@ from kerple_eval.models.devices import DTYPES, resolve_device
 from kerple_eval.models.open import in_memory_spec, label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
+from kerple_eval.records.columns import MOST_WINDOWS
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
 from kerple_eval.support.labels import check_label
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 _CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
@@ -69,8 +70,8 @@ def make_plan(request: RunRequest) -> RunPlan:
     check_precision(request.precision, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
-        refuse_beside_a_draw(plans, request)
-    refuse_beside_answers(plans, request)
+        check_drawn_samples(plans, request)
+    check_answers(plans, request)
     objects = request.in_memory
     specs = [
         in_memory_spec(model, objects[model].name) if model in objects else parse_model(model)
@@ -163,7 +164,7 @@ def _texts(request: RunRequest) -> list[TextSource]:
         synthetic_text(spec, bos, request.lengths, request.seed)
         if is_synthetic(spec)
         else task_text(spec, bos)
-        for spec in map(parse_spec, request.tasks)
+        for spec in map(parse_task, request.tasks)
     ]
     texts += [own_text(request.text, bos)] if request.text else []
     texts += [own_tokens(request.tokens, bos)] if request.tokens else []
@@ -190,7 +191,7 @@ def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -
                         "model whose positions do not depend on the window's length"
                     )
                 if reading.window_bos is not None:
-                    check_shorter(text, plan)
+                    check_window_marker(text, plan)
                 for length in plan.lengths:
                     key = (reading, plan.name, length)
                     if key not in made:
@@ -201,11 +202,18 @@ def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -
                             f"{text}: no document gives {plan.name} a window at length {length} "
                             f"(model {model.label})"
                         )
+                    if len(cell.windows) > MOST_WINDOWS:
+                        raise UserError(
+                            f"{text}: {plan.name} at length {length} has {len(cell.windows):,} windows, more "
+                            f"than the {MOST_WINDOWS:,} of a cell; use a longer stride, --max-tokens or "
+                            "--documents"
+                        )
                     if plan.protocol.draws_samples:
                         check_vocabulary(cell.documents, model.label, model.description.vocab_size)
 
 
 def _refuse_repeats(names: Sequence[str], what: str) -> None:
+    """``what``: the kind of thing, for the message."""
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{what} {name} is given twice")

@@ -78,6 +78,7 @@ class LanguageModel(ABC):
 class Checkpoint(ABC):
     """A validated checkpoint on disk."""
 
+    tokenizer_option: str = ""  # how a tokeniser is given where the checkpoint has none
     attention: str = "auto"  # how the loaded model computes attention; see ``set_attention``
 
     @classmethod
@@ -128,6 +129,10 @@ class Checkpoint(ABC):
             UserError: this model, device or dtype cannot be computed by the named backend.
         """
         self.attention = attention
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The precision in which the model that ``load`` returns for ``dtype`` computes."""
+        return dtype
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:

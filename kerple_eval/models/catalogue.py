@@ -18,6 +18,10 @@ CHECKPOINT_FORMATS = Registry("checkpoint format", "kerple_eval.formats", Entry,
         "zoo:NAME, the checkpoints that this package ships; zoo:NAME-sN, further seeds in the clone",
     ),
     Entry(
+        "python", "kerple_eval.models.python:PythonCheckpoint",
+        "python:FILE.py:FUNCTION or python:module:function, your own code that returns a model; it is run",
+    ),
+    Entry(
         "hf", "kerple_eval.models.hf.checkpoint:HfCheckpoint",
         "hf:PATH_OR_ID[@revision], causal models of transformers: safetensors, GGUF or pickled",
     ),

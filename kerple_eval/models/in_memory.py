@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.models.probes import probe
 from kerple_eval.types import UserError
@@ -145,9 +145,12 @@ class InMemoryCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
 
-    def set_attention(self, way: str, device: torch.device, dtype: torch.dtype) -> None:
-        if way != "auto":
-            raise UserError(f"attention {way}: a model in memory attends as its own code does; use auto")
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
+        if attention != "auto":
+            raise UserError(f"attention {attention}: a model in memory attends as its code does; use auto")
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.scored.dtype
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         return self.scored
@@ -247,6 +250,26 @@ class InMemoryCheckpoint(Checkpoint):
                 'kerple_eval.from_module(function, identity="my-model-v1")'
             )
         return hashlib.sha256(self.identity.encode()).hexdigest()
+
+
+def tokenizer_of(given: Any) -> Tokenizer | None:
+    """A tokeniser of this package from one of transformers or tokenizers, or ``"bytes"``.
+
+    Raises:
+        UserError: an object that reads no text.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "bytes":
+            raise UserError(f"tokenizer {given!r}: only 'bytes' has a name; give the object itself")
+        return BYTE_TOKENIZER
+    if all(hasattr(given, name) for name in ("identity", "vocab_size", "before", "after", "encode")):
+        own: Tokenizer = given
+        return own
+    from kerple_eval.models.hf.tokenizer import from_object  # noqa: PLC0415
+
+    return from_object(given)
 
 
 def is_transformers(model: Any) -> bool:

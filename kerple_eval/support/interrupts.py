@@ -1,6 +1,6 @@
-"""Ctrl-C without harm: at once while nothing has begun, at the next safe place while something is torn.
+"""Ctrl-C without harm: the process ends at once before work has begun, and between two steps afterwards.
 
-Only the main thread may set handlers; elsewhere both do nothing.
+Only the main thread may set signal handlers; in another thread both functions change nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ def _main_thread() -> bool:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """While torch is imported Ctrl-C ends the process: torch's own start-up code would answer an
-    exception in the middle of it by aborting.
+def exit_on_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process at once with status 130.
+
+    For the import of torch, whose start-up code aborts when a KeyboardInterrupt is raised in it.
     """
 
     def leave(number: int, frame: object) -> None:
@@ -39,8 +40,8 @@ def leaving_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM become a flag, so that a step is never torn; yields its reader."""
+def interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only set a flag, so that a step is finished first; yields its reader."""
     if not _main_thread():
         yield lambda: False
         return

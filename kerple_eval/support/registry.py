@@ -100,7 +100,7 @@ class Registry(Mapping[str, E]):
             self._objects[entry.name] = implementation
 
     def unregister(self, name: str) -> None:
-        """Take an entry out again, for this process."""
+        """Remove an entry, for this process."""
         self.entry(name)
         del self._entries[name]
         self._objects.pop(name, None)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
-from kerple_eval.support.readers import quoted
+from kerple_eval.support.readers import SHOWN, quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import Spec, UserError
 
@@ -56,27 +56,32 @@ def whole_number(text: str) -> int | None:
     return int(digits) * thousands if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
 
 
-def typed_options(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+def typed_options(
+    function: Callable[..., Any], options: Mapping[str, Any], what: str, *, positional: bool = False
+) -> dict[str, Any]:
     """Convert ``options`` by the annotations of ``function``'s keyword-only parameters.
 
     Strings (from a command line) are converted; values of the right type (from a config file)
     pass. int, float, bool and str are understood. Unknown names and missing ones are refused. The
-    result is in the order of the parameters, whatever the order they were written in.
+    result is in the order of the parameters, whatever the order they were written in. ``positional``:
+    parameters that may also be given by position count too, and those without an annotation take text.
     """
     wanted = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        or (positional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
     }
     converted: dict[str, Any] = {}
     for key, value in options.items():
         if key not in wanted:
             raise unknown(f"option of {what}", key, wanted)
         annotation = wanted[key].annotation  # a string only where the module postpones annotations
+        if annotation is inspect.Parameter.empty:
+            annotation = "str"
         kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-        converted[key] = _convert(
-            value, kind, f"{what}: {key}={value if isinstance(value, str) else quoted(value)}"
-        )
+        shown = value if isinstance(value, str) and len(value) <= SHOWN else quoted(value)
+        converted[key] = _convert(value, kind, f"{what}: {key}={shown}")
     for name, parameter in wanted.items():
         if parameter.default is inspect.Parameter.empty and name not in converted:
             example = "..." if parameter.annotation in ("str", str) else "256"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.protocols.catalogue import PROTOCOLS
 from kerple_eval.reports.catalogue import REPORTS
 from kerple_eval.schemes.catalogue import SCHEMES
-from tests.helpers.command import Cli, make_model, refusal
+from tests.helpers.command import Cli, imported, make_model, refusal, rows
 
 # shared design, "The contract", word for word.
 COLUMNS = (
@@ -30,22 +29,6 @@ COMMANDS = {
 }  # fmt: skip
 LISTS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def imported(*words: str) -> set[str]:
-    """Top-level packages that ``python -X importtime -m kerple_eval WORDS`` imports."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "kerple_eval", *words],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip()
-    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -330,11 +313,11 @@ def test_train_inspect_run_table(text: str, invoke: Cli, tmp_path: Path) -> None
 def test_ctrl_c_while_torch_is_imported() -> None:
     program = (
         "import os, signal, time\n"
-        "from kerple_eval.support.interrupts import leaving_at_once\n"
+        "from kerple_eval.support.interrupts import exit_on_interrupt\n"
         "before = signal.getsignal(signal.SIGINT)\n"
-        "with leaving_at_once():\n    pass\n"
+        "with exit_on_interrupt():\n    pass\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
-        "with leaving_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+        "with exit_on_interrupt():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 130

@@ -15,9 +15,8 @@ from kerple_eval.models.scheme_view import _of_layer, view
 from kerple_eval.schemes.alibi import Alibi
 from kerple_eval.schemes.composite import Stacked
 from kerple_eval.types import UserError
-from tests.cli.test_cli_contract import imported
 from tests.helpers import hf_folders
-from tests.helpers.command import Cli, make_model, refusal
+from tests.helpers.command import Cli, imported, make_model, refusal
 from tests.helpers.neox_writer import draw, variant, write
 
 KINDS = ("kernels", "effective-length", "matrix")

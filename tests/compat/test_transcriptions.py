@@ -244,7 +244,7 @@ REFUSED = [
 @pytest.mark.parametrize(("more", "message"), REFUSED, ids=lambda x: str(x)[:40])
 def test_refusals(more: list[str], message: str, invoke: Cli, tmp_path: Path) -> None:
     place = save_llama(tmp_path / "m", "has")
-    text = write_texts(tmp_path / "t.jsonl", texts()[-1:])
+    text = str(write_texts(tmp_path / "t.jsonl", texts()[-1:]))
     words = ["run", f"hf:{place}", "--text", text, "--length", "9", "--out", str(tmp_path / "r"), *more]
     assert message in refusal(invoke(*words))
 

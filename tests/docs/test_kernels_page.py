@@ -18,7 +18,7 @@ from kerple_eval.cli.main import cli
 from kerple_eval.schemes.kernel_view import effective_lengths
 from kerple_eval.schemes.kernels import PD, ClosureError, is_cpd, is_pd, kernel_matrix, parse_kernel
 from kerple_eval.schemes.kernels.parameters import draw
-from tests.reports.test_kernel_figures import FORMULAS, zoo
+from tests.helpers.zoo_kernels import FORMULAS, zoo
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "kernels.md").read_text()
@@ -106,6 +106,7 @@ def test_python_blocks(block: str) -> None:
     assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_kernel_of_ones_own_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's own commands, in an empty folder with two small texts."""

@@ -283,7 +283,7 @@ REFUSED = [
     (["--protocol", "full-context"], ["passkey is scored by protocol answer alone", "not full-context"]),
     (["--task", "sotu"], ["passkey cannot share a run with sotu"]),
     (["--text", "TEXT"], ["passkey cannot share a run with text of your own"]),
-    (["--documents", "3"], ["--documents has no meaning", "say passkey:samples=N"]),
+    (["--documents", "3"], ["--documents has no meaning", "use passkey:samples=N"]),
     (["--keep-short"], ["--keep-short has no meaning"]),
     (["--max-tokens", "99"], ["--max-tokens has no meaning"]),
     (["--precision", "1%"], ["--precision has no meaning"]),

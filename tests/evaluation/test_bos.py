@@ -27,8 +27,8 @@ from kerple_eval.models.scoring import batches, score
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError, Window
-from tests.evaluation.test_evaluate import naive, starts
 from tests.helpers.command import WORDS, Cli, make_model, refusal
+from tests.helpers.every_target import naive, starts
 
 BOS, V = 1, 29
 
@@ -247,7 +247,7 @@ def words(tmp_path: Path) -> tuple[dict[str, str], str]:
         made[name] = f"native:{make_model(tmp_path / name, 'rope', 3, tokenizer=raw, vocabulary=14)}"
     path = tmp_path / "words.txt"
     path.write_text(" ".join(WORDS[i * i % 7 + i % 4] for i in range(41)))
-    return made, str(path)
+    return made, path
 
 
 @pytest.mark.parametrize("rule", [None, "never", "document", "window", "tokenizer"])
@@ -322,7 +322,7 @@ def test_a_task_files_rule_and_the_commands(words: tuple[dict[str, str], str], t
     (["--bos", "window", "--length", "1,8"], "one of the L tokens of each window, which leaves"),
     (["--bos", "window", "--protocol", "last:k=8"], "of each window: last: k=8 exceeds length 7; use k <= 7"),
     (["--bos", "window", "--protocol", "sliding-window:stride=8"], "stride=8 exceeds length 7"),
-    (["--bos", "window", "--protocol", "kerple-release:split=all"], "draws its windows as they stand"),
+    (["--bos", "window", "--protocol", "kerple-release:split=all"], "draws whole windows"),
 ])  # fmt: skip
 def test_refusals(
     more: list[str], says: str, words: tuple[dict[str, str], str], invoke: Cli, tmp_path: Path

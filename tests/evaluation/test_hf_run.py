@@ -13,9 +13,8 @@ pytest.importorskip("transformers")
 
 from kerple_eval.records.run import open_run
 from kerple_eval.types import Window
-from tests.cli.test_cli_contract import rows
 from tests.helpers import hf_folders as folders
-from tests.helpers.command import Cli, refusal
+from tests.helpers.command import Cli, refusal, rows
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,3 +58,24 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def command(good: dict[str, list[str]], **changes: list[str]) -> list[str]:
     return ["run", *(word for part in (good | changes).values() for word in part)]
+
+
+def stamps(out: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every finished cell."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (out / "cells").glob("*.parquet")}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def imported(*words: str) -> set[str]:
+    """Top-level packages that ``python -X importtime -m kerple_eval WORDS`` imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kerple_eval", *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}

@@ -66,6 +66,6 @@ def texts() -> list[str]:
     return [long[i : i + n] for i, n in enumerate((5, 11, 16, 17, 18, 33, 40, 64, 190))]
 
 
-def write_texts(path: Path, documents: list[str]) -> str:
+def write_texts(path: Path, documents: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in documents))
-    return str(path)
+    return path

@@ -17,6 +17,7 @@ from kerple_eval.records.cell import Cell, write_cell
 from kerple_eval.records.run import write_summary
 from kerple_eval.reports.figures import curve, position
 from kerple_eval.types import CellKey, UserError, Window
+from tests.helpers.figures import curves, legend
 from tests.helpers.handmade import row, write_run
 from tests.helpers.records import header, write_run_json
 from tests.helpers.records import model as model_record
@@ -26,21 +27,6 @@ PPL = {
     "rope": {512: 25.0, 1024: 180.0, 2048: 1400.0},
     "alibi": {512: 24.5, 1024: 24.0},  # failed at 2048
 }
-
-
-def curves(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """Label -> x and y; what marks trained lengths has no label."""
-    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    return {
-        str(line.get_label()): (np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
-        for line in lines
-    }
-
-
-def legend(axes: Axes) -> list[str]:
-    box = axes.get_legend()
-    assert box is not None
-    return [text.get_text() for text in box.get_texts()]
 
 
 def marks(axes: Axes) -> list[float]:

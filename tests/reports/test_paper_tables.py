@@ -14,7 +14,7 @@ from kerple_eval.reports.tables.table import make, uncertain
 from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
-from tests.reports.test_tables import body, header
+from tests.helpers.markdown import body, header
 
 LOG = {1: 20.0, 2: 20.6, 3: 19.7}
 ALIBI = {1: 20.9, 2: 21.3, 3: 20.5}  # about 0.8 above at every seed, though the seeds overlap

@@ -23,9 +23,9 @@ from kerple_eval.reports.figures.style import COLORS, Picture, compose
 from kerple_eval.reports.grid import Grid, read_grids
 from kerple_eval.reports.words import trend
 from kerple_eval.types import UserError
+from tests.helpers.figures import curves, legend
 from tests.helpers.handmade import row, write_run
 from tests.helpers.made_cells import cell, drawn, shifted, write_finished
-from tests.reports.test_figures import curves, legend
 
 SIZE = 40  # targets of each document: with one size the intervals are the textbook's
 BY = (0.02, 0.05, -0.01, 0.08, 0.03, 0.04)

@@ -16,23 +16,7 @@ from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables.table import make
 from kerple_eval.types import UserError
 from tests.helpers.handmade import row, write_run
-
-
-def body(markdown: str) -> dict[str, list[str]]:
-    """Model -> cells of the first Markdown table."""
-    lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    found: dict[str, list[str]] = {}
-    for line in lines[2:]:
-        name, *cells = (part.strip() for part in line.strip("|").split("|"))
-        if name in found or name == "model":
-            break
-        found[name] = cells
-    return found
-
-
-def header(markdown: str) -> list[str]:
-    line = next(line for line in markdown.splitlines() if line.startswith("| model"))
-    return [part.strip() for part in line.strip("|").split("|")][1:]
+from tests.helpers.markdown import body, header
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from kerple_eval.models.training.state import TrainingState, TrainingStep, read_
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records.reductions import total_loss
 from kerple_eval.support.files import locked, write_atomically
-from kerple_eval.support.interrupts import interruptible
+from kerple_eval.support.interrupts import interrupt_flag
 from kerple_eval.types import UserError
 
 STATE = "training-state.pt"
@@ -90,7 +90,7 @@ def train(
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out}: is not empty and holds no training to go on with")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
-    with _threads(recipe.threads), locked(out), interruptible() as interrupted:
+    with _threads(recipe.threads), locked(out), interrupt_flag() as interrupted:
         run = _Run(recipe, corpus)
         if state_file.exists():
             run.restore(state_file, identity)

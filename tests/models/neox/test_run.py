@@ -14,8 +14,8 @@ from kerple_eval.models.native import NativeCheckpoint, write_checkpoint
 from kerple_eval.models.neox.checkpoint import NeoxCheckpoint
 from kerple_eval.types import UserError
 from tests.helpers import neox_writer as writer
+from tests.helpers.gpt2_files import gpt2_files
 from tests.helpers.neox_writer import draw, variant, write
-from tests.models.neox.test_checkpoint import gpt2_files
 
 TOKENS = np.random.default_rng(0).integers(48, size=301)
 

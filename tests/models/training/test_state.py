@@ -18,7 +18,7 @@ from kerple_eval.models.training import train as training
 from kerple_eval.models.training.state import _sha256
 from kerple_eval.types import UserError
 from tests.helpers.dying import content, deaths
-from tests.models.training.test_train import Killed, kill_at, recipe, run
+from tests.helpers.trainings import Killed, kill_at, recipe, run
 
 
 @pytest.fixture

@@ -17,61 +17,21 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from kerple_eval.cli.main import cli
-from kerple_eval.data.documents import Document, TokenDocument, text_hash, tokenize
-from kerple_eval.data.tokenizer import ByteTokenizer
+from kerple_eval.data.documents import TokenDocument
 from kerple_eval.models.decoder.network import Decoder
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.training import train as training
 from kerple_eval.models.training.batches import PackedBatches
 from kerple_eval.models.training.corpus import Corpus
-from kerple_eval.models.training.train import Recipe, schedule, train
+from kerple_eval.models.training.train import schedule, train
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.spelling import parse_scheme
 from kerple_eval.support.files import locked
 from kerple_eval.types import UserError
 from tests.helpers import oracles, tiny
+from tests.helpers.trainings import LENGTH, RECORD, Killed, corpus, kill_at, recipe, run
 
-LENGTH = 8
-RECORD = {"command": ["kerple-eval", "train"]}
 EDGE = float(torch.tensor(0.01))  # the constraint's edge as float32 holds it
-
-
-def corpus(salt: str = "") -> Corpus:
-    parts = {
-        "train": [Document(f"{n}{salt}", "abcabdabe" * (8 + n)) for n in range(3)],
-        "held_out": [Document("held", "abcabdabe" * 4)],
-    }
-    record: dict[str, Any] = {"task": "toy", "split": "by hand", "tokenizer": "bytes"}
-    for name, part in parts.items():
-        size = sum(len(d.text) for d in part)
-        record[name] = {"documents": len(part), "bytes": size, "text_sha256": text_hash(part)}
-    train_part, held_out = ([tokenize(d, ByteTokenizer()) for d in parts[n]] for n in ("train", "held_out"))
-    return Corpus(train_part, held_out, 0, record)
-
-
-def recipe(scheme: str = "kerple-log", **changes: Any) -> Recipe:
-    model = tiny.config(scheme, vocab_size=256, train_length=LENGTH, **changes.pop("model", {}))
-    values: dict[str, Any] = {
-        "seed": 1, "steps": 8, "batch": 2, "learning_rate": 1e-2, "warmup": 3, "weight_decay": 0.1,
-        "beta1": 0.9, "beta2": 0.95, "clip": 1.0, "precision": "float32", "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    return Recipe(model=model, **(values | changes))
-
-
-def run(made: Recipe, out: Path, **options: Any) -> dict[str, Any]:
-    return train(made, corpus(), out, record=RECORD, reports=4, **options)
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing of the package runs after it."""
-
-
-def kill_at(step: int) -> Any:
-    def on_step(done: int, loss: float) -> None:
-        if done == step:
-            raise Killed
-
-    return on_step
 
 
 # --- Resume --------------------------------------------------------------------------------------

@@ -1,0 +1,145 @@
+"""``python:FILE.py:FUNCTION`` or ``python:module:function``: a function of the user's own that gives a model.
+
+    python:my_models.py:build                  build()
+    python:my_models.py:build,width=128        build(width=128), converted by the parameter's annotation
+
+The function returns a model as :mod:`kerple_eval.models.in_memory` takes it, a pair (model, tokenizer), or
+what ``kerple_eval.from_module`` makes. The named code runs: that is what the word ``python:`` says. The
+record keeps the sha256 of its file. The model is built once to be described and again when its cells are
+scored, so that only one model of a run is in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.models.base import Checkpoint, Description, LanguageModel
+from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of
+from kerple_eval.support.readers import quoted
+from kerple_eval.support.registry import unknown
+from kerple_eval.support.specs import typed_options
+from kerple_eval.types import UserError
+
+
+class PythonCheckpoint(Checkpoint):
+    """What a function of the user's own returns."""
+
+    def __init__(self, location: str, options: dict[str, str]) -> None:
+        source, colon, name = location.rpartition(":")
+        if not (colon and source and name.isidentifier()):
+            raise UserError(f"python:{location}: expected python:FILE.py:FUNCTION or python:module:function")
+        module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+        self.location = location
+        function = getattr(module, name, None)
+        if not callable(function):
+            known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+            raise unknown(f"function of {source}", name, known)
+        self.function: Callable[..., Any] = function
+        self.options = typed_options(self.function, options, f"python:{location}", positional=True)
+        file = inspect.getsourcefile(module)
+        self.code_sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+        built = self._build()
+        self._tokenizer = built.tokenizer
+        about = built.description
+        details = about.details | {"function": name, "code_sha256": self.code_sha256}
+        self._description = replace(about, format="python", details=details)
+
+    def _build(self) -> InMemoryCheckpoint:
+        """Call the function.
+
+        Raises:
+            UserError: it raises (its own error is the cause), or returns no model.
+        """
+        try:
+            found: Any = self.function(**self.options)
+        except Exception as error:
+            raise UserError(
+                f"python:{self.location} raised {type(error).__name__}: {quoted(str(error), 200)}; "
+                "--traceback shows where"
+            ) from error
+        tokenizer = None
+        if isinstance(found, tuple) and len(found) == 2:
+            found, tokenizer = found
+        made = found if isinstance(found, InMemoryCheckpoint) else InMemoryCheckpoint(found)
+        made = made.completed(tokenizer_of(tokenizer), f"{self.code_sha256} {sorted(self.options.items())}")
+        if made.module is not None:
+            made.module.eval()
+        return made
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return False  # reached by the word alone
+
+    @classmethod
+    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+        return cls(place, options)
+
+    @property
+    def description(self) -> Description:
+        return self._description
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
+        if attention != "auto":
+            raise UserError(
+                f"attention {attention}: python:{self.location} attends as its own code does; use auto"
+            )
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        expected = self.description.weights_sha256
+        built = self._build()
+        if (built.state_sha256 or expected) != expected:
+            raise UserError(
+                f"python:{self.location}: gives a model with other weights each time it is called; "
+                "set its seed"
+            )
+        if built.module is not None:
+            built.module.to(device)
+        return built.load(device, dtype)
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The module of a file, its folder on the import path while it is loaded, as Python runs a script."""
+    if not path.is_file():
+        raise UserError(f"python:{path}: no such file")
+    name = f"kerple_eval_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _refusal(f"python:{path}", error) from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _refusal(f"python:{name}", error) from error
+
+
+def _refusal(what: str, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {quoted(str(error), 200)}"
+    return UserError(f"{what}: cannot be imported ({reason}); --traceback shows where")
