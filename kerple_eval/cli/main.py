@@ -47,12 +47,13 @@ def cli(traceback: bool) -> None:
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option(
     "--task", "tasks", multiple=True, metavar="TASK",
-    help="A task's name (see kerple-eval list tasks) or a task file. Repeat for more.",
+    help="A task's name (see kerple-eval list tasks), a task file, or a data set of the hub: "
+    "hf:ORG/NAME,split=test,column=text. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--text", multiple=True, metavar="FILE",
-    help="A text file of your own: a document a file, or a document a line of a .jsonl file. Repeat for "
-    "more.",
+    help="Text of your own: a file, a folder, or a file of rows (.jsonl, .json, .csv, .parquet; also "
+    "FILE,column=NAME), compressed or not. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--tokens", multiple=True, metavar="FILE",

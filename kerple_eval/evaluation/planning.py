@@ -10,6 +10,7 @@ from dataclasses import replace
 from kerple_eval.data.first_tokens import tokenize_by_rules
 from kerple_eval.data.opening import own_text, own_tokens, task_text
 from kerple_eval.data.synthetic.texts import is_synthetic, synthetic_text
+from kerple_eval.data.task import parse_task
 from kerple_eval.data.texts import (
     DocumentSelection,
     TextSource,
@@ -38,7 +39,6 @@ from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.columns import MOST_WINDOWS
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
 from kerple_eval.support.labels import check_label
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 _CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
@@ -179,7 +179,7 @@ def _texts(request: RunRequest) -> list[TextSource]:
         synthetic_text(spec, bos, request.lengths, request.seed)
         if is_synthetic(spec)
         else task_text(spec, bos)
-        for spec in map(parse_spec, request.tasks)
+        for spec in map(parse_task, request.tasks)
     ]
     texts += [own_text(request.text, bos)] if request.text else []
     texts += [own_tokens(request.tokens, bos)] if request.tokens else []

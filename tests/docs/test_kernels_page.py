@@ -107,6 +107,7 @@ def test_python_blocks(block: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_kernel_of_ones_own_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's own commands, in an empty folder with two small texts."""
     (block,) = blocks("sh")
