@@ -324,7 +324,7 @@ def test_answers_where_there_are_none(models: dict[str, str], text: str, invoke:
         assert "no finished cell of a task with answers" in refusal(
             invoke(words[0], str(tmp_path / "x"), *words[1:])
         )
-    with pytest.raises(UserError, match="made for each length"):
+    with pytest.raises(UserError, match="generated for each length"):
         from kerple_eval.models.training.corpus import training_corpus  # noqa: PLC0415
         from kerple_eval.types import Spec  # noqa: PLC0415
 

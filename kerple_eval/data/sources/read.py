@@ -58,7 +58,7 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
         case MegatronSource():
             raise UserError(f"task {name}: its source (megatron) holds token ids, where text is needed")
         case SyntheticSource():
-            raise UserError(f"task {name}: is made for each length to be scored; it has no text to read")
+            raise UserError(f"task {name}: is synthetic, generated for each length; it has no text to read")
 
 
 def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str, Any]]:
