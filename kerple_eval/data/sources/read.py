@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.data.documents import Document, check_encodable
-from kerple_eval.data.sources.files import folder_of, matching, opened, plain_text
+from kerple_eval.data.documents import Document
+from kerple_eval.data.sources.files import check_name, folder_of, matching, opened, plain_text
 from kerple_eval.data.sources.hub import hub_documents
 from kerple_eval.data.sources.hub_id import hub_id_documents
 from kerple_eval.data.sources.kinds import (
@@ -93,7 +93,7 @@ def _files(root: Path, pattern: str, where: str, exclude: Sequence[str] = ()) ->
         name = path.relative_to(root).as_posix()
         if any(fnmatch.fnmatch(name, unwanted) for unwanted in exclude):
             continue
-        check_encodable(name, f"{where}: file name {name!a}")
+        check_name(name)
         with opened(path) as file:
             text = plain_text(file, path)
         if text:
