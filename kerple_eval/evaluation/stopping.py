@@ -210,10 +210,10 @@ def read_lines(folder: Path) -> list[str]:
     path = folder / FILE
     if not path.exists():
         return []
+    data = read_json(path)
     try:
-        data = read_json(path)
         return [_line(data, text, record) for text, record in data["tasks"].items()]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: damaged: {type(error).__name__} {error}") from None
 
 

@@ -5,6 +5,7 @@ A key that has a default here may be absent there; any other must be given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
@@ -48,6 +49,8 @@ class DecoderConfig:
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
+        if not 0 <= self.norm_epsilon < math.inf:
+            raise UserError(f"norm_epsilon must be finite and at least 0, got {self.norm_epsilon}")
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
 
@@ -63,7 +66,7 @@ class DecoderConfig:
 
     @property
     def scheme_name(self) -> str:
-        """The scheme with its modifiers, as one writes them: ``kerple-log,window=512``."""
+        """The scheme with its modifiers, as text: ``kerple-log,window=512``."""
         return format_scheme(self.scheme, {}, self.modifiers)
 
     def to_json(self) -> dict[str, Any]:
