@@ -337,7 +337,7 @@ def test_page(tiny_run: kerple_eval.Run, invoke: Cli, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     assert invoke("report", str(tiny_run.folder), "--out", str(out)).exit_code == 0
     shown = out.read_text()
-    assert 'id="told"' in shown
+    assert 'id="answers"' in shown
     found = answers(next(c for c in cells(tiny_run) if (c.key.model, c.key.task, c.key.length) == (
         "rope", "copy", 24)))  # fmt: skip
     exact = sum(a.exact for a in found)
