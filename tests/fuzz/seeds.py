@@ -98,6 +98,18 @@ def hugging_face(folder: Path) -> None:
     (folder / "ids.jsonl").write_text(json.dumps(rows) + "\n")
 
 
+def gguf(folder: Path) -> None:
+    from transformers import LlamaConfig  # noqa: PLC0415
+
+    from tests.helpers import hf_folders  # noqa: PLC0415
+    from tests.models.hf.test_gguf import ROPE, write  # noqa: PLC0415
+
+    (folder / "model").mkdir()
+    made = hf_folders.model(LlamaConfig(**hf_folders.sized(rope_parameters=ROPE)))
+    write(folder / "model" / "tiny.gguf", made)
+    (folder / "ids.jsonl").write_text(json.dumps({"tokens": [int(i) % 11 for i in range(41)]}) + "\n")
+
+
 def hugging_face_command(folder: Path) -> list[str]:
     return [
         "run", f"m=hf:{folder / 'model'}", "--tokens", str(folder / "ids.jsonl"), "--length", "16",
@@ -133,6 +145,7 @@ def of_task(source: list[str]) -> Callable[[Path], list[str]]:
 FORMATS: dict[str, Format] = {
     "native": Format(native, score("native:{folder}/model"), ("model/*",)),
     "hf": Format(hugging_face, hugging_face_command, ("model/*",)),
+    "gguf": Format(gguf, hugging_face_command, ("model/*",)),
     "neox": Format(neox, neox_command, ("model/**/*",)),
     "task": Format(task, of_task(["--task", "{folder}/own.yaml"]), ("own.yaml",)),
     "lines": Format(lines, of_task(["--text", "{folder}/own.jsonl"]), ("own.jsonl",)),
