@@ -210,7 +210,7 @@ def read_header(folder: Path, key: CellKey) -> FinishedHeader | None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is anything of that name; a link to nothing is a damaged cell, not one that was never run."""
+    """Whether anything has that name; a link to nothing is a damaged cell, not one that was never run."""
     try:
         return os.path.lexists(path)
     except (OSError, ValueError) as error:
