@@ -9,15 +9,19 @@ from typing import Any, TypeVar
 
 import click
 
+from kerple_eval.support.labels import is_text
 from kerple_eval.support.specs import whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice, unless it collects its values."""
+    """A command that refuses words that are not UTF-8, and options given twice (unless they collect)."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if not is_text(word):  # the record of a run holds the words of its command
+                raise click.UsageError(f"{word[:80]!r} is not UTF-8; rename the file or folder", ctx)
         order = self.make_parser(ctx).parse_args(args=list(args))[2]
         for option, count in Counter(order).items():
             repeatable = not isinstance(option, click.Option) or option.multiple or option.is_eager

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from kerple_eval.support.labels import is_text
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import whole_number
@@ -149,6 +150,8 @@ def _one_word(name: str, value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         word = os.fspath(value)
         if isinstance(word, str) and word and "\0" not in word:
+            if not is_text(word):
+                raise UserError(f"{name} {quoted(word)}: is not UTF-8, so no record can hold it; rename it")
             return word
     raise UserError(f"{name} {quoted(value)}: expected a string or a path that is not empty")
 

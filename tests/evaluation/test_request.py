@@ -60,6 +60,8 @@ def test_what_it_may_not_hold_is_one_line() -> None:
         ("text", "a\0b", "text 'a\\x00b'"),
         ("text", "x" * 10**6 + "\0", "..."),
         ("tasks", [""], "task ''"),
+        ("out", "o\udcff", r"out 'o\udcff': is not UTF-8"),
+        ("models", [Path("m\udcff")], r"model 'm\udcff': is not UTF-8"),
         ("protocols", [], "run needs a protocol"),
         ("lengths", [], "run needs a length"),
         ("lengths", [16.0], "length 16.0 must be a whole number of tokens"),
