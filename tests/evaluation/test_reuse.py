@@ -46,7 +46,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def run(models: dict[str, str], text: str, out: Path, **changes: Any) -> kerple_eval.Run:
-    options = {"text": text, "protocols": PROTOCOLS, "lengths": LENGTHS, "out": out} | changes
+    options = {"text": Path(text), "protocols": PROTOCOLS, "lengths": LENGTHS, "out": out} | changes
     return kerple_eval.evaluate([models["alibi"], models["rope"]], **options)
 
 
