@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kerple_eval.evaluation.request import LENGTHS
-from kerple_eval.models.base import Description
+from kerple_eval.models.base import Checkpoint, Description
 from kerple_eval.models.devices import DTYPES
 from kerple_eval.models.footprint import window_bytes
 from kerple_eval.models.open import open_model, parse_model
@@ -30,7 +30,7 @@ def lines(text: str) -> list[str]:
         ("prefix-invariant", "yes" if description.prefix_invariant else "no"),
         ("seed", _known(description.seed)),
         ("vocabulary", f"{description.vocab_size:,}"),
-        ("tokeniser", "none: only token ids can be scored" if tokenizer is None else tokenizer.identity),
+        ("tokeniser", _no_tokenizer(checkpoint) if tokenizer is None else tokenizer.identity),
         ("stored dtype", ", ".join(description.stored_dtypes)),
         ("weights sha256", description.weights_sha256),
         *_flat(description.details),
@@ -39,6 +39,11 @@ def lines(text: str) -> list[str]:
     ]
     width = max(len(key) for key, _ in rows)
     return [f"{key.ljust(width)}  {value}" for key, value in rows]
+
+
+def _no_tokenizer(checkpoint: Checkpoint) -> str:
+    option = checkpoint.tokenizer_option
+    return "none: only token ids can be scored" + (f"; give one by {option}" if option else "")
 
 
 def _memory(description: Description) -> Iterator[tuple[str, str]]:

@@ -78,6 +78,7 @@ class LanguageModel(ABC):
 class Checkpoint(ABC):
     """A validated checkpoint on disk."""
 
+    tokenizer_option: str = ""  # how a tokeniser is given where the checkpoint has none
     attention: str = "auto"  # how the loaded model computes attention; see ``set_attention``
 
     @classmethod

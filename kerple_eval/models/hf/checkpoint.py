@@ -48,6 +48,8 @@ _SHOWN = (
 
 
 class HfCheckpoint(Checkpoint):
+    tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
+
     def __init__(self, place: str, options: dict[str, str]) -> None:
         from kerple_eval.models.hf import config as configs  # noqa: PLC0415 - transformers, torch
         from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415

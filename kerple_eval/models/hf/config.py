@@ -23,6 +23,7 @@ from typing import Any
 
 from kerple_eval.models.hf.files import CONFIG, CheckpointFolder, inside, stamp
 from kerple_eval.models.hf.foreign import foreign, one_line
+from kerple_eval.models.hf.kept import kept
 from kerple_eval.models.hf.rope import rope_dicts
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
@@ -82,12 +83,15 @@ def _gguf_config(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
     """Takes seconds, and a run often opens one file several times, with and without an extension."""
     from transformers import AutoConfig  # noqa: PLC0415
 
-    with foreign(str(path), "cannot be read"):
-        made = AutoConfig.from_pretrained(
-            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
-        data: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
-        return data
+    def read() -> dict[str, Any]:
+        with foreign(str(path), "cannot be read"):
+            made = AutoConfig.from_pretrained(
+                str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+            )
+            data: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
+            return data
+
+    return kept(path, "configuration", read)
 
 
 def build_config(raw: dict[str, Any], folder: CheckpointFolder, *, remote: bool) -> Any:

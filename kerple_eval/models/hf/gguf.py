@@ -70,6 +70,13 @@ def metadata(path: Path) -> dict[str, Any]:
     return _table(path, _stamped(path))[0]
 
 
+def header_bytes(path: Path) -> bytes:
+    """The file up to the end of its tensor table."""
+    end = _table(path, _stamped(path))[3]
+    with path.open("rb") as file:
+        return file.read(end)
+
+
 def tensors(path: Path) -> dict[str, Header]:
     """Every stored tensor by name, from the header alone; that each ends inside the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import tempfile
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.tokenizer import JsonTokenizer
 from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
+from kerple_eval.models.hf.kept import kept
 from kerple_eval.support.readers import read_json
 from kerple_eval.types import UserError
 
@@ -94,11 +96,18 @@ def read_tokenizer(
 @lru_cache(maxsize=4)
 def _of_gguf(folder: CheckpointFolder, stamp: tuple[int, int]) -> HfTokenizer | None:
     """Takes seconds, and a run often opens one file several times."""
-    return _converted(folder, {})
+    made = kept(folder.root / (folder.gguf or ""), "tokeniser", lambda: _conversion(folder))
+    return _of_json(made["tokenizer"], made["markers"])
 
 
 def _converted(folder: CheckpointFolder, declared: dict[str, Any]) -> HfTokenizer | None:
     """What transformers makes of the vocabulary files, written out as a tokenizer.json and read back."""
+    made = _conversion(folder)
+    return _of_json(made["tokenizer"], declared | made["markers"])
+
+
+def _conversion(folder: CheckpointFolder) -> dict[str, Any]:
+    """The text of a tokenizer.json, and the markers that transformers' tokeniser has."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - only where it is needed
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -109,11 +118,21 @@ def _converted(folder: CheckpointFolder, declared: dict[str, Any]) -> HfTokenize
         text = made.backend_tokenizer.to_str()
     except Exception as error:  # conversions fail in many ways, none of them with a common class
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        absent = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+        models = folder.gguf is None and any(folder.root.glob("*.model"))
+        more = f" (a .model file may need {' and '.join(absent)}: pip install 'kerple-eval[hf]')"
         raise UserError(
             f"{folder.root / (folder.gguf or '')}: its tokeniser cannot be read ({reason}); "
-            "a tokenizer.json beside it would do"
+            f"a tokenizer.json beside it would do{more if models and absent else ''}"
         ) from None
-    return _of_json(text, declared | _markers(made))
+    return {"tokenizer": text, "markers": _markers(made)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def from_object(given: Any) -> HfTokenizer:

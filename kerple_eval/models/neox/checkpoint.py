@@ -42,6 +42,8 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", tor
 
 
 class NeoxCheckpoint(Checkpoint):
+    tokenizer_option = ",tokenizer=FILE (a tokenizer.json) or ,vocab=FILE,merges=FILE (GPT-2's)"
+
     def __init__(self, place: str, options: dict[str, str]) -> None:
         files = locate(place)
         self.where = str(files.step)
@@ -148,7 +150,10 @@ class NeoxCheckpoint(Checkpoint):
             return
         size = self._tokenizer.vocab_size
         if size > held:
-            raise UserError(f"{self.where}: the tokeniser has {size} ids, the embedding {held} rows")
+            self._notes.add(
+                f"the tokeniser has {size} ids, the embedding {held} rows: a text with one of the others is "
+                "refused"
+            )
         if size < held:
             self._notes.add(
                 f"the vocabulary of {size} is padded to {held}: the {held - size} padded logits stay in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from kerple_eval.models.hf import gguf as reading
+from kerple_eval.models.hf import kept
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.types import UserError, Window
@@ -305,6 +307,25 @@ def test_a_file_in_parts(made: Any, path: Path, tmp_path: Path) -> None:
     assert open_model(parse_model(str(folder))).description.parameters > 0
     (folder / "m-00002-of-00003.gguf").unlink()
     refused(folder / "m-00001-of-00003.gguf", "m-00002-of-00003.gguf: no such file", "3 parts")
+
+
+def test_a_large_vocabulary_is_read_once(
+    made: Any, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kept by the header's hash: another path has it too, another header has not."""
+    monkeypatch.setattr(kept, "PIECES", 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = HfCheckpoint.open(str(path), {}).tokenizer
+    assert capsys.readouterr().err.count(f"({V} pieces)") == 2  # configuration and tokeniser
+    copy = Path(shutil.copy(path, tmp_path / "copy.gguf"))
+    again = HfCheckpoint.open(str(copy), {}).tokenizer
+    assert capsys.readouterr().err == ""
+    assert first is not None
+    assert again is not None
+    assert (first.identity, first.bos, first.before) == (again.identity, again.bos, again.before)
+    other = write(tmp_path / "other.gguf", made, theta=7.0)
+    assert HfCheckpoint.open(str(other), {}).description.details["rope_parameters"]["rope_theta"] == 7.0
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 4
 
 
 def test_broken_files(path: Path, made: Any) -> None:

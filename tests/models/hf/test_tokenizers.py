@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from kerple_eval.cli import inspect
 from kerple_eval.data.tokenizer import ByteTokenizer
+from kerple_eval.models.hf import tokenizer as reading
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.hf.tokenizer import HfTokenizer
 from kerple_eval.types import UserError
 from tests.helpers import hf_folders as folders
+from tests.helpers.hf_folders import refused
 
 TEXT = "ab é ba"
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())[:90]
@@ -128,11 +131,13 @@ def test_a_broken_file_is_named(name: str, folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_vocabulary_that_cannot_be_converted(folder: Path) -> None:
+def test_a_vocabulary_that_cannot_be_converted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tokenizer.model").write_bytes(b"not a sentencepiece model")
     with pytest.raises(UserError) as caught:
         HfCheckpoint.open(str(folder), {})
     assert "tokeniser cannot be read" in str(caught.value)
+    monkeypatch.setattr(reading, "_installed", lambda name: False)
+    refused(folder, "a .model file may need sentencepiece and google.protobuf: pip install 'kerple-eval[hf]'")
     assert "\n" not in str(caught.value)
 
 
@@ -145,6 +150,14 @@ def test_code_of_a_tokeniser_is_not_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="auto_map"):
         HfCheckpoint.open(str(folder), {})
     assert not mark.exists()
+
+
+def test_one_given_as_a_file(folder: Path, tmp_path: Path) -> None:
+    assert "give one by ,tokenizer=FILE" in "\n".join(inspect.lines(f"hf:{folder}"))
+    byte_level().save(str(tmp_path / "mine.json"))
+    found = HfCheckpoint.open(str(folder), {"tokenizer": str(tmp_path / "mine.json")}).tokenizer
+    assert found is not None
+    assert found.encode(TEXT).ids.tolist() == [7, 2, 5, 6, 2, 4, 3]
 
 
 def test_none_at_all(folder: Path) -> None:
