@@ -137,6 +137,9 @@ class CellKey:
     length: int
     longest: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.model}, {self.task}, {self.protocol} at {self.length}"
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:

@@ -42,6 +42,7 @@ def evaluate(
     attention: str = "auto",
     precision: str | None = None,
     against: str | None = None,
+    retry: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Run:
     """Score every (model, task, protocol, length).
@@ -83,6 +84,8 @@ def evaluate(
             or its ratio to that of ``against``, is known within it with 95 % certainty; ``documents`` is
             then the most to score.
         against: with ``precision``, the label of the model that the others are compared with.
+        retry: try again also cells whose processes were killed (by the kernel for want of memory, say),
+            which are recorded as failed.
         on_progress: called before and after every cell and every forward pass, with a ``RunProgress``.
 
     Returns:
@@ -106,7 +109,7 @@ def evaluate(
             text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
             documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
             device=given.device(device, in_memory), dtype=given.dtype(dtype, names, in_memory),
-            attention=attention, precision=precision, against=against,
+            attention=attention, precision=precision, against=against, retry=retry,
         )  # fmt: skip
         run = run_request(request) if on_progress is None else run_request(request, on_progress)
     run.scratch = scratch

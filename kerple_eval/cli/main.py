@@ -47,12 +47,13 @@ def cli(traceback: bool) -> None:
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option(
     "--task", "tasks", multiple=True, metavar="TASK",
-    help="A task's name (see kerple-eval list tasks) or a task file. Repeat for more.",
+    help="A task's name (see kerple-eval list tasks), a task file, or a data set of the hub: "
+    "hf:ORG/NAME,split=test,column=text. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--text", multiple=True, metavar="FILE",
-    help="A text file of your own: a document a file, or a document a line of a .jsonl file. Repeat for "
-    "more.",
+    help="Text of your own: a file, a folder, or a file of rows (.jsonl, .json, .csv, .parquet; also "
+    "FILE,column=NAME), compressed or not. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--tokens", multiple=True, metavar="FILE",
@@ -107,6 +108,7 @@ def cli(traceback: bool) -> None:
     "--against", metavar="MODEL",
     help="With --precision: make sure of each perplexity's ratio to this model's instead.",
 )  # fmt: skip
+@click.option("--retry", is_flag=True, help="Try again also cells in which the process was killed.")
 @click.option(
     "--dry-run", is_flag=True, help="Print what the run would take (windows, work, memory, time), and stop."
 )  # fmt: skip

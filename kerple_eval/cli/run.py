@@ -81,11 +81,16 @@ def finish(result: Run) -> int:
     answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
     shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
     print(shown)
-    statuses = [cell.summary()["status"] for cell in result.cells()]
-    failed = statuses.count("failed")
-    print(
-        f"{len(statuses) - failed} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else "")
-    )
+    finished = failed = 0
+    root = click.get_current_context().find_root()
+    for cell in result.cells():
+        if isinstance(cell, Cell):
+            finished += 1
+            continue
+        failed += 1
+        if root.params.get("traceback") and cell.header.traceback:
+            click.echo(f"{cell.key}:\n{cell.header.traceback}", err=True)
+    print(f"{finished} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else ""))
     for line in read_lines(folder):
         print(f"precision: {line}")
     verdict = dry.verdict(Path(folder))

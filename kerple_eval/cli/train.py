@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from kerple_eval.cli.errors import BrokenOffError, typed_words
+from kerple_eval.data.task import parse_task
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import scheme_of
@@ -29,7 +30,6 @@ from kerple_eval.models.training.ngram import bits_per_byte
 from kerple_eval.models.training.state import TrainingStep
 from kerple_eval.models.training.train import Recipe, train
 from kerple_eval.schemes.spelling import parse_scheme
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 
@@ -60,7 +60,7 @@ def run(
         precision=precision_for(precision, resolved), device=resolved.type,
         threads=threads or torch.get_num_threads(),
     )  # fmt: skip
-    corpus = training_corpus(parse_spec(task) if task else None, text, tokeniser)
+    corpus = training_corpus(parse_task(task) if task else None, text, tokeniser)
     console = Console(stderr=True)
     record: dict[str, Any] = {"command": list(typed_words())}
     if ngram is not None:

@@ -61,12 +61,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from kerple_eval.data.sources.kinds import SOURCES, HubSource, MegatronSource, Source, SyntheticSource
+from kerple_eval.data.sources.kinds import (
+    SOURCES,
+    HubIdSource,
+    HubSource,
+    MegatronSource,
+    Source,
+    SyntheticSource,
+)
 from kerple_eval.protocols.neox_split import parse_shares
 from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import quoted, read_yaml
 from kerple_eval.support.registry import Registry, unknown
-from kerple_eval.support.specs import parse_spec
+from kerple_eval.support.specs import parse_options, parse_spec
 from kerple_eval.types import BosRule, Spec, UserError
 
 
@@ -123,11 +130,48 @@ TASKS = Registry(
 )
 
 
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?)(@(?P<revision>[^@,]+))?", re.ASCII)
+_HUB_OPTIONS = ("split", "column", "config", "limit")
+
+
+def parse_task(text: str) -> Spec:
+    """``NAME:key=value``, ``FILE.yaml`` or ``hf:ORG/NAME[@REVISION],key=value`` -> :class:`Spec`."""
+    if not text.startswith("hf:"):
+        return parse_spec(text)
+    name, comma, rest = text.partition(",")
+    if not _HUB_ID.fullmatch(name.removeprefix("hf:")):
+        raise UserError(
+            f"task {quoted(text)}: expected hf:ORG/NAME[@REVISION],split=test,column=text"
+            "[,config=NAME,limit=N]"
+        )
+    return Spec(name, parse_options(rest, text) if comma else ())
+
+
+def _hub_task(spec: Spec) -> Task:
+    """The task of a hub data set by id: all of a split is test text."""
+    match = _HUB_ID.fullmatch(spec.name.removeprefix("hf:"))
+    assert match is not None
+    options: dict[str, Any] = dict(spec.options)
+    for key in options:
+        if key not in _HUB_OPTIONS:
+            raise unknown(f"option of task {spec.name}", key, _HUB_OPTIONS)
+    if "limit" in options:
+        text = options["limit"]
+        if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) <= 10**9):
+            raise UserError(f"task {spec}: limit={text[:20]} is not a number of documents from 1 on")
+        options["limit"] = int(text)
+    source = HubIdSource(match["id"], match["revision"], **options)
+    name = match["id"].rpartition("/")[2] + (f"-{source.config}" if source.config else "")
+    return Task(name, 1, f"{spec.name} of the Hugging Face hub", "as the hub states", source, Split(1.0))
+
+
 def open_task(spec: Spec) -> tuple[Task, Path]:
-    """The task of ``NAME``, ``NAME:path=DIR`` (a local copy of a hub set) or ``FILE.yaml``.
+    """The task of ``NAME``, ``NAME:path=DIR`` (a local copy of a hub set), ``FILE.yaml`` or ``hf:ID``.
 
     Of a synthetic task, options change the numbers of its source and its generator's options.
     """
+    if spec.name.startswith("hf:"):
+        return _hub_task(spec), Path()
     if spec.name.endswith((".yaml", ".yml")):
         path = Path(spec.name)
         if not is_file(path):

@@ -49,7 +49,7 @@ def text_of(value: Any, *, column: str = "text", bos: BosRule | None = None) -> 
 def _read(part: Any, number: int, column: str, found: TextFiles) -> None:
     """Add the documents of one value to ``found``."""
     if isinstance(part, Path):
-        read_texts(part, found)
+        read_texts(part, found, column)
     elif isinstance(part, str):
         if "\n" not in part and len(part) < 1000 and Path(part).is_file():
             raise UserError(

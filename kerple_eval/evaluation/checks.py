@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kerple_eval.data.synthetic.texts import is_synthetic
+from kerple_eval.data.task import parse_task
 from kerple_eval.models.decoder.backends import ATTENTION_CHOICES
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.support.registry import unknown
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _given(request: RunRequest, *options: str) -> list[str]:
 
 def default_protocols(tasks: Sequence[str]) -> tuple[str, ...]:
     """The protocol of a run that names none: answer where every task is synthetic, else full-context."""
-    synthetic = [is_synthetic(parse_spec(task)) for task in tasks]
+    synthetic = [is_synthetic(parse_task(task)) for task in tasks]
     return ("answer",) if synthetic and all(synthetic) else ("full-context",)
 
 
@@ -85,7 +85,7 @@ def check_answers(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
     """Synthetic tasks and the protocol that scores their answers go together, and with nothing else."""
     answers = [plan.name for plan in plans if plan.protocol.scores_answers]
     others = [plan.name for plan in plans if not plan.protocol.scores_answers]
-    synthetic = [task for task in request.tasks if is_synthetic(parse_spec(task))]
+    synthetic = [task for task in request.tasks if is_synthetic(parse_task(task))]
     texts = [task for task in request.tasks if task not in synthetic]
     texts += ["text of your own"] if request.text or request.tokens else []
     if synthetic and texts:

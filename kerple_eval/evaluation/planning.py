@@ -9,6 +9,7 @@ from dataclasses import replace
 from kerple_eval.data.first_tokens import tokenize_by_rules
 from kerple_eval.data.opening import own_text, own_tokens, task_text
 from kerple_eval.data.synthetic.texts import is_synthetic, synthetic_text
+from kerple_eval.data.task import parse_task
 from kerple_eval.data.texts import (
     DocumentSelection,
     TextSource,
@@ -33,9 +34,9 @@ from kerple_eval.models.devices import DTYPES, resolve_device
 from kerple_eval.models.open import in_memory_spec, label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
+from kerple_eval.records.columns import MOST_WINDOWS
 from kerple_eval.records.specification import ProtocolRecord, Provenance, RunSpecification
 from kerple_eval.support.labels import check_label
-from kerple_eval.support.specs import parse_spec
 from kerple_eval.types import UserError
 
 _CAPPED = re.compile(r"(?P<spec>.+)@(?P<longest>[0-9]+)")
@@ -163,7 +164,7 @@ def _texts(request: RunRequest) -> list[TextSource]:
         synthetic_text(spec, bos, request.lengths, request.seed)
         if is_synthetic(spec)
         else task_text(spec, bos)
-        for spec in map(parse_spec, request.tasks)
+        for spec in map(parse_task, request.tasks)
     ]
     texts += [own_text(request.text, bos)] if request.text else []
     texts += [own_tokens(request.tokens, bos)] if request.tokens else []
@@ -200,6 +201,12 @@ def _plan_cells(models: Sequence[PlannedModel], plans: Sequence[ProtocolPlan]) -
                         raise UserError(
                             f"{text}: no document gives {plan.name} a window at length {length} "
                             f"(model {model.label})"
+                        )
+                    if len(cell.windows) > MOST_WINDOWS:
+                        raise UserError(
+                            f"{text}: {plan.name} at length {length} has {len(cell.windows):,} windows, more "
+                            f"than the {MOST_WINDOWS:,} of a cell; use a longer stride, --max-tokens or "
+                            "--documents"
                         )
                     if plan.protocol.draws_samples:
                         check_vocabulary(cell.documents, model.label, model.description.vocab_size)

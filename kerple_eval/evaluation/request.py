@@ -52,6 +52,7 @@ class RunRequest:
     attention: str = "auto"
     precision: str | None = None
     against: str | None = None
+    retry: bool = False
     typed: tuple[str, ...] | None = None
     #: Label -> model in memory (:mod:`kerple_eval.models.in_memory`); ``models`` names each by its label.
     in_memory: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -248,6 +249,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "attention": _one_word,
     "precision": _as_printed,
     "against": _one_word,
+    "retry": _truth,
     "typed": _command,
     "in_memory": _as_given,
     "values": _as_given,

@@ -59,7 +59,8 @@ def _run(
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
         run = _open_or_start(request, plan, ranks.size)
-        worker = Worker(run, plan, on_progress, ranks)  # reads every finished cell, so refuses a damaged one
+        # Reads every finished cell, so a damaged one is refused before anything is written.
+        worker = Worker(run, plan, on_progress, ranks, retry=request.retry)
         run.write_specification()
         worker.work()
     return run

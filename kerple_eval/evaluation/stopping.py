@@ -1,8 +1,8 @@
-"""Cells that grow by documents until their numbers are sure: the state of a run with ``--precision``.
+"""When to stop: after all documents, or (``--precision``) when the numbers are sure.
 
-Each look adds documents to every cell of a text; a cell on disk is always whole at some look, and what
-to do next is decided from the losses of a look's own documents alone. So a run that is interrupted
-replays its looks, finds the cells that lack documents, and ends in the same cells and the same
+With ``--precision`` each look adds documents to every cell of a text; a cell on disk is always whole at some
+look, and what to do next is decided from the losses of a look's own documents alone. So a run that is
+interrupted replays its looks, finds the cells that lack documents, and ends in the same cells and the same
 ``DIR/precision.json`` as one that was not.
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.stopping_plan import StoppingPlan
+from kerple_eval.evaluation.worklist import Work, worklist
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.header import LookRecord
 from kerple_eval.stats.documents import DocumentSums, document_sums
@@ -26,8 +29,56 @@ from kerple_eval.types import CellKey, UserError
 FILE = "precision.json"
 
 
-class StoppingState:
-    """What has been scored so far, and the decision after each look."""
+class StoppingRule(ABC):
+    """Which cells to compute next, and when to stop."""
+
+    grows = False  # whether documents may be added to a cell on disk
+
+    @abstractmethod
+    def add(self, cell: Cell) -> None:
+        """A finished cell, found on disk or just computed."""
+
+    @abstractmethod
+    def drop(self, key: CellKey) -> None:
+        """A cell that failed: it is not tried again in this call."""
+
+    @abstractmethod
+    def rounds(self) -> Iterator[list[Work]]:
+        """Cells to compute; the caller computes those of a round before it asks for the next."""
+
+    def held(self, task: Work, cell: Cell) -> Work:
+        """The planned cell with the documents that ``cell`` holds."""
+        return task
+
+    def header(self, task: Work) -> LookRecord | None:
+        """What the header of a computed cell says of the rule."""
+        return None
+
+    def write(self, folder: Path) -> None:  # noqa: B027 - most rules keep no record
+        """At the end: the rule's record in the run's folder, where it keeps one."""
+
+
+class AllDocuments(StoppingRule):
+    """Every cell once, with all its documents."""
+
+    def __init__(self, every: Sequence[Work]) -> None:
+        self.every = every
+        self.done: set[CellKey] = set()
+
+    def add(self, cell: Cell) -> None:
+        self.done.add(cell.key)
+
+    def drop(self, key: CellKey) -> None:
+        self.done.add(key)
+
+    def rounds(self) -> Iterator[list[Work]]:
+        yield [task for task in self.every if task.key not in self.done]
+
+
+class UntilSure(StoppingRule):
+    """``--precision``: documents are added to the cells of a text until its numbers are sure."""
+
+    grows = True
 
     def __init__(self, plan: RunPlan, precision: StoppingPlan, keys: Sequence[CellKey]) -> None:
         self.plan = plan
@@ -35,7 +86,7 @@ class StoppingState:
         self.precision = precision
         self.sums: dict[CellKey, DocumentSums] = {}
         self.failed: set[CellKey] = set()  # in this call; the next one tries them again
-        self.history: dict[str, list[Look]] = {text: [] for text in precision.looks}
+        self.history: dict[str, list[Look[CellKey]]] = {text: [] for text in precision.looks}
         self.reasons: dict[str, str] = {}  # of the texts that have stopped
 
     def add(self, cell: Cell) -> None:
@@ -45,19 +96,15 @@ class StoppingState:
         self.sums.pop(key, None)
         self.failed.add(key)
 
-    def needs(self, key: CellKey, names: set[str]) -> bool:
-        """Whether a cell is still to be given some of the documents ``names``."""
-        if key in self.failed:
-            return False
-        return key not in self.sums or not names <= set(self.sums[key].names)
+    def held(self, task: Work, cell: Cell) -> Work:
+        return replace(task, wanted=frozenset(document.name for document in cell.header.documents))
 
-    def header(self, text: str, documents: int) -> LookRecord:
-        """For a cell's header: at which look it stands, of which budget, and what more waits for."""
+    def header(self, task: Work) -> LookRecord:
         until = {"share": self.precision.share, "against": self.precision.against}
-        return LookRecord(documents, max(self.precision.looks[text]), until)
+        most = max(self.precision.looks[task.key.task])
+        return LookRecord(len(task.wanted or ()), most, until)
 
-    def rounds(self) -> Iterator[dict[str, frozenset[str]]]:
-        """Text -> documents every cell of it must hold next; the caller scores them before the next."""
+    def rounds(self) -> Iterator[list[Work]]:
         for number in range(max(len(looks) for looks in self.precision.looks.values())):
             asked = {
                 text: list(looks)[number]
@@ -66,9 +113,16 @@ class StoppingState:
             }
             if not asked:
                 return
-            yield {text: self.precision.looks[text][n] for text, n in asked.items()}
+            wanted = {text: self.precision.looks[text][n] for text, n in asked.items()}
+            yield [task for task in worklist(self.plan, wanted) if self._lacks(task)]
             for text, n in asked.items():
                 self._decide(text, n)
+
+    def _lacks(self, task: Work) -> bool:
+        """Whether a cell is still to be given some of the task's documents."""
+        if task.key in self.failed:
+            return False
+        return task.key not in self.sums or not task.names <= set(self.sums[task.key].names)
 
     def _decide(self, text: str, n: int) -> None:
         """Stop where every number is sure or the documents are used up."""
@@ -79,9 +133,9 @@ class StoppingState:
         if against is not None:
             of = {key: _like(key, against) for key in cells}
             cells = {k: s for k, s in cells.items() if k.model != against and of[k] in self.sums}
-            references = {_name(key): self.sums[of[key]] for key in cells}
+            references = {key: self.sums[of[key]] for key in cells}
         seen = look(
-            {_name(key): sums for key, sums in cells.items()}, sorted(names),
+            cells, sorted(names),
             precision=self.precision.share, looks=len(self.precision.looks[text]), references=references,
         )  # fmt: skip
         self.history[text].append(seen)
@@ -113,10 +167,10 @@ class StoppingState:
             "stopped_because": self.reasons[text],
             "targets": targets,
             "targets_of_every_document": budget,
-            "seen": [_look_record(one) for one in seen],
+            "seen": [_look_record(look) for look in seen],
             "intervals": [
-                {**json.loads(name), "nll": i.estimate, "low": i.low, "high": i.high}
-                for name, i in seen[-1].intervals.items()
+                {**_named(key), "nll": i.estimate, "low": i.low, "high": i.high}
+                for key, i in seen[-1].intervals.items()
             ],
         }
 
@@ -131,7 +185,7 @@ class StoppingState:
         return sum(int(sums.counts.sum()) for sums in finished.values()), every
 
 
-def _look_record(seen: Look) -> dict[str, Any]:
+def _look_record(seen: Look[CellKey]) -> dict[str, Any]:
     if not seen.intervals:
         return {"documents": seen.documents, "widest_percent": None}
     width = seen.intervals[seen.widest].half_width
@@ -139,11 +193,11 @@ def _look_record(seen: Look) -> dict[str, Any]:
         percent: float | None = 100 * math.expm1(width)
     except OverflowError:
         percent = None
-    return {"documents": seen.documents, "widest_percent": percent, "widest": json.loads(seen.widest)}
+    return {"documents": seen.documents, "widest_percent": percent, "widest": _named(seen.widest)}
 
 
-def _name(key: CellKey) -> str:
-    return json.dumps({"model": key.model, "protocol": key.protocol, "length": key.length})
+def _named(key: CellKey) -> dict[str, str | int]:
+    return {"model": key.model, "protocol": key.protocol, "length": key.length}
 
 
 def _like(key: CellKey, model: str) -> CellKey:

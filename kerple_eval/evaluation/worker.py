@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.evaluation.budget import RunBudget
+from kerple_eval.evaluation.failures import failure_of
+from kerple_eval.evaluation.in_progress import Deaths
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
-from kerple_eval.evaluation.ranks import ScoreRequest, SingleProcess
+from kerple_eval.evaluation.ranks import RankLostError, ScoreRequest, SingleProcess
 from kerple_eval.evaluation.reuse import find
-from kerple_eval.evaluation.stopping import StoppingState
+from kerple_eval.evaluation.stopping import AllDocuments, StoppingRule, UntilSure
+from kerple_eval.evaluation.verify import check_cell, document_numbers, document_records, planned_header
 from kerple_eval.evaluation.worklist import Work, before, cost, worklist
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.scoring import batches
-from kerple_eval.protocols.base import Protocol
-from kerple_eval.records.cell import Cell, FailedCell, read_cell, write_cell, write_failure
-from kerple_eval.records.header import CellHeader, DocumentRecord, FinishedHeader
+from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
+from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader
 from kerple_eval.records.run import Run, write_summary
-from kerple_eval.types import CellKey, UserError, Window
+from kerple_eval.types import CellKey, Window
 
 Losses = list[NDArray[np.float32]]
 
@@ -43,21 +45,41 @@ class RunProgress:
 
 
 class Worker:
+    """Computes the cells of a run that are not finished, and keeps ``summary.csv`` up to date.
+
+    ``retry``: try again also the cells whose processes were killed (:mod:`in_progress`).
+    """
+
     def __init__(
-        self, run: Run, plan: RunPlan, on_progress: Callable[[RunProgress], None], team: SingleProcess
+        self,
+        run: Run,
+        plan: RunPlan,
+        on_progress: Callable[[RunProgress], None],
+        ranks: SingleProcess,
+        *,
+        retry: bool = False,
     ) -> None:
         self.run = run
-        self.team = team
+        self.ranks = ranks
+        self.retry = retry
         self.plan = plan
         self.on_progress = on_progress
         self.rows: dict[CellKey, dict[str, Any]] = {}
-        self.growth = None if plan.precision is None else StoppingState(plan, plan.precision, run.keys())
-        for cell in run.cells():
-            self.rows[cell.key] = cell.summary()
-            if self.growth is not None and isinstance(cell, Cell):
-                self.growth.add(cell)
         self.every = list(worklist(plan))
         self.keys = run.keys()
+        self.stopping: StoppingRule = (
+            AllDocuments(self.every) if plan.precision is None else UntilSure(plan, plan.precision, self.keys)
+        )
+        self.deaths = Deaths(run.folder)
+        planned = {task.key: task for task in self.every}
+        for outcome in run.cells():
+            self.rows[outcome.key] = outcome.summary()
+            if isinstance(outcome, Cell):
+                path = run.folder / "cells" / f"{file_name(outcome.key)}.parquet"
+                check_cell(outcome, self.stopping.held(planned[outcome.key], outcome), plan, str(path))
+                self.stopping.add(outcome)
+            elif outcome.header.killed and not retry:
+                self.stopping.drop(outcome.key)
         self.work_total = self.work_done = 0.0
         self.model: LanguageModel | None = None
         self.loaded: PlannedModel | None = None
@@ -65,74 +87,74 @@ class Worker:
         self.compiled: set[tuple[str | None, int, int, int]] = set()
 
     def work(self) -> None:
+        self._record_killed()
         self._write_summary()
-        for tasks in self._rounds():
+        for tasks in self.stopping.rounds():
             self.work_total += sum(task.cost for task in tasks)
             for task in tasks:
-                self._do(task)
-        if self.growth is not None:
-            self.growth.write(self.run.folder)
+                self._tell(task)
+                behind = self.work_done
+                with self.deaths.computing(task.key):
+                    self._record(self._outcome(task))
+                self.work_done = behind + task.cost
+                self._write_summary()
+                self._tell(task)
+        self.stopping.write(self.run.folder)
 
-    def _rounds(self) -> Iterator[list[Work]]:
-        """Cells to compute: all at once, or look after look where they grow until they are sure."""
-        if self.growth is None:
-            yield [task for task in self.every if self.rows.get(task.key, {}).get("status") != "ok"]
-            return
-        for wanted in self.growth.rounds():
-            tasks = worklist(self.plan, wanted)
-            yield [task for task in tasks if self.growth.needs(task.key, task.names)]
-
-    def _do(self, task: Work) -> None:
-        self._tell(task)
-        began = time.monotonic()
-        behind = self.work_done
-        try:
-            if self.loaded is not task.model:
-                self.model = None  # the last model's memory goes before the next is loaded
-                text = self.plan.provenance.models[task.model.label]
-                self.model = self.team.load(task.model.checkpoint, text, self.plan.device, self.plan.dtype)
-                self.loaded = task.model
-                self.budget.settle(self.model, self.plan.longest)
-            assert self.model is not None
-            earlier = self._earlier(task)
-            losses, source = self._losses(task, self.model, earlier)
-        except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            failure = FailedCell(
-                task.key, CellHeader(**self._facts(task)), f"{type(error).__name__}: {reason}"
-            )
-            write_failure(self.run.folder, failure)
-            self.rows[task.key] = failure.summary()
-            if self.growth is not None:
-                self.growth.drop(task.key)
+    def _record(self, outcome: Cell | FailedCell) -> None:
+        """What became of a cell, on disk, in the summary and for the stopping rule."""
+        if isinstance(outcome, Cell):
+            write_cell(self.run.folder, outcome)
+            self.stopping.add(outcome)
         else:
-            growth = self.growth
-            too_large = self.budget.keep()
-            seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
-            facts = self._facts(task)
-            # A checkpoint may fix its own precision (neox: numerics=release).
-            facts["dtype"] = str(self.model.dtype).removeprefix("torch.")
-            header = FinishedHeader(
-                **facts,
-                documents=_document_records(task),
-                losses_from=source,
-                attention=self.model.attention,
-                out_of_memory_at=too_large,
-                seconds=round(seconds, 3),
-                precision=growth.header(task.key.task, len(task.wanted or ())) if growth else None,
-            )
-            cell = _cell(task, header, losses)
-            write_cell(self.run.folder, cell)
-            self.rows[task.key] = cell.summary()
-            if self.growth is not None:
-                self.growth.add(cell)
-        self.work_done = behind + task.cost
-        self._write_summary()
-        self._tell(task)
+            write_failure(self.run.folder, outcome)
+            self.stopping.drop(outcome.key)
+        self.rows[outcome.key] = outcome.summary()
 
-    def _earlier(self, task: Work) -> Cell | None:
-        """The same cell with the documents of an earlier look, where cells grow."""
-        return None if self.growth is None else self._finished(task.key)
+    def _record_killed(self) -> None:
+        """A cell that ends every process that computes it becomes a failed one."""
+        reason = None if self.retry else self.deaths.reason()
+        for task in self.every:
+            if reason is None or self.deaths.left is None or self.deaths.left.cell != task.key:
+                continue
+            if self.stopping.grows or self.rows.get(task.key, {}).get("status") != "ok":
+                header = FailedHeader(**_fields(self._header(task)), killed=True)
+                self._record(FailedCell(task.key, header, f"killed: {reason}; --retry tries again"))
+
+    def _outcome(self, task: Work) -> Cell | FailedCell:
+        """The cell computed, or why it could not be."""
+        began = time.monotonic()
+        try:
+            model = self._load(task.model)
+            earlier = self._finished(task.key) if self.stopping.grows else None
+            losses, source = self._losses(task, model, earlier)
+        except RankLostError:
+            raise
+        except Exception as error:
+            failure = failure_of(error)
+            failed = FailedHeader(**_fields(self._header(task)), traceback=failure.traceback)
+            return FailedCell(task.key, failed, failure.error)
+        seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
+        too_large = self.budget.keep()
+        header = FinishedHeader(
+            **_fields(self._header(task)),
+            documents=document_records(task),
+            losses_from=source,
+            attention=model.attention,
+            out_of_memory_at=too_large,
+            seconds=round(seconds, 3),
+            precision=self.stopping.header(task),
+        )
+        return _cell(task, header, losses)
+
+    def _load(self, planned: PlannedModel) -> LanguageModel:
+        if self.model is None or self.loaded is not planned:
+            self.model = self.loaded = None  # the last model's memory goes before the next is loaded
+            argument = self.plan.provenance.models[planned.label]
+            self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, self.plan.dtype)
+            self.loaded = planned
+            self.budget.settle(self.model, self.plan.longest)
+        return self.model
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
         """Losses in plan order and where they come from: cells before this one, and forward passes.
@@ -143,12 +165,12 @@ class Worker:
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
         losses = [next(known[name]) if name in known else found.losses.get(i) for i, name in enumerate(names)]
-        fresh = [place for place, row in enumerate(losses) if row is None]
+        fresh = [number for number, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
-        windows = [task.windows[place] for place in fresh]
-        asked = ScoreRequest(ids, windows, task.reading.window_bos, task.plan.protocol.scores_answers)
+        windows = [task.windows[number] for number in fresh]
+        request = ScoreRequest(ids, windows, task.reading.window_bos, task.plan.protocol.scores_answers)
         self._tell(task, compiling=self._compiles(task, model, windows))
-        for members, scored in self.team.score(model, asked, self.budget.pass_):
+        for members, scored in self.ranks.score(model, request, self.budget.pass_):
             for index, row in zip(members, scored, strict=True):
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
@@ -175,22 +197,9 @@ class Worker:
         cell = read_cell(self.run.folder, key)
         return cell if isinstance(cell, Cell) else None
 
-    def _facts(self, task: Work) -> dict[str, Any]:
-        """What a header says of a cell whether it finished or failed."""
-        description = task.model.description
-        rule = task.plan.protocol.reduction
-        return {
-            "scheme": description.scheme,
-            "seed": description.seed,
-            "train_length": description.train_length,
-            "weights_sha256": description.weights_sha256,
-            "dtype": self.run.specification.dtype,
-            "device": self.plan.device.type,
-            "tokens_per_pass": self.budget.pass_.tokens,
-            "threads": torch.get_num_threads(),
-            "first_token": task.reading.marker,
-            "reduction": None if rule == Protocol.reduction else rule,
-        }
+    def _header(self, task: Work) -> CellHeader:
+        tokens = self.budget.pass_.tokens
+        return planned_header(task, self.plan, tokens_per_pass=tokens, threads=torch.get_num_threads())
 
     def _tell(self, task: Work, *, compiling: bool = False) -> None:
         done = sum(row["status"] == "ok" for row in self.rows.values())
@@ -203,21 +212,18 @@ class Worker:
         write_summary(self.run.folder, rows)
 
 
-def _document_records(task: Work) -> tuple[DocumentRecord, ...]:
-    """The documents that the cell's windows are over, in plan order."""
-    documents = [task.documents[index] for index in sorted({index for index, _ in task.windows})]
-    return tuple(DocumentRecord(d.name, len(d), d.sha256, d.answer, d.depth) for d in documents)
+def _fields(header: CellHeader) -> dict[str, Any]:
+    return {field.name: getattr(header, field.name) for field in fields(CellHeader)}
 
 
 def _cell(task: Work, header: FinishedHeader, losses: Losses) -> Cell:
-    number = {index: n for n, index in enumerate(sorted({index for index, _ in task.windows}))}
     hits = None
     if task.plan.protocol.scores_answers:
         losses, hits = [row[0] for row in losses], [row[1] > 0 for row in losses]
     return Cell(
         key=task.key,
         header=header,
-        document=np.array([number[index] for index, _ in task.windows], dtype=np.int64),
+        document=np.array(document_numbers(task), dtype=np.int64),
         windows=[window for _, window in task.windows],
         losses=losses,
         byte_counts=_byte_counts(task.documents, task.windows),

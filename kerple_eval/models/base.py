@@ -130,6 +130,10 @@ class Checkpoint(ABC):
         """
         self.attention = attention
 
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The precision in which the model that ``load`` returns for ``dtype`` computes."""
+        return dtype
+
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """Weights to ``device`` in ``dtype``."""

@@ -28,5 +28,6 @@ def precision_for(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: a torch may have others
+    native = any(getattr(torch.cpu, test)() for test in tests if hasattr(torch.cpu, test))
     return "bfloat16" if native else "float32"

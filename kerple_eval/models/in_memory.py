@@ -149,6 +149,9 @@ class InMemoryCheckpoint(Checkpoint):
         if attention != "auto":
             raise UserError(f"attention {attention}: a model in memory attends as its code does; use auto")
 
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.scored.dtype
+
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         return self.scored
 

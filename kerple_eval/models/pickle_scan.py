@@ -225,8 +225,8 @@ class _Machine:
             )
         self.stack.append(_Global(name))
 
-    def _storage(self, wanted: Any) -> None:
-        items = wanted.items if isinstance(wanted, _Tuple) else ()
+    def _storage(self, identifier: Any) -> None:
+        items = identifier.items if isinstance(identifier, _Tuple) else ()
         kind, storage, key, _, count = (items + (None,) * 5)[:5]
         width = STORAGES.get(storage.name.rpartition(".")[2]) if isinstance(storage, _Global) else None
         if kind != "storage" or width is None or not isinstance(key, str) or not isinstance(count, int):

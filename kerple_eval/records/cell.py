@@ -1,10 +1,7 @@
 """One cell on disk: every loss of a (model, task, protocol, length), or why there is none.
 
-    cells/NAME.parquet   a finished cell, one row a window: document, start, stop, first_target,
-                         losses (nats, list<float32>), bytes (UTF-8 bytes of the scored targets, null
-                         where unknown), and where a protocol scores answers hits (list<bool>,
-                         whether each target was the argmax); a JSON header in the metadata
-    cells/NAME.json      a failed cell: its key and error
+    cells/NAME.parquet   a finished cell, one row a window: :mod:`kerple_eval.records.columns`
+    cells/NAME.json      a failed cell: its key, error and traceback
 
 Imports no torch.
 """
@@ -12,14 +9,12 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +23,12 @@ from numpy.typing import NDArray
 
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records import reductions
-from kerple_eval.records.header import CellHeader, FinishedHeader
+from kerple_eval.records.columns import MOST_BYTES, Columns, header_of, read_columns, to_parquet
+from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader
 from kerple_eval.records.reductions import weighted_mean
 from kerple_eval.records.schema import CELL_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.support.files import write_atomically
-from kerple_eval.support.readers import read_json
+from kerple_eval.support.readers import cannot_read, quoted, read_bytes, read_json
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError, Window
 
@@ -120,7 +116,7 @@ def _merge(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 @dataclass(frozen=True)
 class FailedCell:
     key: CellKey
-    header: CellHeader
+    header: FailedHeader
     error: str
 
     def summary(self) -> dict[str, Any]:
@@ -155,29 +151,11 @@ def file_name(key: CellKey) -> str:
 
 
 def write_cell(folder: Path, cell: Cell) -> None:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
     names = [document.name for document in cell.header.documents]
-    byte_counts: Sequence[int | None] = cell.byte_counts or [None] * len(cell.windows)
-    answers = {} if cell.hits is None else {"hits": pa.array(list(cell.hits), pa.list_(pa.bool_()))}
-    table = pa.table(
-        {
-            "document": pa.array([names[i] for i in cell.document], pa.string()),
-            "start": pa.array([w.start for w in cell.windows], pa.int64()),
-            "stop": pa.array([w.stop for w in cell.windows], pa.int64()),
-            "first_target": pa.array([w.first_target for w in cell.windows], pa.int64()),
-            "losses": pa.array(list(cell.losses), pa.list_(pa.float32())),
-            "bytes": pa.array(byte_counts, pa.int64()),
-            **answers,
-        }
-    )
     header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **to_json(cell.header)}
-    table = table.replace_schema_metadata({"kerple_eval": json.dumps(header)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    columns = Columns(cell.document, cell.windows, cell.losses, cell.byte_counts, cell.hits)
     name = file_name(cell.key)
-    write_atomically(folder / "cells" / f"{name}.parquet", buffer.getvalue())
+    write_atomically(folder / "cells" / f"{name}.parquet", to_parquet(columns, names, header))
     (folder / "cells" / f"{name}.json").unlink(missing_ok=True)
 
 
@@ -190,20 +168,28 @@ def write_failure(folder: Path, cell: FailedCell) -> None:
     }
     path = folder / "cells" / f"{file_name(cell.key)}.json"
     write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
-    path.with_suffix(".parquet").unlink(missing_ok=True)  # of a cell that was to grow
+    path.with_suffix(".parquet").unlink(missing_ok=True)  # of a cell that documents were to be added to
 
 
 def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
-    """The cell as it stands on disk; None where it has not been run."""
+    """The cell as it stands on disk; None where it has not been run.
+
+    Raises:
+        UserError: the file cannot be read, or is not the cell as it was written.
+    """
     path = folder / "cells" / f"{file_name(key)}.parquet"
-    if path.exists():
-        return _read_parquet(path, key)
+    if _exists(path):
+        raw = read_bytes(path, MOST_BYTES)
+        with _readable(path):
+            return _from_parquet(raw, path, key)
     failure = path.with_suffix(".json")
-    if failure.exists():
+    if _exists(failure):
         content = read_json(failure)
-        error = str(content.pop("error", ""))
         with _readable(failure):
-            return FailedCell(key, _checked(CellHeader, content, failure, key), error)
+            error = content.pop("error", None)
+            if not isinstance(error, str):
+                raise ValueError("it has no error")
+            return FailedCell(key, _checked(FailedHeader, content, failure, key), error)
     return None
 
 
@@ -212,10 +198,21 @@ def read_header(folder: Path, key: CellKey) -> FinishedHeader | None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     path = folder / "cells" / f"{file_name(key)}.parquet"
-    if not path.exists():
+    if not _exists(path):
         return None
-    with _readable(path):
-        return _header(pq.read_schema(path), path, key)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(cannot_read(path, error)) from None
+    with file, _readable(path):
+        return _checked(FinishedHeader, header_of(pq.read_schema(file))[0], path, key)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(cannot_read(path, error)) from None
 
 
 @contextmanager
@@ -225,7 +222,10 @@ def _readable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
+        OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
         reason = kind + " ".join(str(error).split())[:120]
         raise UserError(
@@ -233,48 +233,34 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _header(schema: Any, path: Path, key: CellKey) -> FinishedHeader:
-    return _checked(FinishedHeader, dict(json.loads(schema.metadata[b"kerple_eval"])), path, key)
+def _from_parquet(raw: bytes, path: Path, key: CellKey) -> Cell:
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    content, sha256 = header_of(pq.read_schema(pa.BufferReader(raw)))
+    header = _checked(FinishedHeader, content, path, key)
+    if sha256 is None and header.verified is not False:
+        raise ValueError("it has no sha256")
+    columns = read_columns(raw, header.documents)
+    if sha256 is not None and columns.sha256 != sha256:
+        raise ValueError("its columns do not have the sha256 they were written with")
+    return Cell(
+        key, header, columns.document, columns.windows, columns.losses, columns.byte_counts, columns.hits
+    )
 
 
 def _checked(kind: type[Header], content: dict[str, Any], path: Path, key: CellKey) -> Header:
     """The header as this release writes it, without what the file's own name and version say."""
     content = up_to_date(content, CELL_STEPS, path)
-    if CellKey(**content["cell"]) != key:
-        raise ValueError(f"it holds the cell {content['cell']}")
+    if content.get("cell") != asdict(key):
+        raise ValueError(f"it holds the cell {quoted(content.get('cell'))}")
     rest = {name: value for name, value in content.items() if name not in ("cell", "schema_version")}
     try:
-        return from_json(kind, rest, "header")
+        header = from_json(kind, rest, "header")
     except UserError as error:
         raise ValueError(str(error)) from None
-
-
-def _read_parquet(path: Path, key: CellKey) -> Cell:
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    with _readable(path):
-        table = pq.read_table(path)
-        header = _header(table.schema, path, key)
-        columns = table.drop_columns(["losses"]).to_pydict()
-        losses = table.column("losses").combine_chunks()
-        edges = losses.offsets.to_numpy()
-        flat = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        index = {document.name: i for i, document in enumerate(header.documents)}
-        windows = [
-            Window(start, stop, first, after_marker=first == start)
-            for start, stop, first in zip(
-                columns["start"], columns["stop"], columns["first_target"], strict=True
-            )
-        ]
-        if not windows or [w.targets for w in windows] != np.diff(edges).tolist():
-            raise ValueError("it does not hold a loss for every target")
-        known = None not in columns["bytes"]
-        return Cell(
-            key=key,
-            header=header,
-            document=np.array([index[name] for name in columns["document"]], dtype=np.int64),
-            windows=windows,
-            losses=[flat[a:b] for a, b in pairwise(edges)],
-            byte_counts=columns["bytes"] if known else None,
-            hits=[np.array(row, dtype=bool) for row in columns["hits"]] if "hits" in columns else None,
-        )
+    if isinstance(header, FinishedHeader):
+        names = [document.name for document in header.documents]
+        if len(set(names)) < len(names):
+            raise ValueError("two documents have one name")
+    return header

@@ -48,7 +48,7 @@ class CellHeader:
 
     scheme: str
     seed: int | None
-    train_length: int | None
+    train_length: Positive | None
     weights_sha256: str | None = None
     dtype: str
     device: str
@@ -60,11 +60,20 @@ class CellHeader:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedHeader(CellHeader):
+    """Of a failed cell too: the error's traceback; ``killed``: processes that computed it were killed."""
+
+    killed: bool | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinishedHeader(CellHeader):
     """Of a finished cell too: its documents and how its losses were computed.
 
     ``losses_from`` says which losses are from other cells, ``out_of_memory_at`` the batch size in tokens that
-    did not fit, ``seconds`` how long the cell took.
+    did not fit, ``seconds`` how long the cell took. ``verified`` is False where losses were read from a file
+    without checksums (written before 0.2).
     """
 
     documents: tuple[DocumentRecord, ...]
@@ -73,3 +82,4 @@ class FinishedHeader(CellHeader):
     out_of_memory_at: Positive | None = None
     seconds: float | None = None
     precision: LookRecord | None = None
+    verified: bool | None = None

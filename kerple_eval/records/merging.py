@@ -141,10 +141,7 @@ def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float
         elif cell is not None and found is None:
             found = (run, cell)
         elif cell is not None and found is not None and (why := _disagreement(found[1], cell, within)):
-            raise UserError(
-                f"{run.folder} cannot join {found[0].folder}: {key.model}, {key.task}, {key.protocol} at "
-                f"{key.length}: {why}"
-            )
+            raise UserError(f"{run.folder} cannot join {found[0].folder}: {key}: {why}")
     return found[0] if found is not None else failed
 
 

@@ -1,5 +1,6 @@
 """Versions of the on-disk layout: what an older release wrote is brought up to date as it is read.
 
+    2  cells carry checksums; cells of older versions are read, and marked as not verified
     1  the first release
     0  drafts before it: neither run.json nor cells say which first-token rule was applied; there was none
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from kerple_eval.types import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 NO_MARKER = {"rule": "never", "id": None}
 
@@ -24,8 +25,8 @@ NO_MARKER = {"rule": "never", "id": None}
 def run_says_first_tokens(run: dict[str, Any]) -> dict[str, Any]:
     """0 -> 1: ``bos`` and ``first_token`` of every task of ``run.json``."""
     specification = run["specification"]
-    said = {model["label"]: dict(NO_MARKER) for model in specification["models"]}
-    tasks = [{"bos": "never", "first_token": said} | task for task in specification["tasks"]]
+    markers = {model["label"]: dict(NO_MARKER) for model in specification["models"]}
+    tasks = [{"bos": "never", "first_token": markers} | task for task in specification["tasks"]]
     return {**run, "specification": {**specification, "tasks": tasks}}
 
 
@@ -34,9 +35,19 @@ def cell_says_first_token(header: dict[str, Any]) -> dict[str, Any]:
     return {"first_token": dict(NO_MARKER)} | header
 
 
+def run_of_version_1(run: dict[str, Any]) -> dict[str, Any]:
+    """1 -> 2: nothing changed in run.json."""
+    return run
+
+
+def cell_is_not_verified(header: dict[str, Any]) -> dict[str, Any]:
+    """1 -> 2: a finished cell without checksums says so; a failed one has no losses to verify."""
+    return header | {"verified": False} if "documents" in header else header
+
+
 #: Version -> the step that leads on from it.
-RUN_STEPS: Mapping[int, Step] = {0: run_says_first_tokens}
-CELL_STEPS: Mapping[int, Step] = {0: cell_says_first_token}
+RUN_STEPS: Mapping[int, Step] = {0: run_says_first_tokens, 1: run_of_version_1}
+CELL_STEPS: Mapping[int, Step] = {0: cell_says_first_token, 1: cell_is_not_verified}
 
 
 def up_to_date(data: dict[str, Any], steps: Mapping[int, Step], path: Path) -> dict[str, Any]:

@@ -61,8 +61,8 @@ class ModelRecord:
     format: str
     scheme: str
     seed: int | None
-    train_length: int | None
-    parameters: int
+    train_length: Positive | None
+    parameters: Count
     weights_sha256: str
     other: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.cell import COLUMNS
+from kerple_eval.records.notes import text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import own_label
 from kerple_eval.stats.groups import identities
@@ -59,6 +60,7 @@ class Grid:
     entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
     identities: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
+    text_notes: list[str] = field(default_factory=list)  # on how models read the text
 
     def trained(self, model: str) -> int | None:
         for length in self.lengths:
@@ -143,7 +145,7 @@ class Grid:
         for (model, length), entry in self.entries.items():
             if not entry.ok:
                 lines.append(f"{model} at {length} failed: {entry.row['error']}")
-        return lines
+        return lines + self.text_notes
 
 
 def _one(values: set[Any]) -> str:
@@ -169,6 +171,8 @@ def read_grids(reader: RunReader) -> list[Grid]:
             label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
             if label not in grid.models:
                 grid.models.append(label)
+                notes = text_notes(run.specification, row["model"], grid.task, grid.protocol)
+                grid.text_notes += [f"{label}: {note}" for note in notes]
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])

@@ -258,7 +258,8 @@ def _html(table: Table) -> str:
     filtered = " data-filter" if len(table.rows) >= _FEWEST_TO_FILTER else ""
     title = escapes.html(table.title)
     return (
-        f'<div class="table"{filtered}><div class="scroll" role="region" tabindex="0" aria-label="{title}">'
+        f'<div class="table"{filtered}><p class="caption" aria-hidden="true">{title}</p>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
         f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div>"
         f"{notes}</div>\n"
     )

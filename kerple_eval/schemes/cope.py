@@ -42,7 +42,7 @@ class Cope(Scheme):
     ) -> Tensor:  # fmt: skip
         gates = torch.sigmoid(scores).masked_fill(positions_k > positions_q[:, None], 0.0)
         counted = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=self.positions - 1)
-        below = counted.long()
+        below = counted.nan_to_num().long()  # NaN stays in ``counted``, and must not become an index
         each = (q.to(scores.dtype) @ self.table.to(scores.dtype)) * q.shape[-1] ** -0.5  # [B, H, Q, P]
         rise = F.pad(each.diff(dim=-1), (0, 1))
         out: Tensor = scores + each.gather(-1, below) + rise.gather(-1, below) * (counted - below)

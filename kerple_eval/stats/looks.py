@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -68,17 +69,20 @@ def half_width(precision: float) -> float:
     return math.log1p(precision)
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One look: the intervals by name, the widest, and whether all are narrow enough."""
+class Look(Generic[Name]):
+    """One look: the intervals by the cells' names, the widest, and whether all are narrow enough."""
 
     documents: int
-    intervals: dict[str, Interval]
+    intervals: dict[Name, Interval]
     wanted: float  # half width, nats
-    lacking: tuple[str, ...] = ()  # cells with fewer documents than a first look, or too uneven ones
+    lacking: tuple[Name, ...] = ()  # cells with fewer documents than a first look, or too uneven ones
 
     @property
-    def widest(self) -> str:
+    def widest(self) -> Name:
         return max(self.intervals, key=lambda name: self.intervals[name].half_width)
 
     @property
@@ -92,13 +96,13 @@ class Look:
 
 
 def look(
-    cells: Mapping[str, DocumentSums],
+    cells: Mapping[Name, DocumentSums],
     names: Sequence[str],
     *,
     precision: float,
     looks: int,
-    references: Mapping[str, DocumentSums] | None = None,
-) -> Look:
+    references: Mapping[Name, DocumentSums] | None = None,
+) -> Look[Name]:
     """Intervals over the documents ``names`` of each cell, or of its difference to its reference."""
     level = look_level(looks)
     found, lacking = {}, []

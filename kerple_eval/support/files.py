@@ -22,8 +22,10 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # of write_atomically, wher
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace ``path`` by ``content``; a reader sees the old file or the new one, never a part.
+
+    ``durable``: whether it is to survive a power cut; it always survives the end of the process.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -39,7 +41,8 @@ def write_atomically(path: Path, content: bytes) -> None:
                 _take_lock(file)  # while it is held, nobody sweeps the file
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             Path(name).chmod(0o644)
             Path(name).replace(path)
             name = None

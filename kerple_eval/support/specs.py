@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
-from kerple_eval.support.readers import quoted
+from kerple_eval.support.readers import SHOWN, quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import Spec, UserError
 
@@ -80,9 +80,8 @@ def typed_options(
         if annotation is inspect.Parameter.empty:
             annotation = "str"
         kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-        converted[key] = _convert(
-            value, kind, f"{what}: {key}={value if isinstance(value, str) else quoted(value)}"
-        )
+        shown = value if isinstance(value, str) and len(value) <= SHOWN else quoted(value)
+        converted[key] = _convert(value, kind, f"{what}: {key}={shown}")
     for name, parameter in wanted.items():
         if parameter.default is inspect.Parameter.empty and name not in converted:
             example = "..." if parameter.annotation in ("str", str) else "256"

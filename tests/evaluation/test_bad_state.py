@@ -346,4 +346,4 @@ def test_a_failed_cell_that_is_no_cell(invoke: Cli, good: dict[str, list[str]], 
     cell = sorted((tmp_path / "out" / "cells").glob("*.parquet"))[0]
     cell.unlink()
     cell.with_suffix(".json").write_text('{"schema_version": 1, "error": "MemoryError: no room"}')
-    assert "not a readable cell (KeyError 'cell'); delete it" in refusal(invoke(*command(good)))
+    assert "not a readable cell (it holds the cell None); delete it" in refusal(invoke(*command(good)))

@@ -37,7 +37,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def arguments(models: dict[str, str], shelf: str) -> dict[str, Any]:
     two = [models["alibi"], models["rope"]]
-    return {"models": two, "text": shelf, "protocols": PROTOCOLS, "lengths": (16, 32)}
+    return {"models": two, "text": Path(shelf), "protocols": PROTOCOLS, "lengths": (16, 32)}
 
 
 def said(out: Path) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def test_a_cell_that_fails_at_its_second_look(
     passes: list[tuple[int, ...]],
 ) -> None:  # fmt: skip
     """Its ten documents are not left behind as a finished cell."""
-    one: dict[str, Any] = {"models": models["alibi"], "text": shelf, "lengths": [16]}
+    one: dict[str, Any] = {"models": models["alibi"], "text": Path(shelf), "lengths": [16]}
     kerple_eval.evaluate(**one, out=tmp_path / "first", precision="90%")
     assert said(tmp_path / "first")["documents"] == 10
     first = len(passes)
@@ -273,7 +273,7 @@ def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str,
     row = list(lines[0].encode())[:80]
     tokens.write_text("".join(json.dumps({"tokens": row[i % 3 :]}) + "\n" for i in range(25)))
     run = kerple_eval.evaluate(
-        models["alibi"], text=shelf, tokens=tokens, lengths=[16], out=tmp_path / "o", precision="2%"
+        models["alibi"], text=Path(shelf), tokens=tokens, lengths=[16], out=tmp_path / "o", precision="2%"
     )
     records = json.loads((tmp_path / "o" / "precision.json").read_text())["tasks"]
     assert records["tokens"]["stopped_because"] == "sure"

@@ -143,7 +143,8 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
 
 GUEST = """
 import sys, torch, torch.distributed as dist, kerple_eval
-model, text, folder = sys.argv[1:]
+from pathlib import Path
+model, text, folder = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 

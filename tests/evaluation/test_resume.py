@@ -26,7 +26,7 @@ from tests.helpers.victim import killed_at
 PROTOCOLS = ("full-context", "sliding-window:stride=8", "prefix")
 LENGTHS = (16, 32, 64)
 CELLS = 2 * len(PROTOCOLS) * len(LENGTHS)
-WRITES = 2 + 2 * CELLS  # run.json and an empty summary.csv; then a cell and summary.csv each time
+WRITES = 2 + 3 * CELLS  # run.json and an empty summary.csv; then in_progress.json, a cell and summary.csv
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
 
 
@@ -48,18 +48,18 @@ def whole(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 15, 16, 27, WRITES - 1, WRITES])
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 15, 28, WRITES - 1, WRITES])
 def test_killed_at_any_write(
     at: int, when: str, arguments: dict[str, Any], whole: bytes, tmp_path: Path
 ) -> None:
     assert killed_at(arguments | {"out": tmp_path}, at, when)
     before = stamps(tmp_path) if (tmp_path / "cells").exists() else {}
     written = at if when == "after" else at - 1
-    assert len(before) == max(0, written - 1) // 2
+    assert len(before) == max(0, written - 1) // 3
     if (tmp_path / "summary.csv").exists():
         raw = (tmp_path / "summary.csv").read_bytes()
         assert raw.endswith(b"\n")  # whole lines only, and as many as had been written
-        assert raw.count(b"\n") == 1 + max(0, written - 2) // 2
+        assert raw.count(b"\n") == 1 + max(0, written - 2) // 3
     run = kerple_eval.evaluate(**arguments, out=tmp_path)
     assert (tmp_path / "summary.csv").read_bytes() == whole
     assert before.items() <= stamps(tmp_path).items()

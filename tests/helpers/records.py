@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.records.header import CellHeader, DocumentRecord, FinishedHeader
+from kerple_eval.records.header import DocumentRecord, FailedHeader, FinishedHeader
 from kerple_eval.records.specification import Marker
 
 
@@ -56,12 +56,12 @@ PRECISION = {"share": 0.01, "against": None, "level": 0.95, "looks": {"book": [5
 NEVER = Marker("never", None)
 
 
-def failed_header(**facts: Any) -> CellHeader:
+def failed_header(**facts: Any) -> FailedHeader:
     whole = {
         "scheme": "log", "seed": None, "train_length": 16, "dtype": "float32", "device": "cpu",
         "first_token": NEVER,
     }  # fmt: skip
-    return CellHeader(**whole | facts)
+    return FailedHeader(**whole | facts)
 
 
 def header(documents: Sequence[tuple[str, int, str]], **facts: Any) -> FinishedHeader:

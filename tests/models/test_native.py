@@ -273,6 +273,7 @@ def test_another_models_weights_are_refused(folder: Path, tmp_path: Path) -> Non
         ("mlp_width", {}), ("train_length", None), ("train_length", 0), ("scheme", 3), ("scheme", ["alibi"]),
         ("scheme", "kerple-logg"), ("scheme_options", []), ("scheme_options", "base=3"),
         ("scheme_options", {"base": 3}), ("norm_epsilon", "1e-5"), ("norm_epsilon", False),
+        ("norm_epsilon", -1e-5), ("norm_epsilon", float("nan")), ("norm_epsilon", float("inf")),
         ("tie_embeddings", 0), ("tie_embeddings", "no"), ("activation", "gelu_tanh"), ("activation", 1),
         ("norm", "layer"), ("norm", None), ("parallel_residual", "yes"),
     ],
@@ -378,6 +379,15 @@ def test_sizes_are_bounded_by_the_weights(tmp_path: Path) -> None:
                 folder, "config.json: train_length must be at most 1,000,000,000, got 1180591620717411303424"
             )
     assert time.monotonic() - began < 30
+
+
+def test_a_long_value_is_cut_in_the_message(folder: Path) -> None:
+    for options in ({"scheme": "t5", "scheme_options": {"buckets": "a" * 5000}}, {"layers": "a" * 5000}):
+        edit(folder, lambda data, options=options: data["model"].update(options))
+        with pytest.raises(UserError) as caught:
+            NativeCheckpoint(folder)
+        assert "aaa..." in str(caught.value)
+        assert len(str(caught.value)) < 400
 
 
 def test_more_layers_than_the_weights_have(folder: Path) -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.grid import read_grids
 from kerple_eval.reports.page import page
+from kerple_eval.reports.page.findings import in_words
 from kerple_eval.reports.page.gathered import gather
 from kerple_eval.reports.page.sections import warnings
 from kerple_eval.types import UserError
@@ -325,6 +328,24 @@ def test_a_file_that_is_gone_is_marked(real: Path) -> None:
     assert [gone.name in file for file in files] == ["(not here)" in file for file in files]
     assert sum("(not here)" in file for file in files) == 1
     assert len(files) == 4
+
+
+def test_results_come_first_with_words_table_and_figure(real: Path) -> None:
+    _, tree = made(real)
+    sections = [e.attributes["id"] for e in tree.every if e.tag == "section"]
+    assert sections[:2] == ["results", "warnings"]
+    assert sections[-2:] == ["asked", "provenance"]
+    results = next(e for e in tree.every if e.attributes.get("id") == "results")
+    text = [p.whole() for p in results.all("p") if not p.attributes]
+    assert text == [in_words(read_grids(RunReader([real]))[0])]
+    (beside,) = [e for e in results.all("div") if e.attributes.get("class") == "beside"]
+    assert [len(beside.all(tag)) for tag in ("table", "figure")] == [2, 1]
+    (switch,) = [e for e in beside.all("div") if e.attributes.get("class") == "switch"]
+    assert [label.whole() for label in switch.all("label")] == ["perplexity", "bits per byte"]
+    inputs, panels = switch.all("input"), [e for e in switch.children if e.tag == "div"]
+    assert ["checked" in e.attributes for e in inputs] == [True, False]
+    assert [e.attributes["id"] for e in inputs] == [e.attributes["for"] for e in switch.all("label")]
+    assert [len(panel.all("table")) for panel in panels] == [1, 1]
 
 
 def test_two_runs_in_one_page(real: Path, tmp_path: Path) -> None:

@@ -128,7 +128,11 @@ def test_filtering_and_a_link_into_what_is_filtered_out(browser: Any, report: Pa
 def test_without_javascript_tables_are_plain(browser: Any, report: Path) -> None:
     tab, _ = opened(browser, report, 390, java_script_enabled=False)
     assert tab.locator("#results table").first.locator("tbody tr").count() == len(MODELS)
-    assert tab.locator("thead button, input").count() == 0
+    assert tab.locator("thead button, input[type=search]").count() == 0
+    shown = tab.locator("#results .panel:visible caption")
+    assert [text.split(":")[1].split(" against")[0] for text in shown.all_text_contents()] == [" perplexity"]
+    tab.locator("#results .switch label").last.click()  # the switch needs no script
+    assert "bits per byte" in shown.first.text_content()
 
 
 def test_names_and_roles_as_a_screen_reader_finds_them(browser: Any, report: Path) -> None:

@@ -307,3 +307,13 @@ def test_layers_have_their_own_values() -> None:
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         made(name, **options)
+
+
+def test_cope_passes_on_what_is_no_number() -> None:
+    """A score that overflowed is no position to look up (on CUDA such an index ends the process)."""
+    scheme = scheme_of(tiny.config("cope")).at(0).double()
+    scores, q = torch.zeros(1, 3, 4, 4, dtype=torch.float64), torch.ones(1, 3, 4, 4, dtype=torch.float64)
+    scores[0, 1, 2, 1] = math.nan
+    out = scheme.score(scores, q, q, torch.arange(4), torch.arange(4))
+    assert bool(out[0, 1, 2, :2].isnan().all())
+    assert bool(out[0, [0, 2]].isfinite().all())

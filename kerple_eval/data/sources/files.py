@@ -117,9 +117,11 @@ def plain_text(file: BinaryIO, where: object) -> str:
 
 
 def rows(file: BinaryIO, name: str, where: object, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a file that is no plain text; of parquet, ``columns`` alone where given."""
+    """The rows of a file, of plain text one ``text``; of parquet, ``columns`` alone where given."""
     kind = kind_of(name)
-    if kind == "jsonl":
+    if kind == "text":
+        yield 1, {"text": plain_text(file, where)}
+    elif kind == "jsonl":
         yield from json_lines(lines(file), where)
     elif kind == "json":
         yield from _json_rows(file, where)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ _HEADING = re.compile(r" = [^=]+ = ")
 Rows = Iterator[tuple[int, str]]  # (row number, text)
 
 
-def hub_documents(source: HubSource, task: str) -> tuple[list[Document], dict[str, Any]]:
-    """The documents of a hub source, and what a record must say of it."""
+def hub_documents(
+    source: HubSource, task: str, names: Sequence[str] | None = None
+) -> tuple[list[Document], dict[str, Any]]:
+    """The documents of a hub source, and what a record must say of it; of the files ``names`` where given."""
     tally = {"rows_read": 0, "rows_passed_over": 0, "empty_documents": 0}
-    numbered = _texts(source, task, tally)
+    numbered = _texts(source, task, tally, names)
     pieces = _wikitext_articles(numbered, task) if source.join == "wikitext-articles" else numbered
     documents: list[Document] = []
     for number, text in pieces:
@@ -48,18 +50,22 @@ def hub_documents(source: HubSource, task: str) -> tuple[list[Document], dict[st
             break
     origin: dict[str, Any] = {"kind": "hub", "repository": source.repository}
     origin |= {"local_copy": True} if source.path else {"revision": source.revision}
-    origin |= {"files": source.data_files, "split": source.split, "text_column": source.text_column}
+    origin |= {
+        "files": source.data_files if names is None else list(names),
+        "split": source.split,
+        "text_column": source.text_column,
+    }
     origin |= {"where": source.where, "join": source.join}
     origin |= {"limit": source.limit, "limit_reached": len(documents) == source.limit, **tally}
     return documents, origin
 
 
-def _texts(source: HubSource, task: str, tally: dict[str, int]) -> Rows:
+def _texts(source: HubSource, task: str, tally: dict[str, int], names: Sequence[str] | None) -> Rows:
     """The text of every row that ``where`` lets pass, numbered over all files from 0."""
     columns = [source.text_column, *source.where]
     number = -1
     try:
-        for name, open_file in _files(source, task):
+        for name, open_file in _files(source, task, names):
             where = f"task {task}: {name}"
             with open_file() as raw, decompressed(raw, where) as content:
                 wanted = [column.partition(".")[0] for column in columns]
@@ -85,7 +91,9 @@ def _unreachable(source: HubSource, task: str, reason: str) -> UserError:
     )
 
 
-def _files(source: HubSource, task: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _files(
+    source: HubSource, task: str, names: Sequence[str] | None
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name of each file and what opens it: of the local copy, or of the hub; in order of name.
 
     What is read to its end is fetched into the hub's cache first; where not all may be wanted it is
@@ -106,13 +114,14 @@ def _files(source: HubSource, task: str) -> Iterator[tuple[str, Callable[[], Any
 
     files = huggingface_hub.HfFileSystem()
     root = f"datasets/{source.repository}@{source.revision}/"
-    names = sorted(str(name) for name in files.glob(root + source.data_files))
-    if not names:
-        raise _unreachable(source, task, f"it has no file {source.data_files}")
-    for name in names:
-        inner = name.split("/", 3)[-1]
+    if names is None:
+        found = files.glob(root + source.data_files)
+        names = sorted(str(name).removeprefix("hf://").removeprefix(root) for name in found)
+        if not names:
+            raise _unreachable(source, task, f"it has no file {source.data_files}")
+    for inner in names:
         if source.where or source.limit:
-            yield inner, partial(files.open, name, "rb")
+            yield inner, partial(files.open, root + inner, "rb")
         else:
             local = huggingface_hub.hf_hub_download(
                 source.repository, inner, repo_type="dataset", revision=source.revision

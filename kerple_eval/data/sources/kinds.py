@@ -54,6 +54,23 @@ class HubSource:
 
 
 @dataclass(frozen=True, slots=True)
+class HubIdSource:
+    """A split of a hub data set by its id, from the command line: ``hf:ORG/NAME[@REVISION],split=S,...``.
+
+    ``revision`` (a branch, tag or commit; None: main) becomes a commit when it is read, ``config`` and
+    ``split`` become files, as ``datasets`` resolves them.
+    """
+
+    repository: str
+    revision: str | None = None
+    split: str | None = None
+    column: str = "text"
+    config: str | None = None
+    limit: int | None = None
+    kind: Literal["hub-id"] = "hub-id"
+
+
+@dataclass(frozen=True, slots=True)
 class MegatronSource:
     """A memory-mapped data set of token ids; ``path`` (PREFIX) is relative to the task file."""
 
@@ -74,8 +91,10 @@ class SyntheticSource:
     kind: Literal["synthetic"] = "synthetic"
 
 
-Source = PackageSource | StdlibSource | FilesSource | HubSource | MegatronSource | SyntheticSource
-SOURCES: dict[str, type[Source]] = {
+#: What a task file may name; a hub data set by id comes from the command line alone.
+FileSource = PackageSource | StdlibSource | FilesSource | HubSource | MegatronSource | SyntheticSource
+Source = FileSource | HubIdSource
+SOURCES: dict[str, type[FileSource]] = {
     "package": PackageSource,
     "stdlib": StdlibSource,
     "files": FilesSource,

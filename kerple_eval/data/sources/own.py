@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,11 @@ import numpy as np
 
 from kerple_eval.data.documents import Document, TokenDocument, check_encodable
 from kerple_eval.data.sources.files import NoTextError, kind_of, lines, opened, plain_text, rows, texts
+from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import json_lines, quoted
 from kerple_eval.types import UserError
+
+_COLUMN = re.compile(r"(?P<path>.+),column=(?P<column>[^,]+)", re.DOTALL)
 
 
 @dataclass
@@ -30,25 +34,31 @@ class TextFiles:
 
 
 def text_files(paths: Sequence[str | Path]) -> TextFiles:
-    """``--text``: plain files (a document each), files of rows (the ``text`` column), folders of both.
+    """``--text``: plain files (a document each), files of rows (a column of them), folders of both.
+
+    The column is ``text``, or the one named as in ``FILE,column=NAME``.
 
     Rows and files without text are passed over and counted, inside a folder also files that hold no text at
     all; a file given by name must hold some.
     """
     found = TextFiles()
-    for path in paths:
-        read_texts(Path(path), found)
+    for given in paths:
+        match = _COLUMN.fullmatch(str(given))
+        if match is None or is_file(Path(given)):
+            read_texts(Path(given), found)
+        else:
+            read_texts(Path(match["path"]), found, match["column"])
     refuse_repeats([document.name for document in found.documents])
     return found
 
 
-def read_texts(path: Path, found: TextFiles) -> None:
+def read_texts(path: Path, found: TextFiles, column: str = "text") -> None:
     """Add the documents of a file or folder to ``found``."""
     before = len(found.documents)
     if _is_folder(path):
-        _read_folder(path, found)
+        _read_folder(path, found, column)
     else:
-        _read_file(path, path.name, found)
+        _read_file(path, path.name, found, column)
     if len(found.documents) == before:
         raise UserError(f"{path}: empty; a document needs text")
 
@@ -60,7 +70,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _read_folder(folder: Path, found: TextFiles) -> None:
+def _read_folder(folder: Path, found: TextFiles, column: str) -> None:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if not path.is_file():
@@ -69,12 +79,12 @@ def _read_folder(folder: Path, found: TextFiles) -> None:
             found.passed_over["hidden files"] += 1
             continue
         try:
-            _read_file(path, name.as_posix(), found)
+            _read_file(path, name.as_posix(), found, column)
         except NoTextError:
             found.passed_over["files that hold no text"] += 1
 
 
-def _read_file(path: Path, name: str, found: TextFiles) -> None:
+def _read_file(path: Path, name: str, found: TextFiles, column: str) -> None:
     check_encodable(name, f"file name {name!a}")
     with opened(path) as file:
         if kind_of(name) == "text":
@@ -84,7 +94,7 @@ def _read_file(path: Path, name: str, found: TextFiles) -> None:
             else:
                 found.passed_over["empty files"] += 1
             return
-        for number, row_text in texts(rows(file, name, path, ["text"]), "text", str(path)):
+        for number, row_text in texts(rows(file, name, path, [column.partition(".")[0]]), column, str(path)):
             if row_text is None:
                 found.passed_over["rows without text"] += 1
             else:

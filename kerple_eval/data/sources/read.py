@@ -14,8 +14,10 @@ from typing import Any
 from kerple_eval.data.documents import Document, check_encodable
 from kerple_eval.data.sources.files import folder_of, matching, opened, plain_text
 from kerple_eval.data.sources.hub import hub_documents
+from kerple_eval.data.sources.hub_id import hub_id_documents
 from kerple_eval.data.sources.kinds import (
     FilesSource,
+    HubIdSource,
     HubSource,
     MegatronSource,
     PackageSource,
@@ -51,6 +53,8 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
             return _files(root, source.files, where), {"kind": "files", "files": source.files}
         case HubSource():
             return hub_documents(source, name)
+        case HubIdSource():
+            return hub_id_documents(source, name)
         case MegatronSource():
             raise UserError(f"task {name}: its source (megatron) holds token ids, where text is needed")
         case SyntheticSource():

@@ -5,6 +5,7 @@ A key that has a default here may be absent there; any other must be given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
@@ -48,6 +49,8 @@ class DecoderConfig:
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
+        if not 0 <= self.norm_epsilon < math.inf:
+            raise UserError(f"norm_epsilon must be finite and at least 0, got {self.norm_epsilon}")
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
 

@@ -5,7 +5,7 @@
     hf:org/name@revision      a repository of the hub, or the copy in its cache
 
     rope=linear|dynamic|yarn|llama3|ntk,factor=F[,original=N]   extend rotary positions (rope.py)
-    tokenizer=FILE            a tokenizer.json, in place of the checkpoint's own
+    tokenizer=FILE            a tokenizer.json, in location of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
 
 Numbers are those of the model's own ``forward``: soft-capped and scaled logits stay as they are. Pickled
@@ -50,7 +50,7 @@ _SHOWN = (
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
 
-    def __init__(self, place: str, options: dict[str, str]) -> None:
+    def __init__(self, location: str, options: dict[str, str]) -> None:
         from kerple_eval.models.hf import config as configs  # noqa: PLC0415 - transformers, torch
         from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
         from kerple_eval.models.hf.tokenizer import read_tokenizer  # noqa: PLC0415
@@ -65,7 +65,7 @@ class HfCheckpoint(Checkpoint):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
         remote = flag == "true"
         with configs.quiet():
-            self._find_files(place, options.get("gguf"), code=remote)
+            self._find_files(location, options.get("gguf"), code=remote)
             self.headers = hf_weights.headers(self.weights)
             raw = self._read_config(remote=remote)
             self._build(remote=remote)
@@ -77,9 +77,9 @@ class HfCheckpoint(Checkpoint):
                 f"{self.vocabulary}: a text with one of the others is refused",
             )
 
-    def _find_files(self, place: str, file: str | None, *, code: bool) -> None:
+    def _find_files(self, location: str, file: str | None, *, code: bool) -> None:
         """Where the checkpoint is, its weight files, and what transformers reads it from (``_source``)."""
-        self.folder = locate(place, file, code=code)
+        self.folder = locate(location, file, code=code)
         if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
             self.folder = replace(self.folder, gguf=only)
         root = self.folder.root

@@ -190,9 +190,9 @@ def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) 
     if not hub.is_offline_mode():
         try:
             about = hub.HfApi().model_info(name, revision=revision, timeout=_SECONDS)
-            wanted = _wanted([file.rfilename for file in about.siblings or ()], what, gguf)
-            wanted += ["*.py"] if code else []
-            folder = hub.snapshot_download(name, revision=about.sha, allow_patterns=wanted)
+            patterns = _needed_files([file.rfilename for file in about.siblings or ()], what, gguf)
+            patterns += ["*.py"] if code else []
+            folder = hub.snapshot_download(name, revision=about.sha, allow_patterns=patterns)
             return CheckpointFolder(Path(folder), gguf, name, str(about.sha))
         except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError) as error:
             reason = " ".join(str(error).split())[:160]
@@ -214,7 +214,7 @@ def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) 
     return CheckpointFolder(Path(folder), gguf, name, Path(folder).name, note)
 
 
-def _wanted(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
+def _needed_files(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
     """The files of a hub repository that are needed: one kind of weights, and no code."""
     small = [name for name in names if name in _SMALL]
     if gguf is not None:

@@ -85,17 +85,17 @@ def tensors(path: Path) -> dict[str, Header]:
     try:
         size = path.stat().st_size
         start = _aligned(end, keys)
-        found: dict[str, Header] = {}
+        headers: dict[str, Header] = {}
         for name, shape, kind, offset in table:
             block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             if start + offset + math.prod(shape) // block * width > size:
                 raise UserError(f"{path}: truncated: tensor {name[:80]} ends beyond the file's {size} bytes")
-            if name in found:
+            if name in headers:
                 raise UserError(f"{path}: tensor {name[:80]} appears twice")
-            found[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
+            headers[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
     except (OSError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
-    return found
+    return headers
 
 
 def _aligned(end: int, keys: Mapping[str, Any]) -> int:

@@ -158,10 +158,10 @@ def serves(model: nn.Module, extension: Extension) -> bool:
     """Whether some module of the built model makes its frequencies as ``extension`` says."""
     if getattr(model.config, "alibi", False):  # Falcon keeps rotary settings that it does not use
         return False
-    wanted = "default" if extension.kind == "ntk" else extension.kind
+    kind = "default" if extension.kind == "ntk" else extension.kind
     for module in model.modules():
         own = getattr(module, "rope_type", None)
-        if own == wanted or (isinstance(own, dict) and wanted in own.values()):
+        if own == kind or (isinstance(own, dict) and kind in own.values()):
             return True
     return False
 

@@ -66,10 +66,10 @@ def headers(weights: Weights) -> dict[str, Header]:
 
 def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Names without the prefixes of ``_WRAPPERS`` that all of them have."""
-    found = dict(tensors)
-    while wrapper := next((w for w in _WRAPPERS if found and all(n.startswith(w) for n in found)), None):
-        found = {name.removeprefix(wrapper): value for name, value in found.items()}
-    return found
+    renamed = dict(tensors)
+    while wrapper := next((w for w in _WRAPPERS if renamed and all(n.startswith(w) for n in renamed)), None):
+        renamed = {name.removeprefix(wrapper): value for name, value in renamed.items()}
+    return renamed
 
 
 def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, Header]) -> None:
@@ -178,12 +178,12 @@ def _placing_without_accelerate() -> Iterator[None]:
     """transformers asks for accelerate wherever a device is named, also where one device needs none of it."""
     from transformers.integrations import accelerate as placing  # noqa: PLC0415
 
-    asked = placing.is_accelerate_available
+    original = placing.is_accelerate_available
     placing.is_accelerate_available = lambda *_: True
     try:
         yield
     finally:
-        placing.is_accelerate_available = asked
+        placing.is_accelerate_available = original
 
 
 def refuse_gaps(info: Mapping[str, Any], where: str) -> None:
@@ -194,8 +194,8 @@ def refuse_gaps(info: Mapping[str, Any], where: str) -> None:
     if info["missing_keys"]:
         raise UserError(f"{where}: missing tensor {some(info['missing_keys'])}")
     if info["mismatched_keys"]:
-        name, stored, wanted = min(info["mismatched_keys"], key=lambda item: str(item[0]))
-        raise UserError(f"{where}: tensor {name} has shape {list(stored)}, expected {list(wanted)}")
+        name, stored, expected = min(info["mismatched_keys"], key=lambda item: str(item[0]))
+        raise UserError(f"{where}: tensor {name} has shape {list(stored)}, expected {list(expected)}")
     unclaimed = [str(name) for name in info["unexpected_keys"]]
     if more := [name for name in unclaimed if not name.endswith(_OLD_BUFFERS)]:
         raise UserError(f"{where}: tensor not claimed by the model: {some(more)}")

@@ -44,8 +44,8 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", tor
 class NeoxCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json) or ,vocab=FILE,merges=FILE (GPT-2's)"
 
-    def __init__(self, place: str, options: dict[str, str]) -> None:
-        files = locate(place)
+    def __init__(self, location: str, options: dict[str, str]) -> None:
+        files = locate(location)
         self.where = str(files.step)
         self.neox = read_config(files.configs)
         self._notes = Notes()
@@ -94,11 +94,11 @@ class NeoxCheckpoint(Checkpoint):
         return looks_like_neox(folder)
 
     @classmethod
-    def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
+    def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
         for key, values in (("pos-emb", POS_EMBS), ("numerics", ("exact", "release"))):
             if key in options and options[key] not in values:
                 raise unknown(key, options[key], values)
-        return cls(place, options)
+        return cls(location, options)
 
     def _configure(self) -> DecoderConfig:
         c = self.neox
@@ -209,6 +209,9 @@ class NeoxCheckpoint(Checkpoint):
             )
         elif attention != "auto":
             raise UserError(f"attention {attention}: numerics=release attends as the release does; use auto")
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype if self.release is None else self.release
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         if self.release is not None:

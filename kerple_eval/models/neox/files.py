@@ -56,15 +56,16 @@ def looks_like_neox(folder: Path) -> bool:
         return False
 
 
-def locate(place: str) -> NeoxFiles:
-    folder = Path(place)
+def locate(location: str) -> NeoxFiles:
+    folder = Path(location)
     if folder.suffix == ".zip" and folder.is_file():
         raise UserError(
-            f"{place}: a zip archive, as the release ships them; unpack it, and give the folder with `latest`"
+            f"{location}: a zip archive, as the release ships them; unpack it, and give the folder with "
+            "`latest`"
         )
     if not folder.is_dir():
         raise UserError(
-            f"{place}: no such folder; a GPT-NeoX checkpoint is one with `latest` and global_stepN"
+            f"{location}: no such folder; a GPT-NeoX checkpoint is one with `latest` and global_stepN"
         )
     itself = any(_LAYER.fullmatch(p.name) for p in folder.glob("layer_*"))
     step = folder if itself else _step(folder)

@@ -54,7 +54,23 @@ class Figures:
     pictures: tuple[Picture, ...]
 
 
-Block = Table | Paragraph | Warn | Code | Facts | Heading | Figures
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Tables of the same cells, one shown at a time; a name for each."""
+
+    names: tuple[str, ...]
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Tables, and figures beside them on a wide screen."""
+
+    tables: tuple[Table | Switch, ...]
+    figures: Figures
+
+
+Block = Switch | Beside | Table | Paragraph | Warn | Code | Facts | Heading | Figures
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from kerple_eval.reports import escapes
 from kerple_eval.reports.figures.style import COLORS, Picture, compose, rendered
 from kerple_eval.reports.page.blocks import (
+    Beside,
     Block,
     Code,
     Facts,
@@ -23,6 +24,7 @@ from kerple_eval.reports.page.blocks import (
     Heading,
     Paragraph,
     Section,
+    Switch,
     Warn,
 )
 from kerple_eval.reports.typeset import Table, html_cell, typeset
@@ -59,10 +61,23 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 class _Figures:
-    """Numbers the figures, so that their ids are the page's own."""
+    """Numbers the figures and switches, so that their ids are the page's own."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.switches = 0
+
+    def switch(self, block: Switch) -> str:
+        """One of the tables by a choice that needs no script."""
+        self.switches += 1
+        name = f"switch-{self.switches}"
+        choices = "".join(
+            f'<input type="radio" name="{name}" id="{name}-{i}"{" checked" if i == 1 else ""}>'
+            f'<label for="{name}-{i}">{escapes.html(label)}</label>'
+            for i, label in enumerate(block.names, 1)
+        )
+        panels = "".join(f'<div class="panel">{typeset(table, "html")}</div>' for table in block.tables)
+        return f'<div class="switch" role="group" aria-label="What the table shows">{choices}{panels}</div>'
 
     def set(self, picture: Picture) -> str:
         self.count += 1
@@ -112,6 +127,11 @@ def _block(block: Block, figures: _Figures) -> str:
     match block:
         case Table():
             text = typeset(block, "html")
+        case Switch():
+            text = figures.switch(block)
+        case Beside(tables, pictures):
+            left = "".join(_block(table, figures) for table in tables)
+            text = f'<div class="beside"><div>{left}</div>{_block(pictures, figures)}</div>'
         case Paragraph(words):
             text = f"<p>{escapes.html(words)}</p>"
         case Warn(words, link):

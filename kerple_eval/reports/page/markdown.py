@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kerple_eval.reports import escapes
 from kerple_eval.reports.figures.style import compose, save
 from kerple_eval.reports.page.blocks import (
+    Beside,
     Block,
     Code,
     Facts,
@@ -15,6 +17,7 @@ from kerple_eval.reports.page.blocks import (
     Heading,
     Paragraph,
     Section,
+    Switch,
     Warn,
 )
 from kerple_eval.reports.typeset import Table, markdown_cell, markdown_lines
@@ -26,9 +29,22 @@ def render(title: str, sections: Sequence[Section], out: Path) -> tuple[str, lis
     taken: dict[str, int] = {}
     for section in sections:
         lines += [f"## {escapes.markdown(section.title)}", ""]
-        for block in section.blocks:
+        for block in itertools.chain.from_iterable(map(_plain, section.blocks)):
             lines += _figures(block, out, taken, written) if isinstance(block, Figures) else _block(block)
     return "\n".join(lines).rstrip("\n") + "\n", written
+
+
+def _plain(block: Block) -> Iterator[Block]:
+    """The block's parts one after another: Markdown has neither columns nor a switch."""
+    match block:
+        case Switch(_, tables):
+            yield from tables
+        case Beside(tables, figures):
+            for table in tables:
+                yield from _plain(table)
+            yield figures
+        case _:
+            yield block
 
 
 def _figures(block: Figures, out: Path, taken: dict[str, int], written: list[Path]) -> list[str]:
@@ -61,6 +77,6 @@ def _block(block: Block) -> list[str]:
             lines = [f"### {escapes.markdown(text)}"]
         case Facts(pairs):
             lines = [f"* {escapes.markdown(name)}: {markdown_cell(value)}" for name, value in pairs]
-        case Figures():
-            raise AssertionError("figures are files, set where their folder is known")
+        case Figures() | Switch() | Beside():
+            raise AssertionError("set where their parts are known")
     return [*lines, ""]

@@ -77,7 +77,7 @@
     said.setAttribute("role", "status");
     input.addEventListener("input", () => filter(table, input.value, said));
     line.append(label, input, said);
-    box.prepend(line);
+    box.insertBefore(line, box.querySelector(".scroll"));
   }
 
   // A link to a row that a filter hides shows it.

@@ -1,4 +1,5 @@
-"""One page a reader can keep: what was asked, tables, figures, how sure, where every number came from.
+"""One page a reader can keep: results in words, tables and figures, how sure they are, and where every
+number came from.
 
 A section is one function and one line of ``SECTIONS``; it returns blocks (:mod:`blocks`), which are set
 as one HTML file that needs nothing else, or as Markdown with its figures beside it.
@@ -29,14 +30,14 @@ from kerple_eval.types import UserError
 
 #: In the order of the page.
 SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
-    asked,
-    warnings,
     results,
+    warnings,
     told,
-    explained,
     compared,
+    explained,
     sure,
     by_context,
+    asked,
     provenance,
 )
 

@@ -55,7 +55,9 @@ def _cell(found: Gathered, placed: Placed) -> TableRow:
     weights = (header.weights_sha256 if header else None) or recorded
     ending = ".parquet" if entry.ok else ".json"
     file = f"cells/{name}{ending}" if name else ""
-    here = bool(file) and (entry.folder / file).exists()
+    mark = "" if not file or (entry.folder / file).exists() else " (not here)"
+    if header is not None and header.verified is False:
+        mark = " (not verified: written before 0.2, without checksums)"
     values = (
         TableCell(placed.label), TableCell(row["task"]), TableCell(row["protocol"]),
         TableCell(str(row["length"]), row["length"]),
@@ -66,7 +68,7 @@ def _cell(found: Gathered, placed: Placed) -> TableRow:
         TableCell(row["device"] or ""), _seconds(header.seconds if header else None),
         TableCell(weights[:16], link=f"models-{number}" if weights else "", code=True),
         TableCell(f"{number}: {entry.folder.resolve().name}", link=f"run-{number}"),
-        TableCell(file, code=True, mark="" if here or not file else " (not here)"),
+        TableCell(file, code=True, mark=mark),
     )  # fmt: skip
     return TableRow(values, anchor=placed.anchor)
 

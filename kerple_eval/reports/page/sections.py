@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 
 from kerple_eval.reports.figures import curve, depth, position, ratio, scatter
-from kerple_eval.reports.grid import Grid
+from kerple_eval.reports.grid import VALUES, Grid
 from kerple_eval.reports.page.blocks import (
+    Beside,
     Block,
     Code,
     Facts,
@@ -19,11 +19,13 @@ from kerple_eval.reports.page.blocks import (
     Heading,
     Paragraph,
     Section,
+    Switch,
     Warn,
 )
+from kerple_eval.reports.page.findings import in_words
 from kerple_eval.reports.page.gathered import Gathered
 from kerple_eval.reports.tables import answers, compare, explain, intervals, table
-from kerple_eval.reports.typeset import TableCell
+from kerple_eval.reports.typeset import Table, TableCell
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
 from kerple_eval.types import UserError
@@ -122,19 +124,25 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
 
 
 def results(found: Gathered) -> Section:
-    """The tables, each number linked to its cell, with the curve beside."""
+    """In words, as tables whose numbers link to their cells, and the curve beside."""
     blocks: list[Block] = []
+    serious = sum(isinstance(block, Warn) for block in warnings(found).blocks)
+    if serious:
+        blocks.append(Warn(f"{serious} thing{'s' * (serious != 1)} to know about these numbers", "warnings"))
     pictures = curve.pictures(found.grids, found.known)
-    for place, grid in enumerate(found.grids):
+    for grid, picture in zip(found.grids, pictures, strict=True):
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
-        made = [table.model_table(grid, value, found.anchor) for value in grid.values()]
-        made[:-1] = [replace(one, notes=()) for one in made[:-1]]  # the same notes: once, under the last
-        blocks += made
-        seeds = table.over_seeds(grid, found.reference)
-        if seeds is not None:
-            blocks.append(seeds)
-            pictures[place : place + 1] = curve.seed_pictures([grid])
-        blocks.append(Figures("curve", (pictures[place],)))
+        if words := in_words(grid):
+            blocks.append(Paragraph(words))
+        values = grid.values()
+        tables = tuple(table.model_table(grid, value, found.anchor) for value in values)
+        names = tuple(VALUES[value] for value in values)
+        shown: list[Table | Switch] = [tables[0] if len(tables) == 1 else Switch(names, tables)]
+        drawn = [picture]
+        if (seeds := table.over_seeds(grid, found.reference)) is not None:
+            shown.insert(0, seeds)
+            drawn = curve.seed_pictures([grid])
+        blocks.append(Beside(tuple(shown), Figures("curve", tuple(drawn))))
     return Section("Results", "results", tuple(blocks))
 
 
@@ -143,7 +151,7 @@ def told(found: Gathered) -> Section | None:
     if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
         return None
     drawn = Figures("depth", tuple(depth.pictures(found.reader)))
-    return Section("Is what was told still there", "told", (*answers.tables(found.reader), drawn))
+    return Section("Answers", "told", (*answers.tables(found.reader), drawn))
 
 
 def explained(found: Gathered) -> Section | None:

@@ -154,6 +154,18 @@ def naive_bias(name: str, leaves: dict[str, Tensor], length: int) -> Tensor:
 @each_case("length", [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 22])
 @each_case("dtype", [torch.float64, torch.float32])
 def test_training_gradients(name: str, length: int, dtype: torch.dtype) -> None:
+    compare_in_training(name, length, dtype)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@each_case("name", KERNELS)
+def test_training_without_torch_s_private_operation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "FUSED", "no_such_operation")
+    for length in (1, 5, 22):
+        compare_in_training(name, length, torch.float64)
+
+
+def compare_in_training(name: str, length: int, dtype: torch.dtype) -> None:
     """Outputs and gradients in q, k, v and every scheme parameter, batch 2."""
     scheme = scheme_of(name, dtype)
     leaves = {key: x.detach().double().clone().requires_grad_() for key, x in scheme.named_parameters()}

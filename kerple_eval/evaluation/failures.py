@@ -1,0 +1,61 @@
+"""Why a cell could not be computed: one line for the summary, and the whole traceback for the cell's file.
+
+A cell may fail for a reason that its line says by itself: what was asked for cannot be done (``UserError``),
+memory ran out, a loss is not finite. Any other error is located, as ``module:line``: in a model's own code or
+in another package, or in this package, which is an *internal error*, a fault of kerple-eval. All of them are
+recorded and the run goes on with the other cells, so that no model ends a sweep.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+from kerple_eval.types import UserError
+
+#: Errors whose own words are enough.
+SELF_EXPLAINING = (UserError, ArithmeticError, MemoryError, torch.OutOfMemoryError)
+#: Packages that compute what they are told to: where one raises, the code that called it is at fault.
+LIBRARIES = ("torch", "numpy", "safetensors")
+LONGEST = 300  # characters of an error's own words
+
+
+@dataclass(frozen=True)
+class Failure:
+    """``error``: the line for ``summary.csv``; ``traceback``: for the cell's file."""
+
+    error: str
+    traceback: str
+
+
+def failure_of(error: Exception) -> Failure:
+    """The failure that an error raised by loading a model or scoring a cell stands for."""
+    words = " ".join(str(error).split())[:LONGEST]
+    line = f"{type(error).__name__}: {words}"
+    if not (isinstance(error, SELF_EXPLAINING) or _is_out_of_memory(error)):
+        line = _located(line, error)
+    return Failure(line, "".join(traceback.format_exception(error)))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch's CPU allocator has no class of its own; it names itself in a RuntimeError."""
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _located(line: str, error: Exception) -> str:
+    frames = [
+        (str(frame.f_globals.get("__name__", frame.f_code.co_filename)), number)
+        for frame, number in traceback.walk_tb(error.__traceback__)
+    ]
+    if not frames:
+        return line
+    if frames[-1][0] == "kerple_eval.evaluation.ranks":  # raised there for a rank that sent it
+        return f"{line} (on another rank: the traceback in the cell's file says where)"
+    callers = [frame for frame in frames if frame[0].partition(".")[0] not in LIBRARIES]
+    module, number = (callers or frames)[-1]
+    where = f"{line} (at {module}:{number})"
+    if module.partition(".")[0] == "kerple_eval":
+        return f"internal error, a fault of kerple-eval: {where}; please report it with the cell's file"
+    return where

@@ -1,0 +1,198 @@
+"""The rows of a cell file: a parquet table whose pages, header and columns carry checksums.
+
+One row a window; columns ``document`` (name), ``start``, ``stop``, ``first_target``, ``losses`` (nats,
+list<float32>), ``bytes`` (UTF-8 bytes of the scored targets, null where unknown) and, where a protocol scores
+answers, ``hits`` (list<bool>, whether each target was the argmax). The schema's metadata holds the header as
+JSON under ``kerple_eval`` and the sha256 of header and columns under ``kerple_eval_sha256``. Every page has a
+CRC, verified as it is read; the hashes cover what the pages' CRCs do not, and a header can be checked alone.
+What a file may hold is bounded before it is read into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerple_eval.records.header import DocumentRecord
+from kerple_eval.types import Window
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+HEADER, HASHES = b"kerple_eval", b"kerple_eval_sha256"
+MOST_WINDOWS = 1 << 22  # rows of a cell
+MOST_TARGETS = 1 << 28  # losses of a cell: 1 GiB
+MOST_BYTES = 1 << 32  # of a file's columns, decompressed
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The rows of a cell; ``document`` are numbers into its header's documents."""
+
+    document: NDArray[np.int64]
+    windows: Sequence[Window]
+    losses: Sequence[NDArray[np.float32]]
+    byte_counts: Sequence[int] | None
+    hits: Sequence[NDArray[np.bool_]] | None
+
+    @property
+    def sha256(self) -> str:
+        """Of every value, in little-endian order, column by column."""
+        edges = [(w.start, w.stop, w.first_target) for w in self.windows]
+        digest = hashlib.sha256()
+        for column in (
+            np.asarray(self.document, dtype="<i8"),
+            np.array(edges, dtype="<i8").reshape(-1),
+            np.concatenate(self.losses).astype("<f4"),
+            np.array([] if self.byte_counts is None else self.byte_counts, dtype="<i8"),
+            np.concatenate(self.hits).astype("u1") if self.hits else np.array([], dtype="u1"),
+        ):
+            digest.update(len(column).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+
+def to_parquet(columns: Columns, names: Sequence[str], header: dict[str, Any]) -> bytes:
+    """The file's bytes; ``names`` are the header's documents."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    byte_counts: Sequence[int | None] = columns.byte_counts or [None] * len(columns.windows)
+    hits = {} if columns.hits is None else {"hits": pa.array(list(columns.hits), pa.list_(pa.bool_()))}
+    table = pa.table(
+        {
+            "document": pa.array([names[number] for number in columns.document], pa.string()),
+            "start": pa.array([w.start for w in columns.windows], pa.int64()),
+            "stop": pa.array([w.stop for w in columns.windows], pa.int64()),
+            "first_target": pa.array([w.first_target for w in columns.windows], pa.int64()),
+            "losses": pa.array(list(columns.losses), pa.list_(pa.float32())),
+            "bytes": pa.array(byte_counts, pa.int64()),
+            **hits,
+        }
+    )
+    text = json.dumps(header)
+    hashes = {"header": _sha256(text.encode()), "columns": columns.sha256}
+    table = table.replace_schema_metadata({HEADER: text, HASHES: json.dumps(hashes)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def header_of(schema: pa.Schema) -> tuple[dict[str, Any], str | None]:
+    """The header, and the sha256 that the columns must have; None where the file has no hashes.
+
+    Raises:
+        ValueError: no header, or one that its hash does not fit.
+    """
+    metadata = schema.metadata or {}
+    if HEADER not in metadata:
+        raise ValueError("it has no header")
+    header = json.loads(metadata[HEADER])
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    if HASHES not in metadata:
+        return header, None
+    hashes = json.loads(metadata[HASHES])
+    if hashes["header"] != _sha256(metadata[HEADER]):
+        raise ValueError("its header does not have the sha256 it was written with")
+    return header, str(hashes["columns"])
+
+
+def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
+    """The rows of a file, checked: types, sizes, windows within documents, losses as scoring keeps them.
+
+    Raises:
+        ValueError, pyarrow.ArrowException, OSError: what is wrong with them.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
+    _check_size(file.metadata)
+    _check_types(file.schema_arrow, pa)
+    table = file.read()
+    for name in table.column_names:
+        if name != "bytes" and table.column(name).null_count:
+            raise ValueError(f"column {name} has empty fields")
+    index = {document.name: number for number, document in enumerate(documents)}
+    names = table.column("document").to_pylist()
+    document = np.array([index[name] for name in names], dtype=np.int64)
+    start, stop, first = (table.column(name).to_numpy() for name in ("start", "stop", "first_target"))
+    windows = [
+        Window(a, b, c, after_marker=a == c)
+        for a, b, c in zip(start.tolist(), stop.tolist(), first.tolist(), strict=True)
+    ]
+    if not windows:
+        raise ValueError("it has no rows")
+    targets = stop - first + 1
+    if (stop >= np.array([d.tokens for d in documents], dtype=np.int64)[document]).any():
+        raise ValueError("a window ends after its document")
+    losses = _lists(table.column("losses"), targets)
+    flat = np.concatenate(losses)
+    if not (np.isfinite(flat).all() and (flat >= 0).all()):
+        raise ValueError("a loss is negative or not finite")
+    byte_counts = None
+    if not table.column("bytes").null_count:
+        byte_counts = table.column("bytes").to_pylist()
+        if min(byte_counts) < 0:
+            raise ValueError("a number of bytes is negative")
+    hits = None
+    if "hits" in table.column_names:
+        if any(d.answer is None or d.depth is None for d in documents):
+            raise ValueError("it scores answers, but a document has none")
+        hits = [row.astype(bool) for row in _lists(table.column("hits"), targets)]
+    return Columns(
+        document, windows, [row.astype(np.float32, copy=False) for row in losses], byte_counts, hits
+    )
+
+
+def _check_size(metadata: Any) -> None:
+    """Before anything is read: what a small file may unpack to."""
+    if metadata.num_rows > MOST_WINDOWS:
+        raise ValueError(f"it has {metadata.num_rows:,} rows, more than the {MOST_WINDOWS:,} of a cell")
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    values = [sum(g.column(i).num_values for g in groups) for i in range(metadata.num_columns)]
+    if max(values, default=0) > MOST_TARGETS:
+        raise ValueError(f"a column has {max(values):,} values, more than the {MOST_TARGETS:,} of a cell")
+    if sum(group.total_byte_size for group in groups) > MOST_BYTES:
+        raise ValueError(f"its columns have more than the {MOST_BYTES:,} bytes of a cell")
+
+
+def _check_types(schema: Any, pa: Any) -> None:
+    expected = {
+        "document": pa.string(), "start": pa.int64(), "stop": pa.int64(), "first_target": pa.int64(),
+        "losses": pa.list_(pa.float32()), "bytes": pa.int64(), "hits": pa.list_(pa.bool_()),
+    }  # fmt: skip
+    for name, kind in expected.items():
+        if name not in schema.names:
+            if name != "hits":
+                raise ValueError(f"it has no column {name}")
+            continue
+        found = schema.field(name).type
+        values = [t.value_type if pa.types.is_list(t) else t for t in (found, kind)]
+        if pa.types.is_list(found) != pa.types.is_list(kind) or values[0] != values[1]:
+            raise ValueError(f"column {name} is {str(found)[:40]}, expected {kind}")
+
+
+def _lists(column: Any, targets: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """The rows of a column of lists, one value a target."""
+    array = column.combine_chunks()
+    edges = array.offsets.to_numpy()
+    if array.values.null_count:
+        raise ValueError("a value of a target is empty")
+    if not np.array_equal(np.diff(edges), targets):
+        raise ValueError("it does not hold a value for every target")
+    flat = array.values.to_numpy(zero_copy_only=False)
+    return [flat[a:b] for a, b in pairwise(edges)]
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
