@@ -105,7 +105,8 @@ def evaluate(
         for model in in_memory.values():
             stack.enter_context(model.borrowed())
         request = RunRequest.of(
-            models=names, in_memory=in_memory, out=out if scratch is None else scratch.name, tasks=tasks,
+            models=names, in_memory=in_memory, out=out if scratch is None else scratch.name,
+            temporary=scratch is not None, tasks=tasks,
             text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
             documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
             device=given.device(device, in_memory), dtype=given.dtype(dtype, names, in_memory),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from kerple_eval.support.labels import is_text
 from kerple_eval.support.specs import whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,10 +54,12 @@ class Tokens(click.IntRange):
         return tokens
 
 
-def not_empty(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """A path that is not empty: an unset shell variable would otherwise name the current folder."""
+def checked_path(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A path to write that is neither empty (an unset shell variable) nor bytes that no record can hold."""
     if value == "":
         raise click.BadParameter("is empty.", context, option)
+    if value is not None and not is_text(value):
+        raise click.BadParameter("is not UTF-8; choose another name.", context, option)
     return value
 
 
@@ -66,7 +69,9 @@ def at_least(least: int) -> click.IntRange:
 
 def out(text: str, **more: Any) -> Callable[[F], F]:
     """``--out PATH``."""
-    return click.option("--out", callback=not_empty, metavar="PATH", help=text, **({"required": True} | more))
+    return click.option(
+        "--out", callback=checked_path, metavar="PATH", help=text, **({"required": True} | more)
+    )
 
 
 folders = click.argument("folders", nargs=-1, required=True, metavar="DIR...")

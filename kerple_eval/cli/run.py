@@ -90,7 +90,10 @@ def finish(result: Run) -> int:
         failed += 1
         if root.params.get("traceback") and cell.header.traceback:
             click.echo(f"{cell.key}:\n{cell.header.traceback}", err=True)
-    print(f"{finished} cells in {folder}/summary.csv" + (f", {failed} failed" if failed else ""))
+    print(
+        f"{finished} {'cell' if finished == 1 else 'cells'} in {folder}/summary.csv"
+        + (f", {failed} failed" if failed else "")
+    )
     for line in read_lines(folder):
         print(f"precision: {line}")
     verdict = dry.verdict(Path(folder))

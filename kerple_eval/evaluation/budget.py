@@ -72,13 +72,13 @@ class RunBudget:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.pass_ = Budget(TOKENS_PER_PASS[run.specification.device])
-        self.settled = False
+        self.chosen = False
 
-    def settle(self, model: LanguageModel, longest: int) -> None:
+    def choose(self, model: LanguageModel, longest: int) -> None:
         """When the first model is loaded: the budget that ``run.json`` keeps, or else a measured one."""
-        if self.settled or model.device.type != "cuda":
+        if self.chosen or model.device.type != "cuda":
             return
-        self.settled = True
+        self.chosen = True
         kept = self.run.provenance.tokens_per_pass
         self.pass_.tokens = kept or measured(model, longest)
         self._write()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from kerple_eval.data.first_tokens import tokenize_by_rules
@@ -27,6 +28,7 @@ from kerple_eval.evaluation.checks import (
     choose_attention,
     default_protocols,
 )
+from kerple_eval.evaluation.failures import failure_of
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.stopping_plan import plan_looks
@@ -79,11 +81,13 @@ def make_plan(request: RunRequest) -> RunPlan:
     ]
     labels = label_models(specs)
     texts = _texts(request)
-    checkpoints = [
-        objects[m] if m in objects else open_model(s) for m, s in zip(request.models, specs, strict=True)
-    ]
-    choose_attention(checkpoints, labels, request.attention, device, dtype)
-    descriptions = [checkpoint.description for checkpoint in checkpoints]
+    checkpoints, descriptions = [], []
+    for model, spec, label in zip(request.models, specs, labels, strict=True):
+        with _refused_as(label):
+            checkpoint = objects[model] if model in objects else open_model(spec)
+            choose_attention([checkpoint], [label], request.attention, device, dtype)
+            checkpoints.append(checkpoint)
+            descriptions.append(checkpoint.description)
     longest = max(plan.longest for plan in plans)
     for label, description in zip(labels, descriptions, strict=True):
         limit = description.max_length
@@ -131,6 +135,17 @@ def make_plan(request: RunRequest) -> RunPlan:
         sessions=(),
     )
     return RunPlan(planned, plans, device, dtype, specification, provenance, looks)
+
+
+@contextmanager
+def _refused_as(label: str) -> Iterator[None]:
+    """Whatever a model's own code or another package raises while it is opened refuses that model."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model {label}: cannot be opened: {failure_of(error).error}") from error
 
 
 def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> ProtocolRecord:

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from kerple_eval.support.labels import is_text
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import whole_number
@@ -32,7 +33,7 @@ class RunRequest:
     """The settings of a run; see :func:`kerple_eval.evaluate` for what each one means.
 
     ``command`` is what the run's record shows as the command: the words typed, or, where Python asked
-    (``from_python``), the command line that asks the same.
+    (``from_python``), the command line that asks the same, with ``<...>`` for what is in memory.
     """
 
     models: tuple[str, ...]
@@ -54,6 +55,7 @@ class RunRequest:
     against: str | None = None
     retry: bool = False
     typed: tuple[str, ...] | None = None
+    temporary: bool = False  # whether ``out`` is a folder of this process alone, removed when it ends
     #: Label -> model in memory (:mod:`kerple_eval.models.in_memory`); ``models`` names each by its label.
     in_memory: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     #: Texts given as values (:mod:`kerple_eval.data.values`), after those of tasks and files.
@@ -79,12 +81,21 @@ class RunRequest:
     @property
     def command(self) -> tuple[str, ...]:
         """The words typed, or those that would ask the same."""
+        from kerple_eval.models.open import in_memory_spec  # noqa: PLC0415 - so that this module stays light
+
         if self.typed is not None:
             return self.typed
-        words = ["kerple-eval", "run", *self.models]
+        words = ["kerple-eval", "run"]
+        for model in self.models:
+            held = self.in_memory.get(model)
+            words.append(model if held is None else in_memory_spec(model, held.name).text)
+        for text in self.values:
+            words += [f"--{text.name}", "<in memory>"]
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.name in ("models", "typed", "in_memory", "values") or value == setting.default:
+            if setting.name in _NO_OPTIONS or value == setting.default:
+                continue
+            if setting.name == "out" and self.temporary:
                 continue
             option = f"--{_option(setting.name)}"
             if setting.name == "lengths":
@@ -139,6 +150,8 @@ def _one_word(name: str, value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         word = os.fspath(value)
         if isinstance(word, str) and word and "\0" not in word:
+            if not is_text(word):
+                raise UserError(f"{name} {quoted(word)}: is not UTF-8, so no record can hold it; rename it")
             return word
     raise UserError(f"{name} {quoted(value)}: expected a string or a path that is not empty")
 
@@ -251,9 +264,12 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "against": _one_word,
     "retry": _truth,
     "typed": _command,
+    "temporary": _truth,
     "in_memory": _as_given,
     "values": _as_given,
 }
+#: Fields that are no options of the command line.
+_NO_OPTIONS = ("models", "typed", "temporary", "in_memory", "values")
 #: Options that may not be empty, the first two not absent either, with what to give.
 _NEEDED = {
     "models": "a model, for example zoo:kerple-log",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,7 @@ from kerple_eval.models.open import in_memory_spec, open_model, parse_model
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import RunSpecification, Session
 from kerple_eval.support.differences import differences
-from kerple_eval.support.files import locked
+from kerple_eval.support.files import locked, write_atomically
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import UserError
@@ -32,17 +33,30 @@ def run_request(
     """Score what a request asks for, into its folder; see :func:`kerple_eval.evaluate`."""
     ranks = join_ranks()
     if isinstance(ranks, RankGroup) and ranks.rank:
-        shared: Run = ranks.run_worker_loop(
+        shared: Run
+        shared, files = ranks.run_worker_loop(
             request.device, request.dtype, request.attention, _opener(request)
         )
-        return shared
+        for name, content in files.items():
+            write_atomically(request.out / name, content)
+        return open_run(request.out) if files else shared
     try:
         run = _run(request, make_plan(request), on_progress, ranks)
     except BaseException as error:
         ranks.release(error=error)
         raise
-    ranks.release(run)
+    # A temporary folder is rank 0's alone: the other ranks get what it holds.
+    ranks.release((run, _contents(run.folder) if request.temporary and ranks.size > 1 else {}))
     return run
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """The files of a run directory by their names in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def _opener(request: RunRequest) -> Callable[[str], Checkpoint]:

@@ -24,6 +24,7 @@ from kerple_eval.records.header import LookRecord
 from kerple_eval.stats.documents import DocumentSums, document_sums
 from kerple_eval.stats.looks import LEVEL, Look, look, look_level
 from kerple_eval.support.files import write_atomically
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import CellKey, UserError
 
 FILE = "precision.json"
@@ -209,10 +210,10 @@ def read_lines(folder: Path) -> list[str]:
     path = folder / FILE
     if not path.exists():
         return []
+    data = read_json(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         return [_line(data, text, record) for text, record in data["tasks"].items()]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: damaged: {type(error).__name__} {error}") from None
 
 

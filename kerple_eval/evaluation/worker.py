@@ -153,7 +153,7 @@ class Worker:
             argument = self.plan.provenance.models[planned.label]
             self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, self.plan.dtype)
             self.loaded = planned
-            self.budget.settle(self.model, self.plan.longest)
+            self.budget.choose(self.model, self.plan.longest)
         return self.model
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:

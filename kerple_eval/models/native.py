@@ -47,6 +47,12 @@ BYTES = "bytes"
 
 
 class NativeCheckpoint(Checkpoint):
+    """A folder that ``train`` or ``convert`` wrote; ``options`` are those of MODEL (``extend=...``).
+
+    Raises:
+        UserError: configuration, weights or tokeniser are missing, damaged or do not fit together.
+    """
+
     def __init__(self, folder: Path, options: dict[str, str] | None = None) -> None:
         self.folder = folder
         for path in (folder / name for name in (CONFIG, WEIGHTS, TOKENIZER)):

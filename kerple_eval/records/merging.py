@@ -27,7 +27,8 @@ from kerple_eval.support.files import new_folder
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
-PARTS = {"models": "label", "tasks": "name", "protocols": "protocol"}
+#: Parts of a specification -> one of them, and the key that names it.
+PARTS = {"models": ("model", "label"), "tasks": ("task", "name"), "protocols": ("protocol", "protocol")}
 #: Of a task or protocol, what is said a model, a tokeniser or a length at a time.
 BY_PART = ("first_token", "tokens_sha256", "drawn_sha256")
 
@@ -85,11 +86,11 @@ def _join(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -
     rest = [{k: v for k, v in s.items() if k not in PARTS} for s in (one, two)]
     _same(rest[0], rest[1], "", first, second)
     joined = dict(one)
-    for part, name in PARTS.items():
+    for part, (singular, name) in PARTS.items():
         mine = {entry[name]: entry for entry in one[part]}
         for entry in two[part]:
             label = entry[name]
-            where = f"{part.removesuffix('s')} {label}"
+            where = f"{singular} {label}"
             known = mine.get(label)
             mine[label] = entry if known is None else _entry(known, entry, where, first, second)
         joined[part] = list(mine.values())

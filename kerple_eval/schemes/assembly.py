@@ -48,7 +48,7 @@ def build_scheme(
 def may_be_per_layer(name: str) -> bool:
     """Whether ``per_layer=true`` means something: the scheme has parameters that the layers share.
 
-    Not where it changes the embeddings, which stand before all layers.
+    Not where it changes the embeddings, which come before all layers.
     """
     entry, cls = SCHEMES.entry(name), SCHEMES.load(name)
     shared = entry.parameters != "0" and not (entry.stands_on or entry.text_option or cls.per_layer)

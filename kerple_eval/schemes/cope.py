@@ -8,7 +8,7 @@ Source: Golovneva et al., "Contextual Position Encoding: Learning to Count What'
 
 e ``[d, P]``, shared by the heads, one a layer (d P a layer), starts at 0; P = 64 ``positions``. The code's
 default divides both terms by sqrt(d), as here. A row counts over its own keys alone, so losses do not
-depend on what follows.
+depend on later tokens.
 """
 
 from __future__ import annotations

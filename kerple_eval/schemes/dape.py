@@ -8,7 +8,7 @@ Source: Zheng et al., "DAPE: Data-Adaptive Positional Encoding for Length Extrap
 over the H heads of one pair (i, j). ``static`` b is KERPLE's logarithmic kernel ("kerple-log"; r1, r2
 ``[H]``, initial values and bounds as there), "alibi" or "none"; M = 32 ``units``. Each layer has its own,
 kernel included, as in the released code: 2 H + 2 H M + M + M H + H a layer. Pairs do not meet, so losses do
-not depend on what follows.
+not depend on later tokens.
 """
 
 from __future__ import annotations

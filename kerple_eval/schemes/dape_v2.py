@@ -11,7 +11,7 @@ Each layer has its own: 2 H + 2 H M C + M + M H C + H a layer.
 
 In the released code the second convolution finds the first one's bias at the keys right after the query,
 and nothing there in the window's last C // 2 rows, whose losses thus change when text follows. Here every
-row is treated as one that others follow, so losses do not depend on what follows; only those last rows
+row is treated as one that others follow, so losses do not depend on later tokens; only those last rows
 differ from the release.
 """
 

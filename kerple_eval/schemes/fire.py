@@ -7,7 +7,7 @@ Source: Li et al., "Functional Interpolation for Relative Positions Improves Lon
 
 MLP: 1 -> M -> H with ReLU, M = 32 ``units``. c starts at 0.1, the multiplier m at 1; T is ``threshold``
 (tokens; the trained length unless given). Shared by all layers: 2 M + M H + H + 2 parameters. The
-normaliser is the row's own position i, so losses do not depend on what follows.
+normaliser is the row's own position i, so losses do not depend on later tokens.
 """
 
 from __future__ import annotations

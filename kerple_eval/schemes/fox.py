@@ -9,7 +9,7 @@ Source: Lin et al., "Forgetting Transformer: Softmax Attention with a Forget Gat
 x ``[W]`` are the layer's normed inputs; w ``[H, W]`` starts N(0, 0.02^2) and b ``[H]`` at 0, or, with
 ``slowest`` (tokens) above 0, where the gate alone decays over 1 .. ``slowest`` tokens, spread over the
 heads in logarithm: b = -ln(e^(1/tau) - 1). Each layer has its own: W H + H a layer. Cumulative sums are
-formed in float64. Losses do not depend on what follows.
+formed in float64. Losses do not depend on later tokens.
 """
 
 from __future__ import annotations

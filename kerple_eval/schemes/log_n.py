@@ -7,7 +7,7 @@ Self-Attention" (arXiv 2202.12172), Section 5.
 A modifier, applied to a trained model: up to position L - 1 nothing changes, beyond it attention is
 sharpened against the growing number of keys. ``original`` (tokens) is L where not the trained length. No
 parameters; n, the number of keys that query i sees, is i + 1, or fewer where a window or another mask is
-applied too. It is the row's own count, so losses do not depend on what follows.
+applied too. It is the row's own count, so losses do not depend on later tokens.
 """
 
 from __future__ import annotations

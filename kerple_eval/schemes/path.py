@@ -12,7 +12,7 @@ sqrt(|w|^2 + 1e-6); beta_s = 2 sigmoid(u_h x_s + c_h). Each layer has its own: 2
 
 Scores are exact: inside a block of 64 tokens the product is solved for in closed form (the UT
 transform), and a query's vector is carried from block to block, O(L^2 d) in matrix products. Outside
-training a layer solves each block once for all chunks of its queries. Losses do not depend on what follows.
+training a layer solves each block once for all chunks of its queries. Losses do not depend on later tokens.
 """
 
 from __future__ import annotations

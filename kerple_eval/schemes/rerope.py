@@ -3,8 +3,8 @@
 Source: Su, "Rectified Rotary Position Embeddings" (2023), code bojone/rerope, ``rerope_patch.py`` and
 ``leaky_rerope_patch.py``.
 
-For D = i - j < w the pair stands where it is; for D >= w the query stands at w and the key at 0. With
-``leak`` k > 1 (Leaky ReRoPE) the far pair stands at distance ``w + (D - w) / k``. ``window`` w (tokens) is
+For D = i - j < w positions stay; for D >= w the query takes position w and the key position 0. With
+``leak`` k > 1 (Leaky ReRoPE) the far pair has the distance ``w + (D - w) / k``. ``window`` w (tokens) is
 half the trained length unless given. A modifier of relative schemes, applied to a trained model; no
 parameters; prefix-invariant. The released code also sharpens queries beyond the trained length:
 ``rope,rerope=256,log-n=512`` applies both.

@@ -6,7 +6,7 @@ transformers' ``modeling_rope_utils.py`` ("dynamic").
 n is the window's length in tokens or the original length L, whichever is more: up to L plain RoPE.
 ``original`` L is the trained length unless given, ``factor`` s is 1 (the base follows n / L). A loss
 depends on how long its window is, whatever its own context: not prefix-invariant. (The published code
-also keeps the longest length it has met; here each window stands for itself.) d counts the components
+also keeps the longest length it has met; here each window has its own length.) d counts the components
 that turn, at least 4. ``base`` and ``fraction`` as in rope. No parameters.
 """
 

@@ -3,7 +3,7 @@
 Source: Chen et al., "Extending Context Window of Large Language Models via Positional Interpolation"
 (arXiv 2306.15595), Eq. (4); the same in transformers' ``modeling_rope_utils.py`` ("linear").
 
-``factor`` s is fixed, not L over the trained length, so losses do not depend on what follows. ``base`` and
+``factor`` s is fixed, not L over the trained length, so losses do not depend on later tokens. ``base`` and
 ``fraction`` as in rope. Usually applied to a trained model; it can also be trained. No parameters.
 """
 

@@ -7,7 +7,7 @@ Source: "The Llama 3 Herd of Models" (arXiv 2407.21783); meta-llama/llama-models
 With the wavelength ``w = 2 pi / theta`` and the original length L (``original``, tokens; the trained length
 unless given): theta where w < L / high; theta / s where w > L / low; else
 ``(1 - u) theta / s + u theta`` with ``u = (L / w - low) / (high - low)``. ``factor`` s, ``low`` 1,
-``high`` 4. Losses do not depend on what follows. ``base`` and ``fraction`` as in rope. Usually applied to a
+``high`` 4. Losses do not depend on later tokens. ``base`` and ``fraction`` as in rope. Usually applied to a
 trained model; it can also be trained. No parameters.
 """
 

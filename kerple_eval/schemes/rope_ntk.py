@@ -4,7 +4,7 @@ Source: bloc97, "NTK-Aware Scaled RoPE" (2023); Peng et al., "YaRN" (arXiv 2309.
 jquesnelle/yarn, ``scaled_rope/LlamaNTKScaledRotaryEmbedding.py``.
 
 The lowest frequency is divided by ``factor`` s, the highest stays. d counts the components that turn, at
-least 4. ``base`` and ``fraction`` as in rope. s is fixed, so losses do not depend on what follows. Usually
+least 4. ``base`` and ``fraction`` as in rope. s is fixed, so losses do not depend on later tokens. Usually
 applied to a trained model; it can also be trained. No parameters.
 """
 

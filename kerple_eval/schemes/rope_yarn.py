@@ -15,7 +15,7 @@ counts the components that turn. As in transformers, ``attention_factor`` replac
 ``mscale`` a with ``mscale_all_dim`` b do by m(a) / m(b) (DeepSeek's), and ``truncate=false`` leaves out floor
 and ceil. Where low exceeds high (neither beta within the pairs) there is no ramp, and that is refused: the
 published code then leaves all frequencies as they were, or divides them all. s is fixed, so losses do not
-depend on what follows. ``base`` and ``fraction`` as in rope. Usually applied to a trained model; it can also
+depend on later tokens. ``base`` and ``fraction`` as in rope. Usually applied to a trained model; it can also
 be trained. No parameters.
 """
 

@@ -6,7 +6,7 @@ arXiv 2401.01325), Section 3.2; code datamllab/LongLM, ``llama_self_extend_patch
 For D = i - j < w positions stay; for D >= w they become i' = i // G + w - w // G and j' = j // G, so that
 beyond w the distance grows at one G-th of the pace. ``window`` w (tokens) is half the trained
 length unless given, ``group`` G is 8. A modifier of relative schemes (rope, kernels of distance), for trained
-models. No parameters. Depends on i and j through the floors, not on what follows. The largest
+models. No parameters. Depends on i and j through the floors, not on later tokens. The largest
 distance is w + (L - w) / G: within the trained length up to L = (train - w) G + w.
 """
 

@@ -6,7 +6,7 @@ A modifier: ``rope,ssmax=1`` scales RoPE's scores, and a kernel or bias is added
 number a head, shared by all layers, starts at ``start`` / ln(the trained length): the scaling is
 ``start`` at the last trained position. n is i + 1, or fewer where a window or another mask is applied too
 (``rope,ssmax,window=256``: min(i + 1, 256)): the softmax's number of inputs, as in the paper. It is the row's
-own count, so losses do not depend on what follows. Row 0 sees one key, and ln 1 = 0 changes nothing there.
+own count, so losses do not depend on later tokens. Row 0 sees one key, and ln 1 = 0 changes nothing there.
 """
 
 from __future__ import annotations

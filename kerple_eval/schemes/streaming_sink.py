@@ -4,8 +4,8 @@ Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks" 
 2309.17453), Section 3.2; code mit-han-lab/streaming-llm, ``kv_cache.py`` and ``pos_shift/modify_llama.py``.
 
 The cache holds the first ``sinks`` s keys and the ``recent`` r ones before the query, which sees these and
-itself. Positions are those in the cache: once it is full (i > s + r) the query stands at s + r and sink
-j at j, while the recent keys keep their distances. ``sinks`` is 4; ``recent`` (tokens) is the trained
+itself. Positions are those in the cache: once it is full (i > s + r) the query takes position s + r and sink
+j position j, while the recent keys keep their distances. ``sinks`` is 4; ``recent`` (tokens) is the trained
 length less s and the query itself unless given, so that no distance is new. One dense pass, the states of
 keys being those of a stream that never recomputes. A modifier of relative schemes, applied to a trained
 model; no parameters; prefix-invariant.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 LONGEST = 100  # characters
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: a file may be named by other bytes, as Python's surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def check_label(label: str, what: str, advice: str = "give it another name") -> None:
@@ -31,4 +35,6 @@ def check_label(label: str, what: str, advice: str = "give it another name") -> 
         reason = "begins or ends with a space"
     else:
         return
+    from kerple_eval.support.readers import quoted  # noqa: PLC0415 - imports yaml, and help must be quick
+
     raise UserError(f"{what} {quoted(label)} {reason}; {advice}")

@@ -101,6 +101,13 @@ def test_an_option_given_twice_is_refused_by_every_command(invoke: Cli) -> None:
     assert len(cli.commands["run"].params) > 15
 
 
+def test_a_path_to_write_that_no_record_can_hold(invoke: Cli) -> None:
+    writing = [name for name, part in cli.commands.items() if any("--out" in p.opts for p in part.params)]
+    assert len(writing) >= 7
+    for name in writing:
+        assert "'--out': is not UTF-8; choose another name" in refusal(invoke(name, "--out", "o\udcff")), name
+
+
 def test_labels_that_are_no_plain_text(
     invoke: Cli, good: dict[str, list[str]], models: dict[str, str], tmp_path: Path
 ) -> None:

@@ -109,3 +109,18 @@ def test_the_command_line_shows_the_traceback_where_asked(
     assert "Traceback" not in plain.stderr
     assert "Traceback (most recent call last)" in asked.stderr
     assert 'raise TypeError("in forward")' in asked.stderr
+
+
+def test_what_opening_a_model_raises_refuses_that_model(
+    models: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def description(self: NativeCheckpoint) -> Any:
+        raise AttributeError("per_layer_config")
+
+    monkeypatch.setattr(NativeCheckpoint, "description", property(description))
+    with pytest.raises(UserError) as raised:
+        kerple_eval.evaluate(f"mine={models['alibi']}", text=text, lengths=[16], out=tmp_path / "run")
+    assert str(raised.value).startswith(
+        "model mine: cannot be opened: AttributeError: per_layer_config (at tests."
+    )
+    assert not (tmp_path / "run").exists()

@@ -60,6 +60,8 @@ def test_what_it_may_not_hold_is_one_line() -> None:
         ("text", "a\0b", "text 'a\\x00b'"),
         ("text", "x" * 10**6 + "\0", "..."),
         ("tasks", [""], "task ''"),
+        ("out", "o\udcff", r"out 'o\udcff': is not UTF-8"),
+        ("models", [Path("m\udcff")], r"model 'm\udcff': is not UTF-8"),
         ("protocols", [], "run needs a protocol"),
         ("lengths", [], "run needs a length"),
         ("lengths", [16.0], "length 16.0 must be a whole number of tokens"),
@@ -141,18 +143,31 @@ def test_the_record_says_what_python_asked(
     assert open_run(out).provenance.sessions[1].from_python is None
 
 
+def test_the_record_marks_what_was_in_memory() -> None:
+    def guess(ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(ids, 256).float()
+
+    run = kerple_eval.evaluate({"mine": guess}, tokens=[1, 2, 3] * 9, lengths=8)
+    (session,) = run.provenance.sessions
+    assert " ".join(session.command[2:]).startswith("mine=<")
+    assert session.command[2].endswith("guess in memory>")
+    assert session.command[3:7] == ("--tokens", "<in memory>", "--length", "8")
+    assert session.from_python is True
+
+
 def test_a_command_of_every_option_asks_the_same() -> None:
     """What a request says as a command is parsed by the command line to the same request."""
     request = asked(
         models=["zoo:rope", "b=zoo:alibi"], tasks=["sotu", "x"], text="a", tokens=["b", "c"],
         protocols=["prefix", "last:k=4"], lengths=[16, 8], documents=3, keep_short=True, max_tokens=9,
         seed=0, bos="never", device="cpu", dtype="float64", attention="eager", precision="1%", against="b",
+        retry=True,
     )  # fmt: skip
     words = request.command
     assert all(
         getattr(request, field.name) != field.default
         for field in fields(request)
-        if field.name not in ("typed", "in_memory", "values")  # which no command can name
+        if field.name not in ("typed", "temporary", "in_memory", "values")  # which no command can name
     )
     command = cli.commands["run"]
     options = command.make_context("run", list(words[2:])).params

@@ -237,7 +237,7 @@ def test_a_merged_run_reports_like_any(
     page = tmp_path / "page.md"
     assert invoke("report", str(tmp_path / "m"), "--out", str(page)).exit_code == 0
     shown = page.read_text()
-    asked = shown[: shown.index("## Results")]
+    asked = shown[shown.index("## What was asked") :].split("\n## ")[0]
     commands = [line for line in asked.splitlines() if line.split()[:1] == ["kerple-eval"]]
     assert len(commands) == 2  # of each run that was joined; what a test worker was started with
     assert all(f"first_token.{model}.rule" in shown for model in ("alibi", "rope"))

@@ -1,7 +1,7 @@
 """Causal attention with a positional scheme, without an [L, L] tensor.
 
 Shapes: q ``[B, H, Q, d]``, k and v ``[B, H, K, d]``; the queries are the last Q of the K positions,
-so query row r stands at position ``K - Q + r``. Scores are ``q k / sqrt(d)`` of the rotated vectors;
+so query row r has position ``K - Q + r``. Scores are ``q k / sqrt(d)`` of the rotated vectors;
 the scheme's row scale and weight multiply them and its kernel or bias is added after that.
 
 A kernel of distance enters as one vector a head, ``table[h, t] = kernel(reach - 1 - t)`` with

@@ -66,7 +66,7 @@ class DecoderConfig:
 
     @property
     def scheme_name(self) -> str:
-        """The scheme with its modifiers, as one writes them: ``kerple-log,window=512``."""
+        """The scheme with its modifiers, as text: ``kerple-log,window=512``."""
         return format_scheme(self.scheme, {}, self.modifiers)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ LayerNorm with bias, biases in every linear layer but the head, exact (erf) GELU
 unless the configuration asks otherwise. Weights start N(0, s^2) with s = sqrt(2 / (5 W)), GPT-NeoX's
 ``small_init`` (Nguyen and Salazar 2019, arXiv 1910.05895; 0.023 at the release's W = 768), those
 that write into the residual stream N(0, s^2 / (2 layers)); biases start at 0.
-The positional scheme is one module that the embedding and every layer's attention ask; a ``per_layer``
-scheme holds one a layer.
+The positional scheme is one module that the embedding and the attention of every layer call; a ``per_layer``
+scheme holds one such module for each layer.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class Decoder(nn.Module):
         self.scheme.project_()
 
     def set_scheme(self, config: DecoderConfig) -> None:
-        """Take the scheme of ``config``; every parameter that the present scheme has trained is kept.
+        """Replace the scheme by that of ``config``; parameters that both schemes have keep their values.
 
-        ``config`` differs from the decoder's own in scheme and modifiers alone; whatever it adds has no
+        ``config`` may differ from the decoder's only in scheme and modifiers, and what it adds must have no
         parameters.
         """
         scheme = scheme_of(config)

@@ -114,7 +114,8 @@ class HfCheckpoint(Checkpoint):
         self.train_length = train_length(self.text, raw)
         self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
         if self.extension is not None:
-            replaced = self.extension.apply(self.text, self.where)
+            with foreign(self.where, f"rope={self.extension.kind} cannot be set"):
+                replaced = self.extension.apply(self.text, self.where)
             if replaced:
                 self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
         return raw

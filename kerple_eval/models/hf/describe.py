@@ -84,12 +84,24 @@ def longest_window(config: Any, model: nn.Module) -> int | None:
     return learned_positions(model) if scheme(config, model) == "learned" else None
 
 
+def _setting(config: Any, name: str) -> Any:
+    """The value of ``name``, or those of all layers where the configuration has one a layer (Gemma 4)."""
+    layers = getattr(config, "per_layer_config", None)
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        if not layers:
+            raise
+    parts = layers.values() if isinstance(layers, dict) else layers
+    return [value for part in parts if (value := getattr(part, name, None)) is not None]
+
+
 def shape(config: Any) -> Shape:
     """Sizes under the names that model types give them."""
 
     def first(*names: str) -> int | None:
         for name in names:
-            value = getattr(config, name, None)
+            value = _setting(config, name)
             if isinstance(value, Sequence) and value and all(isinstance(item, int) for item in value):
                 value = max(value)  # one a layer
             if isinstance(value, int) and not isinstance(value, bool):

@@ -7,21 +7,24 @@ right is told by the shapes of the model that is built from them.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 #: Keys that count modules, each of which stores at least one tensor (or shares one).
-_COUNTS = re.compile(r"(layers?|blocks?|block_count|experts?|expert_count|num_stages|n_layer|loops?)$")
+_COUNTS = re.compile(r"(layers?|blocks?|block_count|num_stages|n_layer|loops?)$")
+_EXPERTS = re.compile(r"expert")
+_MOST_EXPERTS = 1 << 16  # stacked in one tensor, or stated by a default where a model has none
 #: Keys that count positions or tokens: no tensor need be as long.
 _POSITIONS = re.compile(
     r"(position|context|window|chunk|length|seq|_len$|distance|token|_id$|max_|time|seed)"
 )
 _FRACTIONS = re.compile(r"(rotary_pct|partial_rotary_factor|rotary_percent|rotary_emb_fraction)$")
-_LEAST = 512  # layers, experts: built in a second, whatever the file holds
+_LEAST = 512  # layers: built in a second, whatever the file holds
 _MOST_POSITIONS = 1 << 40
 #: Types that make a table of so many positions in memory when they are loaded.
 _TABLES = ("gptj", "codegen", "ctrl", "xglm")
@@ -30,11 +33,28 @@ _LONGEST_TABLE = 1 << 24
 
 def check_sizes(stated: Mapping[str, Any], shapes: list[tuple[int, ...]], where: str) -> None:
     """Refuse a number in ``stated`` (nested) that no checkpoint with tensors of these ``shapes`` can have."""
-    elements = sum(_product(shape) for shape in shapes)
+    elements = sum(math.prod(shape) for shape in shapes)
     largest = max((extent for shape in shapes for extent in shape), default=1)
-    counted = max(_LEAST, len(shapes), largest if any(len(shape) > 2 for shape in shapes) else 0)
-    tabled = stated.get("model_type") in _TABLES
-    positions = _LONGEST_TABLE if tabled else _MOST_POSITIONS
+    positions = _LONGEST_TABLE if stated.get("model_type") in _TABLES else _MOST_POSITIONS
+    bounds = (  # the first pattern that a key matches, the most it may be, and why
+        (_COUNTS, max(_LEAST, len(shapes)), f"but the weight files hold {len(shapes)} tensors"),
+        (_EXPERTS, max(_MOST_EXPERTS, largest), "no model has so many"),
+        (re.compile("token"), math.inf, ""),
+        (_POSITIONS, positions, f"at most {positions:,} are supported"),
+        (re.compile(""), max(elements, 1 << 20), f"but the weight files hold {elements:,} numbers"),
+    )
+    for key, value in _numbers(stated):
+        if _FRACTIONS.search(key):
+            if not 0 <= value <= 1:
+                raise UserError(f"{where}: {key} is {quoted(value)}; it must be between 0 and 1")
+        elif isinstance(value, int):
+            _, most, why = next(bound for bound in bounds if bound[0].search(key))
+            if value > most:
+                raise UserError(f"{where}: {key} is {quoted(value)}; {why}")
+
+
+def _numbers(stated: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Key and value of every number, those in lists and in nested objects too."""
     todo: list[tuple[str, Any]] = list(stated.items())
     while todo:
         key, value = todo.pop()
@@ -42,27 +62,5 @@ def check_sizes(stated: Mapping[str, Any], shapes: list[tuple[int, ...]], where:
             todo += value.items()
         elif isinstance(value, list):
             todo += [(key, item) for item in value]
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        elif _FRACTIONS.search(key):
-            if not 0 <= value <= 1:
-                raise UserError(f"{where}: {key} is {quoted(value)}; it must be between 0 and 1")
-        elif isinstance(value, int) and _COUNTS.search(key):
-            if value > counted:
-                raise UserError(
-                    f"{where}: {key} is {quoted(value)}, but the weight files hold {len(shapes)} tensors"
-                )
-        elif isinstance(value, int) and _POSITIONS.search(key):
-            if value > positions and "token" not in key:
-                raise UserError(f"{where}: {key} is {quoted(value)}; at most {positions:,} are supported")
-        elif isinstance(value, int) and value > max(elements, 1 << 20):
-            raise UserError(
-                f"{where}: {key} is {quoted(value)}, but the weight files hold {elements:,} numbers"
-            )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    elements = 1
-    for extent in shape:
-        elements *= extent
-    return elements
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.data.tokenizer import JsonTokenizer
+from kerple_eval.data.tokenizer import JsonTokenizer, asked
 from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
 from kerple_eval.models.hf.kept import kept
 from kerple_eval.support.readers import read_json
@@ -113,19 +113,20 @@ def _conversion(folder: CheckpointFolder) -> dict[str, Any]:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if folder.gguf is not None:
         options["gguf_file"] = folder.gguf
-    try:
+
+    def convert() -> dict[str, Any]:
         made = AutoTokenizer.from_pretrained(str(folder.root), **options)
-        text = made.backend_tokenizer.to_str()
-    except Exception as error:  # conversions fail in many ways, none of them with a common class
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        absent = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
-        models = folder.gguf is None and any(folder.root.glob("*.model"))
-        more = f" (a .model file may need {' and '.join(absent)}: pip install 'kerple-eval[hf]')"
-        raise UserError(
-            f"{folder.root / (folder.gguf or '')}: its tokeniser cannot be read ({reason}); "
-            f"a tokenizer.json beside it would do{more if models and absent else ''}"
-        ) from None
-    return {"tokenizer": text, "markers": _markers(made)}
+        return {"tokenizer": made.backend_tokenizer.to_str(), "markers": _markers(made)}
+
+    where = folder.root / (folder.gguf or "")
+    absent = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+    models = folder.gguf is None and any(folder.root.glob("*.model"))
+    needed = f" (a .model file may need {' and '.join(absent)}: pip install 'kerple-eval[hf]')"
+    return asked(
+        convert,
+        f"{where}: its tokeniser cannot be read; a tokenizer.json beside it would do"
+        + (needed if models and absent else ""),
+    )
 
 
 def _installed(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Trains the native decoder: ``kerple-eval train``.
+"""Training of the native decoder: ``kerple-eval train``.
 
 AdamW, linear warm-up then cosine to zero, gradient clipping, bfloat16 autocast where the device has
 the instructions. Training text is packed: documents in an order drawn from the seed, each followed by

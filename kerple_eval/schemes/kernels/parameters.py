@@ -1,7 +1,7 @@
-"""Parameters of a kernel: their names, where they may stand, what interval and start that gives them.
+"""Parameters of a kernel: their names, where they may occur, and the interval and initial draw of each place.
 
 Source of the intervals and starts: chijames/KERPLE, ``megatron/mpu/layers.py`` (``kerple_log``,
-``kerple_power``). A parameter is one number a head. What it may be follows from where it stands:
+``kerple_power``). A parameter is one number a head. Its interval and draw follow from where it occurs:
 
 | role | kept within | starts | example |
 |---|---|---|---|
@@ -36,7 +36,7 @@ class ClosureError(UserError, ValueError):
 
 
 class Role(Enum):
-    """Where a parameter stands: (lowest, highest, start of its uniform draw, end of it)."""
+    """Where a parameter occurs: (lowest, highest, start of its uniform draw, end of it)."""
 
     LOG_SCALE = (0.01, None, 0.0, 2.0)
     SCALE = (0.01, None, 0.0, 1.0)

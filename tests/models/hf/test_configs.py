@@ -158,3 +158,12 @@ def test_memory_of_eager_attention_grows_with_the_square(tmp_path: Path) -> None
     place = folders.save(tmp_path / "falcon", folders.model("falcon-alibi"))
     warnings = HfCheckpoint.open(str(place), {}).description.warnings
     assert any("ALiBi's bias in bfloat16" in warning for warning in warnings)
+
+
+def test_attributes_that_each_layer_has_of_its_own(tmp_path: Path) -> None:
+    """Gemma 4: asking its configuration for one head size of all layers is an error of its own class."""
+    sizes = folders.sized(head_dim=8, num_kv_shared_layers=0)
+    place = folders.save(tmp_path, folders.model(transformers.Gemma4UnifiedTextConfig(**sizes)))
+    found = HfCheckpoint.open(str(place), {}).description
+    assert (found.shape.layers, found.shape.heads) == (2, 4)
+    assert found.shape.head_dim >= 8
