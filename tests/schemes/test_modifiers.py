@@ -244,6 +244,19 @@ def test_scalings_count_the_keys_that_a_row_sees(masks: tuple[str, ...]) -> None
     np.testing.assert_allclose(scale.detach().numpy(), expected, rtol=1e-6)
 
 
+def test_keys_under_any_number_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scheme = made_of("rope")
+    for _ in range(200):
+        masks = [(int(near), int(first)) for near, first in rng.integers(0, 12, size=(rng.integers(1, 5), 2))]
+        monkeypatch.setattr(scheme, "masks", lambda masks=masks: masks)
+        expected = [
+            sum(all(i - j < near or j < first for near, first in masks) for j in range(i + 1))
+            for i in range(20)
+        ]
+        assert scheme.count_keys(torch.arange(20)).tolist() == expected, masks
+
+
 def test_ssmax_starts_at_one_at_the_last_trained_position() -> None:
     scheme = made_of("ssmax")
     scheme.reset_parameters(torch.Generator().manual_seed(0))

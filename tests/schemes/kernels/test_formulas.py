@@ -198,6 +198,7 @@ EXACT = {
     "-log(1 + D - 0.1 - 0.2 + 0.3)": lambda d: -math.log(1 + d),
     "-(D + 0.1 + 0.2 - 0.3)**0.5": lambda d: -math.sqrt(d),
     "-log(1 + 0.1*(D+1) + 0.2*(D+1) - 0.3)": lambda d: -math.log(1 + 0.3 * d),
+    "-D**(0.1**2*200)": lambda d: -d * d,
     "-log(0.5 + D)": lambda d: -math.log(0.5 + d),
     "-log(1e-3 + D**2)": lambda d: -math.log(1e-3 + d * d),
     "-log(0.25 + D + log(1+D))": lambda d: -math.log(0.25 + d + math.log1p(d)),
