@@ -41,7 +41,7 @@ def tokenize_by_rules(
     """``text.prepare`` and the same documents by ``rules``, by model label; equal ones are one object."""
     prepared = text.prepare(models, choice)
     base = prepared.by_model
-    made: dict[tuple[Any, ...], TokenizedText] = {
+    known: dict[tuple[Any, ...], TokenizedText] = {
         (text.identity(model.tokenizer), base[model.label].markers): base[model.label] for model in models
     }
     texts = {model.label: TokenizedTexts(base[model.label], {}) for model in models}
@@ -50,11 +50,11 @@ def tokenize_by_rules(
             markers = _applied(text, rule, model)
             check_markers(markers, model)
             key = (text.identity(model.tokenizer), markers)
-            if key not in made:
+            if key not in known:
                 most = choice.max_tokens
-                made[key] = _with_markers(text, base[model.label], model.tokenizer, markers, most)
-                check_vocabulary(made[key].documents, model.label, model.vocabulary)
-            texts[model.label].own[rule] = made[key]
+                known[key] = _with_markers(text, base[model.label], model.tokenizer, markers, most)
+                check_vocabulary(known[key].documents, model.label, model.vocabulary)
+            texts[model.label].own[rule] = known[key]
     return PreparedText(texts, prepared.record)
 
 
@@ -98,9 +98,12 @@ def _with_markers(
         prefix = markers.before[:1] if markers.rule == "prefix" else ()
         inner = replace(markers, before=markers.before[len(prefix) :])
         assert tokenizer is not None
-        documents = [surround(d, prefix, ()) for d in text.tokenised(tokenizer, inner).documents]
+        documents = [
+            surround(document, prefix, ()) for document in text.tokenised(tokenizer, inner).documents
+        ]
         if most is not None:
-            documents = [d.cut(most + len(prefix)) for d in documents]
+            added = len(prefix) + len(inner.before) - len(base.markers.before)
+            documents = [document.cut(most + added) for document in documents]
     else:
         documents = [_surrounded(_without(document, base.markers), markers) for document in base.documents]
     documents = [document.plain() for document in documents]

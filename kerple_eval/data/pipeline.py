@@ -90,11 +90,9 @@ class Pipeline:
     def last_border(self, text: str, most: int) -> int | None:
         """The position of the last border within the first ``most`` characters of ``text``."""
         for start in range(max(0, most - 1024), -1, -1024):
-            found = None
-            for found in _BORDER.finditer(text, start, min(start + 1026, most)):  # noqa: B007
-                pass
-            if found is not None:
-                return found.start() + 1
+            borders = [match.start() + 1 for match in _BORDER.finditer(text, start, min(start + 1026, most))]
+            if borders:
+                return borders[-1]
         return None
 
     @cached_property

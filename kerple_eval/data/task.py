@@ -28,7 +28,8 @@ A hub source names the files it reads at a commit of the repository:
 
 ``NAME:path=DIR`` reads a local copy of those files in the same layout instead.
 
-A synthetic source is made, not read, see ``synthetic/``; ``NAME:samples=3,digits=7`` changes a number of it:
+A synthetic source generates its documents, see ``synthetic/``; ``NAME:samples=3,digits=7`` changes its
+numbers:
 
     source:
       kind: synthetic
@@ -181,7 +182,7 @@ def open_task(spec: Spec) -> tuple[Task, Path]:
     task = read_task(path)
     options = dict(spec.options)
     if isinstance(task.source, SyntheticSource):
-        return replace(task, source=_remade(task.source, options, f"task {task.name}")), path
+        return replace(task, source=_with_numbers(task.source, options, f"task {task.name}")), path
     local = options.pop("path", None)
     if options:
         raise unknown(f"option of task {spec.name}", next(iter(options)), ["path"])
@@ -192,7 +193,7 @@ def open_task(spec: Spec) -> tuple[Task, Path]:
     return task, path
 
 
-def _remade(source: SyntheticSource, options: dict[str, str], what: str) -> SyntheticSource:
+def _with_numbers(source: SyntheticSource, options: dict[str, str], what: str) -> SyntheticSource:
     """The source with other numbers, and its generator's options after the task file's own."""
     numbers: dict[str, Any] = {}
     for key in ("depths", "samples", "seed"):
@@ -203,9 +204,9 @@ def _remade(source: SyntheticSource, options: dict[str, str], what: str) -> Synt
             numbers[key] = int(text)
     spec = parse_spec(source.generator)
     generator = Spec(spec.name, tuple((dict(spec.options) | options).items()))
-    made = replace(source, generator=str(generator), **numbers)
-    _check_synthetic(made, f"{what}: ")
-    return made
+    changed = replace(source, generator=str(generator), **numbers)
+    _check_synthetic(changed, f"{what}: ")
+    return changed
 
 
 def read_task(path: Path) -> Task:
@@ -223,7 +224,7 @@ def read_task(path: Path) -> Task:
     if isinstance(task.source, MegatronSource):
         _check_megatron(task, task.source, str(path))
     if isinstance(task.source, SyntheticSource):
-        _check_made(task, task.source, str(path))
+        _check_synthetic_task(task, task.source, str(path))
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{path}: {key}: must be at least 1, got {value}")
@@ -256,10 +257,10 @@ def _check_megatron(task: Task, source: MegatronSource, path: str) -> None:
         raise UserError(f"{path}: bos: must be never, as token ids are used as given, got {task.bos!r}")
 
 
-def _check_made(task: Task, source: SyntheticSource, path: str) -> None:
+def _check_synthetic_task(task: Task, source: SyntheticSource, path: str) -> None:
     _check_synthetic(source, f"{path}: source.")
     if task.split.test != 1:
-        raise UserError(f"{path}: split.test: must be 1.0, as all of it is made to be scored")
+        raise UserError(f"{path}: split.test: must be 1.0, as all of a synthetic text is scored")
     if task.packing != "document":
         raise UserError(f"{path}: packing: must be document, as each is a window of its own")
     if task.documents != Selection():

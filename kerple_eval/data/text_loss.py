@@ -53,7 +53,7 @@ def _groups(encoding: Any) -> Iterator[tuple[tuple[str, ...], int, int]]:
 
 
 def _decoder(fast: Any) -> Any:
-    """The tokeniser's own decoder, or the one that belongs to its way of splitting."""
+    """The tokeniser's own decoder, or the one that belongs to its pre-tokeniser."""
     from tokenizers import decoders  # noqa: PLC0415 - only where a checkpoint has such a tokeniser
 
     if fast.decoder is not None:

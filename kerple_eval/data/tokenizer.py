@@ -169,12 +169,12 @@ class FastTokenizer:
             return tuple(map(int, whole.ids[:start])), tuple(map(int, whole.ids[stop:]))
         raise UserError(f"the tokeniser ({self.identity}) makes no tokens of a text")
 
-    def _ask(self, function: Callable[[], T]) -> T:
+    def _call(self, function: Callable[[], T]) -> T:
         """What the library answers; its errors, a panic of its Rust code included, become a UserError."""
-        return asked(function, f"the tokeniser ({self.identity}) failed")
+        return guarded(function, f"the tokeniser ({self.identity}) failed")
 
     def encode(self, text: str) -> Encoding:
-        encoding = self._ask(lambda: self._fast.encode(text, add_special_tokens=False))
+        encoding = self._call(lambda: self._fast.encode(text, add_special_tokens=False))
         ids = np.array(encoding.ids, dtype=np.int64)
         ends = np.array([stop for _, stop in encoding.offsets], dtype=np.int64)
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
@@ -184,10 +184,10 @@ class FastTokenizer:
         counts = np.diff(reached, prepend=0)
         if len(counts):
             counts[-1] += before[-1] - reached[-1]  # text at the end that belongs to no token
-        return Encoding(ids, counts, self._ask(lambda: lost_bytes(self._fast, text, encoding)))
+        return Encoding(ids, counts, self._call(lambda: lost_bytes(self._fast, text, encoding)))
 
 
-def asked(function: Callable[[], T], problem: str) -> T:
+def guarded(function: Callable[[], T], problem: str) -> T:
     """``function()`` of the ``tokenizers`` library, which raises bare Exception and, in a panic, more."""
     try:
         return function()
@@ -207,7 +207,7 @@ class JsonTokenizer(FastTokenizer):
         from tokenizers import Tokenizer as Fast  # noqa: PLC0415 - only where a checkpoint has one
 
         raw = read_bytes(path, LARGEST)
-        fast = asked(lambda: Fast.from_buffer(raw), f"{path}: not a tokenizer.json")
+        fast = guarded(lambda: Fast.from_buffer(raw), f"{path}: not a tokenizer.json")
         super().__init__(fast, "tokenizer.json:" + hashlib.sha256(raw).hexdigest()[:16])
         self._raw = raw
 
@@ -227,7 +227,7 @@ class Gpt2Tokenizer(FastTokenizer):
         from tokenizers import models, pre_tokenizers  # noqa: PLC0415
 
         raw = [read_bytes(path, LARGEST) for path in (vocabulary, merges)]
-        fast = asked(
+        fast = guarded(
             lambda: Fast(models.BPE.from_file(str(vocabulary), str(merges))),
             f"{vocabulary}: not GPT-2's vocabulary, with {merges.name}",
         )

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.records.header import DocumentRecord
-from kerple_eval.types import Window
+from kerple_eval.support.readers import parse_json
+from kerple_eval.types import UserError, Window
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,15 +96,23 @@ def header_of(schema: pa.Schema) -> tuple[dict[str, Any], str | None]:
     metadata = schema.metadata or {}
     if HEADER not in metadata:
         raise ValueError("it has no header")
-    header = json.loads(metadata[HEADER])
-    if not isinstance(header, dict):
-        raise ValueError("its header is not an object")
+    header = _object(metadata[HEADER], "its header")
     if HASHES not in metadata:
         return header, None
-    hashes = json.loads(metadata[HASHES])
-    if hashes["header"] != _sha256(metadata[HEADER]):
+    hashes = _object(metadata[HASHES], "its hashes")
+    if hashes.get("header") != _sha256(metadata[HEADER]):
         raise ValueError("its header does not have the sha256 it was written with")
-    return header, str(hashes["columns"])
+    return header, str(hashes.get("columns"))
+
+
+def _object(raw: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = parse_json(raw, what)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is not an object")
+    return value
 
 
 def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:

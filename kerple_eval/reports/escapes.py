@@ -72,7 +72,7 @@ def markdown_target(name: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """The text for a paragraph or list item of its own."""
+    """The text for a whole paragraph or list item."""
     return _MARKDOWN_START.sub(r"\1\\\2", markdown(text))
 
 

@@ -194,7 +194,7 @@ def model_names(grids: Sequence[Grid], against: str | None = None) -> list[str]:
 
 
 def chosen(grids: Sequence[Grid], task: str | None, protocol: str | None) -> list[Grid]:
-    """Those of one task or protocol, where given; the names that are there where none is."""
+    """The grids of one task or protocol, where given; UserError where none has it."""
     for what, wanted in (("task", task), ("protocol", protocol)):
         known = dict.fromkeys(getattr(grid, what) for grid in grids)
         if wanted is not None and wanted not in known:

@@ -113,7 +113,7 @@ def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
             continue
         text = texts[cell.key.task]
         metrics = _metrics(cell)
-        parts["results"][name] = {"alias": name, **_spelled(metrics)}
+        parts["results"][name] = {"alias": name, **_layout(metrics)}
         parts["configs"][name] = _config(cell, text, list(metrics))
         parts["versions"][name] = _version(text)
         parts["n-shot"][name] = 0
@@ -179,13 +179,13 @@ def _metrics(cell: Cell) -> dict[str, tuple[float, float | None]]:
     return metrics
 
 
-def _spelled(metrics: dict[str, tuple[float, float | None]]) -> dict[str, Any]:
-    spelled: dict[str, Any] = {}
+def _layout(metrics: dict[str, tuple[float, float | None]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for metric, (value, error) in metrics.items():
         finite = error is not None and math.isfinite(error)
-        spelled[f"{metric},none"] = value
-        spelled[f"{metric}_stderr,none"] = error if finite else "N/A"
-    return spelled
+        values[f"{metric},none"] = value
+        values[f"{metric}_stderr,none"] = error if finite else "N/A"
+    return values
 
 
 def _config(cell: Cell, text: TaskRecord, metrics: list[str]) -> dict[str, Any]:
@@ -230,16 +230,16 @@ def read_lm_eval(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd  # noqa: PLC0415
 
-    place = Path(path)
-    files = sorted(place.rglob("results*.json")) if place.is_dir() else [place]
+    source = Path(path)
+    files = sorted(source.rglob("results*.json")) if source.is_dir() else [source]
     if not files:
-        raise UserError(f"{place}: holds no results*.json, as lm-eval writes them")
+        raise UserError(f"{source}: holds no results*.json, as lm-eval writes them")
     rows = [row for file in files for row in _rows(file)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     try:
         return frame.astype({"length": "Int64", "samples": "Int64", "value": "float64", "stderr": "float64"})
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{place}: not in the layout of lm-evaluation-harness: {error}") from None
+        raise UserError(f"{source}: not in the layout of lm-evaluation-harness: {error}") from None
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -249,14 +249,16 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f'{file}: no "results" of tasks; expected the layout of lm-evaluation-harness')
     model = data.get("model_name") or _get(data, "config", "model_args") or _get(data, "config", "model")
     for name, found in results.items():
-        ours = {key: _get(data, "configs", name, "metadata", key) for key in ("task", "protocol", "length")}
+        cell_key = {
+            key: _get(data, "configs", name, "metadata", key) for key in ("task", "protocol", "length")
+        }
         for key, value in found.items():
             metric, _, chosen = key.partition(",")
             if key in NO_METRIC or metric.endswith("_stderr") or not _number(value):
                 continue
             error = found.get(f"{metric}_stderr,{chosen}" if chosen else f"{metric}_stderr")
             yield {
-                "model": model, "name": name, **ours, "task": ours["task"] or name,
+                "model": model, "name": name, **cell_key, "task": cell_key["task"] or name,
                 "version": _get(data, "versions", name), "n_shot": _get(data, "n-shot", name),
                 "metric": metric, "filter": chosen or None, "value": value,
                 "stderr": error if _number(error) else None,

@@ -43,6 +43,7 @@ def for_bands(reader: RunReader, grids: Sequence[Grid]) -> Sums:
 
 
 def of(entry: Entry | None, known: Sums) -> Scored | None:
+    """The sums of a cell of a grid; None where there is no such cell, or its file was not read."""
     return None if entry is None or entry.key is None else known.get((entry.folder, entry.key))
 
 

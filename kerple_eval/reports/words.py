@@ -9,7 +9,7 @@ FLAT = 0.02
 
 
 def trend(x: Sequence[float], y: Sequence[float], at: str = "at") -> str:
-    """``falls from 24.00 at 512 to 22.50 at 2048 (-6.3 %)``; a turn on the way is named."""
+    """``falls from 24.00 at 512 to 22.50 at 2048 (-6.3 %)``; a minimum or maximum between is named."""
     first, last = f"{short(y[0])} {at} {short(x[0])}", f"{short(y[-1])} {at} {short(x[-1])}"
     if len(y) == 1:
         return f"is {first}"
@@ -19,13 +19,13 @@ def trend(x: Sequence[float], y: Sequence[float], at: str = "at") -> str:
     word = "rises" if y[-1] > y[0] else "falls"
     if abs(y[-1] - y[0]) <= FLAT * abs(y[0]):
         word = "returns"
-    said = f"{word} from {first} to {last} ({change(y[0], y[-1])})"
+    description = f"{word} from {first} to {last} ({change(y[0], y[-1])})"
     turns = [
         f"{name} {short(value)} {at} {short(x[list(y).index(value)])}"
         for name, value in (("lowest", low), ("highest", high))
         if abs(value - y[0]) > FLAT * abs(y[0]) and abs(value - y[-1]) > FLAT * abs(y[-1])
     ]
-    return said + (f", {' and '.join(turns)}" if turns else "")
+    return description + (f", {' and '.join(turns)}" if turns else "")
 
 
 def change(old: float, new: float) -> str:

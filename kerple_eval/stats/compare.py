@@ -169,8 +169,8 @@ def compare_groups(
             return replace(blank, reason=why)
     counts = second[0].sums.counts
     n = len(counts)
-    mine, theirs = (np.stack([c.sums.sums for c in cells]) for cells in (first, second))
-    sums = mine.mean(axis=0) - theirs.mean(axis=0)
+    first_sums, second_sums = (np.stack([c.sums.sums for c in cells]) for cells in (first, second))
+    sums = first_sums.mean(axis=0) - second_sums.mean(axis=0)
     known = replace(
         blank, seeds=seeds, documents=n, targets=second[0].targets, targets_hash=second[0].targets_hash,
         side=_side(first), other=_side(second), mean_difference=float(sums.sum() / counts.sum()),
@@ -179,7 +179,7 @@ def compare_groups(
     if why := shortage(counts):
         return replace(known, reason=why)
     over_documents = ratio_interval(sums, counts, level=level)
-    pooled = crossed(mine - theirs, counts, level=level) if len(seeds) > 1 else None
+    pooled = crossed(first_sums - second_sums, counts, level=level) if len(seeds) > 1 else None
     return replace(
         known,
         difference=pooled.interval if pooled else over_documents,
@@ -211,10 +211,10 @@ def _matched(
     """Cells of both sides, seed by seed where both are of several seeds and share two or more."""
     first, second = group.at(length), reference.at(length)
     if len(first) > 1 and len(second) > 1:
-        ours, theirs = ({c.seed: c for c in cells} for cells in (first, second))
-        shared = tuple(sorted(s for s in ours if s is not None and s in theirs))
+        first_by_seed, second_by_seed = ({c.seed: c for c in cells} for cells in (first, second))
+        shared = tuple(sorted(s for s in first_by_seed if s is not None and s in second_by_seed))
         if len(shared) > 1:
-            return [ours[s] for s in shared], [theirs[s] for s in shared], shared
+            return [first_by_seed[s] for s in shared], [second_by_seed[s] for s in shared], shared
     return first, second, ()
 
 

@@ -234,7 +234,7 @@ def _stride(protocol: str) -> int | None:
 
 
 def _model(run: Run, label: str) -> ModelRecord:
-    """What decides a model's losses, whatever it is called."""
+    """What decides a model's losses: its record without its label."""
     return replace(run.specification.model(label), label="")
 
 
@@ -245,5 +245,5 @@ def _comparable(cell: Cell, one: Cell) -> bool:
         first = c.header.first_token
         return first.id if first.rule == "window" else None
 
-    mine, theirs = ({d.sha256 for d in c.header.documents} for c in (one, cell))
-    return cell.header.dtype == one.header.dtype and marker(cell) == marker(one) and mine <= theirs
+    needed, available = ({d.sha256 for d in c.header.documents} for c in (one, cell))
+    return cell.header.dtype == one.header.dtype and marker(cell) == marker(one) and needed <= available

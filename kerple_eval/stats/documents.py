@@ -44,8 +44,10 @@ class DocumentSums:
         """The documents of ``names``."""
         wanted = set(names)
         kept = [i for i, name in enumerate(self.names) if name in wanted]
-        spelled = None if self.bytes is None else self.bytes[kept]
-        return DocumentSums(tuple(self.names[i] for i in kept), self.sums[kept], self.counts[kept], spelled)
+        byte_counts = None if self.bytes is None else self.bytes[kept]
+        return DocumentSums(
+            tuple(self.names[i] for i in kept), self.sums[kept], self.counts[kept], byte_counts
+        )
 
 
 def document_sums(cell: Cell) -> DocumentSums:
@@ -66,10 +68,10 @@ def document_sums(cell: Cell) -> DocumentSums:
     if weighs is None:
         counts = counts.astype(np.int64)
     order = sorted(range(len(used)), key=lambda i: every[used[i]])
-    spelled = None
+    byte_counts = None
     if cell.byte_counts is not None and weighs is None:
-        spelled = np.bincount(index, weights=cell.byte_counts).astype(np.int64)[order]
-    return DocumentSums(tuple(every[used[i]] for i in order), sums[order], counts[order], spelled)
+        byte_counts = np.bincount(index, weights=cell.byte_counts).astype(np.int64)[order]
+    return DocumentSums(tuple(every[used[i]] for i in order), sums[order], counts[order], byte_counts)
 
 
 def effective_documents(counts: Counts | Sums) -> float:

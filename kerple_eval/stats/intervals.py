@@ -159,13 +159,13 @@ def sums_interval(
     if why := shortage(found.counts):
         return CellInterval(len(found), effective, found.mean, None, None, None, why)
     nll = ratio_interval(found.sums, found.counts, level=level, method=method, seed=seed)
-    spelled = None
+    bits_per_byte = None
     if found.bytes is not None:
         nats = ratio_interval(found.sums, found.bytes, level=level, method=method, seed=seed)
-        spelled = nats.times(1 / math.log(2))
+        bits_per_byte = nats.times(1 / math.log(2))
     ends = (perplexity(nll.low), perplexity(nll.high))
     note = coverage_note(len(found), effective, level)
-    return CellInterval(len(found), effective, found.mean, nll, ends, spelled, note)
+    return CellInterval(len(found), effective, found.mean, nll, ends, bits_per_byte, note)
 
 
 def shortage(counts: Counts | Sums) -> str | None:

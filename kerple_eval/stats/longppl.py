@@ -93,13 +93,13 @@ def longppl(
     if reference not in labels:
         raise unknown("reference model", reference, labels)
     found, lengths = [], set()
-    for place, group in groups.items():
-        mine = sorted(length for label, length in group.cells if label == reference)
-        lengths |= set(mine)
-        low = mine[0] if short is None and mine else short
-        if low in mine and mine[-1] > low:
-            ends = (low, mine[-1])
-            found.append(_table(place, group, reference, ends, alpha=alpha, beta=beta, level=level))
+    for name, group in groups.items():
+        reference_lengths = sorted(length for label, length in group.cells if label == reference)
+        lengths |= set(reference_lengths)
+        low = reference_lengths[0] if short is None and reference_lengths else short
+        if low in reference_lengths and reference_lengths[-1] > low:
+            ends = (low, reference_lengths[-1])
+            found.append(_table(name, group, reference, ends, alpha=alpha, beta=beta, level=level))
     if not found:
         have = ", ".join(map(str, sorted(lengths))) or "none"
         wanted = "two lengths" if short is None else f"length {short} and a longer one"
@@ -128,10 +128,10 @@ def _gather(reader: RunReader) -> dict[tuple[str, str], _Group]:
 
 
 def _table(
-    place: tuple[str, str], group: _Group, reference: str, lengths: tuple[int, int], *,
+    name: tuple[str, str], group: _Group, reference: str, lengths: tuple[int, int], *,
     alpha: float, beta: float, level: float,
 ) -> LongPplTable:  # fmt: skip
-    (task, protocol), (short, long) = place, lengths
+    (task, protocol), (short, long) = name, lengths
     chosen, common = key_tokens(group.cells[reference, short], group.cells[reference, long], alpha, beta)
     known = set(_by_document(group.cells[reference, long]))
     scores = []
@@ -166,19 +166,19 @@ def key_tokens(short: Cell, long: Cell, alpha: float, beta: float) -> tuple[Plac
 def _score(label: str, cell: Cell, chosen: Places, level: float) -> Score:
     every = _by_document(cell)
     sums, counts, names = [], [], []
-    lacking = 0
+    missing = 0
     for name, places in chosen.items():
         losses, seen = every.get(name, (np.empty(0), np.empty(0, dtype=np.int64)))
         there = places[places < len(seen)]
         there = there[seen[there] >= 0]
-        lacking += len(places) - len(there)
+        missing += len(places) - len(there)
         names.append(f"{name[0]} {name[1]}")
         sums.append(float(losses[there].sum()))
         counts.append(len(there))
     scored = sum(counts)
     nll = float(cell.summary()["nll"])
-    if not chosen or lacking:
-        why = f"scores {scored} of {scored + lacking} key tokens" if chosen else "no key tokens"
+    if not chosen or missing:
+        why = f"scores {scored} of {scored + missing} key tokens" if chosen else "no key tokens"
         return Score(label, cell.key.length, scored, None, nll, why)
     order = sorted(range(len(names)), key=names.__getitem__)
     found = DocumentSums(

@@ -143,7 +143,7 @@ def test_refusals(tmp_path: Path, invoke: Cli) -> None:
         ),
         (["--reference", "ref", "--short", "64"], "at length 64 and a longer one (it has 16, 32, 64)"),
         (["--reference", "ref", "--short", "17"], "at length 17 and a longer one"),
-        (["--reference", "ref", "--format", "html"], "unknown table format 'html'"),
+        (["--reference", "ref", "--format", "pdf"], "unknown table format 'pdf'"),
         (["--reference", "ref", "--alpha", "nan"], "'--alpha': nan is not a finite number"),
     ]
     for words, message in cases:

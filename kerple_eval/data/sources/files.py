@@ -211,6 +211,14 @@ def folder_of(path: Path, where: str) -> Path:
     raise UserError(f"{where} is not a folder")
 
 
+def check_name(name: str) -> None:
+    """Refuse a file name that no record could hold."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"file name {name!a} is not UTF-8; rename the file") from None
+
+
 def matching(root: Path, pattern: str, where: str) -> list[Path]:
     """Regular files below ``root`` that match a pattern, in order of name."""
     parts = PurePosixPath(pattern).parts

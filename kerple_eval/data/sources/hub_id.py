@@ -26,13 +26,13 @@ def hub_id_documents(source: HubIdSource, task: str) -> tuple[list[Document], di
     import huggingface_hub  # noqa: PLC0415
 
     what = f"task hf:{source.repository}"
-    commit = _asked(
+    commit = _answer(
         what,
         lambda: huggingface_hub.HfApi().dataset_info(
             source.repository, revision=source.revision, timeout=SECONDS
         ),
     ).sha
-    builder = _asked(
+    builder = _answer(
         what, lambda: datasets.load_dataset_builder(source.repository, source.config, revision=commit)
     )
     splits = {str(split): files for split, files in (builder.config.data_files or {}).items()}
@@ -51,7 +51,7 @@ def hub_id_documents(source: HubIdSource, task: str) -> tuple[list[Document], di
     return documents, origin | {"config": source.config}
 
 
-def _asked(what: str, function: Callable[[], T]) -> T:
+def _answer(what: str, function: Callable[[], T]) -> T:
     """What the hub answers, or one line."""
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,

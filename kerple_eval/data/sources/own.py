@@ -11,8 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from kerple_eval.data.documents import Document, TokenDocument, check_encodable
-from kerple_eval.data.sources.files import NoTextError, kind_of, lines, opened, plain_text, rows, texts
+from kerple_eval.data.documents import Document, TokenDocument
+from kerple_eval.data.sources.files import (
+    NoTextError,
+    check_name,
+    kind_of,
+    lines,
+    opened,
+    plain_text,
+    rows,
+    texts,
+)
 from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import json_lines, quoted
 from kerple_eval.types import UserError
@@ -85,7 +94,7 @@ def _read_folder(folder: Path, found: TextFiles, column: str) -> None:
 
 
 def _read_file(path: Path, name: str, found: TextFiles, column: str) -> None:
-    check_encodable(name, f"file name {name!a}")
+    check_name(name)
     with opened(path) as file:
         if kind_of(name) == "text":
             text = plain_text(file, path)
@@ -107,7 +116,7 @@ def token_files(paths: Sequence[str | Path]) -> list[TokenDocument]:
     for given in paths:
         path = Path(given)
         before = len(documents)
-        check_encodable(path.name, f"file name {path.name!a}")
+        check_name(path.name)
         with opened(path) as file:
             for number, row in json_lines(lines(file), path):
                 ids = row.get("tokens")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.data.documents import Document, check_encodable
-from kerple_eval.data.sources.files import folder_of, matching, opened, plain_text
+from kerple_eval.data.documents import Document
+from kerple_eval.data.sources.files import check_name, folder_of, matching, opened, plain_text
 from kerple_eval.data.sources.hub import hub_documents
 from kerple_eval.data.sources.hub_id import hub_id_documents
 from kerple_eval.data.sources.kinds import (
@@ -58,7 +58,7 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
         case MegatronSource():
             raise UserError(f"task {name}: its source (megatron) holds token ids, where text is needed")
         case SyntheticSource():
-            raise UserError(f"task {name}: is made for each length to be scored; it has no text to read")
+            raise UserError(f"task {name}: is synthetic, generated for each length; it has no text to read")
 
 
 def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str, Any]]:
@@ -93,7 +93,7 @@ def _files(root: Path, pattern: str, where: str, exclude: Sequence[str] = ()) ->
         name = path.relative_to(root).as_posix()
         if any(fnmatch.fnmatch(name, unwanted) for unwanted in exclude):
             continue
-        check_encodable(name, f"{where}: file name {name!a}")
+        check_name(name)
         with opened(path) as file:
             text = plain_text(file, path)
         if text:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.data.tokenizer import JsonTokenizer, asked
+from kerple_eval.data.tokenizer import JsonTokenizer, guarded
 from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
 from kerple_eval.models.hf.kept import kept
 from kerple_eval.support.readers import read_json
@@ -122,7 +122,7 @@ def _conversion(folder: CheckpointFolder) -> dict[str, Any]:
     absent = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
     models = folder.gguf is None and any(folder.root.glob("*.model"))
     needed = f" (a .model file may need {' and '.join(absent)}: pip install 'kerple-eval[hf]')"
-    return asked(
+    return guarded(
         convert,
         f"{where}: its tokeniser cannot be read; a tokenizer.json beside it would do"
         + (needed if models and absent else ""),

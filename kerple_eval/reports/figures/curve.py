@@ -106,10 +106,14 @@ def _picture(grid: Grid, found: Sequence[Curve], bands: str) -> Picture:
         length_axis(panel, grid.lengths, "length L (tokens)")
         mark_trained(panel, trained)
 
-    said = [f"{one.label} {trend(one.x, one.y)}" for one in found]
+    descriptions = [f"{one.label} {trend(one.x, one.y)}" for one in found]
     words = f"{VALUES[value]} against length in tokens".capitalize()
     if trained:
         words += f", trained length {listing([str(t) for t in sorted(trained)])} marked"
-    words += f". From the highest curve to the lowest: {'; '.join(said)}." if said else ": no finished cell."
+    words += (
+        f". From the highest curve to the lowest: {'; '.join(descriptions)}."
+        if descriptions
+        else ": no finished cell."
+    )
     banded = any(one.lower for one in found)
     return Picture(f"{grid.task}, {grid.protocol}", paint, words, bands if banded else "")

@@ -97,7 +97,7 @@ def pictures(
         raise unknown("value", value, ("nll", "ppl"))
     groups = _read(reader, length, task, protocol)
     names = list(dict.fromkeys(binned.label for members in groups.values() for binned in members))
-    return [_picture(place, members, names, value) for place, members in groups.items()]
+    return [_picture(name, members, names, value) for name, members in groups.items()]
 
 
 def _read(
@@ -132,17 +132,17 @@ def _binned(cell: Cell, label: str) -> Binned:
     edges = bin_edges(cell.key.length)
     bins, documents = len(edges) - 1, len(cell.header.documents)
     owner = np.repeat(cell.document, [window.targets for window in cell.windows])
-    place = owner * bins + np.searchsorted(edges, contexts(cell.windows), side="right") - 1
+    index = owner * bins + np.searchsorted(edges, contexts(cell.windows), side="right") - 1
     losses = np.concatenate(cell.losses).astype(np.float64)
     shape, size = (documents, bins), documents * bins
     return Binned(
         label, cell.key.length, cell.header.train_length, edges,
-        np.bincount(place, weights=losses, minlength=size).astype(np.float64).reshape(shape),
-        np.bincount(place, minlength=size).reshape(shape),
+        np.bincount(index, weights=losses, minlength=size).astype(np.float64).reshape(shape),
+        np.bincount(index, minlength=size).reshape(shape),
     )  # fmt: skip
 
 
-def _picture(place: tuple[str, str], members: Sequence[Binned], names: list[str], value: str) -> Picture:
+def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str], value: str) -> Picture:
     found = []
     for binned in members:
         x, y, bands = binned.curve()
@@ -163,8 +163,8 @@ def _picture(place: tuple[str, str], members: Sequence[Binned], names: list[str]
         mark_trained(panel, {m.trained for m in members if m.trained is not None and m.trained <= longest})
         panel.set_ylabel(label)
 
-    said = "; ".join(f"{one.label} {trend(one.x, one.y, 'at context')}" for one in found)
+    descriptions = "; ".join(f"{one.label} {trend(one.x, one.y, 'at context')}" for one in found)
     words = f"{label} against context, windows of {longest} tokens".capitalize()
-    words += f". From the highest curve at its end to the lowest: {said}."
+    words += f". From the highest curve at its end to the lowest: {descriptions}."
     note = sums.BANDS if any(one.lower for one in found) else ""
-    return Picture(f"{place[0]}, {place[1]}, L = {longest}", paint, words, note)
+    return Picture(f"{name[0]}, {name[1]}, L = {longest}", paint, words, note)

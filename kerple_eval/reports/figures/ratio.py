@@ -83,8 +83,8 @@ def _picture(grid: Grid, names: list[str], against: str, known: sums.Sums) -> Pi
         length_axis(panel, grid.lengths, "length L (tokens)")
         mark_trained(panel, grid.trained_lengths)
 
-    said = "; ".join(f"{one.label} {trend(one.x, one.y)}" for one in found)
-    words = f"Perplexity as a ratio to that of {against}, against length in tokens. {said}."
+    descriptions = "; ".join(f"{one.label} {trend(one.x, one.y)}" for one in found)
+    words = f"Perplexity as a ratio to that of {against}, against length in tokens. {descriptions}."
     notes = [sums.BANDS + ", paired"] if any(one.lower for one in found) else []
     if left_out:
         notes.append(f"left out, other targets or too large: {', '.join(left_out)}")

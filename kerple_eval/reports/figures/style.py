@@ -115,16 +115,22 @@ def _legends(figure: Figure, axes: Sequence[Axes]) -> None:
     found = [panel.get_legend_handles_labels() for panel in axes]
     longest = max((len(label) for _, labels in found for label in labels), default=0)
     beside = longest <= LONGEST_BESIDE
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    position: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
     if not beside:
-        place = {"loc": "upper left", "bbox_to_anchor": (-0.15, -0.3)}
+        position = {"loc": "upper left", "bbox_to_anchor": (-0.15, -0.3)}
         width, height = figure.get_size_inches()
         rows = -(-len(axes) // 2)
         figure.set_size_inches(width, height + rows * 0.125 * max(len(labels) for _, labels in found))
     for panel, (handles, labels) in zip(axes, found, strict=True):
         if handles:
             panel.legend(
-                handles, labels, fontsize=SMALL, frameon=False, handlelength=1.8, borderaxespad=0.3, **place
+                handles,
+                labels,
+                fontsize=SMALL,
+                frameon=False,
+                handlelength=1.8,
+                borderaxespad=0.3,
+                **position,
             )
 
 

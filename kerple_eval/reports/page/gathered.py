@@ -18,7 +18,7 @@ REFERENCE = "kerple-log"
 
 
 @dataclass(frozen=True)
-class Placed:
+class PageCell:
     """A cell of the page: its grid, its label there and its anchor."""
 
     grid: Grid
@@ -40,13 +40,13 @@ class Gathered:
     def runs(self) -> tuple[Run, ...]:
         return self.reader.runs
 
-    def cells(self) -> Iterator[Placed]:
+    def cells(self) -> Iterator[PageCell]:
         """In the order of the tables: by grid, model, length."""
         for grid in self.grids:
             for model in grid.models:
                 for length in grid.lengths:
                     if entry := grid.entries.get((model, length)):
-                        yield Placed(
+                        yield PageCell(
                             grid, model, length, entry, self.anchor(grid.task, grid.protocol, model, length)
                         )
 

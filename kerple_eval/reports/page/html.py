@@ -87,17 +87,17 @@ class _Figures:
             escapes.html(picture.words),
             escapes.html(picture.note),
         )
-        noted = f" <span class=note>{note}</span>" if note else ""
+        note_html = f" <span class=note>{note}</span>" if note else ""
         return (
             f'<figure id="{name}">{inline(picture, name)}'
-            f'<figcaption><strong id="{name}-title">{title}</strong>{noted}'
+            f'<figcaption><strong id="{name}-title">{title}</strong>{note_html}'
             f'<details><summary>The figure in words</summary><p id="{name}-words">{words}</p></details>'
             "</figcaption></figure>\n"
         )
 
 
 def inline(picture: Picture, name: str) -> str:
-    """The picture as an <svg> of the page: ids of its own, the page's colour of text, any width."""
+    """The picture as an <svg> of the page: no id twice, in the page's colour of text, at any width."""
     text = rendered(compose([picture]), "svg", transparent=True).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)

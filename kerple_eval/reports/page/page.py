@@ -15,13 +15,13 @@ from kerple_eval.reports.page.blocks import Section
 from kerple_eval.reports.page.gathered import Gathered, gather
 from kerple_eval.reports.page.provenance import provenance
 from kerple_eval.reports.page.sections import (
+    answered,
     asked,
     by_context,
     compared,
     explained,
     results,
     sure,
-    told,
     warnings,
 )
 from kerple_eval.support.files import write_atomically
@@ -32,7 +32,7 @@ from kerple_eval.types import UserError
 SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     results,
     warnings,
-    told,
+    answered,
     compared,
     explained,
     sure,
@@ -54,9 +54,9 @@ def make(
     written.
     """
     style, out = _place(folders, out, style)
-    found = gather(folders, against)
-    sections = [section for make in SECTIONS if (section := make(found)) is not None]
-    title = "Length extrapolation: " + ", ".join(run.folder.resolve().name for run in found.runs)
+    data = gather(folders, against)
+    sections = [section for make in SECTIONS if (section := make(data)) is not None]
+    title = "Length extrapolation: " + ", ".join(run.folder.resolve().name for run in data.runs)
     if style == "html":
         write_atomically(out, html.render(title, sections).encode())
         return [out]

@@ -10,7 +10,7 @@ from kerple_eval.records.cell import Cell, file_name
 from kerple_eval.records.run import Run
 from kerple_eval.records.specification import Session
 from kerple_eval.reports.page.blocks import Block, Facts, Heading, Section
-from kerple_eval.reports.page.gathered import Gathered, Placed
+from kerple_eval.reports.page.gathered import Gathered, PageCell
 from kerple_eval.reports.typeset import Table, TableCell, TableRow
 from kerple_eval.support.typed_json import to_json
 
@@ -22,13 +22,13 @@ HEAD = (
 _WORDS = frozenset({0, 1, 2, 10, 11, 12, 13, 15, 16, 17})
 
 
-def provenance(found: Gathered) -> Section:
+def provenance(data: Gathered) -> Section:
     blocks: list[Block] = [
         Heading("Cells"),
         Table(
             "Every cell: a row a number of the tables above",
             HEAD,
-            tuple(_cell(found, placed) for placed in found.cells()),
+            tuple(_cell(data, page_cell) for page_cell in data.cells()),
             (
                 "numbers to eight digits; summary.csv has them in full, the file every loss",
                 "the targets hash covers the documents' tokens and the spans of scored targets",
@@ -39,18 +39,18 @@ def provenance(found: Gathered) -> Section:
             _WORDS,
         ),
     ]
-    for number, run in enumerate(found.runs, 1):
+    for number, run in enumerate(data.runs, 1):
         blocks += _run(number, run)
     return Section("Provenance", "provenance", tuple(blocks))
 
 
-def _cell(found: Gathered, placed: Placed) -> TableRow:
-    entry, row = placed.entry, placed.entry.row
+def _cell(data: Gathered, page_cell: PageCell) -> TableRow:
+    entry, row = page_cell.entry, page_cell.entry.row
     name = "" if entry.key is None else file_name(entry.key)
-    cell = None if entry.key is None or not entry.ok else found.reader.cell(entry.folder, entry.key)
+    cell = None if entry.key is None or not entry.ok else data.reader.cell(entry.folder, entry.key)
     header = cell.header if isinstance(cell, Cell) else None
-    number = found.run_of(entry)
-    models = found.runs[number - 1].specification.models
+    number = data.run_of(entry)
+    models = data.runs[number - 1].specification.models
     recorded = next((model.weights_sha256 for model in models if model.label == row["model"]), "")
     weights = (header.weights_sha256 if header else None) or recorded
     ending = ".parquet" if entry.ok else ".json"
@@ -59,7 +59,7 @@ def _cell(found: Gathered, placed: Placed) -> TableRow:
     if header is not None and header.verified is False:
         mark = " (not verified: written before 0.2, without checksums)"
     values = (
-        TableCell(placed.label), TableCell(row["task"]), TableCell(row["protocol"]),
+        TableCell(page_cell.label), TableCell(row["task"]), TableCell(row["protocol"]),
         TableCell(str(row["length"]), row["length"]),
         _number(row["nll"]), _number(row["ppl"]), _number(row["bits_per_byte"]),
         *(_whole(row[key]) for key in ("documents", "windows", "targets")),
@@ -70,7 +70,7 @@ def _cell(found: Gathered, placed: Placed) -> TableRow:
         TableCell(f"{number}: {entry.folder.resolve().name}", link=f"run-{number}"),
         TableCell(file, code=True, mark=mark),
     )  # fmt: skip
-    return TableRow(values, anchor=placed.anchor)
+    return TableRow(values, anchor=page_cell.anchor)
 
 
 def _number(value: float | None) -> TableCell:

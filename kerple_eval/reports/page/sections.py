@@ -33,12 +33,12 @@ from kerple_eval.types import UserError
 _ASKED = {"dtype": "dtype", "device": "device", "max_tokens": "tokens a document, at most"}
 
 
-def asked(found: Gathered) -> Section:
+def asked(data: Gathered) -> Section:
     """The command, models, texts, protocols and lengths of each run."""
     blocks: list[Block] = []
-    for number, run in enumerate(found.runs, 1):
+    for number, run in enumerate(data.runs, 1):
         spec, provenance = run.specification, run.provenance
-        if len(found.runs) > 1:
+        if len(data.runs) > 1:
             blocks.append(Heading(run.folder.resolve().name))
         # The last of each run that it was merged of.
         last = {session.run: session.command for session in provenance.sessions}
@@ -56,20 +56,20 @@ def asked(found: Gathered) -> Section:
     return Section("What was asked", "asked", tuple(blocks))
 
 
-def warnings(found: Gathered) -> Section:
-    said = list(_warnings(found))
-    if not said:
-        said = [Paragraph("None: every cell asked for is finished and on disk, on the same targets.")]
-    return Section("Warnings", "warnings", tuple(said))
+def warnings(data: Gathered) -> Section:
+    blocks = list(_warnings(data))
+    if not blocks:
+        blocks = [Paragraph("None: every cell asked for is finished and on disk, on the same targets.")]
+    return Section("Warnings", "warnings", tuple(blocks))
 
 
-def _warnings(found: Gathered) -> Iterator[Block]:
-    done = {(placed.entry.folder, placed.entry.key) for placed in found.cells()}
-    for run in found.runs:
+def _warnings(data: Gathered) -> Iterator[Block]:
+    done = {(cell.entry.folder, cell.entry.key) for cell in data.cells()}
+    for run in data.runs:
         wanted = run.keys()
-        lacking = [key for key in wanted if (run.folder, key) not in done]
-        if lacking:
-            yield Warn(f"{run.folder.resolve().name}: {len(lacking)} cells asked for have not been run")
+        unfinished = [key for key in wanted if (run.folder, key) not in done]
+        if unfinished:
+            yield Warn(f"{run.folder.resolve().name}: {len(unfinished)} cells asked for have not been run")
         for plan in run.specification.protocols:
             if plan.reduction is not None:
                 yield Warn(
@@ -82,16 +82,16 @@ def _warnings(found: Gathered) -> Iterator[Block]:
                 f"{run.folder.resolve().name}: documents were added until it was sure (--precision), so that "
                 "intervals here cover less than they say; precision.json there holds those corrected for it"
             )
-    for placed in found.cells():
-        if not placed.entry.ok:
-            where = f"{placed.label}, {placed.grid.task}, {placed.grid.protocol} at {placed.length}"
-            yield Warn(f"{where} failed: {placed.entry.row['error']}", placed.anchor)
+    for cell in data.cells():
+        if not cell.entry.ok:
+            where = f"{cell.label}, {cell.grid.task}, {cell.grid.protocol} at {cell.length}"
+            yield Warn(f"{where} failed: {cell.entry.row['error']}", cell.anchor)
     shared: dict[str, list[str]] = {}
-    for grid in found.grids:
+    for grid in data.grids:
         for text in _grid_warnings(grid):
             shared.setdefault(text, []).append(f"{grid.task} {grid.protocol}")
     yield from (Warn(f"{listing(places)}: {text}") for text, places in shared.items())
-    absent = sum(p.entry.ok and (p.entry.folder, p.entry.key) not in found.known for p in found.cells())
+    absent = sum(p.entry.ok and (p.entry.folder, p.entry.key) not in data.known for p in data.cells())
     if absent:
         yield Warn(
             f"of {absent} finished cells the files are not beside run.json: their numbers stand in "
@@ -123,40 +123,40 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
             yield f"cells differ in {what} ({listing(kinds)})"
 
 
-def results(found: Gathered) -> Section:
+def results(data: Gathered) -> Section:
     """In words, as tables whose numbers link to their cells, and the curve beside."""
     blocks: list[Block] = []
-    serious = sum(isinstance(block, Warn) for block in warnings(found).blocks)
+    serious = sum(isinstance(block, Warn) for block in warnings(data).blocks)
     if serious:
         blocks.append(Warn(f"{serious} thing{'s' * (serious != 1)} to know about these numbers", "warnings"))
-    pictures = curve.pictures(found.grids, found.known)
-    for grid, picture in zip(found.grids, pictures, strict=True):
+    pictures = curve.pictures(data.grids, data.known)
+    for grid, picture in zip(data.grids, pictures, strict=True):
         blocks.append(Heading(f"{grid.task}, {grid.protocol}"))
         if words := in_words(grid):
             blocks.append(Paragraph(words))
         values = grid.values()
-        tables = tuple(table.model_table(grid, value, found.anchor) for value in values)
+        tables = tuple(table.model_table(grid, value, data.anchor) for value in values)
         names = tuple(VALUES[value] for value in values)
         shown: list[Table | Switch] = [tables[0] if len(tables) == 1 else Switch(names, tables)]
         drawn = [picture]
-        if (seeds := table.over_seeds(grid, found.reference)) is not None:
+        if (seeds := table.over_seeds(grid, data.reference)) is not None:
             shown.insert(0, seeds)
             drawn = curve.seed_pictures([grid])
         blocks.append(Beside(tuple(shown), Figures("curve", tuple(drawn))))
     return Section("Results", "results", tuple(blocks))
 
 
-def told(found: Gathered) -> Section | None:
+def answered(data: Gathered) -> Section | None:
     """Exact match and loss of made tasks by length and depth."""
-    if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in found.cells()):
+    if not any(cell.grid.protocol == "answer" and cell.entry.ok for cell in data.cells()):
         return None
-    drawn = Figures("depth", tuple(depth.pictures(found.reader)))
-    return Section("Answers", "told", (*answers.tables(found.reader), drawn))
+    figures = Figures("depth", tuple(depth.pictures(data.reader)))
+    return Section("Answers", "answers", (*answers.tables(data.reader), figures))
 
 
-def explained(found: Gathered) -> Section | None:
+def explained(data: Gathered) -> Section | None:
     """Why it changed with length: fewer cold starts, or more context."""
-    if not found.known:
+    if not data.known:
         return None
     blocks: list[Block] = [
         Paragraph(
@@ -165,7 +165,7 @@ def explained(found: Gathered) -> Section | None:
         )
     ]
     try:
-        tables, missing = explain.tables(found.reader)
+        tables, missing = explain.tables(data.reader)
     except UserError as error:
         return Section("Why it changed", "explained", (Paragraph(f"No explanation: {error}."),))
     blocks += tables
@@ -173,38 +173,40 @@ def explained(found: Gathered) -> Section | None:
     return Section("Why it changed", "explained", tuple(blocks))
 
 
-def compared(found: Gathered) -> Section | None:
+def compared(data: Gathered) -> Section | None:
     """Every model against the reference: tests, ratio by length, document by document."""
-    against = found.reference
+    against = data.reference
     if against is None:
         return None
     blocks: list[Block] = []
     try:
-        blocks += compare.tables(found.reader, against, link=found.link)
+        blocks += compare.tables(data.reader, against, link=data.link)
     except UserError as error:
         blocks.append(Paragraph(f"No tests: {error}."))
     try:
-        blocks.append(Figures("ratio", tuple(ratio.pictures(found.grids, found.known, against=against))))
+        blocks.append(Figures("ratio", tuple(ratio.pictures(data.grids, data.known, against=against))))
     except UserError as error:
         blocks.append(Paragraph(f"No figure of ratios: {error}."))
-    enough = any(len(cell.sums) >= MINIMUM_DOCUMENTS for cell in found.known.values())
+    enough = any(len(cell.sums) >= MINIMUM_DOCUMENTS for cell in data.known.values())
     if enough:
         try:
-            drawn = scatter.pictures(found.grids, found.known, against=against)
-            blocks.append(Figures("scatter", tuple(drawn)))
+            pictures = scatter.pictures(data.grids, data.known, against=against)
+            blocks.append(Figures("scatter", tuple(pictures)))
         except UserError as error:
             blocks.append(Paragraph(f"No figure by document: {error}."))
     return Section(f"Against {against}", "compared", tuple(blocks))
 
 
-def sure(found: Gathered) -> Section | None:
+def sure(data: Gathered) -> Section | None:
     """Intervals of every number."""
-    if not found.known:
+    if not data.known:
         return None
-    return Section("How sure", "sure", tuple(intervals.tables(found.reader, link=found.link)))
+    return Section("How sure", "sure", tuple(intervals.tables(data.reader, link=data.link)))
 
 
-def by_context(found: Gathered) -> Section:
-    drawn = position.pictures(found.reader)
-    block = Figures("position", tuple(drawn)) if drawn else Paragraph("No finished cell's contexts vary.")
+def by_context(data: Gathered) -> Section:
+    pictures = position.pictures(data.reader)
+    block = (
+        Figures("position", tuple(pictures)) if pictures else Paragraph("No finished cell's contexts vary.")
+    )
     return Section("Loss against context", "context", (block,))

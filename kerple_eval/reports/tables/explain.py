@@ -107,16 +107,16 @@ def _shown(part: Part | None) -> TableCell:
 def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
     notes = []
     for split in splits:
-        who = f"{split.key.model}, {split.key.length} -> {split.longer}"
+        subject = f"{split.key.model}, {split.key.length} -> {split.longer}"
         if not split.same_targets:
-            told = (
+            split_of = (
                 f"; the split is over those of both, the others add {split.other_targets:+.4f}"
                 if split.targets
                 else ""
             )
-            notes.append(f"warning: {who}: the two lengths were computed on different targets{told}")
+            notes.append(f"warning: {subject}: the two lengths were computed on different targets{split_of}")
         if split.needs:
-            notes.append(f"{who}: not split: {split.needs}")
+            notes.append(f"{subject}: not split: {split.needs}")
     for plan in splits[0].run.specification.protocols:
         if plan.protocol == splits[0].key.protocol and plan.reduction is not None:
             notes.append(f"the split is of the mean over targets; the protocol's nll is: {plan.reduction}")

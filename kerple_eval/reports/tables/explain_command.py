@@ -25,7 +25,7 @@ def commands(splits: Sequence[Split]) -> list[list[str]]:
 
 
 def _bos(split: Split) -> str:
-    """The first-token rule of a protocol of its own that the new cells must share, or nothing."""
+    """What --bos the new cells need, where the protocol brings its own first-token rule; else empty."""
     for plan in split.run.specification.protocols:
         if plan.protocol == split.key.protocol and plan.first_token is not None:
             rule = plan.first_token[split.key.task][split.key.model].rule
@@ -75,8 +75,8 @@ def _from_record(run: Run) -> list[str]:
     """A run that Python started, as a command."""
     specification, provenance = run.specification, run.provenance
     words = ["kerple-eval", "run"]
-    for label, place in provenance.models.items():
-        words.append(place if place.startswith(f"{label}=") else f"{label}={place}")
+    for label, source in provenance.models.items():
+        words.append(source if source.startswith(f"{label}=") else f"{label}={source}")
     for task in specification.tasks:
         if task.name not in ("text", "tokens"):
             words += ["--task", task.name]

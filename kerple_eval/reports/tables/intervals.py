@@ -30,7 +30,18 @@ from kerple_eval.stats.groups import Group, SchemeTable, read_tables
 from kerple_eval.stats.intervals import CellInterval, Interval, shortage, sums_interval
 from kerple_eval.stats.seeds import Crossed, crossed, spread
 
-HEAD = ("model", "length", "nll", "interval", "ppl", "interval", "bootstrap", "bits/byte", "interval", "said")
+HEAD = (
+    "model",
+    "length",
+    "nll",
+    "interval",
+    "ppl",
+    "interval",
+    "bootstrap",
+    "bits/byte",
+    "interval",
+    "remark",
+)
 
 COLUMNS = (
     "task", "protocol", "length", "model", "seed", "over", "documents", "targets", "targets_hash", "level",

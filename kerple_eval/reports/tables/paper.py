@@ -68,9 +68,9 @@ def rows(text: str, task: str) -> list[PaperRow]:
     for line in lines:
         if dataset not in (None, line["dataset"]):
             continue
-        place = (line["dataset"], line["model"], line["train_length"], line["scheme"])
+        row_key = (line["dataset"], line["model"], line["train_length"], line["scheme"])
         row = found.setdefault(
-            place, PaperRow(line["dataset"], line["scheme"], line["model"], int(line["train_length"]), {})
+            row_key, PaperRow(line["dataset"], line["scheme"], line["model"], int(line["train_length"]), {})
         )
         shown = line["ppl"] + (f" ± {line['std']}" if line["std"] else "")
         row.values[int(line["length"])] = shown, line["log_significantly_better"] == "1"

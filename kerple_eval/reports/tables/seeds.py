@@ -79,11 +79,11 @@ def choose_reference(members: Sequence[Family], name: str | None) -> Family | No
 
 def significantly_worse(family: Family, reference: Family, length: int, value: str) -> bool:
     """Whether ``reference`` beats ``family`` at a length by the paper's test."""
-    ours, theirs = family.values(length, value), reference.values(length, value)
-    seeds = sorted(s for s in ours.keys() & theirs.keys() if s is not None)
+    own_values, reference_values = family.values(length, value), reference.values(length, value)
+    seeds = sorted(s for s in own_values.keys() & reference_values.keys() if s is not None)
     if family is reference or len(seeds) < 2:
         return False
-    a, b = (np.array([v[s] for s in seeds]) for v in (ours, theirs))
+    a, b = (np.array([v[s] for s in seeds]) for v in (own_values, reference_values))
     hashes = {f.cells[length][s].row["targets_hash"] for f in (family, reference) for s in seeds}
     if len(hashes) > 1 or bool(np.all(a - b == a[0] - b[0])):
         return False

@@ -187,7 +187,7 @@ def _papers(grid: Grid) -> bool:
 
 
 def _with_paper(measured: Table, grid: Grid, against: str) -> Table:
-    """The paper's rows in groups of their own below the measured ones, without bold."""
+    """The paper's rows, in separate groups below the measured ones, without bold."""
     rows = [replace(row, group="measured here") for row in measured.rows]
     trained = len(measured.head) - 1 - len(grid.lengths)  # 1 where there is a column of trained lengths
     for row in paper.rows(against, grid.task):
