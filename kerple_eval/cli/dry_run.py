@@ -59,14 +59,14 @@ def _tokens(plan: RunPlan) -> int | None:
     return measured(plan.models[0].checkpoint.load(plan.device, plan.dtype), plan.longest)
 
 
-HEAD = ("model", "cells", "windows", "targets", "held already", "TFLOP", "GB", "time")
+HEAD = ("model", "cells", "windows", "targets", "reused", "TFLOP", "GB", "time")
 
 
 def _table(entries: Sequence[Forecast]) -> Table:
     rows = [_row(entry.model, [entry]) for entry in entries]
     if len(entries) > 1:
         rows.append(_row("all", entries))
-    note = "held already: windows whose losses come from other cells of the run"
+    note = "reused: windows whose losses come from other cells of the run"
     notes = (note,) if any(entry.served for entry in entries) else ()
     words = frozenset({0, len(HEAD) - 1})
     return Table("What the run will take", HEAD, tuple(rows), notes, words)

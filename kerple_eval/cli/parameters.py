@@ -16,9 +16,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice, unless it collects its values."""
+    """A command that refuses words that are not UTF-8, and options given twice (unless they collect)."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if not is_text(word):  # the record of a run holds the words of its command
+                raise click.UsageError(f"{word[:80]!r} is not UTF-8; rename the file or folder", ctx)
         order = self.make_parser(ctx).parse_args(args=list(args))[2]
         for option, count in Counter(order).items():
             repeatable = not isinstance(option, click.Option) or option.multiple or option.is_eager
@@ -54,12 +57,10 @@ class Tokens(click.IntRange):
         return tokens
 
 
-def checked_path(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """A path to write that is neither empty (an unset shell variable) nor bytes that no record can hold."""
+def not_empty(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A path that is not empty: an unset shell variable would otherwise name the current folder."""
     if value == "":
         raise click.BadParameter("is empty.", context, option)
-    if value is not None and not is_text(value):
-        raise click.BadParameter("is not UTF-8; choose another name.", context, option)
     return value
 
 
@@ -69,9 +70,7 @@ def at_least(least: int) -> click.IntRange:
 
 def out(text: str, **more: Any) -> Callable[[F], F]:
     """``--out PATH``."""
-    return click.option(
-        "--out", callback=checked_path, metavar="PATH", help=text, **({"required": True} | more)
-    )
+    return click.option("--out", callback=not_empty, metavar="PATH", help=text, **({"required": True} | more))
 
 
 folders = click.argument("folders", nargs=-1, required=True, metavar="DIR...")
