@@ -255,8 +255,7 @@ def test_figure(tiny_run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, tmp_
     seen = []
     real = depth_report.save
     monkeypatch.setattr(depth_report, "save", lambda figure, out: (seen.append(figure), real(figure, out)))
-    for kind in ("png", "pdf", "svg"):
-        depth_report.make([copied], tmp_path / f"x.{kind}")
+    depth_report.make([copied], tmp_path / "x.png")
     panels = [a for a in seen[0].axes if a.images and a.get_ylabel() == "depth"]
     assert len(panels) == 2 * 2 * 2
     assert all("exact" in p.get_title(loc="left") for p in panels[::2])
