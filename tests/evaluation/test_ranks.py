@@ -142,7 +142,7 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
 
 
 GUEST = """
-import pathlib, sys, torch, torch.distributed as dist, kerple_eval
+import sys, torch, torch.distributed as dist, kerple_eval
 from pathlib import Path
 model, text, folder = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo")
