@@ -26,6 +26,7 @@ from kerple_eval.models.scoring import score
 from kerple_eval.records.answers import answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_cell, write_failure
 from kerple_eval.records.run import open_run
+from kerple_eval.records.schema import SCHEMA_VERSION
 from kerple_eval.records.specification import Marker
 from kerple_eval.reports.figures import depth as depth_report
 from kerple_eval.reports.tables.answers import make
@@ -328,7 +329,7 @@ def test_answers_where_there_are_none(models: dict[str, str], text: str, invoke:
         from kerple_eval.types import Spec  # noqa: PLC0415
 
         training_corpus(Spec("passkey"), [], BYTE_TOKENIZER)
-    assert json.loads((tmp_path / "x" / "run.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "x" / "run.json").read_text())["schema_version"] == SCHEMA_VERSION
 
 
 def test_page(tiny_run: kerple_eval.Run, invoke: Cli, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_every_loss_is_the_naive_one(
     run = kerple_eval.evaluate(
         models[scheme], text=short, lengths=[5, 16], protocols=PROTOCOLS, out=tmp_path / "run"
     )
-    tokens = short.read_bytes()
+    tokens = Path(short).read_bytes()
     summary = run.summary()
     assert summary["protocol"].tolist() == [p for p in PROTOCOLS for _ in range(2)]
     for _, row in summary.iterrows():
@@ -195,7 +195,7 @@ def test_text_and_tokens_are_two_tasks_of_one_run(models: dict[str, str], text: 
 
 
 def test_float64_and_half_precision(models: dict[str, str], short: Path, tmp_path: Path) -> None:
-    tokens = short.read_bytes()
+    tokens = Path(short).read_bytes()
     oracle = np.array(
         [naive(models["rope"], "rope", tokens, (k - 1) // 16 * 16, k) for k in range(1, len(tokens))]
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kerple_eval
-from kerple_eval.data.documents import DocumentMarkers, TokenDocument
+from kerple_eval.data.documents import NO_MARKERS, DocumentMarkers, TokenDocument
 from kerple_eval.data.texts import TokenizedText
 from kerple_eval.evaluation.planning import parse_protocol
 from kerple_eval.evaluation.reuse import find
@@ -45,8 +45,8 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return seen
 
 
-def run(models: dict[str, str], text: Path, out: Path, **changes: Any) -> kerple_eval.Run:
-    options = {"text": text, "protocols": PROTOCOLS, "lengths": LENGTHS, "out": out} | changes
+def run(models: dict[str, str], text: str, out: Path, **changes: Any) -> kerple_eval.Run:
+    options = {"text": Path(text), "protocols": PROTOCOLS, "lengths": LENGTHS, "out": out} | changes
     return kerple_eval.evaluate([models["alibi"], models["rope"]], **options)
 
 
@@ -84,7 +84,7 @@ def test_what_coincides_is_not_computed_again(
         assert len(whole) == 2 * len(set(whole))  # once for each of the two models
 
 
-def test_losses_are_those_of_runs_apart(models: dict[str, str], text: Path, tmp_path: Path) -> None:
+def test_losses_are_those_of_runs_apart(models: dict[str, str], text: str, tmp_path: Path) -> None:
     """Every cell against the same cell of a run of its protocol alone, which has nothing to take from."""
     together = run(models, text, tmp_path / "all")
     for protocol in PROTOCOLS:
@@ -104,7 +104,7 @@ def test_losses_are_those_of_runs_apart(models: dict[str, str], text: Path, tmp_
 @pytest.mark.parametrize("at", [9, 30, 47])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_same_bytes_after_a_kill(
-    at: int, when: str, models: dict[str, str], text: Path, tmp_path: Path
+    at: int, when: str, models: dict[str, str], text: str, tmp_path: Path
 ) -> None:
     run(models, text, tmp_path / "whole")
     arguments = {
@@ -118,7 +118,7 @@ def test_the_same_bytes_after_a_kill(
 
 
 def test_a_cell_computed_again_takes_from_those_before_it_alone(
-    models: dict[str, str], text: Path, tmp_path: Path, fed: list[tuple[int, ...]]
+    models: dict[str, str], text: str, tmp_path: Path, fed: list[tuple[int, ...]]
 ) -> None:
     """Cells in the middle deleted: the later ones, which hold the same windows, are not looked at."""
     run(models, text, tmp_path)
@@ -136,7 +136,7 @@ def test_a_cell_computed_again_takes_from_those_before_it_alone(
 
 @pytest.mark.parametrize("scheme", ["alibi", "rope"])
 def test_a_failed_source_is_no_source(
-    scheme: str, models: dict[str, str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, models: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = DecoderModel.logits
     calls = []
@@ -158,7 +158,7 @@ def test_a_failed_source_is_no_source(
 
 def work(protocol: str, length: int, ids: list[list[int]], bos: int | None = None) -> Work:
     documents = [TokenDocument(str(i), np.array(d, dtype=np.int64)) for i, d in enumerate(ids)]
-    reading = TokenizedText(documents, DocumentMarkers("never" if bos is None else "window", bos))
+    reading = TokenizedText(documents, NO_MARKERS if bos is None else DocumentMarkers("window", bos))
     plan = parse_protocol(protocol, [length])
     return Work(plan.key("m", "t", length), SimpleNamespace(), plan, plan.cell(reading, length))  # type: ignore[arg-type]
 
