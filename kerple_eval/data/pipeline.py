@@ -56,14 +56,23 @@ def check_growth(fast: Any, what: str) -> None:
         growth = 1.0
         for step in _steps(getattr(fast, name)):
             if step["type"] == "Replace":
-                pattern = step["pattern"]
-                least = max(1, len(pattern.get("String", ""))) if isinstance(pattern, dict) else 1
-                growth *= max(1.0, len(step["content"]) / least + ("Regex" in pattern))
+                growth *= _growth(step["pattern"], len(step["content"]))
             if growth > GROWTH:
                 raise UserError(
                     f"tokeniser {what}: its {name} makes a text more than {GROWTH} times longer "
                     "(Replace steps one after the other); it is not read"
                 )
+
+
+def _growth(pattern: dict[str, str], size: int) -> float:
+    """How many times longer a text can become by putting ``size`` characters for each match."""
+    if "String" in pattern:
+        return max(1.0, size / len(pattern["String"])) if pattern["String"] else size + 1.0
+    try:
+        matches_nothing = re.match(pattern["Regex"], "") is not None
+    except (re.error, KeyError):  # an expression of the library's own dialect
+        matches_nothing = True
+    return size + 1.0 if matches_nothing else max(1.0, size)
 
 
 def _steps(component: Any) -> Iterator[dict[str, Any]]:

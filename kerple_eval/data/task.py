@@ -158,7 +158,7 @@ def _hub_task(spec: Spec) -> Task:
             raise unknown(f"option of task {spec.name}", key, _HUB_OPTIONS)
     if "limit" in options:
         text = options["limit"]
-        if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) <= 10**9):
+        if not re.fullmatch(r"0*[1-9][0-9]{0,14}", text):
             raise UserError(f"task {spec}: limit={text[:20]} is not a number of documents from 1 on")
         options["limit"] = int(text)
     source = HubIdSource(match["id"], match["revision"], **options)
@@ -199,8 +199,8 @@ def _with_numbers(source: SyntheticSource, options: dict[str, str], what: str) -
     for key in ("depths", "samples", "seed"):
         if key in options:
             text = options.pop(key)
-            if not (text.isascii() and text.isdigit()):
-                raise UserError(f"{what}: {key}={text} is not a whole number")
+            if not re.fullmatch(r"[0-9]{1,15}", text):
+                raise UserError(f"{what}: {key}={quoted(text)[1:-1]} is not a whole number")
             numbers[key] = int(text)
     spec = parse_spec(source.generator)
     generator = Spec(spec.name, tuple((dict(spec.options) | options).items()))

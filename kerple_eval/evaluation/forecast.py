@@ -52,11 +52,11 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
     """
     every = list(worklist(plan))
     budget = Budget(tokens or TOKENS_PER_PASS[plan.device.type])
-    found = [_planned(plan, model, every, finished, budget) for model in plan.models]
-    for entry, model in zip(found, plan.models, strict=True):
+    entries = [_planned(plan, model, every, finished, budget) for model in plan.models]
+    for entry, model in zip(entries, plan.models, strict=True):
         if entry.passes:
             entry.seconds = _measured(plan, model, entry.passes, budget)
-    return found
+    return entries
 
 
 def _planned(
@@ -69,15 +69,15 @@ def _planned(
             continue
         served = _served(task, every)
         windows = [pair for i, pair in enumerate(task.windows) if i not in served]
-        lead = 0 if task.reading.window_bos is None else 1
+        marker = 0 if task.reading.window_bos is None else 1
         entry.cells += 1
         entry.windows += len(task.windows)
         entry.targets += sum(window.targets for _, window in task.windows)
         entry.served += len(served)
-        for members in batches(windows, budget.tokens, lead):
+        for members in batches(windows, budget.tokens, marker):
             window = windows[members[0]][1]
-            entry.passes[PassShape(len(members), window.inputs + lead, window.targets)] += 1
-            longest = max(longest, window.inputs + lead)
+            entry.passes[PassShape(len(members), window.inputs + marker, window.targets)] += 1
+            longest = max(longest, window.inputs + marker)
     entry.work = sum(sum(pass_work(p, model.description)) * n for p, n in entry.passes.items())
     if longest:
         entry.memory = window_bytes(model.description, longest, plan.dtype.itemsize, plan.device.type)

@@ -48,12 +48,12 @@ class ProtocolPlan:
             ]
             return CellPlan(documents, answers, reading)
         marked = reading.window_bos is not None
-        taken = 1 if marked else 0  # of each window's L, by the marker before it
+        markers = 1 if marked else 0  # tokens of each window's L that stand before it
         plan = self.protocol.plan_after_marker if marked else self.protocol.plan
         windows = [
             (index, window)
             for index, document in enumerate(documents)
-            for window in plan(len(document), length - taken, self.longest - taken)
+            for window in plan(len(document), length - markers, self.longest - markers)
         ]
         return CellPlan(documents, windows, reading)
 

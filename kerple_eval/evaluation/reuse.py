@@ -1,7 +1,7 @@
 """Losses that a run already holds: windows of one cell served by those of the cells before it.
 
 The loss of target k depends on the inputs alone: the document's tokens ``[start:k]``, after the
-first-token marker where windows have one. So a window takes its losses from a finished one of the same
+first-token marker where windows have one. So a window has its losses from a finished one of the same
 model over the same tokens (by sha256), marker and ``start`` that scored all its targets. Where losses
 depend on how many tokens follow (a model that is not prefix-invariant), ``stop`` must be the same too.
 
@@ -28,7 +28,7 @@ Row = NDArray[np.float32]
 
 
 @dataclass
-class Found:
+class ReusedLosses:
     """Losses by window number, and how many windows each cell gave."""
 
     losses: dict[int, Row] = field(default_factory=dict)
@@ -52,12 +52,12 @@ class Found:
         return ", ".join(f"{name} ({n} windows)" for name, n in zip(names, numbers, strict=False))
 
 
-def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | None]) -> Found:
+def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | None]) -> ReusedLosses:
     """Losses of the windows of ``task`` that finished cells among ``before`` hold.
 
     ``read`` gives a finished cell, None for one that failed; only cells that may serve are read.
     """
-    found = Found()
+    reused = ReusedLosses()
     invariant, protocol = task.model.description.prefix_invariant, task.key.protocol
     wanted: dict[tuple[str, int], list[int]] = {}
     for index, (document, window) in enumerate(task.windows):
@@ -79,14 +79,14 @@ def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | No
         for index, row in rows.items():
             document, window = task.windows[index]
             offset = window.first_target - cell.windows[row].first_target
-            found.losses[index] = cell.losses[row][offset : offset + window.targets]
-            place = (task.cell.hashes[document], window.start)
-            wanted[place].remove(index)
-            if not wanted[place]:
-                del wanted[place]
+            reused.losses[index] = cell.losses[row][offset : offset + window.targets]
+            inputs = (task.cell.hashes[document], window.start)
+            wanted[inputs].remove(index)
+            if not wanted[inputs]:
+                del wanted[inputs]
         if rows:
-            found.counts[source.key] = len(rows)
-    return found
+            reused.counts[source.key] = len(rows)
+    return reused
 
 
 def _serving(

@@ -1,4 +1,4 @@
-"""``--precision``: which documents each look of a run takes, settled before the first.
+"""``--precision``: which documents each look of a run scores, chosen before the first look.
 
 A look is a number of documents of a text; its documents are the first by the rank that ``--documents``
 goes by, so that each look adds to the one before. See :mod:`kerple_eval.stats.looks` for the rule.

@@ -161,10 +161,12 @@ class Worker:
 
         Where the protocol scores answers, losses and hits, ``[2, targets]`` a window.
         """
-        found = find(task, before(task, self.every), self._finished)
+        reused = find(task, before(task, self.every), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
-        losses = [next(known[name]) if name in known else found.losses.get(i) for i, name in enumerate(names)]
+        losses = [
+            next(known[name]) if name in known else reused.losses.get(i) for i, name in enumerate(names)
+        ]
         fresh = [number for number, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[number] for number in fresh]
@@ -175,19 +177,19 @@ class Worker:
                 losses[fresh[index]] = row
             self.work_done += sum(cost(windows[index][1]) for index in members)
             self._tell(task)
-        source = found.describe(task.key, len(task.windows))
+        source = reused.describe(task.key, len(task.windows))
         return [row for row in losses if row is not None], source
 
     def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
         """Whether passes to come have a shape that this process has not compiled; it then has."""
         if model.attention != "flex":
             return False
-        lead = 0 if task.reading.window_bos is None else 1
+        marker = 0 if task.reading.window_bos is None else 1
         shapes = {
             (task.model.description.scheme, *program)
-            for members in batches(windows, self.budget.pass_.tokens, lead)
+            for members in batches(windows, self.budget.pass_.tokens, marker)
             for window in [windows[members[0]][1]]
-            for program in programs(len(members), window.inputs + lead, window.targets)
+            for program in programs(len(members), window.inputs + marker, window.targets)
         }
         fresh = not shapes <= self.compiled
         self.compiled |= shapes

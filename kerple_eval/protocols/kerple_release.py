@@ -42,6 +42,8 @@ from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.neox_split import PARTS, SHARES, parse_shares, part_range
 from kerple_eval.types import Sample, Span, UserError, Window
 
+MOST_DOCUMENTS = 1 << 28  # in the repeated and shuffled stream: 1 GiB of numbers
+
 
 class KerpleRelease(Protocol):
     draws_samples = True
@@ -72,6 +74,11 @@ class KerpleRelease(Protocol):
         if not tokens:
             raise UserError(f"kerple-release: the documents of split={self.split} hold no token")
         epochs = -(-(self.wanted * length + 1) // tokens)
+        if epochs * len(documents) > MOST_DOCUMENTS:
+            raise UserError(
+                f"kerple-release: samples={self.wanted} at length {length} need the text's {tokens} tokens "
+                f"{epochs} times; use fewer samples or a longer text"
+            )
         rng = np.random.RandomState(self.seed)
         order = np.tile(documents, epochs)  # int32: the type that is shuffled changes memory alone
         rng.shuffle(order)

@@ -25,11 +25,11 @@ class Answer:
 def answers(cell: Cell) -> list[Answer]:
     """The documents of a finished cell that scored answers, one window each, in plan order."""
     assert cell.hits is not None
-    found = []
+    scored = []
     for number, row, hits in zip(cell.document.tolist(), cell.losses, cell.hits, strict=True):
         entry = cell.header.documents[number]
         mean = math.fsum(row.tolist()) / len(row)
         right = int(hits.sum())
         assert entry.depth is not None
-        found.append(Answer(entry.depth, entry.name, len(row), right, right == len(row), mean))
-    return found
+        scored.append(Answer(entry.depth, entry.name, len(row), right, right == len(row), mean))
+    return scored

@@ -82,10 +82,10 @@ class Cell:
 
     def by_document(self) -> dict[str, list[NDArray[np.float32]]]:
         """Document name -> losses of its windows, in plan order."""
-        found: dict[str, list[NDArray[np.float32]]] = {}
+        rows: dict[str, list[NDArray[np.float32]]] = {}
         for document, row in zip(self.document.tolist(), self.losses, strict=True):
-            found.setdefault(self.header.documents[document].name, []).append(row)
-        return found
+            rows.setdefault(self.header.documents[document].name, []).append(row)
+        return rows
 
     @cached_property
     def targets_hash(self) -> str:

@@ -2,7 +2,7 @@
 
 Runs join where their specifications are disjoint or equal: models by label, tasks by name, protocols by
 their canonical string (their lengths are put together), each the same wherever it stands in two of them;
-everything else (device, dtype, choice of documents) the same in all. What a record says by model, by
+everything else (device, dtype, choice of documents) the same in all. What a record holds by model, by
 tokeniser or by length is put together too. A conflict is named and nothing is written.
 
 A cell that several runs have finished must hold the same windows, over the same documents, with losses no
@@ -29,7 +29,7 @@ from kerple_eval.types import CellKey, UserError
 
 #: Parts of a specification -> one of them, and the key that names it.
 PARTS = {"models": ("model", "label"), "tasks": ("task", "name"), "protocols": ("protocol", "protocol")}
-#: Of a task or protocol, what is said a model, a tokeniser or a length at a time.
+#: Keys of a task or protocol whose values are by model, tokeniser or length.
 BY_PART = ("first_token", "tokens_sha256", "drawn_sha256")
 
 
@@ -42,22 +42,22 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
     runs = [open_run(folder) for folder in folders]
     if len(runs) < 2:
         raise UserError("merge needs two run directories or more")
-    places = [run.folder.resolve() for run in runs]
-    for place in places:
-        if places.count(place) > 1:
-            raise UserError(f"{place.name} is given twice")
+    folders_given = [run.folder.resolve() for run in runs]
+    for folder in folders_given:
+        if folders_given.count(folder) > 1:
+            raise UserError(f"{folder.name} is given twice")
     specification = to_json(runs[0].specification)
     for run in runs:
         if run.specification.precision is not None:
             raise UserError(
-                f"{run.folder}: holds cells that grew until they were sure (--precision), by its own looks; "
+                f"{run.folder}: its cells hold as many documents as --precision needed for that run alone; "
                 "such runs cannot be joined"
             )
         specification = _join(specification, to_json(run.specification), runs[0].folder, run.folder)
     joined = from_json(RunSpecification, specification, str(out))
     provenance = _provenance(runs)
     keys = Run(out, joined, provenance).keys()
-    # Agreement is settled before anything is written, cell by cell, so that one at a time is in memory.
+    # Cells are compared before anything is written, one at a time, so that few are in memory.
     held = [(run, set(run.keys())) for run in runs]
     owners = {key: owner for key in keys if (owner := _owner(key, held, within)) is not None}
     with new_folder(out) as folder:
@@ -81,14 +81,14 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
     )
 
 
-def _join(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -> dict[str, Any]:
+def _join(left: dict[str, Any], right: dict[str, Any], first: Path, second: Path) -> dict[str, Any]:
     """One specification of two, in the order of the first."""
-    rest = [{k: v for k, v in s.items() if k not in PARTS} for s in (one, two)]
+    rest = [{k: v for k, v in s.items() if k not in PARTS} for s in (left, right)]
     _same(rest[0], rest[1], "", first, second)
-    joined = dict(one)
+    joined = dict(left)
     for part, (singular, name) in PARTS.items():
-        mine = {entry[name]: entry for entry in one[part]}
-        for entry in two[part]:
+        mine = {entry[name]: entry for entry in left[part]}
+        for entry in right[part]:
             label = entry[name]
             where = f"{singular} {label}"
             known = mine.get(label)
@@ -97,34 +97,36 @@ def _join(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -
     return joined
 
 
-def _entry(one: dict[str, Any], two: dict[str, Any], where: str, first: Path, second: Path) -> dict[str, Any]:
+def _entry(
+    left: dict[str, Any], right: dict[str, Any], where: str, first: Path, second: Path
+) -> dict[str, Any]:
     """A model, task or protocol that two runs hold."""
-    put_together = {key: (one.get(key), two.get(key)) for key in BY_PART if isinstance(one.get(key), dict)}
-    apart = (*put_together, "lengths")
-    rest = [{k: v for k, v in entry.items() if k not in apart} for entry in (one, two)]
+    united = {key: (left.get(key), right.get(key)) for key in BY_PART if isinstance(left.get(key), dict)}
+    apart = (*united, "lengths")
+    rest = [{k: v for k, v in entry.items() if k not in apart} for entry in (left, right)]
     _same(rest[0], rest[1], where, first, second)
-    joined = dict(one)
-    for key, (a, b) in put_together.items():
+    joined = dict(left)
+    for key, (a, b) in united.items():
         joined[key] = _union(a, b, f"{where}: {key}", first, second)
-    if "lengths" in one:
-        joined["lengths"] = sorted({*one["lengths"], *two["lengths"]})
+    if "lengths" in left:
+        joined["lengths"] = sorted({*left["lengths"], *right["lengths"]})
     return joined
 
 
-def _union(one: Any, two: Any, where: str, first: Path, second: Path) -> Any:
+def _union(left: Any, right: Any, where: str, first: Path, second: Path) -> Any:
     """Mappings put together at every depth but the last (a marker is whole); what both say is the same."""
-    maps = isinstance(one, dict) and isinstance(two, dict) and not {"rule", "id"} <= {*one, *two}
+    maps = isinstance(left, dict) and isinstance(right, dict) and not {"rule", "id"} <= {*left, *right}
     if not maps:
-        _same(one, two, where, first, second)
-        return one
-    return one | {
-        key: _union(one[key], value, f"{where}: {key}", first, second) if key in one else value
-        for key, value in two.items()
+        _same(left, right, where, first, second)
+        return left
+    return left | {
+        key: _union(left[key], value, f"{where}: {key}", first, second) if key in left else value
+        for key, value in right.items()
     }
 
 
-def _same(one: Any, two: Any, where: str, first: Path, second: Path) -> None:
-    different = differences(one, two)
+def _same(left: Any, right: Any, where: str, first: Path, second: Path) -> None:
+    different = differences(left, right)
     if different:
         what = different[0].describe(f"in {first}", f"in {second}")
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
@@ -132,7 +134,7 @@ def _same(one: Any, two: Any, where: str, first: Path, second: Path) -> None:
 
 
 def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float) -> Run | None:
-    """The run whose cell is taken; None where none has run it."""
+    """The run whose cell the joined run keeps; None where no run has computed it."""
     found: tuple[Run, Cell] | None = None
     failed: Run | None = None
     for run, keys in held:
@@ -146,29 +148,29 @@ def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float
     return found[0] if found is not None else failed
 
 
-def _disagreement(one: Cell, two: Cell, within: float) -> str:
+def _disagreement(left: Cell, right: Cell, within: float) -> str:
     """How two finished cells of one key differ; nothing where they agree."""
-    documents = [[d.sha256 for d in cell.header.documents] for cell in (one, two)]
+    documents = [[d.sha256 for d in cell.header.documents] for cell in (left, right)]
     if documents[0] != documents[1]:
         return "they scored other documents"
-    if list(one.windows) != list(two.windows) or one.document.tolist() != two.document.tolist():
+    if list(left.windows) != list(right.windows) or left.document.tolist() != right.document.tolist():
         return "they scored other windows"
     for name in ("dtype", "first_token", "reduction"):
-        values = [to_json(getattr(cell.header, name)) for cell in (one, two)]
+        values = [to_json(getattr(cell.header, name)) for cell in (left, right)]
         if values[0] != values[1]:
             return f"{name} is {values[0]} in one and {values[1]} in the other"
-    apart = max(float(np.abs(a - b).max()) for a, b in zip(one.losses, two.losses, strict=True))
+    apart = max(float(np.abs(a - b).max()) for a, b in zip(left.losses, right.losses, strict=True))
     if apart > within:
         return f"their losses differ by up to {apart:.3g} nats; --within NATS allows as much"
-    if within == 0 and not _alike(one.hits, two.hits):
+    if within == 0 and not _alike(left.hits, right.hits):
         return "other targets were the argmax"
     return ""
 
 
-def _alike(one: Sequence[Any] | None, two: Sequence[Any] | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    return all((a == b).all() for a, b in zip(one, two, strict=True))
+def _alike(left: Sequence[Any] | None, right: Sequence[Any] | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    return all((a == b).all() for a, b in zip(left, right, strict=True))
 
 
 def _provenance(runs: Sequence[Run]) -> Provenance:

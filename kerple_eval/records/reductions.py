@@ -29,9 +29,9 @@ def perplexity(nll: float) -> float | None:
         return None
 
 
-def bits_per_byte(losses: Sequence[NDArray[np.float32]], spelled: int | None) -> float | None:
+def bits_per_byte(losses: Sequence[NDArray[np.float32]], byte_count: int | None) -> float | None:
     """``summed loss / (ln 2 x UTF-8 bytes of the scored targets)``; None where bytes are unknown."""
-    return total_loss(losses) / (math.log(2) * spelled) if spelled else None
+    return total_loss(losses) / (math.log(2) * byte_count) if byte_count else None
 
 
 def contexts(windows: Sequence[Window]) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from kerple_eval.reports import escapes
 from kerple_eval.support.registry import unknown
 
-#: Formats that a command offers; the page sets HTML by itself.
+#: HTML is a fragment, for a page or a notebook.
 TABLE_FORMATS = ("text", "markdown", "latex", "csv", "html")
 #: A LaTeX table whose rows have more characters is set smaller, so as to fit the width of a page's text
 #: (article's 345 pt); beyond some 140 characters, as with the paper's schemes across, no size does.
@@ -108,7 +108,7 @@ def records_table(columns: Sequence[str], records: Sequence[Mapping[str, Value]]
 
 
 def check_format(style: str) -> None:
-    """Raises `UserError` where no command offers the format ``style``."""
+    """Raises `UserError` where ``style`` is no format of a table."""
     if style not in TABLE_FORMATS:
         raise unknown("table format", style, TABLE_FORMATS)
 
@@ -258,9 +258,9 @@ def _html(table: Table) -> str:
     filtered = " data-filter" if len(table.rows) >= _FEWEST_TO_FILTER else ""
     title = escapes.html(table.title)
     return (
-        f'<div class="table"{filtered}><p class="caption" aria-hidden="true">{title}</p>'
+        f'<div class="table"{filtered}><p class="caption">{title}</p>'
         f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
-        f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div>"
+        f'<table aria-label="{title}"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table></div>'
         f"{notes}</div>\n"
     )
 

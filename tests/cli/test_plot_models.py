@@ -35,10 +35,10 @@ def test_figures_are_written(kind: str, suffix: str, invoke: Cli, tmp_path: Path
     if suffix == "svg":
         assert "kerple-log" in first.decode()
         assert "b (alibi, window=64)" in first.decode()
-    again = invoke("plot", "zoo:kerple-log", "b=zoo:alibi,window=64", "--kind", kind, "--out", str(out),
-                   "--length", "48")  # fmt: skip
-    assert again.exit_code == 0
     if suffix == "png":
+        again = invoke("plot", "zoo:kerple-log", "b=zoo:alibi,window=64", "--kind", kind, "--out", str(out),
+                       "--length", "48")  # fmt: skip
+        assert again.exit_code == 0
         assert out.read_bytes() == first  # the same command, the same picture
 
 

@@ -121,6 +121,7 @@ def test_without_a_network(tmp_path: Path) -> None:
     ("hf:", "expected hf:ORG/NAME"), ("hf:a/b/c,split=test", "expected hf:ORG/NAME"),
     ("hf:../b,split=test:", "expected hf:ORG/NAME"), ("hf:a/b,split", "expected key=value"),
     ("hf:a/b,splt=test", "did you mean 'split'?"), ("hf:a/b,split=test,limit=0", "limit=0 is not a number"),
+    ("hf:a/b,split=test,limit=" + "1" * 5000, "is not a number of documents"),
     ("hf:a/b,split=test,limit=x", "limit=x is not a number"),
 ])  # fmt: skip
 def test_what_is_no_id(text: str, says: str) -> None:

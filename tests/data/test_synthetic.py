@@ -251,6 +251,7 @@ def test_a_document_depends_on_its_place_alone() -> None:
         ("copy:cue=1,ids=1-2", 99, "cue=1 of 2 ids occurs more than once in 91 tokens at length 99"),
         ("copy:ids=5", 99, "ids=5 must be all, or two ids"),
         ("copy:ids=9-5", 99, "ids=9-5 must be all"),
+        ("copy:ids=0-" + "9" * 5000, 99, "must be all, or two ids"),
         ("copy:ids=9-256", 99, r"ids=9-256 exceed the vocabulary \(0..255\)"),
         ("copy:cues=4", 99, "unknown option of copy 'cues': did you mean 'cue'"),
         ("associative-recall", 18, "length 18 is too short; use lengths of at least 19"),

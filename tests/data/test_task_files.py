@@ -110,7 +110,7 @@ WRONG: list[tuple[str, str, Any, str]] = [  # kind of source, key, wrong value, 
     ("synthetic", "source.samples", 0, "must be at least 1, got 0"),
     ("synthetic", "source.seed", True, INTEGER),
     ("synthetic", "source.seed", -1, "must be at least 0, got -1"),
-    ("synthetic", "split.test", 0.5, "must be 1.0, as all of it is made"),
+    ("synthetic", "split.test", 0.5, "must be 1.0, as all of a synthetic text"),
     ("synthetic", "packing", "concatenate", "must be document, as each is a window"),
     ("synthetic", "documents", {"count": 3}, "not for a synthetic source"),
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from kerple_eval.data.documents import Document, DocumentMarkers, pack, tokenize
 from kerple_eval.data.texts import applied
@@ -217,6 +217,10 @@ def test_a_normaliser_that_grows_without_bound_is_refused(tmp_path: Path) -> Non
                 JsonTokenizer(tmp_path / "t.json")
         else:
             assert len(JsonTokenizer(tmp_path / "t.json").encode("a").ids) >= 1
+    fast = byte_level_bpe()  # a usual chain: one space for several, ten times
+    fast.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" {2,}"), " ") for _ in range(10)])
+    fast.save(str(tmp_path / "t.json"))
+    JsonTokenizer(tmp_path / "t.json")
 
 
 def test_packing_ends_each_document_with_a_token_that_spells_no_bytes(files: dict[str, Path]) -> None:

@@ -230,12 +230,31 @@ def prepare(folder: Path) -> None:
         shutil.copytree(zoo / source, folder / "ckpt" / name)
 
 
+@contextlib.contextmanager
+def registered_here() -> Iterator[None]:
+    """What a page registers is gone after it."""
+    from kerple_eval.data.task import TASKS  # noqa: PLC0415
+    from kerple_eval.models.catalogue import CHECKPOINT_FORMATS  # noqa: PLC0415
+    from kerple_eval.protocols.catalogue import PROTOCOLS  # noqa: PLC0415
+    from kerple_eval.reports.catalogue import REPORTS  # noqa: PLC0415
+    from kerple_eval.schemes.catalogue import SCHEMES  # noqa: PLC0415
+
+    registries: tuple[Any, ...] = (TASKS, CHECKPOINT_FORMATS, PROTOCOLS, REPORTS, SCHEMES)
+    before = [set(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, names in zip(registries, before, strict=True):
+            for name in set(registry) - names:
+                registry.unregister(name)
+
+
 def run_page(page: Path, folder: Path) -> list[tuple[Block, str]]:
     """Runs a page in ``folder``; the ``text`` blocks that do not show what was printed, with that."""
     prepare(folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     wrong = []
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), registered_here():
         sys.path.insert(0, str(folder))
         try:
             for block, output in with_outputs(page):

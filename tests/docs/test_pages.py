@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from kerple_eval.schemes.catalogue import SCHEMES
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, same, tidy, with_outputs
 from tests.docs.blocks import run_page as run
 
@@ -46,6 +48,31 @@ def test_readme_is_short() -> None:
     for block in reversed(blocks(ROOT / "README.md")):
         text = text[: block.span[0]] + text[block.span[1] :]
     assert len(text.split()) <= 600
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub and the site make it."""
+    words = re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()
+    return re.sub(r"\s", "-", words)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "examples" / "README.md"]:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith("https://"):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            assert file.exists(), f"{page.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+                assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+def test_readme_counts_the_schemes() -> None:
+    assert len(SCHEMES) == 37
+    assert "Thirty-seven positional schemes" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_six_prefix_lengths_are_one_pass_a_start(
     path = tmp_path / "text.txt"
     path.write_bytes((32 + np.arange(3 * 512 + 1) % 90).astype(np.uint8).tobytes())
     lengths = [16, 32, 64, 128, 256, 512]
-    words: dict[str, Any] = {"text": str(path), "protocols": "prefix", "lengths": lengths, "device": "cpu"}
+    words: dict[str, Any] = {"text": path, "protocols": "prefix", "lengths": lengths, "device": "cpu"}
     kerple_eval.evaluate(models["kerple-log"], out=tmp_path / "out", **words)
     assert passes == [(3, 512)]
 
@@ -135,7 +135,7 @@ def test_short_windows_share_passes_of_2048_tokens(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes((32 + np.arange(4096 + 1) % 90).astype(np.uint8).tobytes())
-    words: dict[str, Any] = {"text": str(path), "lengths": [64, 512, 4096], "device": "cpu"}
+    words: dict[str, Any] = {"text": path, "lengths": [64, 512, 4096], "device": "cpu"}
     kerple_eval.evaluate(models["rope"], out=tmp_path / "out", **words)
     assert passes == [(32, 64), (32, 64), (4, 512), (4, 512), (1, 4096)]
     kerple_eval.evaluate(models["rope"], out=tmp_path / "out", **words)

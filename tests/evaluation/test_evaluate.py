@@ -23,17 +23,19 @@ COLUMNS = [
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> str:
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("short") / "short.txt"
     path.write_text("A naïve loop, fed one target at a time.")
-    return str(path)
+    return path
 
 
 PROTOCOLS = ("full-context", "sliding-window:stride=4", "last:k=3", "aligned:k=3", "prefix")
 
 
 @pytest.mark.parametrize("scheme", ["alibi", "rope", "kerple-log"])
-def test_every_loss_is_the_naive_one(scheme: str, models: dict[str, str], short: str, tmp_path: Path) -> None:
+def test_every_loss_is_the_naive_one(
+    scheme: str, models: dict[str, str], short: Path, tmp_path: Path
+) -> None:
     run = kerple_eval.evaluate(
         models[scheme], text=short, lengths=[5, 16], protocols=PROTOCOLS, out=tmp_path / "run"
     )
@@ -192,7 +194,7 @@ def test_text_and_tokens_are_two_tasks_of_one_run(models: dict[str, str], text: 
     assert as_text["targets_hash"] == as_tokens["targets_hash"]
 
 
-def test_float64_and_half_precision(models: dict[str, str], short: str, tmp_path: Path) -> None:
+def test_float64_and_half_precision(models: dict[str, str], short: Path, tmp_path: Path) -> None:
     tokens = Path(short).read_bytes()
     oracle = np.array(
         [naive(models["rope"], "rope", tokens, (k - 1) // 16 * 16, k) for k in range(1, len(tokens))]

@@ -168,7 +168,7 @@ def test_the_installed_command_killed_then_stopped_then_finished(
     assert before.items() <= contents(slow.out / "cells").items()
     status, out, err, seconds = slow.send(signal.SIGINT)
     assert status == 130
-    assert seconds < 3  # about 0.1 s on an idle machine; the machines of a test are not idle
+    assert seconds < 20  # about 0.1 s on an idle machine; the machines of a test are not idle
     assert out == ""
     assert err.splitlines() == [f"stopped; finished cells are kept, the same command goes on in {slow.out}"]
     assert finished.items() <= stamps(slow.out).items()

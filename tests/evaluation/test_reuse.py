@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kerple_eval
-from kerple_eval.data.documents import TokenDocument
+from kerple_eval.data.documents import NO_MARKERS, DocumentMarkers, TokenDocument
 from kerple_eval.data.texts import TokenizedText
 from kerple_eval.evaluation.planning import parse_protocol
 from kerple_eval.evaluation.reuse import find
@@ -46,7 +46,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def run(models: dict[str, str], text: str, out: Path, **changes: Any) -> kerple_eval.Run:
-    options = {"text": text, "protocols": PROTOCOLS, "lengths": LENGTHS, "out": out} | changes
+    options = {"text": Path(text), "protocols": PROTOCOLS, "lengths": LENGTHS, "out": out} | changes
     return kerple_eval.evaluate([models["alibi"], models["rope"]], **options)
 
 
@@ -62,7 +62,7 @@ def test_what_coincides_is_not_computed_again(
     """137 bytes: whole windows of 16, 32 and 64 start at the same places in most of these protocols."""
     letters = np.random.default_rng(3).integers(97, 123, size=137, dtype=np.uint8)
     (tmp_path / "random.txt").write_bytes(letters.tobytes())
-    text = str(tmp_path / "random.txt")
+    text = tmp_path / "random.txt"
     found = sources(run(models, text, tmp_path / "r"))
     for length in LENGTHS:
         assert found["full-context", length] == "forward pass"
@@ -158,7 +158,7 @@ def test_a_failed_source_is_no_source(
 
 def work(protocol: str, length: int, ids: list[list[int]], bos: int | None = None) -> Work:
     documents = [TokenDocument(str(i), np.array(d, dtype=np.int64)) for i, d in enumerate(ids)]
-    reading = TokenizedText(documents, "never" if bos is None else "window", bos)
+    reading = TokenizedText(documents, NO_MARKERS if bos is None else DocumentMarkers("window", bos))
     plan = parse_protocol(protocol, [length])
     return Work(plan.key("m", "t", length), SimpleNamespace(), plan, plan.cell(reading, length))  # type: ignore[arg-type]
 

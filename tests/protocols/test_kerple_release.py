@@ -177,6 +177,11 @@ def test_options_are_checked(options: dict[str, object], says: str) -> None:
         KerpleRelease(**options)  # type: ignore[arg-type]
 
 
+def test_more_samples_than_any_memory_holds_are_refused() -> None:
+    with pytest.raises(UserError, match=r"samples=9+ at length 16 need the text's 5 tokens \d+ times"):
+        KerpleRelease(split="all", samples=10**15 - 1).samples([5], 16)
+
+
 def test_an_empty_split_or_text() -> None:
     with pytest.raises(
         UserError, match=r"split=test has none of the 10 documents \(not empty: train\); split=all"

@@ -134,7 +134,7 @@ def test_cells_that_grew(whole: dict[str, kerple_eval.Run], tmp_path: Path) -> N
     data = json.loads((sure / "run.json").read_text())
     data["specification"]["precision"] = PRECISION
     (sure / "run.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="sure: holds cells that grew until they were sure"):
+    with pytest.raises(UserError, match="sure: its cells hold as many documents as --precision needed"):
         merge([whole["rope"].folder, sure], tmp_path / "out")
 
 

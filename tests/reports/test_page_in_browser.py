@@ -129,7 +129,7 @@ def test_without_javascript_tables_are_plain(browser: Any, report: Path) -> None
     tab, _ = opened(browser, report, 390, java_script_enabled=False)
     assert tab.locator("#results table").first.locator("tbody tr").count() == len(MODELS)
     assert tab.locator("thead button, input[type=search]").count() == 0
-    shown = tab.locator("#results .panel:visible caption")
+    shown = tab.locator("#results .panel:visible p.caption")
     assert [text.split(":")[1].split(" against")[0] for text in shown.all_text_contents()] == [" perplexity"]
     tab.locator("#results .switch label").last.click()  # the switch needs no script
     assert "bits per byte" in shown.first.text_content()

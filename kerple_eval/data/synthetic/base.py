@@ -9,6 +9,7 @@ document the answer's source stands, 0 at its beginning and 1 at its end: with D
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -70,10 +71,9 @@ def parse_ids(text: str, vocabulary: int, what: str) -> tuple[int, int]:
     """
     if text == "all":
         return 0, vocabulary
-    first, dash, last = text.partition("-")
-    good = dash and first.isascii() and first.isdigit() and last.isascii() and last.isdigit()
-    if not good or int(first) >= int(last):
-        raise UserError(f"{what}: ids={text} must be all, or two ids as in ids=97-122")
+    first, _, last = text.partition("-")
+    if not re.fullmatch(r"[0-9]{1,15}-[0-9]{1,15}", text) or int(first) >= int(last):
+        raise UserError(f"{what}: ids={text[:40]} must be all, or two ids as in ids=97-122")
     if int(last) >= vocabulary:
         raise UserError(f"{what}: ids={text} exceed the vocabulary (0..{vocabulary - 1})")
     return int(first), int(last) - int(first) + 1

@@ -32,8 +32,7 @@ _DTYPES = {
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-#: What wrappers put before every name: torch.compile, and (distributed) data parallel.
-_WRAPPERS = ("_orig_mod.", "module.")
+_COMPILED, _PARALLEL = "_orig_mod.", "module."
 #: Buffers that older releases of transformers stored; left out where the model has no such buffer.
 _OLD_BUFFERS = (
     ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "inv_freq",
@@ -65,11 +64,11 @@ def headers(weights: Weights) -> dict[str, Header]:
 
 
 def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without the prefixes of ``_WRAPPERS`` that all of them have."""
-    renamed = dict(tensors)
-    while wrapper := next((w for w in _WRAPPERS if renamed and all(n.startswith(w) for n in renamed)), None):
-        renamed = {name.removeprefix(wrapper): value for name, value in renamed.items()}
-    return renamed
+    """Names without what wrappers put into them: torch.compile anywhere, data parallel before every name."""
+    renamed = {name.replace(_COMPILED, ""): value for name, value in tensors.items()}
+    while renamed and all(name.startswith(_PARALLEL) for name in renamed):
+        renamed = {name.removeprefix(_PARALLEL): value for name, value in renamed.items()}
+    return renamed if len(renamed) == len(tensors) else dict(tensors)
 
 
 def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, Header]) -> None:

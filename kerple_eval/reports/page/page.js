@@ -73,7 +73,7 @@
     input.id = `filter-${count}`;
     label.htmlFor = input.id;
     label.textContent = "Show rows with";
-    input.setAttribute("aria-label", `Show rows with these words: ${table.caption.textContent}`);
+    input.setAttribute("aria-label", `Show rows with these words: ${table.getAttribute("aria-label")}`);
     said.setAttribute("role", "status");
     input.addEventListener("input", () => filter(table, input.value, said));
     line.append(label, input, said);

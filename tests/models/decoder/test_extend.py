@@ -50,11 +50,11 @@ def replaced(scheme: str, **options: Any) -> dict[str, Any]:
     return {"scheme": scheme, "scheme_options": {"base": 500.0, **options}}
 
 
-def laid_on(**modifiers: dict[str, Any]) -> dict[str, Any]:
+def changed_on(**modifiers: dict[str, Any]) -> dict[str, Any]:
     return {"modifiers": {name.replace("_", "-"): options for name, options in modifiers.items()}}
 
 
-LAID: list[tuple[str, dict[str, Any], str]] = [
+EXTENDED: list[tuple[str, dict[str, Any], str]] = [
     ("rope,extend=linear,factor=4", replaced("rope-linear", factor=4.0), "rope-linear"),
     ("rope,extend=rope-ntk,factor=4", replaced("rope-ntk", factor=4.0), "rope-ntk"),
     ("rope,extend=dynamic", replaced("rope-dynamic"), "rope-dynamic"),
@@ -70,7 +70,7 @@ LAID: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "rope,extend=yarn,factor=8,self-extend=4,group=2",
-        replaced("rope-yarn", factor=8.0) | laid_on(self_extend={"window": 4, "group": 2}),
+        replaced("rope-yarn", factor=8.0) | changed_on(self_extend={"window": 4, "group": 2}),
         "rope-yarn,self-extend=4,group=2",
     ),
     ("rope,extend=llama3,factor=8", replaced("rope-llama3", factor=8.0), "rope-llama3"),
@@ -81,48 +81,48 @@ LAID: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "rope,extend=yarn,factor=8,window=16",
-        replaced("rope-yarn", factor=8.0) | laid_on(window={"width": 16}),
+        replaced("rope-yarn", factor=8.0) | changed_on(window={"width": 16}),
         "rope-yarn,window=16",
     ),
-    ("rope,window=5", laid_on(window={"width": 5}), "rope,window=5"),
-    ("rope,window=", laid_on(window={}), "rope,window"),
+    ("rope,window=5", changed_on(window={"width": 5}), "rope,window=5"),
+    ("rope,window=", changed_on(window={}), "rope,window"),
     (
         "rope,extend=self-extend,window=4,group=2",
-        laid_on(self_extend={"window": 4, "group": 2}),
+        changed_on(self_extend={"window": 4, "group": 2}),
         "rope,self-extend=4,group=2",
     ),
     (
         "rope,extend=rerope,window=4,log-n=8",
-        laid_on(rerope={"window": 4}, log_n={"original": 8}),
+        changed_on(rerope={"window": 4}, log_n={"original": 8}),
         "rope,rerope=4,log-n=8",
     ),
     (
         "rope,extend=streaming-sink,sinks=2",
-        laid_on(streaming_sink={"sinks": 2}),
+        changed_on(streaming_sink={"sinks": 2}),
         "rope,streaming-sink,sinks=2",
     ),
-    ("rope,extend=lm-infinite", laid_on(lm_infinite={}), "rope,lm-infinite"),
-    ("kerple-log,window=5", laid_on(window={"width": 5}), "kerple-log,window=5"),
-    ("kerple-log,rerope=4", laid_on(rerope={"window": 4}), "kerple-log,rerope=4"),
-    ("sinusoidal,window=5", laid_on(window={"width": 5}), "sinusoidal,window=5"),
+    ("rope,extend=lm-infinite", changed_on(lm_infinite={}), "rope,lm-infinite"),
+    ("kerple-log,window=5", changed_on(window={"width": 5}), "kerple-log,window=5"),
+    ("kerple-log,rerope=4", changed_on(rerope={"window": 4}), "kerple-log,rerope=4"),
+    ("sinusoidal,window=5", changed_on(window={"width": 5}), "sinusoidal,window=5"),
     (
         "rope-ssmax,window=5",
-        laid_on(ssmax={"start": 1.0}, window={"width": 5}),
+        changed_on(ssmax={"start": 1.0}, window={"width": 5}),
         "rope,ssmax=1.0,window=5",
     ),
 ]
 
 
-@pytest.mark.parametrize(("text", "changes", "name"), LAID, ids=[case[0] for case in LAID])
+@pytest.mark.parametrize(("text", "changes", "name"), EXTENDED, ids=[case[0] for case in EXTENDED])
 def test_it_is_the_decoder_built_so(folder: Path, text: str, changes: dict[str, Any], name: str) -> None:
     plain = opened(folder, text.split(",", maxsplit=1)[0])
-    laid = opened(folder, text)
-    assert laid.description.scheme == name
-    assert laid.description.weights_sha256 == plain.description.weights_sha256
-    assert laid.description.parameters == plain.description.parameters
-    assert laid.scheme_parameters() == plain.scheme_parameters()
-    decoder, trained = laid.decoder(), plain.decoder()
-    assert decoder.config == laid.config
+    changed = opened(folder, text)
+    assert changed.description.scheme == name
+    assert changed.description.weights_sha256 == plain.description.weights_sha256
+    assert changed.description.parameters == plain.description.parameters
+    assert changed.scheme_parameters() == plain.scheme_parameters()
+    decoder, trained = changed.decoder(), plain.decoder()
+    assert decoder.config == changed.config
     built = Decoder(replace(trained.config, **changes))
     own = dict(built.named_parameters())
     with torch.no_grad():
@@ -180,14 +180,14 @@ def test_an_extended_checkpoint_is_converted_and_read_back(folder: Path, tmp_pat
 def test_the_shipped_model_is_extended_by_the_command(tmp_path: Path) -> None:
     """``zoo:rope`` past its 512 tokens: YaRN keeps the perplexity that plain RoPE loses; and a copy of it."""
     (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog lay down by the door. " * 60)
-    laid = "zoo:rope,extend=yarn,factor=8"
-    done = CliRunner().invoke(cli, ["convert", laid, str(tmp_path / "copy")], catch_exceptions=False)
+    changed = "zoo:rope,extend=yarn,factor=8"
+    done = CliRunner().invoke(cli, ["convert", changed, str(tmp_path / "copy")], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(cli, ["inspect", laid], catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["inspect", changed], catch_exceptions=False)
     facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert (facts["scheme"], facts["prefix-invariant"]) == ("rope-yarn", "yes")
     words = [
-        "run", "plain=zoo:rope", f"yarn={laid}", f"copy={tmp_path / 'copy'}", "--text",
+        "run", "plain=zoo:rope", f"yarn={changed}", f"copy={tmp_path / 'copy'}", "--text",
         str(tmp_path / "text.txt"), "--length", "2048", "--max-tokens", "2049", "--device", "cpu",
         "--dtype", "float32", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
@@ -203,7 +203,8 @@ def test_the_shipped_model_is_extended_by_the_command(tmp_path: Path) -> None:
 
 def test_runs_at_eight_times_its_length(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("A line of text, and another one. " * 20)
-    models = [f"native:{folder}/rope", *(f"native:{folder}/{text}" for text, _, _ in LAID[:7])]
+    texts = ["rope", *(text for text, _, _ in EXTENDED[:7])]
+    models = [f"m{n}=native:{folder}/{text}" for n, text in enumerate(texts)]  # the paths are long as labels
     words = [
         "run", *models, "--text", str(tmp_path / "text.txt"), "--length", "8,64", "--protocol", "prefix",
         "--max-tokens", "200", "--device", "cpu", "--out", str(tmp_path / "run"),

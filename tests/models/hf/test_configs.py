@@ -116,8 +116,11 @@ def test_names_with_a_wrappers_prefix(prefix: str, folder: Path) -> None:
     state = {prefix + name: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     np.testing.assert_array_equal(before, folders.scored(folder, windows))
+    inner = {name.replace("model.layers", "model._orig_mod.layers"): t for name, t in state.items()}
+    save_file(inner, folder / "model.safetensors", metadata={"format": "pt"})  # a compiled part
+    np.testing.assert_array_equal(before, folders.scored(folder, windows))
     del state[prefix + "model.norm.weight"]
-    state["model.norm.weight"] = torch.ones(32)  # not all of them: another model's names
+    state["other.weight"] = torch.ones(32)  # not all of them: another model's names
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     refused(folder, "missing tensor")
 
