@@ -42,7 +42,7 @@ class CheckpointFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class StoredTensor:
     """One stored tensor: its shape in torch's order and its dtype's name (F32, BF16, ..., or Q4_1)."""
 
     shape: tuple[int, ...]
