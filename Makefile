@@ -30,6 +30,9 @@ test-compat: $(STAMP)  ## against lm-evaluation-harness, which the extra compat 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,compat]"
 	$(BIN)/python -m pytest -q tests/compat
 
+fuzz: $(STAMP)  ## an hour of damaged files of every format; SECONDS=N for less
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),3600)
+
 bench: $(STAMP)  ## speed and memory as ratios, into results/benchmarks: a quiet machine, some minutes
 	$(BIN)/python -m tests.benchmarks
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -209,9 +210,10 @@ def read_header(folder: Path, key: CellKey) -> FinishedHeader | None:
 
 
 def _exists(path: Path) -> bool:
+    """Whether anything has that name; a link to nothing is a damaged cell, not one that was never run."""
     try:
-        return path.exists()
-    except OSError as error:
+        return os.path.lexists(path)
+    except (OSError, ValueError) as error:
         raise UserError(cannot_read(path, error)) from None
 
 
