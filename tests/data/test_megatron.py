@@ -111,7 +111,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"version": 2}, r"d\.idx: version 2; only version 1 is known"),
     ({"code": 0}, r"code 0; known: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16"),
     ({"code": 9}, r"d\.idx: unknown dtype code 9"),
-    ({"code": 6}, r"d\.idx: dtype code 6 means numbers of 4 or 8 bytes, but the \.bin has 28 bytes for 14 tokens"),
+    ({"code": 6}, r"d\.idx: dtype code 6 means .* the \.bin has 28 bytes for 14 tokens"),
     ({"code": 7}, r"d\.idx: dtype code 7 means numbers of 4 or 8 bytes"),
     ({"sizes": [4, 0, -2, 7, 1]}, r"d\.idx: damaged: document 2 has -2 tokens"),
     ({"sizes": [4, 0, 2, 7, 2]}, r"d\.bin: truncated, or of another .* 4 ends at byte 30, the file at 28"),
