@@ -14,7 +14,7 @@ from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
-Rows = list[tuple[str, ...]]
+ListingRows = list[tuple[str, ...]]
 
 
 STYLES = ("text", "markdown")
@@ -46,7 +46,7 @@ def lines(what: str | None, style: str = "text") -> list[str]:
         if what != "schemes":
             raise UserError(f"list {what} is text alone; --format markdown is for schemes")
         return _markdown_schemes()
-    makers: dict[str, Callable[[], Rows]] = {
+    makers: dict[str, Callable[[], ListingRows]] = {
         "models": _models,
         "tasks": _tasks,
         "schemes": _schemes,
@@ -62,8 +62,8 @@ def lines(what: str | None, style: str = "text") -> list[str]:
     ]
 
 
-def _models() -> Rows:
-    rows: Rows = []
+def _models() -> ListingRows:
+    rows: ListingRows = []
     for name, folder in shipped().items():
         config = read_config(folder)
         model, training = config["model"], config["training"]
@@ -80,8 +80,8 @@ def _models() -> Rows:
     return rows
 
 
-def _tasks() -> Rows:
-    rows: Rows = []
+def _tasks() -> ListingRows:
+    rows: ListingRows = []
     for name, entry in TASKS.items():
         task = read_task(Path(entry.target))
         rows.append((name, f"v{task.version}", task.source.kind, task.description))
@@ -100,7 +100,7 @@ def _markdown_schemes() -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (SCHEME_HEADS, rule, *rows)]
 
 
-def _schemes() -> Rows:
+def _schemes() -> ListingRows:
     return [
         (
             e.name,

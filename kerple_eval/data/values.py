@@ -15,6 +15,7 @@ from kerple_eval.data.documents import Document, TokenDocument, check_encodable,
 from kerple_eval.data.sources.own import TextFiles, read_texts, refuse_repeats
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.records.specification import TaskRecord
+from kerple_eval.support.files import is_file
 from kerple_eval.types import BosRule, UserError
 
 
@@ -51,7 +52,7 @@ def _read(part: Any, number: int, column: str, found: TextFiles) -> None:
     if isinstance(part, Path):
         read_texts(part, found, column)
     elif isinstance(part, str):
-        if "\n" not in part and len(part) < 1000 and Path(part).is_file():
+        if "\n" not in part and is_file(Path(part)):
             raise UserError(
                 f"text {part!r} is also the name of a file: write Path({part!r}) for what the file holds, or "
                 f"{part + chr(10)!r} for these words"

@@ -27,6 +27,7 @@ import torch
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel
 from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of
+from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import typed_options
@@ -115,7 +116,7 @@ class PythonCheckpoint(Checkpoint):
 
 def _load_file(path: Path) -> ModuleType:
     """The module of a file, its folder on the import path while it is loaded, as Python runs a script."""
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"python:{path}: no such file")
     name = f"kerple_eval_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     specification = importlib.util.spec_from_file_location(name, path)

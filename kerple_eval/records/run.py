@@ -25,7 +25,7 @@ from kerple_eval.records.answers import Answer, answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.records.specification import Provenance, RunSpecification
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import is_file, write_atomically
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
@@ -155,7 +155,7 @@ def _text(value: Any) -> str:
 def open_run(folder: str | Path) -> Run:
     """Open a run directory written by ``kerple-eval run``."""
     path = Path(folder)
-    if not (path / "run.json").is_file():
+    if not is_file(path / "run.json"):
         raise UserError(f"{path}: not a run directory (no run.json)")
     file = path / "run.json"
     data = up_to_date(read_json(file), RUN_STEPS, file)

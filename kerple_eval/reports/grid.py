@@ -34,7 +34,7 @@ VALUES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GridEntry:
     """One cell of a grid: its row of ``summary.csv`` with numbers as numbers, its run and its key there.
 
     ``key`` is None where ``run.json`` asks for no such cell.
@@ -57,7 +57,7 @@ class Grid:
     protocol: str
     models: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
+    entries: dict[tuple[str, int], GridEntry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
     identities: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
     text_notes: list[str] = field(default_factory=list)  # on how models read the text
@@ -80,7 +80,7 @@ class Grid:
         """Those of any model that are lengths of the grid."""
         return {n for model in self.models if (n := self.trained(model)) is not None and n in self.lengths}
 
-    def column(self, length: int) -> list[Entry]:
+    def column(self, length: int) -> list[GridEntry]:
         """Finished cells of one length."""
         cells = (self.entries.get((model, length)) for model in self.models)
         return [cell for cell in cells if cell is not None and cell.ok]
@@ -177,7 +177,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
             grid.identities[label] = known[row["model"]]
-            grid.entries[label, row["length"]] = Entry(
+            grid.entries[label, row["length"]] = GridEntry(
                 row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
             )
     if not grids:

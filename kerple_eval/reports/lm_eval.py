@@ -32,7 +32,7 @@ from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import is_folder, write_atomically
 from kerple_eval.support.labels import check_label
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
@@ -231,7 +231,7 @@ def read_lm_eval(path: str | Path) -> pd.DataFrame:
     import pandas as pd  # noqa: PLC0415
 
     source = Path(path)
-    files = sorted(source.rglob("results*.json")) if source.is_dir() else [source]
+    files = sorted(source.rglob("results*.json")) if is_folder(source) else [source]
     if not files:
         raise UserError(f"{source}: holds no results*.json, as lm-eval writes them")
     rows = [row for file in files for row in _rows(file)]

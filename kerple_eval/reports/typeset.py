@@ -23,7 +23,7 @@ TABLE_FORMATS = ("text", "markdown", "latex", "csv", "html")
 #: (article's 345 pt); beyond some 140 characters, as with the paper's schemes across, no size does.
 SIZES = ((104, r"\tiny"), (84, r"\scriptsize"), (60, r"\footnotesize"))
 _FEWEST_TO_FILTER = 6  # rows of a page's table
-Value = str | float | int | None
+CellValue = str | float | int | None
 #: (task, protocol, model, length) -> the anchor on the page of that cell's row, "" for none.
 Link = Callable[[str, str, str, int], str]
 
@@ -38,7 +38,7 @@ class TableCell:
     """``text`` is what a reader sees; ``value``, where given, is what CSV writes and a page sorts by."""
 
     text: str
-    value: Value = None
+    value: CellValue = None
     best: bool = False  # emphasised
     mark: str = ""  # a dagger after the text
     link: str = ""  # anchor on the page of where the number comes from
@@ -96,7 +96,7 @@ class Table:
         return [(name, list(rows)) for name, rows in groupby(self.rows, key=lambda row: row.group)]
 
 
-def records_table(columns: Sequence[str], records: Sequence[Mapping[str, Value]]) -> Table:
+def records_table(columns: Sequence[str], records: Sequence[Mapping[str, CellValue]]) -> Table:
     """Records at full precision, a row each, for CSV; None is an empty field."""
     rows = (
         TableRow(

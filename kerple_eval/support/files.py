@@ -96,7 +96,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         UserError: ``folder`` is a file or not empty, it cannot be written, or another process builds it.
     """
     target = folder.resolve()
-    if target.exists() and not (target.is_dir() and all(entry.name == LOCK for entry in target.iterdir())):
+    empty = is_folder(target) and all(entry.name == LOCK for entry in target.iterdir())
+    if os.path.lexists(target) and not empty:
         raise UserError(f"{folder}: exists and is not an empty folder; choose a new one")
     partial = target.with_name(f".{target.name}.partial")
     with locked(partial):
@@ -153,6 +154,14 @@ def is_file(path: Path) -> bool:
     """Whether a regular file is there; False too for a name that no file can have."""
     try:
         return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False too for a name that no folder can have."""
+    try:
+        return path.is_dir()
     except (OSError, ValueError):
         return False
 

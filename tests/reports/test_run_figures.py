@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     return write_finished(tmp_path / "run", cells)
 
 
-def read(folder: Path) -> tuple[list[Grid], sums.Sums]:
+def read(folder: Path) -> tuple[list[Grid], sums.ScoredCells]:
     reader = RunReader([folder])
     grids = read_grids(reader)
     return grids, sums.read(reader, grids)

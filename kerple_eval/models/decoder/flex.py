@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 GROUP = 16384  # tokens of a call
-SHAPES = 256  # programs that may be compiled in one process
+MOST_PROGRAMS = 256  # programs that may be compiled in one process
 
 
 def rung(count: int) -> int:
@@ -149,7 +149,7 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    return _allowing_shapes(SHAPES, torch.compile(flex_attention, dynamic=False, fullgraph=True))
+    return _allowing_shapes(MOST_PROGRAMS, torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
 def _allowing_shapes(count: int, compiled: Any) -> Any:

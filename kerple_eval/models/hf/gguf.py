@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.models.hf.files import Header, stamp
+from kerple_eval.models.hf.files import StoredTensor, stamp
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
@@ -77,7 +77,7 @@ def header_bytes(path: Path) -> bytes:
         return file.read(end)
 
 
-def tensors(path: Path) -> dict[str, Header]:
+def tensors(path: Path) -> dict[str, StoredTensor]:
     """Every stored tensor by name, from the header alone; that each ends inside the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
 
@@ -85,14 +85,14 @@ def tensors(path: Path) -> dict[str, Header]:
     try:
         size = path.stat().st_size
         start = _aligned(end, keys)
-        headers: dict[str, Header] = {}
+        headers: dict[str, StoredTensor] = {}
         for name, shape, kind, offset in table:
             block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             if start + offset + math.prod(shape) // block * width > size:
                 raise UserError(f"{path}: truncated: tensor {name[:80]} ends beyond the file's {size} bytes")
             if name in headers:
                 raise UserError(f"{path}: tensor {name[:80]} appears twice")
-            headers[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
+            headers[name] = StoredTensor(tuple(shape), GGMLQuantizationType(kind).name)
     except (OSError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
     return headers
@@ -301,7 +301,7 @@ def _read_by_transformers(raw: dict[str, Any], key: str) -> bool:
     return GGUF_CONFIG_MAPPING.get(kind, {}).get(key) is not None
 
 
-def check_tensors(model: Any, config: Any, path: Path, stored: Mapping[str, Header]) -> None:
+def check_tensors(model: Any, config: Any, path: Path, stored: Mapping[str, StoredTensor]) -> None:
     """Names and sizes against transformers' map of GGUF names; what it would leave out is refused."""
     from transformers.integrations.gguf import is_gguf_arch_supported  # noqa: PLC0415
     from transformers.modeling_gguf_pytorch_utils import (  # noqa: PLC0415

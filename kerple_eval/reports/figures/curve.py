@@ -48,7 +48,7 @@ def make(
 
 
 def pictures(
-    grids: Sequence[Grid], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
+    grids: Sequence[Grid], known: sums.ScoredCells, *, task: str | None = None, protocol: str | None = None
 ) -> list[Picture]:
     """One a grid, one curve a model."""
     names = model_names(grids)
@@ -65,7 +65,7 @@ def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
     ]
 
 
-def _models(grid: Grid, names: list[str], known: sums.Sums) -> list[Curve]:
+def _models(grid: Grid, names: list[str], known: sums.ScoredCells) -> list[Curve]:
     value = grid.values()[0]
     found = []
     for model in grid.models:

@@ -32,7 +32,7 @@ def make(
 
 
 def pictures(
-    grids: Sequence[Grid], known: sums.Sums, *, against: str, length: int | None = None,
+    grids: Sequence[Grid], known: sums.ScoredCells, *, against: str, length: int | None = None,
     task: str | None = None, protocol: str | None = None,
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or nothing is on the same targets."""
@@ -56,7 +56,7 @@ def pictures(
 
 
 def _pair(
-    grid: Grid, model: str, against: str, length: int | None, known: sums.Sums
+    grid: Grid, model: str, against: str, length: int | None, known: sums.ScoredCells
 ) -> tuple[Scored, Scored] | None:
     """Both cells at the length, or at the longest that both have."""
     for at in reversed(grid.lengths) if length is None else [length]:

@@ -21,7 +21,7 @@ SOURCE = Path(__file__).with_name("paper_tables.csv")
 DATASETS = {"openwebtext2": "OpenWebText2", "github": "GitHub", "arxiv": "ArXiv"}
 DEFAULT_TABLE = "3"
 #: The paper's protocol and the release's own draw of it; other protocols' numbers are not set beside.
-PROTOCOLS = ("full-context", "kerple-release")
+PAPER_PROTOCOLS = ("full-context", "kerple-release")
 
 
 @dataclass(frozen=True, slots=True)
