@@ -34,7 +34,7 @@ class Failure:
 
 
 def failure_of(error: Exception) -> Failure:
-    """The failure that an error raised by loading a model or scoring a cell stands for."""
+    """The record of an error raised by loading a model or scoring a cell."""
     words = " ".join(str(error).split())[:LONGEST]
     line = f"{type(error).__name__}: {words}"
     if not (isinstance(error, SELF_EXPLAINING) or _is_out_of_memory(error)):

@@ -165,7 +165,7 @@ class NeoxWeights:
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Native name and tensor of everything but the scheme's parameters, one layer's files open at a time."""
+        """Native name and tensor, without the scheme's parameters; one layer's files are open at a time."""
         ends = {EMBEDDING: "embedding.weight", FINAL: "head.weight", "norm.scale": "norm.weight"}
         unused = (_SPARE + ".",) if self._tied_norms else ()
         for index, paths in self.paths.items():
