@@ -91,7 +91,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
 @click.option("--protocol", metavar="NAME", help="Of runs: only this protocol, written as in the table.")
 @click.option(
     "--over-seeds", is_flag=True,
-    help="curve: one line a scheme, mean ± standard deviation over its seeds.",
+    help="curve: one line per scheme, mean ± standard deviation over its seeds.",
 )  # fmt: skip
 @click.option("--value", metavar="VALUE", help="position: nll (nats per target) or ppl (perplexity).")
 @click.option(

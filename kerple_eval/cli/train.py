@@ -97,7 +97,7 @@ def run(
             raise
         except KeyboardInterrupt:
             progress.stop()
-            console.out(f"stopped; the same command goes on from {out}", highlight=False)
+            console.out(f"stopped; the same command continues from {out}", highlight=False)
             sys.exit(130)
     held_out = result["held_out"]
     bits = held_out["bits_per_byte"]

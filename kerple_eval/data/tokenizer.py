@@ -164,7 +164,7 @@ class FastTokenizer:
             stop = start + len(plain)
             if whole.ids[start:stop] != plain:
                 raise UserError(
-                    f"the tokeniser ({self.identity}) puts markers inside a text; none is read so"
+                    f"the tokeniser ({self.identity}) puts markers inside a text, which is not supported"
                 )
             return tuple(map(int, whole.ids[:start])), tuple(map(int, whole.ids[stop:]))
         raise UserError(f"the tokeniser ({self.identity}) makes no tokens of a text")
@@ -238,7 +238,7 @@ class Gpt2Tokenizer(FastTokenizer):
 
     def encode(self, text: str) -> Encoding:
         encoding = super().encode(text)
-        represented = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol a byte
+        represented = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol per byte
         size = len(text.encode("utf-8"))
         if represented != size:
             raise UserError(

@@ -98,7 +98,7 @@ class PythonCheckpoint(Checkpoint):
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention != "auto":
             raise UserError(
-                f"attention {attention}: python:{self.location} attends as its own code does; use auto"
+                f"attention {attention}: python:{self.location} computes attention by its own code; use auto"
             )
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:

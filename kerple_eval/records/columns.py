@@ -197,7 +197,7 @@ def _check_types(schema: Any, pa: Any) -> None:
 
 
 def _lists(column: Any, targets: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """The rows of a column of lists, one value a target."""
+    """The rows of a column of lists, one value per target."""
     array = column.combine_chunks()
     edges = array.offsets.to_numpy()
     if array.values.null_count:

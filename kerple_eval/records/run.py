@@ -1,8 +1,8 @@
 """The on-disk record of a run: what was asked, every loss, and the summary reduced from them.
 
     DIR/run.json      specification (what decides the numbers) and provenance
-    DIR/cells/        one file a cell, see :mod:`kerple_eval.records.cell`
-    DIR/summary.csv   one row a cell, in the order of the specification; a pure function of the
+    DIR/cells/        one file per cell, see :mod:`kerple_eval.records.cell`
+    DIR/summary.csv   one row per cell, in the order of the specification; a pure function of the
                       scored losses
 
 Every file is written beside and renamed, so a reader never sees a part. Imports no torch.

@@ -218,7 +218,7 @@ def _sanitized(name: str) -> str:
 
 
 def read_lm_eval(path: str | Path) -> pd.DataFrame:
-    """Results in lm-eval's layout, from this package or from lm-eval: one row a task, metric and filter.
+    """Results in lm-eval's layout, from this package or from lm-eval: one row per task, metric and filter.
 
     ``path`` is a file, or a folder whose ``results*.json`` are read, at any depth. Columns: model, name
     (lm-eval's name of the task), task, protocol and length (of a cell of this package; elsewhere task is

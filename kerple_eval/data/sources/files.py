@@ -158,7 +158,7 @@ def _json_rows(file: BinaryIO, where: object) -> Iterator[NumberedRow]:
         for number, item in enumerate(value, start=1):
             yield number, {"text": item} if isinstance(item, str) else item
     else:
-        raise NoTextError(f"{where}: holds no list of texts and no object, but {quoted(value)}")
+        raise NoTextError(f"{where}: expected a list of texts or an object, got {quoted(value)}")
 
 
 def _is_object(line: bytes) -> bool:

@@ -72,8 +72,8 @@ class MegatronDocuments(Sequence[TokenDocument]):
             if tokens and tokens * width == len(self._bytes):
                 return np.dtype(f"<f{width}")
         raise UserError(
-            f"{index}: dtype code {code} is a floating-point one of 4 or 8 bytes, but {tokens} tokens "
-            f"take neither of the .bin's {len(self._bytes)} bytes"
+            f"{index}: dtype code {code} means numbers of 4 or 8 bytes, but the .bin has "
+            f"{len(self._bytes)} bytes for {tokens} tokens"
         )
 
     def _check(self, index: Path, data: Path, doc_idx: NDArray[np.int64]) -> None:

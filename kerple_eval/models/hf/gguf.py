@@ -169,7 +169,7 @@ def refuse_unread_scaling(path: Path, names: Mapping[str, Any]) -> None:
     """Rotary scaling that a GGUF file states and transformers leaves out, which would pass for plain rope."""
     if any(name.startswith(("rope_freqs", "rope_factors")) for name in names):
         raise UserError(
-            f"{path}: holds scaled rotary frequencies, which transformers would leave out; say how they "
+            f"{path}: holds scaled rotary frequencies, which transformers would ignore; say how they "
             "scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
         )
     keys = metadata(path)
@@ -184,10 +184,10 @@ def refuse_unread_scaling(path: Path, names: Mapping[str, Any]) -> None:
         return
     left_out = f"{path}: its rotary positions are scaled ({quoted(kind)[1:-1]}, factor {factor}), which "
     if kind not in ("linear", "yarn"):
-        raise UserError(f"{left_out}transformers leaves out, and no rope= option gives; use its safetensors")
+        raise UserError(f"{left_out}transformers ignores and no rope= option can state; use its safetensors")
     original = stated("original_context_length")
     more = f",original={original}" if original and kind == "yarn" else ""
-    raise UserError(f"{left_out}transformers would leave out; say rope={kind},factor={factor}{more}")
+    raise UserError(f"{left_out}transformers would ignore; give rope={kind},factor={factor}{more}")
 
 
 def claim(raw: dict[str, Any], path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _claim_setting(raw: dict[str, Any], key: str, value: Any, refusal: UserError
             raise refusal
         return
     if isinstance(value, list) or (key.endswith("sliding_window") and not value):
-        return  # one number a layer (transformers' own reading), or none
+        return  # one number per layer (transformers' own reading), or none
     now = raw[name]
     if isinstance(now, int | float) and math.isclose(now, value, rel_tol=1e-5):
         return

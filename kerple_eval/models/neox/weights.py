@@ -154,7 +154,8 @@ class NeoxWeights:
                     key = f"{index - 2}.{name}" if position.per_layer else name
                     if not torch.equal(state.setdefault(key, tensor), tensor):
                         raise UserError(
-                            f"{paths[0]}: {name} differs from the layers before; one serves all layers"
+                            f"{paths[0]}: {name} differs from that of earlier layers, but "
+                            "all layers share one"
                         )
         return position.native(state, self.neox)
 

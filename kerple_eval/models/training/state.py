@@ -160,7 +160,7 @@ def _checked_tensors(
     found = dict(_tensors(content))
     if found.keys() != expected.keys():
         name = min(map(_name, found.keys() ^ expected.keys()))
-        raise _WrongStateError(f"tensor {name} is missing or one too many")
+        raise _WrongStateError(f"tensor {name} is missing or unexpected")
     for key, tensor in found.items():
         like = expected[key]
         if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):

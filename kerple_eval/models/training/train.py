@@ -88,7 +88,7 @@ def train(
         if is_file(out / CONFIG):
             raise UserError(f"{out}: holds a finished checkpoint; choose another --out")
         if is_folder(out) and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise UserError(f"{out}: is not empty and holds no training to go on with")
+            raise UserError(f"{out}: is not empty and holds no training state to continue from")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
     with _threads(recipe.threads), locked(out), interrupt_flag() as interrupted:
         run = _Run(recipe, corpus)

@@ -50,7 +50,7 @@ def pictures(
     found = [_picture(g, names, against, known) for g in chosen(grids, task, protocol) if against in g.models]
     kept = [picture for picture in found if picture is not None]
     if not kept:
-        raise UserError(f"nothing to set against {against}: no other model's cell is of the same targets")
+        raise UserError(f"nothing to compare with {against}: no other model has a cell of the same targets")
     return kept
 
 

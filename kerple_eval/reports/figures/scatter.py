@@ -50,7 +50,7 @@ def pictures(
     if not found:
         at = "" if length is None else f" at length {length}"
         raise UserError(
-            reasons[0] if reasons else f"no other model has a finished cell{at} to set against {against}"
+            reasons[0] if reasons else f"no other model has a finished cell{at} to compare with {against}"
         )
     return found
 

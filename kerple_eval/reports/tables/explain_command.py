@@ -13,7 +13,7 @@ STRIDES_A_LENGTH = 8
 
 
 def commands(splits: Sequence[LossChange]) -> list[list[str]]:
-    """Words of one command a run whose splits lack a sliding-window cell; none where none would help.
+    """Words of one command per run whose splits lack a sliding-window cell; none where none would help.
 
     The last is the directory it writes.
     """

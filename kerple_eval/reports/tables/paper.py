@@ -46,7 +46,7 @@ def rows(text: str, task: str) -> list[PaperRow]:
     """
     spec = parse_spec(text)
     if spec.name != "paper":
-        raise unknown("table to set against", spec.name, ("paper",))
+        raise unknown("table to compare with", spec.name, ("paper",))
     options = dict(spec.options)
     for key in options.keys() - {"table", "dataset"}:
         raise unknown("option of paper", key, ("table", "dataset"))
@@ -56,7 +56,7 @@ def rows(text: str, task: str) -> list[PaperRow]:
         lines = list(csv.DictReader(file))
     tables = dict.fromkeys(line["table"] for line in lines)
     if table not in tables:
-        raise UserError(f"the paper's table {table!r} is not here; these are: {', '.join(tables)}")
+        raise UserError(f"the paper's table {table!r} is not included; these are: {', '.join(tables)}")
     lines = [line for line in lines if line["table"] == table]
     datasets = dict.fromkeys(line["dataset"] for line in lines)
     if dataset is not None and dataset not in datasets:

@@ -73,7 +73,7 @@ def make(
     """
     check_format(style)
     if down not in ("models", "lengths"):
-        raise unknown("what goes down", down, ("models", "lengths"))
+        raise unknown("direction --down", down, ("models", "lengths"))
     if reference is not None and not over_seeds:
         raise UserError("--reference goes with --over-seeds: a dagger is a test over seeds")
     grids = read_grids(RunReader(folders))
@@ -84,7 +84,7 @@ def make(
     if style == "csv":
         if over_seeds or against or down != "models":
             raise UserError(
-                "csv has one row a model at full precision; leave out the options that set tables"
+                "csv has one row per model at full precision; leave out the options for the layout"
             )
         return typeset(_records(grids), style)
     blocks = []

@@ -96,8 +96,8 @@ Change = Callable[[dict[str, Any]], object]
         (lambda s: s["losses"].append("1"), "a loss or a time that is no finite number"),
         (lambda s: s["reports"].append({"step": 1}), "no line of a loss curve: {'step': 1}"),
         (lambda s: s["reports"][0].update(train_loss=None), "no line of a loss curve"),
-        (lambda s: s["decoder"].pop("norm.weight"), "tensor decoder.norm.weight is missing or one too many"),
-        (lambda s: s["decoder"].update(more=torch.ones(1)), "tensor decoder.more is missing or one too many"),
+        (lambda s: s["decoder"].pop("norm.weight"), "tensor decoder.norm.weight is missing or unexpected"),
+        (lambda s: s["decoder"].update(more=torch.ones(1)), "tensor decoder.more is missing or unexpected"),
         (lambda s: s["decoder"].update({"norm.weight": 3}), "tensor decoder.norm.weight is missing"),
         (
             lambda s: s["decoder"].update({"norm.weight": torch.ones(3)}),
