@@ -84,7 +84,7 @@ class PythonCheckpoint(Checkpoint):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        return False  # reached by the word alone
+        return False  # only where ``python:`` names it
 
     @classmethod
     def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
