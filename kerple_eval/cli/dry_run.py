@@ -21,6 +21,7 @@ from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
 from kerple_eval.support.files import is_file, write_atomically
 from kerple_eval.support.readers import read_json
+from kerple_eval.support.typed_json import from_json
 from kerple_eval.types import CellKey, UserError
 
 FILE = "estimate.json"
@@ -96,8 +97,10 @@ def verdict(folder: Path) -> str | None:
         return None
     record = read_json(folder / FILE)
     try:
-        keys = [CellKey(**key) for key in record["cells"]]
-        estimate = sum(entry["seconds"] for entry in record["models"])
+        keys = [from_json(CellKey, key, "cells") for key in record["cells"]]
+        estimate = sum(from_json(float, entry["seconds"], "seconds") for entry in record["models"])
+    except UserError as error:
+        raise UserError(f"{folder / FILE}: damaged: {error}; delete it") from None
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
     seconds = 0.0

@@ -6,6 +6,7 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from kerple_eval.records.notes import text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import own_label
 from kerple_eval.stats.groups import identities
-from kerple_eval.support.readers import quoted
+from kerple_eval.support.readers import LARGEST_JSON, quoted, read_bytes
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
 
@@ -206,13 +207,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``summary.csv``, numbers as numbers; None is an empty field."""
     again = "delete it, and the run's command writes it anew"
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            if tuple(next(reader, ())) != COLUMNS:
-                raise UserError(f"{path}: not a summary: its columns are not the contract's; {again}")
-            return [_typed(row) for row in reader]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        file = io.StringIO(read_bytes(path, LARGEST_JSON).decode("utf-8"), newline="")
+        reader = csv.reader(file, strict=True)
+        if tuple(next(reader, ())) != COLUMNS:
+            raise UserError(f"{path}: not a summary: its columns are not the contract's; {again}")
+        return [_typed(row) for row in reader]
     except (ValueError, csv.Error) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise UserError(f"{path}: damaged: {reason}; {again}") from None

@@ -174,9 +174,15 @@ def inside(path: Path, *folders: Path) -> Path:
     Raises:
         UserError: the path is refused.
     """
-    target = path.resolve()
+    try:
+        target = path.resolve()
+        other = target.exists() and not (target.is_file() or target.is_dir())
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a link to itself
+        raise UserError(
+            f"{path}: cannot be read: a link to itself, or a name that no file can have"
+        ) from None
     if not any(target.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError(f"{path}: refused: a link that leads out of {folders[0]}")
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if other:
         raise UserError(f"{path}: not a regular file")
     return path

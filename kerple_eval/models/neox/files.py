@@ -95,7 +95,7 @@ def _step(folder: Path) -> Path:
                 f"{latest}: names {quoted(name)}; expected the name of a folder here, global_stepN"
             )
         step = folder / name
-        if not step.is_dir():
+        if not is_folder(step):
             raise UserError(f"{latest}: names {name}, which is not a folder in {folder}")
     else:
         steps = sorted(p for p in folder.glob("global_step*") if _STEP.fullmatch(p.name))
