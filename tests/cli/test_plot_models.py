@@ -43,9 +43,9 @@ def test_figures_are_written(kind: str, suffix: str, invoke: Cli, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def run(models: dict[str, str], text: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def run(models: dict[str, str], text: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("run") / "r")
-    words = ["run", models["alibi"], "--text", text, "--length", "16", "--out", out]
+    words = ["run", models["alibi"], "--text", str(text), "--length", "16", "--out", out]
     assert CliRunner().invoke(cli, words).exit_code == 0
     return out
 
