@@ -66,7 +66,7 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["{run}", "--length", "64"], ["--kind curve has no --length"]),
     (["zoo:alibi", "--kind", "effective-length", "--head", "0"], ["effective-length has no --head"]),
     (["zoo:alibi", "--kind", "kernels", "--head", "4"], ["--head 4: alibi has heads 0 to 3"]),
-    (["zoo:alibi", "--kind", "kernels", "--layer", "0"], ["all layers share one", "leave --layer 0 out"]),
+    (["zoo:alibi", "--kind", "kernels", "--layer", "0"], ["shared by all layers", "leave --layer 0 out"]),
     (["zoo:alibi", "--kind", "kernels", "--length", "2"], ["--length 2", "at least 3"]),
     (["zoo:alibi", "--kind", "effective-length", "--length", "-1"], ["'-1' is not a number of tokens"]),
     (["zoo:alibi,self-extend=64", "--kind", "kernels"], ["alibi,self-extend=64", "--kind matrix"]),
