@@ -74,7 +74,7 @@ def cli(traceback: bool) -> None:
     "--length", "lengths", multiple=True, default=("512,1024,2048,4096,8192,16384",), show_default=True,
     metavar="LENGTHS", help="Window lengths in tokens: 512,1024 or 512..16k (doubling). Repeat for more.",
 )  # fmt: skip
-@out("Run directory. If it holds a run of the same command, that run goes on.")
+@out("Run directory. If it holds a run of the same command, that run is continued.")
 @click.option(
     "--documents", type=at_least(1), metavar="N",
     help="FiniteNumber of documents of each task; all that are long enough unless given.",

@@ -20,7 +20,7 @@ from kerple_eval.types import BosRule, UserError
 
 
 def text_of(value: Any, *, column: str = "text", bos: BosRule | None = None) -> TextSource:
-    """A text named ``text``: one document per string, a row of a data set, or what a file holds.
+    """A text named ``text``: one document per string or row of a data set, and those that a file holds.
 
     Args:
         value: text, a ``Path``, a ``datasets.Dataset``, or a sequence of these.

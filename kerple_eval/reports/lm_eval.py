@@ -1,7 +1,7 @@
 """Results to lm-evaluation-harness' JSON layout, and such files into pandas. Imports no torch.
 
 Source: lm_eval 0.4.13, ``evaluator_utils.py`` (EvalAcc), ``loggers/evaluation_tracker.py``
-(save_results_aggregated), ``utils.py`` (make_table). One file a model:
+(save_results_aggregated), ``utils.py`` (make_table). One file per model:
 
     results           task -> alias, "METRIC,FILTER" and "METRIC_stderr,FILTER" ("N/A" where there is none)
     configs           task -> its configuration; versions, n-shot, higher_is_better, n-samples likewise

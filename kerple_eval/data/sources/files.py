@@ -53,7 +53,7 @@ def kind_of(name: str) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The decompressed content of a file; whatever goes wrong inside with reading it is a UserError."""
+    """The decompressed content of a file; an error of reading it becomes a UserError."""
     with reading(path), path.open("rb") as file, decompressed(file, path) as content:
         yield content
 
@@ -119,7 +119,7 @@ def plain_text(file: BinaryIO, where: object) -> str:
 def rows(
     file: BinaryIO, name: str, where: object, columns: Sequence[str] | None = None
 ) -> Iterator[NumberedRow]:
-    """The rows of a file, of plain text one ``text``; of parquet, ``columns`` alone where given."""
+    """The rows of a file: plain text is one row ``text``; of parquet only ``columns``, where given."""
     kind = kind_of(name)
     if kind == "text":
         yield 1, {"text": plain_text(file, where)}
@@ -139,7 +139,7 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _json_rows(file: BinaryIO, where: object) -> Iterator[NumberedRow]:
-    """Of a list its items, of JSON lines its lines, of one object that object."""
+    """The items of a list, the lines of JSON lines, or one object."""
     rest = lines(file)
     first = next((line for line in rest if line.strip()), b"")
     second = next((line for line in rest if line.strip()), None)

@@ -47,7 +47,7 @@ def groups(batch: int, keys: int) -> list[tuple[int, int]]:
 
 
 def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
-    """(windows, rows, keys) of what a pass calls: layers of all rows, and the last one of the scored."""
+    """(windows, rows, keys) of the programs a pass calls: layers over all rows, the last over scored rows."""
     keys = rung(inputs)
     shapes = {min(keys, rung(n + keys - inputs)) for n in (inputs, rows)}
     return {(compiled, n, keys) for _, compiled in groups(batch, keys) for n in shapes}

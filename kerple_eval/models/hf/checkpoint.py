@@ -306,7 +306,7 @@ def _whole_gguf(files: tuple[Path, ...]) -> Path:
 
 
 def set_attention(model: Any, attention: str, where: str) -> None:
-    """transformers' own implementation of that name, or a refusal."""
+    """Use transformers' implementation of that name; refused where the model has none."""
     name = {"flex": "flex_attention"}.get(attention, attention)
     try:
         model.set_attn_implementation(name)

@@ -93,7 +93,7 @@ def locate(text: str, gguf: str | None, *, code: bool = False) -> CheckpointFold
 
 
 def inside(root: Path, name: str, named_by: str) -> Path:
-    """``root / name``, refused where it leads out of ``root``, by its spelling or through a link."""
+    """``root / name``, refused where ``..`` or a link leads out of ``root``."""
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if (
         not name

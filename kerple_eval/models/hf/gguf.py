@@ -78,7 +78,7 @@ def header_bytes(path: Path) -> bytes:
 
 
 def tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every stored tensor by name, from the header alone; that each ends inside the file."""
+    """Every stored tensor by name, from the header alone; refuses one that ends beyond the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
 
     keys, table, _, end = _table(path, _stamped(path))

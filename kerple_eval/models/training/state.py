@@ -1,4 +1,4 @@
-"""What a stopped training goes on from: ``training-state.pt``, and the checks before it is believed.
+"""The state from which a stopped training continues, ``training-state.pt``, and the checks of its content.
 
     identity   {"recipe": {...}, "data": {...}}: which training this is
     step       optimiser steps done

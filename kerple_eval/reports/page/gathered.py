@@ -13,7 +13,7 @@ from kerple_eval.records.run import Run
 from kerple_eval.reports import sums
 from kerple_eval.reports.grid import Grid, GridEntry, model_names, read_grids
 
-#: What others are set against where nobody says otherwise.
+#: The default reference of comparisons.
 REFERENCE = "kerple-log"
 
 
