@@ -124,12 +124,15 @@ class Text:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": Bigram()}, "needs a label"),
-        ({"models": [Bigram()]}, "needs a label"),
+        ({"models": Bigram()}, "with a label for its row"),
+        ({"models": [Bigram()]}, "with a label for its row"),
+        ({"models": 3}, "with a label for its row, .* got int"),
+        ({"models": None}, "got NoneType"),
+        ({"models": b"zoo:alibi"}, "got bytes"),
         ({"models": {"x": 3}}, "must be a torch.nn.Module"),
         ({"models": {"": Bigram()}}, "a label is a word"),
         ({"tokenizer": None}, "has no tokeniser"),
-        ({"tokenizer": "gpt2"}, "only 'bytes' has a name"),
+        ({"tokenizer": "gpt2"}, "the only tokeniser known by name is 'bytes'"),
         ({"tokenizer": Text()}, "expected one of transformers or tokenizers"),
         ({"text": Text()}, "expected a string, a Path"),
         ({"text": [3]}, "expected a string, a Path or a datasets.Dataset, got int"),
@@ -140,7 +143,7 @@ class Text:
         ({"text": ()}, "run needs text"),
         ({"device": "cuda:7"}, "device"),
         ({"dtype": "float16"}, "is in memory in torch.float32"),
-        ({"attention": "eager"}, "attends as its code does"),
+        ({"attention": "eager"}, "computes attention by its own code"),
     ],
 )
 def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> None:

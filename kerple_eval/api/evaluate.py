@@ -127,7 +127,7 @@ def score(
     column: str = "text",
     **options: Any,
 ) -> pd.DataFrame:
-    """Losses of one model on text or token ids, one row a target.
+    """Losses of one model on text or token ids, one row per target.
 
     Args:
         model: a model in memory, or MODEL as on the command line; see :func:`evaluate`.

@@ -1,4 +1,4 @@
-"""Schemes, protocols, formats, tasks and reports of one's own, added at run time."""
+"""Add schemes, protocols, formats, tasks and reports at run time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def register_scheme(
 ) -> None:
     """Add a positional scheme for this process, for ``--scheme``, checkpoints and :func:`evaluate`.
 
-    Another package does the same for good by the entry-point group ``kerple_eval.schemes``.
+    An installed package adds one permanently through the entry-point group ``kerple_eval.schemes``.
 
     Args:
         scheme: a subclass of :class:`kerple_eval.schemes.base.Scheme`.

@@ -12,7 +12,7 @@ from kerple_eval.models.zoo import first_seeds
 from kerple_eval.reports.figures import curve, position
 from kerple_eval.reports.page import page
 
-PROTOCOLS = ("full-context", "sliding-window:stride=512@4096", "aligned:k=128,every=1024@4096")
+DEMO_PROTOCOLS = ("full-context", "sliding-window:stride=512@4096", "aligned:k=128,every=1024@4096")
 DOCUMENTS = 2
 MAX_TOKENS = 16385
 
@@ -26,7 +26,7 @@ def run(out: str) -> int:
     )
     began = time.monotonic()
     request = RunRequest.of(
-        models=models, out=out, tasks="sotu", protocols=PROTOCOLS, documents=DOCUMENTS,
+        models=models, out=out, tasks="sotu", protocols=DEMO_PROTOCOLS, documents=DOCUMENTS,
         max_tokens=MAX_TOKENS, typed=typed_words(),
     )  # fmt: skip
     status = run_command.run(request)

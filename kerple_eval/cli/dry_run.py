@@ -19,8 +19,9 @@ from kerple_eval.evaluation.run import refuse_another
 from kerple_eval.records.cell import Cell, read_cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import is_file, write_atomically
 from kerple_eval.support.readers import read_json
+from kerple_eval.support.typed_json import from_json
 from kerple_eval.types import CellKey, UserError
 
 FILE = "estimate.json"
@@ -32,7 +33,7 @@ def run(request: RunRequest) -> int:
     folder = request.out
     finished: set[CellKey] = set()
     kept: int | None = None  # tokens of a pass, as a run that has begun keeps them
-    if (folder / "run.json").exists():
+    if is_file(folder / "run.json"):
         begun = open_run(folder)
         refuse_another(begun, plan.specification)
         kept = begun.provenance.tokens_per_pass
@@ -92,12 +93,14 @@ def verdict(folder: Path) -> str | None:
 
     None where there is no estimate, or its cells are not all finished.
     """
-    if not (folder / FILE).is_file():
+    if not is_file(folder / FILE):
         return None
     record = read_json(folder / FILE)
     try:
-        keys = [CellKey(**key) for key in record["cells"]]
-        estimate = sum(entry["seconds"] for entry in record["models"])
+        keys = [from_json(CellKey, key, "cells") for key in record["cells"]]
+        estimate = sum(from_json(float, entry["seconds"], "seconds") for entry in record["models"])
+    except UserError as error:
+        raise UserError(f"{folder / FILE}: damaged: {error}; delete it") from None
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
     seconds = 0.0

@@ -100,7 +100,7 @@ def _print_error(line: str) -> None:
         click.echo(shown, err=True)
 
 
-class Group(Command, click.Group):
+class CommandGroup(Command, click.Group):
     """The whole command: a user's mistake is one line and exit status 2, with did-you-mean where it helps.
 
     ``sections``: the commands by heading, in the order of ``--help``.

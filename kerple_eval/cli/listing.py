@@ -10,11 +10,12 @@ from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.models.zoo import read_config, shipped
 from kerple_eval.protocols.catalogue import PROTOCOLS
 from kerple_eval.reports.catalogue import REPORTS
+from kerple_eval.reports.typeset import Table, TableCell, TableRow, markdown_rows
 from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
-Rows = list[tuple[str, ...]]
+ListingRows = list[tuple[str, ...]]
 
 
 STYLES = ("text", "markdown")
@@ -44,9 +45,9 @@ def lines(what: str | None, style: str = "text") -> list[str]:
         raise unknown("list format", style, STYLES)
     if style == "markdown":
         if what != "schemes":
-            raise UserError(f"list {what} is text alone; --format markdown is for schemes")
+            raise UserError(f"list {what} has the format text only; --format markdown is for schemes")
         return _markdown_schemes()
-    makers: dict[str, Callable[[], Rows]] = {
+    makers: dict[str, Callable[[], ListingRows]] = {
         "models": _models,
         "tasks": _tasks,
         "schemes": _schemes,
@@ -62,8 +63,8 @@ def lines(what: str | None, style: str = "text") -> list[str]:
     ]
 
 
-def _models() -> Rows:
-    rows: Rows = []
+def _models() -> ListingRows:
+    rows: ListingRows = []
     for name, folder in shipped().items():
         config = read_config(folder)
         model, training = config["model"], config["training"]
@@ -80,8 +81,8 @@ def _models() -> Rows:
     return rows
 
 
-def _tasks() -> Rows:
-    rows: Rows = []
+def _tasks() -> ListingRows:
+    rows: ListingRows = []
     for name, entry in TASKS.items():
         task = read_task(Path(entry.target))
         rows.append((name, f"v{task.version}", task.source.kind, task.description))
@@ -89,18 +90,21 @@ def _tasks() -> Rows:
 
 
 def _markdown_schemes() -> list[str]:
-    rows = [
-        (
-            f"`{e.name}`", str(e.year), e.parameters, "yes" if e.prefix_invariant else "**no**",
-            e.use, e.kind, e.paper,
+    rows = tuple(
+        TableRow(
+            (
+                TableCell(e.name, code=True),
+                *map(TableCell, (str(e.year), e.parameters)),
+                TableCell("yes") if e.prefix_invariant else TableCell("no", best=True),
+                *map(TableCell, (e.use, e.kind, e.paper)),
+            )
         )
         for e in SCHEMES.values()
-    ]  # fmt: skip
-    rule = ("---",) * len(SCHEME_HEADS)
-    return ["| " + " | ".join(row) + " |" for row in (SCHEME_HEADS, rule, *rows)]
+    )
+    return markdown_rows(Table("", SCHEME_HEADS, rows, words=frozenset(range(len(SCHEME_HEADS)))))
 
 
-def _schemes() -> Rows:
+def _schemes() -> ListingRows:
     return [
         (
             e.name,

@@ -15,12 +15,12 @@ import click
 from click.core import ParameterSource
 
 from kerple_eval.cli import reading
-from kerple_eval.cli.errors import Group, typed_words
-from kerple_eval.cli.parameters import Number, Tokens, at_least, folders, out
+from kerple_eval.cli.errors import CommandGroup, typed_words
+from kerple_eval.cli.parameters import FiniteNumber, Tokens, at_least, folders, out
 from kerple_eval.support.interrupts import exit_on_interrupt
 from kerple_eval.support.version import VERSION
 
-SECTIONS = {
+COMMAND_SECTIONS = {
     "Score models": ("run", "demo"),
     "Look at results": ("table", "report", "plot"),
     "Compare and explain": ("compare", "intervals", "explain", "answers", "longppl"),
@@ -29,7 +29,11 @@ SECTIONS = {
 }
 
 
-@click.group(cls=Group, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    sections=COMMAND_SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(VERSION, prog_name="kerple-eval")
 @click.option("--traceback", is_flag=True, help="Before an error's line, print where in the code it arose.")
 def cli(traceback: bool) -> None:
@@ -70,10 +74,10 @@ def cli(traceback: bool) -> None:
     "--length", "lengths", multiple=True, default=("512,1024,2048,4096,8192,16384",), show_default=True,
     metavar="LENGTHS", help="Window lengths in tokens: 512,1024 or 512..16k (doubling). Repeat for more.",
 )  # fmt: skip
-@out("Run directory. If it holds a run of the same command, that run goes on.")
+@out("Run directory. If it holds a run of the same command, that run is continued.")
 @click.option(
     "--documents", type=at_least(1), metavar="N",
-    help="Number of documents of each task; all that are long enough unless given.",
+    help="FiniteNumber of documents of each task; all that are long enough unless given.",
 )  # fmt: skip
 @click.option("--keep-short", is_flag=True, help="Score also documents shorter than the longest length.")
 @click.option("--max-tokens", type=Tokens(2), metavar="N", help="Cut each document after N tokens.")
@@ -210,7 +214,7 @@ def list_(what: str | None, style: str) -> None:
     "--batch", type=at_least(1), default=8, show_default=True, metavar="N", help="Sequences in a step."
 )  # fmt: skip
 @click.option(
-    "--lr", type=Number(min=0, min_open=True), default=2e-3, show_default=True, metavar="X",
+    "--lr", type=FiniteNumber(min=0, min_open=True), default=2e-3, show_default=True, metavar="X",
     help="Highest learning rate.",
 )  # fmt: skip
 @click.option(
@@ -218,11 +222,11 @@ def list_(what: str | None, style: str) -> None:
     help="Steps in which the learning rate rises.",
 )  # fmt: skip
 @click.option(
-    "--weight-decay", type=Number(min=0), default=0.1, show_default=True, metavar="X",
+    "--weight-decay", type=FiniteNumber(min=0), default=0.1, show_default=True, metavar="X",
     help="Weight decay of AdamW.",
 )  # fmt: skip
 @click.option(
-    "--clip", type=Number(min=0, min_open=True), default=1.0, show_default=True, metavar="X",
+    "--clip", type=FiniteNumber(min=0, min_open=True), default=1.0, show_default=True, metavar="X",
     help="Largest norm of the gradient.",
 )  # fmt: skip
 @click.option(
@@ -281,7 +285,7 @@ def convert(source: str, destination: str, dtype: str | None) -> None:
 @folders
 @out("New run directory.")
 @click.option(
-    "--within", type=Number(min=0), default=0.0, show_default=True, metavar="NATS",
+    "--within", type=FiniteNumber(min=0), default=0.0, show_default=True, metavar="NATS",
     help="Largest difference between the losses of a cell that several DIR hold; the first cell is kept.",
 )  # fmt: skip
 def merge(folders: tuple[str, ...], out: str, within: float) -> None:

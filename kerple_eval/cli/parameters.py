@@ -30,7 +30,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
-class Number(click.FloatRange):
+class FiniteNumber(click.FloatRange):
     """A finite number within bounds; click's own type accepts nan, which no bound refuses."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -84,7 +84,7 @@ _STATISTICS = (
     click.option("--protocol", metavar="NAME", help="Only this protocol, written as in the table."),
     table_format,
     click.option(
-        "--level", type=Number(0, 1, min_open=True, max_open=True), default=0.95, metavar="P",
+        "--level", type=FiniteNumber(0, 1, min_open=True, max_open=True), default=0.95, metavar="P",
         show_default=True, help="Confidence level of the intervals.",
     ),
     click.option(

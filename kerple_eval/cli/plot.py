@@ -10,6 +10,7 @@ from typing import Any
 from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.reports.catalogue import REPORTS, ReportEntry
 from kerple_eval.schemes.kernel_view import KernelView
+from kerple_eval.support.files import is_file
 from kerple_eval.support.registry import load, unknown
 from kerple_eval.types import UserError
 
@@ -50,7 +51,7 @@ def run(
 def _check_sources(sources: Sequence[str], entry: ReportEntry) -> None:
     """A figure of runs needs run directories, one of models needs models."""
     for source in sources:
-        is_run = (Path(source) / "run.json").is_file()
+        is_run = is_file(Path(source) / "run.json")
         if entry.takes == "models" and is_run:
             others = ", ".join(name for name, e in kinds().items() if e.takes == "runs")
             raise UserError(
@@ -67,7 +68,7 @@ def _names_a_model(source: str) -> bool:
     """Whether ``source`` is written as a MODEL, or is a folder that holds a checkpoint."""
     prefix = source.partition("=")[2] or source
     written = any(word.startswith(f"{name}:") for name in CHECKPOINT_FORMATS for word in (source, prefix))
-    return written or any((Path(source) / name).is_file() for name in ("config.json", "latest"))
+    return written or any(is_file(Path(source) / name) for name in ("config.json", "latest"))
 
 
 def _views(

@@ -10,7 +10,7 @@ import click
 from kerple_eval.cli.errors import is_terminal
 from kerple_eval.cli.parameters import (
     Command,
-    Number,
+    FiniteNumber,
     Tokens,
     at_least,
     folders,
@@ -91,7 +91,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
 @click.option("--protocol", metavar="NAME", help="Of runs: only this protocol, written as in the table.")
 @click.option(
     "--over-seeds", is_flag=True,
-    help="curve: one line a scheme, mean ± standard deviation over its seeds.",
+    help="curve: one line per scheme, mean ± standard deviation over its seeds.",
 )  # fmt: skip
 @click.option("--value", metavar="VALUE", help="position: nll (nats per target) or ppl (perplexity).")
 @click.option(
@@ -195,11 +195,11 @@ def answers(folders: tuple[str, ...], style: str) -> None:
     "--reference", required=True, metavar="MODEL", help="The model whose losses choose the key tokens."
 )
 @click.option(
-    "--alpha", type=Number(), default=2.0, show_default=True, metavar="NATS",
+    "--alpha", type=FiniteNumber(), default=2.0, show_default=True, metavar="NATS",
     help="Key tokens gain more than this from the longer context.",
 )  # fmt: skip
 @click.option(
-    "--beta", type=Number(), default=-2.0, show_default=True, metavar="NATS",
+    "--beta", type=FiniteNumber(), default=-2.0, show_default=True, metavar="NATS",
     help="Key tokens have a log-probability above this in the longer context.",
 )  # fmt: skip
 @click.option(

@@ -33,12 +33,12 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
             return 0
         result = _watched(request)
     except RankLostError as error:
-        click.echo(f"rank {rank}: {error}; finished cells are kept, the same command goes on", err=True)
+        click.echo(f"rank {rank}: {error}; finished cells are kept, the same command continues", err=True)
         return 1
     except KeyboardInterrupt:
         if not rank:
             click.echo(
-                f"stopped; finished cells are kept, the same command goes on in {request.out}", err=True
+                f"stopped; finished cells are kept, the same command continues in {request.out}", err=True
             )
         return 130
     return finish(result)
@@ -71,7 +71,9 @@ def _watched(request: RunRequest) -> Run:
         except UserError as error:
             progress.live.transient = True  # the error's line stands alone
             if computed:
-                raise BrokenOffError(f"{error}; finished cells are kept, the same command goes on") from error
+                raise BrokenOffError(
+                    f"{error}; finished cells are kept, the same command continues"
+                ) from error
             raise
 
 

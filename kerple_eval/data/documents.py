@@ -49,7 +49,7 @@ NO_MARKERS = DocumentMarkers()
 
 @dataclass(frozen=True, slots=True)
 class TokenDocument:
-    """Token ids ``[n]`` of one document and, where known, UTF-8 bytes a token ``[n]``.
+    """Token ids ``[n]`` of one document and, where known, UTF-8 bytes per token ``[n]``.
 
     Of a synthetic document the last ``answer`` tokens are the answer, whose source stands at ``depth``
     (0..1). ``cut_off``: whether the document goes on after these tokens. Of the ``bytes_read`` UTF-8 bytes
@@ -102,7 +102,7 @@ def check_encodable(text: str, where: str) -> str:
 
 
 def text_hash(documents: Iterable[Document]) -> str:
-    """sha256 over names and texts in order of name: identifies the text a number stands on."""
+    """sha256 over names and texts in order of name: identifies the text that a result was computed from."""
     digest = hashlib.sha256()
     for document in sorted(documents, key=lambda d: d.name):
         for part in (document.name, document.text):

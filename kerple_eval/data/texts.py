@@ -40,7 +40,8 @@ MOST_LOST = 0.001
 class DocumentSelection:
     """Which documents of a text a run wants; lengths in tokens.
 
-    ``whole``: every document, uncut, each with its end-of-document token, for protocols that draw.
+    ``whole``: every document, uncut, each with its end-of-document token, for protocols that draw
+    their own samples.
     """
 
     longest: int
@@ -155,7 +156,7 @@ class TextSource:
         return PreparedText(by_model, record)
 
     def identity(self, tokenizer: Tokenizer | None) -> str:
-        """What tells two tokenised forms of this text apart, markers aside."""
+        """What distinguishes two tokenisations of this text, apart from markers."""
         return "given" if self.tokens is not None or tokenizer is None else tokenizer.identity
 
     def markers(self, label: str, tokenizer: Tokenizer | None) -> DocumentMarkers:
@@ -200,7 +201,7 @@ class TextSource:
         return TokenizedText(documents, markers, False, lost, size)
 
     def _refuse_selection(self) -> None:
-        """A task's own choice of documents has no meaning where a protocol draws from every one."""
+        """Refuse a task's own choice of documents where a protocol draws from all of them."""
         for key in ("minimum_length", "count"):
             if getattr(self.selection, key) != getattr(Selection(), key):
                 raise UserError(
@@ -244,8 +245,8 @@ class TextSource:
 def applied(rule: BosRule, tokenizer: Tokenizer) -> DocumentMarkers:
     """A first-token rule as applied to a tokeniser.
 
-    ``tokenizer`` puts what the tokeniser puts by itself, and is called ``document`` where that is one token
-    before a text, ``never`` where it is nothing.
+    The rule ``tokenizer`` means what the tokeniser itself adds: it is recorded as ``document`` where that is
+    one token before a text, as ``never`` where it is nothing.
     """
     if rule == "tokenizer":
         before, after = tokenizer.before, tokenizer.after
@@ -282,7 +283,7 @@ def check_vocabulary(documents: Sequence[TokenDocument], label: str, vocabulary:
 
 
 def tokens_hash(documents: Iterable[TokenDocument]) -> str:
-    """sha256 over names and ids: identifies the tokens a number stands on."""
+    """sha256 over names and ids: identifies the tokens that a result was computed from."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(f"{document.name}\0{document.sha256}\n".encode())

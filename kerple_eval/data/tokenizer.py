@@ -128,7 +128,7 @@ class FastTokenizer:
         check_growth(fast, identity)
         self.identity = identity
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.before, self.after = self._template()
+        self.before, self.after = markers_around(fast, identity)
         named = self._first("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
         self.bos: int | None = self.before[0] if self.before else named
         self.end_of_document: int | None = self._first("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
@@ -149,26 +149,6 @@ class FastTokenizer:
                 return int(number)
         return None
 
-    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids that the file's own post-processor puts before and after a text."""
-        vocabulary = list(itertools.islice(self._fast.get_vocab(with_added_tokens=False), 8))
-        for probe in ("a", "1", ".", "\n", *vocabulary):
-            try:
-                plain = self._fast.encode(probe, add_special_tokens=False).ids
-                whole = self._fast.encode(probe, add_special_tokens=True)
-            except Exception:
-                continue
-            if not plain:
-                continue
-            start = whole.special_tokens_mask.index(0)
-            stop = start + len(plain)
-            if whole.ids[start:stop] != plain:
-                raise UserError(
-                    f"the tokeniser ({self.identity}) puts markers inside a text; none is read so"
-                )
-            return tuple(map(int, whole.ids[:start])), tuple(map(int, whole.ids[stop:]))
-        raise UserError(f"the tokeniser ({self.identity}) makes no tokens of a text")
-
     def _call(self, function: Callable[[], T]) -> T:
         """What the library answers; its errors, a panic of its Rust code included, become a UserError."""
         return guarded(function, f"the tokeniser ({self.identity}) failed")
@@ -185,6 +165,25 @@ class FastTokenizer:
         if len(counts):
             counts[-1] += before[-1] - reached[-1]  # text at the end that belongs to no token
         return Encoding(ids, counts, self._call(lambda: lost_bytes(self._fast, text, encoding)))
+
+
+def markers_around(fast: Any, identity: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that the post-processor of ``fast`` puts before and after a text."""
+    vocabulary = list(itertools.islice(fast.get_vocab(with_added_tokens=False), 8))
+    for probe in ("a", "1", ".", "\n", *vocabulary):
+        try:
+            plain = fast.encode(probe, add_special_tokens=False).ids
+            whole = fast.encode(probe, add_special_tokens=True)
+        except Exception:
+            continue
+        if not plain:
+            continue
+        start = whole.special_tokens_mask.index(0)
+        stop = start + len(plain)
+        if whole.ids[start:stop] != plain:
+            raise UserError(f"the tokeniser ({identity}) puts markers inside a text; none is read so")
+        return tuple(map(int, whole.ids[:start])), tuple(map(int, whole.ids[stop:]))
+    raise UserError(f"the tokeniser ({identity}) makes no tokens of a text")
 
 
 def guarded(function: Callable[[], T], problem: str) -> T:
@@ -238,7 +237,7 @@ class Gpt2Tokenizer(FastTokenizer):
 
     def encode(self, text: str) -> Encoding:
         encoding = super().encode(text)
-        represented = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol a byte
+        represented = sum(len(self._fast.id_to_token(int(n))) for n in encoding.ids)  # one symbol per byte
         size = len(text.encode("utf-8"))
         if represented != size:
             raise UserError(

@@ -15,11 +15,12 @@ from kerple_eval.data.documents import Document, TokenDocument, check_encodable,
 from kerple_eval.data.sources.own import TextFiles, read_texts, refuse_repeats
 from kerple_eval.data.texts import TextSource, tokens_hash
 from kerple_eval.records.specification import TaskRecord
+from kerple_eval.support.files import is_file
 from kerple_eval.types import BosRule, UserError
 
 
 def text_of(value: Any, *, column: str = "text", bos: BosRule | None = None) -> TextSource:
-    """A text named ``text``: one document a string, a row of a data set, or what a file holds.
+    """A text named ``text``: one document per string or row of a data set, and those that a file holds.
 
     Args:
         value: text, a ``Path``, a ``datasets.Dataset``, or a sequence of these.
@@ -51,7 +52,7 @@ def _read(part: Any, number: int, column: str, found: TextFiles) -> None:
     if isinstance(part, Path):
         read_texts(part, found, column)
     elif isinstance(part, str):
-        if "\n" not in part and len(part) < 1000 and Path(part).is_file():
+        if "\n" not in part and is_file(Path(part)):
             raise UserError(
                 f"text {part!r} is also the name of a file: write Path({part!r}) for what the file holds, or "
                 f"{part + chr(10)!r} for these words"
@@ -79,13 +80,13 @@ def _read(part: Any, number: int, column: str, found: TextFiles) -> None:
 
 
 def tokens_of(value: Any) -> TextSource:
-    """A text named ``tokens``: ids as given, one document an array or a sequence of integers.
+    """A text named ``tokens``: ids as given, one document per array or a sequence of integers.
 
     Raises:
         UserError: no ids, ids that are no whole numbers from 0 on, or a value of another kind.
     """
     if isinstance(value, str):
-        raise UserError(f"tokens {value!r}: a file of ids is a Path: Path({value!r})")
+        raise UserError(f"tokens {value!r}: write Path({value!r}) for a file of ids")
     documents = [TokenDocument(f"tokens:{i}", ids) for i, ids in enumerate(_arrays(value), start=1)]
     if not documents:
         raise UserError("tokens: holds no document")

@@ -41,7 +41,7 @@ def check_window_marker(text: str, plan: ProtocolPlan) -> None:
     """The protocol must allow windows of L - 1 tokens of text after a first-token marker."""
     why = f"{text}: bos: window takes one of the L tokens of each window"
     if plan.protocol.draws_samples:
-        raise UserError(f"{why}, and {plan.name} draws whole windows; use another bos")
+        raise UserError(f"{why}, and {plan.name} draws windows of L tokens of text; use another bos")
     if min(plan.lengths) < 2:
         raise UserError(f"{why}, which leaves none at length 1; use longer lengths")
     try:
@@ -57,7 +57,7 @@ def check_drawn_samples(plans: Sequence[ProtocolPlan], request: RunRequest) -> N
         if not plan.protocol.draws_samples:
             raise UserError(
                 f"protocol {names[0]} draws its own samples and cannot share a run with {plan.name}: "
-                "give each an --out of its own"
+                "run each of them with another --out"
             )
     for option in _given(request, "documents", "keep_short", "max_tokens", "seed", "precision"):
         raise UserError(
@@ -90,7 +90,7 @@ def check_answers(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
     texts += ["text of your own"] if request.text or request.tokens else []
     if synthetic and texts:
         raise UserError(
-            f"task {synthetic[0]} cannot share a run with {texts[0]}: give each an --out of its own"
+            f"task {synthetic[0]} cannot share a run with {texts[0]}: run each of them with another --out"
         )
     if synthetic and others:
         raise UserError(
@@ -110,7 +110,9 @@ def check_answers(plans: Sequence[ProtocolPlan], request: RunRequest) -> None:
 def check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
     """A request that gives a first-token rule needs a protocol that has none of its own."""
     if bos is not None and all(plan.protocol.first_token for plan in plans):
-        raise UserError(f"--bos {bos} has no meaning for protocol {plans[0].name}, whose rule is its own")
+        raise UserError(
+            f"--bos {bos} has no meaning for protocol {plans[0].name}, which has its own first-token rule"
+        )
 
 
 def check_precision(precision: str | None, plans: Sequence[ProtocolPlan]) -> None:

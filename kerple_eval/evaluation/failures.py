@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 
 import torch
 
+from kerple_eval.models.python import MODULE_PREFIX
 from kerple_eval.types import UserError
 
 #: Errors whose own words are enough.
@@ -31,7 +34,7 @@ class Failure:
 
 
 def failure_of(error: Exception) -> Failure:
-    """The failure that an error raised by loading a model or scoring a cell stands for."""
+    """The record of an error raised by loading a model or scoring a cell."""
     words = " ".join(str(error).split())[:LONGEST]
     line = f"{type(error).__name__}: {words}"
     if not (isinstance(error, SELF_EXPLAINING) or _is_out_of_memory(error)):
@@ -40,15 +43,19 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch's CPU allocator has no class of its own; it names itself in a RuntimeError."""
+    """torch has no class for this error of its CPU allocator, a RuntimeError that names it."""
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+def _origin(frame: FrameType) -> str:
+    """The module of a frame; of a user's file (``python:FILE.py:FUNCTION``) the name of the file."""
+    file = frame.f_code.co_filename
+    module = str(frame.f_globals.get("__name__", file))
+    return Path(file).name if module.startswith(MODULE_PREFIX) else module
+
+
 def _located(line: str, error: Exception) -> str:
-    frames = [
-        (str(frame.f_globals.get("__name__", frame.f_code.co_filename)), number)
-        for frame, number in traceback.walk_tb(error.__traceback__)
-    ]
+    frames = [(_origin(frame), number) for frame, number in traceback.walk_tb(error.__traceback__)]
     if not frames:
         return line
     if frames[-1][0] == "kerple_eval.evaluation.ranks":  # raised there for a rank that sent it

@@ -26,7 +26,7 @@ from kerple_eval.records.cell import Cell
 from kerple_eval.records.header import DocumentRecord, FinishedHeader
 from kerple_eval.types import CellKey
 
-SHAPES = 5  # passes on the clock for each model
+TIMED_PASSES = 5  # passes on the clock for each model
 DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapolated
 
 
@@ -137,7 +137,7 @@ def _chosen(passes: Counter[PassShape], work: dict[PassShape, tuple[float, float
     """Some shapes from the cheapest to the dearest, the costliest in total among them."""
     order = sorted(passes, key=lambda shape: sum(work[shape]))
     dominant = max(order, key=lambda shape: passes[shape] * sum(work[shape]))
-    steps = np.linspace(0, len(order) - 1, min(SHAPES, len(order)))
+    steps = np.linspace(0, len(order) - 1, min(TIMED_PASSES, len(order)))
     picked = {order[round(step)] for step in steps} | {dominant}
     return [shape for shape in order if shape in picked]
 

@@ -23,16 +23,13 @@ def models(
     ``recorded``: whether the run is kept, so that a function without a state needs a name for its version.
     """
     if not isinstance(given, Mapping):
-        several = [given] if isinstance(given, str | PathLike) else given
-        if not isinstance(several, Sequence):
-            raise UserError(
-                f"models: {type(given).__name__} needs a label for its row: evaluate({{'mine': model}}, ...)"
-            )
+        one = isinstance(given, str | PathLike | bytes) or not isinstance(given, Sequence)
+        several = [given] if one else given
         for model in several:
             if not isinstance(model, str | PathLike):
                 raise UserError(
-                    f"models: {type(model).__name__} needs a label for its row: "
-                    "evaluate({'mine': model}, ...)"
+                    "models: expected a name such as 'zoo:kerple-log', or a model in memory with a label for "
+                    f"its row, as in evaluate({{'mine': model}}, ...); got {type(model).__name__}"
                 )
         return tuple(fspath(model) for model in several), {}
     reader = tokenizer_of(read_by)
@@ -84,10 +81,13 @@ def device(asked: Any, held: Mapping[str, InMemoryCheckpoint]) -> Any:
     own = {model.scored.device.type: label for label, model in held.items()}
     if len(own) > 1:
         names = " and ".join(f"{label} on {kind}" for kind, label in own.items())
-        raise UserError(f"models lie on different devices: {names}; move them to one")
+        raise UserError(f"models are on different devices: {names}; move them to one")
     for kind, label in own.items():
         if asked not in ("auto", kind) and getattr(asked, "type", None) != kind:
-            raise UserError(f"device {asked}: model {label} is in memory on {kind}, and stays there")
+            raise UserError(
+                f"device {asked}: model {label} is in memory on {kind} and is not moved; move it, or leave "
+                "device out"
+            )
         return kind
     return asked
 
@@ -99,7 +99,8 @@ def dtype(asked: Any, names: Sequence[str], held: Mapping[str, InMemoryCheckpoin
         for label, model in held.items():
             if str(asked).removeprefix("torch.") != str(model.scored.dtype).removeprefix("torch."):
                 raise UserError(
-                    f"dtype {asked}: model {label} is in memory in {model.scored.dtype}, and stays so"
+                    f"dtype {asked}: model {label} is in memory in {model.scored.dtype} and is not "
+                    "converted; leave dtype out"
                 )
         return asked
     return own.pop() if len(own) == 1 and len(held) == len(names) else "float32"

@@ -36,7 +36,7 @@ TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' bat
 
 
 class RankLostError(Exception):
-    """Another rank has ended: the run stops, and the same command goes on from its finished cells."""
+    """Another rank has ended: the run stops, and the same command continues from its finished cells."""
 
     def __str__(self) -> str:
         return "another process of this run has ended or cannot be reached"

@@ -24,14 +24,14 @@ from kerple_eval.evaluation.worklist import Work
 from kerple_eval.records.cell import Cell
 from kerple_eval.types import CellKey, Window
 
-Row = NDArray[np.float32]
+WindowLosses = NDArray[np.float32]
 
 
 @dataclass
 class ReusedLosses:
     """Losses by window number, and how many windows each cell gave."""
 
-    losses: dict[int, Row] = field(default_factory=dict)
+    losses: dict[int, WindowLosses] = field(default_factory=dict)
     counts: dict[CellKey, int] = field(default_factory=dict)
 
     def describe(self, key: CellKey, windows: int) -> str:

@@ -21,7 +21,7 @@ from kerple_eval.models.open import in_memory_spec, open_model, parse_model
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import RunSpecification, Session
 from kerple_eval.support.differences import differences
-from kerple_eval.support.files import locked, write_atomically
+from kerple_eval.support.files import is_file, locked, write_atomically
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import UserError
@@ -69,7 +69,7 @@ def _run(
     request: RunRequest, plan: RunPlan, on_progress: Callable[[RunProgress], None], ranks: SingleProcess
 ) -> Run:
     folder = request.out
-    if folder.exists() and not folder.is_dir():
+    if is_file(folder):
         raise UserError(f"{folder}: is a file; --out must be a folder")
     with locked(folder):
         run = _open_or_start(request, plan, ranks.size)

@@ -206,7 +206,7 @@ def _like(key: CellKey, model: str) -> CellKey:
 
 
 def read_lines(folder: Path) -> list[str]:
-    """What ``DIR/precision.json`` says, a line a task; none where the run asked for no precision."""
+    """What ``DIR/precision.json`` says, a line per task; none where the run asked for no precision."""
     path = folder / FILE
     if not path.exists():
         return []

@@ -57,7 +57,7 @@ def plan_looks(
         if against not in labels:
             raise unknown("model", against, labels)
         if len(labels) < 2:
-            raise UserError(f"--against {against}: no other model to set against it")
+            raise UserError(f"--against {against}: the run has no other model to compare with it")
     looks = {}
     for text, by_model in readings.items():
         if against is not None:
@@ -76,6 +76,6 @@ def _refuse_other_targets(text: str, by_model: Mapping[str, TokenizedText], agai
     for label, reading in by_model.items():
         if reading is not by_model[against]:
             raise UserError(
-                f"{text}: {label} and {against} do not read it alike (tokeniser or first token), so their "
+                f"{text}: {label} and {against} read it differently (tokeniser or first token), so their "
                 "losses are not of the same targets; leave --against out"
             )

@@ -66,8 +66,8 @@ def check_cell(cell: Cell, task: Work, plan: RunPlan, path: str) -> None:
     """
     if cell.header.verified is False:
         raise UserError(
-            f"{path}: of a kerple-eval before 0.2, without checksums: it can be read but not gone on from; "
-            "choose another --out, or delete the cells to have them computed again"
+            f"{path}: written by kerple-eval before 0.2, without checksums: it can be read but not "
+            "continued; choose another --out, or delete the cells to have them computed again"
         )
     planned = planned_header(task, plan, tokens_per_pass=1, threads=1)
     names = [f.name for f in fields(CellHeader) if f.name not in ("tokens_per_pass", "threads", "other")]

@@ -105,7 +105,7 @@ class Checkpoint(ABC):
         """None where the checkpoint has none; then only token ids can be scored."""
 
     def scheme_parameters(self) -> dict[str, list[float]]:
-        """The scheme's learned parameters by name, flattened (KERPLE: r1 and r2, one number a head)."""
+        """The scheme's learned parameters by name, flattened (KERPLE: r1 and r2, one number per head)."""
         return {}
 
     def decoder(self) -> Decoder:

@@ -1,4 +1,4 @@
-"""Where and in which precision a model runs: chosen openly, recorded by whoever asks."""
+"""Where and in which precision a model runs: the caller chooses it and records it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ LOGIT_CHUNK = 2 * (1 << 23) * 4  # a chunk of logits and its log-softmax, float3
 
 
 def window_bytes(description: Description, length: int, width: int, device: str = "cpu") -> int:
-    """Peak of one forward pass at ``length`` tokens a window, ``width`` bytes a number."""
+    """Peak of one forward pass at ``length`` tokens per window, ``width`` bytes per number."""
     shape = description.shape
     tokens = max(length, TOKENS_PER_PASS[device] // length * length)
     heads = shape.heads * shape.head_dim

@@ -127,7 +127,7 @@ class InMemoryCheckpoint(Checkpoint):
         if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
-                f"{self.name} lies on several devices ({names}) without a device map; move it to one"
+                f"{self.name} is on several devices ({names}) without a device map; move it to one"
             )
         floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
         device = tensors[0].device if tensors else torch.device("cpu")
@@ -139,7 +139,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
-        raise UserError(f"{place}: a model in memory has no place on disk")
+        raise UserError(f"{place}: a model in memory has no path")
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -147,7 +147,9 @@ class InMemoryCheckpoint(Checkpoint):
 
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention != "auto":
-            raise UserError(f"attention {attention}: a model in memory attends as its code does; use auto")
+            raise UserError(
+                f"attention {attention}: a model in memory computes attention by its own code; use auto"
+            )
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.scored.dtype
@@ -262,7 +264,9 @@ def tokenizer_of(given: Any) -> Tokenizer | None:
         return None
     if isinstance(given, str):
         if given != "bytes":
-            raise UserError(f"tokenizer {given!r}: only 'bytes' has a name; give the object itself")
+            raise UserError(
+                f"tokenizer {given!r}: the only tokeniser known by name is 'bytes'; give the object itself"
+            )
         return BYTE_TOKENIZER
     if all(hasattr(given, name) for name in ("identity", "vocab_size", "before", "after", "encode")):
         own: Tokenizer = given

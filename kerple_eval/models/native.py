@@ -34,7 +34,7 @@ from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.zoo import shipped_folder
 from kerple_eval.schemes.base import Scheme
-from kerple_eval.support.files import inside, write_atomically
+from kerple_eval.support.files import inside, is_folder, write_atomically
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
 
@@ -98,7 +98,7 @@ class NativeCheckpoint(Checkpoint):
     @classmethod
     def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
         folder = Path(location)
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(f"{location}: no such folder; a native checkpoint is one with {CONFIG}")
         return cls(folder, options)
 

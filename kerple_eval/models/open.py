@@ -11,6 +11,7 @@ from pathlib import Path
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.catalogue import CHECKPOINT_FORMATS
 from kerple_eval.schemes.catalogue import SCHEMES
+from kerple_eval.support.files import is_folder
 from kerple_eval.support.labels import check_label
 from kerple_eval.support.specs import parse_options
 from kerple_eval.types import UserError
@@ -96,7 +97,7 @@ def open_model(spec: ModelSpec) -> Checkpoint:
 
 def _recognise(location: str) -> str:
     folder = Path(location)
-    if not folder.is_dir():
+    if not is_folder(folder):
         names = ", ".join(f"{known}:" for known in CHECKPOINT_FORMATS)
         raise UserError(f"no model {location!r}: not a directory, and no format before it ({names})")
     candidates = [name for name in CHECKPOINT_FORMATS if CHECKPOINT_FORMATS.load(name).recognises(folder)]

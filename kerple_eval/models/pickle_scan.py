@@ -214,7 +214,7 @@ class _Machine:
 
     def _build(self, state: Any) -> None:
         if not isinstance(state, _Dict) or not state.keys <= {"_metadata"}:
-            raise UserError(f"{self.where}: refused: the pickle sets attributes, which no weights need")
+            raise UserError(f"{self.where}: refused: the pickle sets attributes, which weights never need")
 
     def _global(self, module: str, attribute: str = "") -> None:
         name = f"{module}.{attribute}"

@@ -78,7 +78,9 @@ def _check_zip(file: IO[bytes], where: str) -> None:
                 _check_crc(archive, entry, where)
             (pickle_entry,) = (e for e in entries if e.filename.endswith("/data.pkl"))
             if pickle_entry.file_size > _MOST_PICKLE:
-                raise UserError(f"{where}: data.pkl of {pickle_entry.file_size} bytes; no weights need that")
+                raise UserError(
+                    f"{where}: data.pkl of {pickle_entry.file_size} bytes; weights never need so many"
+                )
             storages = scan(BytesIO(archive.read(pickle_entry)), where)
     except UserError:
         raise

@@ -1,9 +1,9 @@
-"""``python:FILE.py:FUNCTION`` or ``python:module:function``: a function of the user's own that gives a model.
+"""``python:FILE.py:FUNCTION`` or ``python:module:function``: a user's function that returns a model.
 
     python:my_models.py:build                  build()
     python:my_models.py:build,width=128        build(width=128), converted by the parameter's annotation
 
-The function returns a model as :mod:`kerple_eval.models.in_memory` takes it, a pair (model, tokenizer), or
+The function returns a model as :mod:`kerple_eval.models.in_memory` accepts it, a pair (model, tokenizer), or
 what ``kerple_eval.from_module`` makes. The named code runs: that is what the word ``python:`` says. The
 record keeps the sha256 of its file. The model is built once to be described and again when its cells are
 scored, so that only one model of a run is in memory.
@@ -27,14 +27,18 @@ import torch
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel
 from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of
+from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import typed_options
 from kerple_eval.types import UserError
 
+#: A user's file is imported under a name that begins so, since two files may have the same name.
+MODULE_PREFIX = "kerple_eval_user_"
+
 
 class PythonCheckpoint(Checkpoint):
-    """What a function of the user's own returns."""
+    """What the user's function returns."""
 
     def __init__(self, location: str, options: dict[str, str]) -> None:
         source, colon, name = location.rpartition(":")
@@ -80,7 +84,7 @@ class PythonCheckpoint(Checkpoint):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        return False  # reached by the word alone
+        return False  # only where ``python:`` names it
 
     @classmethod
     def open(cls, place: str, options: dict[str, str]) -> Checkpoint:
@@ -97,7 +101,7 @@ class PythonCheckpoint(Checkpoint):
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention != "auto":
             raise UserError(
-                f"attention {attention}: python:{self.location} attends as its own code does; use auto"
+                f"attention {attention}: python:{self.location} computes attention by its own code; use auto"
             )
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -115,9 +119,9 @@ class PythonCheckpoint(Checkpoint):
 
 def _load_file(path: Path) -> ModuleType:
     """The module of a file, its folder on the import path while it is loaded, as Python runs a script."""
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"python:{path}: no such file")
-    name = f"kerple_eval_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    name = f"{MODULE_PREFIX}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)

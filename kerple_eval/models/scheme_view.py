@@ -106,9 +106,9 @@ def _of_layer(scheme: Scheme, layer: int | None, label: str, name: str) -> Schem
     layers = scheme.geometry.layers
     own = scheme.at(0) is not scheme
     if own and layer is None:
-        raise UserError(f"{label}: in {name} each layer has its own; choose one, --layer 0 to {layers - 1}")
+        raise UserError(f"{label}: {name} differs by layer; choose one, --layer 0 to {layers - 1}")
     if not own and layer is not None:
-        raise UserError(f"{label}: in {name} all layers share one; leave --layer {layer} out")
+        raise UserError(f"{label}: {name} is shared by all layers; leave --layer {layer} out")
     if layer is not None and layer >= layers:
         raise UserError(f"--layer {layer}: {label} has layers 0 to {layers - 1}")
     return scheme.at(layer or 0)

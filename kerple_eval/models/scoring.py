@@ -2,7 +2,7 @@
 
 A window's inputs are ``tokens[start:stop]``, after a first-token marker (BOS) where the task's rule
 puts one before every window; the logits at its last ``targets`` positions predict
-``tokens[first_target : stop + 1]``. Losses are in nats, float32 a target; sums are float64
+``tokens[first_target : stop + 1]``. Losses are in nats, float32 per target; sums are float64
 (:mod:`kerple_eval.stats`).
 """
 
@@ -45,7 +45,7 @@ def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix:
 
 
 class Budget:
-    """Input tokens of a forward pass. On CUDA halves where memory runs out, and stays there."""
+    """Input tokens of a forward pass. On CUDA it is halved where memory runs out, for good."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -72,7 +72,7 @@ def score(
 
     ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1. Of the
     forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on. ``budget``: the tokens of
-    a pass, the device's own unless given; a pass that CUDA has no memory for is made in halves.
+    a pass, the device's own unless given; a pass that does not fit in CUDA memory is split.
     Yields the indices of the windows scored and, for each, its losses ``[targets]``; with ``hits``
     ``[2, targets]``, the second row 1 where the target was the argmax and 0 elsewhere.
 

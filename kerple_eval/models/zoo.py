@@ -1,6 +1,6 @@
 """The zoo, ``zoo:NAME`` and ``zoo:NAME-sN``: which checkpoints there are and their folders. No torch.
 
-The package ships one seed a scheme. Further seeds stand in the clone only (``results/zoo/models``), so that
+The package ships one seed per scheme. Further seeds stand in the clone only (``results/zoo/models``), so that
 the wheel stays small.
 """
 
@@ -42,8 +42,8 @@ def shipped_folder(name: str) -> Path:
         return folders[first]
     if first in (f"{scheme}-s{seed}" for scheme in SEEDED for seed in (2, 3)):
         raise UserError(
-            f"zoo:{name} is not in the installed package, which holds one seed a scheme; run from a clone of "
-            f"the repository, or name a copy of its folder: native:results/zoo/models/{name}"
+            f"zoo:{name} is not in the installed package, which holds one seed per scheme; run from a clone "
+            f"of the repository, or name a copy of its folder: native:results/zoo/models/{name}"
         )
     raise unknown("zoo model", name, folders)
 

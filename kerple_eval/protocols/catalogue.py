@@ -43,7 +43,7 @@ PROTOCOLS = Registry("protocol", "kerple_eval.protocols", Entry, (
     ),
     Entry(
         "hf-guide", "kerple_eval.protocols.hf_guide:HfGuide",
-        "[stride=512]: the Hugging Face perplexity guide, with its miscount of one target a window; "
+        "[stride=512]: the Hugging Face perplexity guide, with its miscount of one target per window; "
         "better: sliding-window",
     ),
     Entry(

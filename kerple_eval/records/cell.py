@@ -1,6 +1,6 @@
 """One cell on disk: every loss of a (model, task, protocol, length), or why there is none.
 
-    cells/NAME.parquet   a finished cell, one row a window: :mod:`kerple_eval.records.columns`
+    cells/NAME.parquet   a finished cell, one row per window: :mod:`kerple_eval.records.columns`
     cells/NAME.json      a failed cell: its key, error and traceback
 
 Imports no torch.

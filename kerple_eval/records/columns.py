@@ -125,7 +125,7 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
-    _check_size(file.metadata)
+    _check_size(file)
     _check_types(file.schema_arrow, pa)
     table = file.read()
     for name in table.column_names:
@@ -163,10 +163,15 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
     )
 
 
-def _check_size(metadata: Any) -> None:
+def _check_size(file: Any) -> None:
     """Before anything is read: what a small file may unpack to."""
+    metadata = file.metadata
     if metadata.num_rows > MOST_WINDOWS:
         raise ValueError(f"it has {metadata.num_rows:,} rows, more than the {MOST_WINDOWS:,} of a cell")
+    for i in range(metadata.num_row_groups):
+        # Batches of no rows read the columns' metadata only, and raise where it is damaged; there
+        # ``row_group(i).column(j)`` below would abort the process (pyarrow 26).
+        list(file.reader.iter_batches(0, [i]))
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     values = [sum(g.column(i).num_values for g in groups) for i in range(metadata.num_columns)]
     if max(values, default=0) > MOST_TARGETS:
@@ -192,7 +197,7 @@ def _check_types(schema: Any, pa: Any) -> None:
 
 
 def _lists(column: Any, targets: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """The rows of a column of lists, one value a target."""
+    """The rows of a column of lists, one value per target."""
     array = column.combine_chunks()
     edges = array.offsets.to_numpy()
     if array.values.null_count:

@@ -28,7 +28,7 @@ from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
 #: Parts of a specification -> one of them, and the key that names it.
-PARTS = {"models": ("model", "label"), "tasks": ("task", "name"), "protocols": ("protocol", "protocol")}
+NAMED_PARTS = {"models": ("model", "label"), "tasks": ("task", "name"), "protocols": ("protocol", "protocol")}
 #: Keys of a task or protocol whose values are by model, tokeniser or length.
 BY_PART = ("first_token", "tokens_sha256", "drawn_sha256")
 
@@ -83,10 +83,10 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
 
 def _join(left: dict[str, Any], right: dict[str, Any], first: Path, second: Path) -> dict[str, Any]:
     """One specification of two, in the order of the first."""
-    rest = [{k: v for k, v in s.items() if k not in PARTS} for s in (left, right)]
+    rest = [{k: v for k, v in s.items() if k not in NAMED_PARTS} for s in (left, right)]
     _same(rest[0], rest[1], "", first, second)
     joined = dict(left)
-    for part, (singular, name) in PARTS.items():
+    for part, (singular, name) in NAMED_PARTS.items():
         mine = {entry[name]: entry for entry in left[part]}
         for entry in right[part]:
             label = entry[name]

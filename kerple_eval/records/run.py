@@ -1,8 +1,8 @@
 """The on-disk record of a run: what was asked, every loss, and the summary reduced from them.
 
     DIR/run.json      specification (what decides the numbers) and provenance
-    DIR/cells/        one file a cell, see :mod:`kerple_eval.records.cell`
-    DIR/summary.csv   one row a cell, in the order of the specification; a pure function of the
+    DIR/cells/        one file per cell, see :mod:`kerple_eval.records.cell`
+    DIR/summary.csv   one row per cell, in the order of the specification; a pure function of the
                       scored losses
 
 Every file is written beside and renamed, so a reader never sees a part. Imports no torch.
@@ -25,7 +25,7 @@ from kerple_eval.records.answers import Answer, answers
 from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.records.specification import Provenance, RunSpecification
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import is_file, write_atomically
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
@@ -155,7 +155,7 @@ def _text(value: Any) -> str:
 def open_run(folder: str | Path) -> Run:
     """Open a run directory written by ``kerple-eval run``."""
     path = Path(folder)
-    if not (path / "run.json").is_file():
+    if not is_file(path / "run.json"):
         raise UserError(f"{path}: not a run directory (no run.json)")
     file = path / "run.json"
     data = up_to_date(read_json(file), RUN_STEPS, file)

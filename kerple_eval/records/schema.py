@@ -4,7 +4,7 @@
     1  the first release
     0  drafts before it: neither run.json nor cells say which first-token rule was applied; there was none
 
-A step is a function of its own, from one version to the next; a file that is read goes through every
+Each step is one function, from one version to the next; a file that is read goes through every
 step from its own version on, and is written, where it is written again, as the newest. Columns that a
 version adds and that may be absent (``hits``) need no step. What a newer release wrote is refused.
 """
@@ -45,7 +45,7 @@ def cell_is_not_verified(header: dict[str, Any]) -> dict[str, Any]:
     return header | {"verified": False} if "documents" in header else header
 
 
-#: Version -> the step that leads on from it.
+#: Version -> the function that converts it to the next one.
 RUN_STEPS: Mapping[int, Step] = {0: run_says_first_tokens, 1: run_of_version_1}
 CELL_STEPS: Mapping[int, Step] = {0: cell_says_first_token, 1: cell_is_not_verified}
 

@@ -6,6 +6,7 @@ Reads ``summary.csv`` and ``run.json`` only: no torch, no pandas, no losses.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from kerple_eval.records.notes import text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import own_label
 from kerple_eval.stats.groups import identities
-from kerple_eval.support.readers import quoted
+from kerple_eval.support.readers import LARGEST_JSON, quoted, read_bytes
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
 
@@ -34,7 +35,7 @@ VALUES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GridEntry:
     """One cell of a grid: its row of ``summary.csv`` with numbers as numbers, its run and its key there.
 
     ``key`` is None where ``run.json`` asks for no such cell.
@@ -57,7 +58,7 @@ class Grid:
     protocol: str
     models: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
+    entries: dict[tuple[str, int], GridEntry] = field(default_factory=dict)
     tokenizers: set[str] = field(default_factory=set)
     identities: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
     text_notes: list[str] = field(default_factory=list)  # on how models read the text
@@ -80,7 +81,7 @@ class Grid:
         """Those of any model that are lengths of the grid."""
         return {n for model in self.models if (n := self.trained(model)) is not None and n in self.lengths}
 
-    def column(self, length: int) -> list[Entry]:
+    def column(self, length: int) -> list[GridEntry]:
         """Finished cells of one length."""
         cells = (self.entries.get((model, length)) for model in self.models)
         return [cell for cell in cells if cell is not None and cell.ok]
@@ -177,7 +178,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
             grid.identities[label] = known[row["model"]]
-            grid.entries[label, row["length"]] = Entry(
+            grid.entries[label, row["length"]] = GridEntry(
                 row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
             )
     if not grids:
@@ -206,13 +207,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``summary.csv``, numbers as numbers; None is an empty field."""
     again = "delete it, and the run's command writes it anew"
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            if tuple(next(reader, ())) != COLUMNS:
-                raise UserError(f"{path}: not a summary: its columns are not the contract's; {again}")
-            return [_typed(row) for row in reader]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        file = io.StringIO(read_bytes(path, LARGEST_JSON).decode("utf-8"), newline="")
+        reader = csv.reader(file, strict=True)
+        if tuple(next(reader, ())) != COLUMNS:
+            raise UserError(f"{path}: not a summary: its columns are not the contract's; {again}")
+        return [_typed(row) for row in reader]
     except (ValueError, csv.Error) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise UserError(f"{path}: damaged: {reason}; {again}") from None

@@ -1,7 +1,7 @@
 """Results to lm-evaluation-harness' JSON layout, and such files into pandas. Imports no torch.
 
 Source: lm_eval 0.4.13, ``evaluator_utils.py`` (EvalAcc), ``loggers/evaluation_tracker.py``
-(save_results_aggregated), ``utils.py`` (make_table). One file a model:
+(save_results_aggregated), ``utils.py`` (make_table). One file per model:
 
     results           task -> alias, "METRIC,FILTER" and "METRIC_stderr,FILTER" ("N/A" where there is none)
     configs           task -> its configuration; versions, n-shot, higher_is_better, n-samples likewise
@@ -32,7 +32,7 @@ from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import is_folder, write_atomically
 from kerple_eval.support.labels import check_label
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
@@ -218,7 +218,7 @@ def _sanitized(name: str) -> str:
 
 
 def read_lm_eval(path: str | Path) -> pd.DataFrame:
-    """Results in lm-eval's layout, from this package or from lm-eval: one row a task, metric and filter.
+    """Results in lm-eval's layout, from this package or from lm-eval: one row per task, metric and filter.
 
     ``path`` is a file, or a folder whose ``results*.json`` are read, at any depth. Columns: model, name
     (lm-eval's name of the task), task, protocol and length (of a cell of this package; elsewhere task is
@@ -231,7 +231,7 @@ def read_lm_eval(path: str | Path) -> pd.DataFrame:
     import pandas as pd  # noqa: PLC0415
 
     source = Path(path)
-    files = sorted(source.rglob("results*.json")) if source.is_dir() else [source]
+    files = sorted(source.rglob("results*.json")) if is_folder(source) else [source]
     if not files:
         raise UserError(f"{source}: holds no results*.json, as lm-eval writes them")
     rows = [row for file in files for row in _rows(file)]

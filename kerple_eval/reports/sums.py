@@ -9,7 +9,7 @@ from pathlib import Path
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.reports.grid import Entry, Grid
+from kerple_eval.reports.grid import Grid, GridEntry
 from kerple_eval.stats.documents import Scored, different_targets, paired_sums, scored
 from kerple_eval.stats.intervals import (
     MINIMUM_DOCUMENTS,
@@ -23,12 +23,12 @@ from kerple_eval.types import CellKey
 #: What the bands of a figure are, for its caption.
 BANDS = "bands: 95 % intervals over documents"
 Band = tuple[float, float]
-Sums = dict[tuple[Path, CellKey], Scored]
+ScoredCells = dict[tuple[Path, CellKey], Scored]
 
 
-def read(reader: RunReader, grids: Sequence[Grid], fewest: int = 1) -> Sums:
+def read(reader: RunReader, grids: Sequence[Grid], fewest: int = 1) -> ScoredCells:
     """The grids' finished cells of at least ``fewest`` documents whose files are here."""
-    found: Sums = {}
+    found: ScoredCells = {}
     for entry in (entry for grid in grids for entry in grid.entries.values()):
         if entry.ok and entry.key is not None and entry.row["documents"] >= fewest:
             cell = reader.cell(entry.folder, entry.key)
@@ -37,17 +37,17 @@ def read(reader: RunReader, grids: Sequence[Grid], fewest: int = 1) -> Sums:
     return found
 
 
-def for_bands(reader: RunReader, grids: Sequence[Grid]) -> Sums:
+def for_bands(reader: RunReader, grids: Sequence[Grid]) -> ScoredCells:
     """Those of enough documents for an interval."""
     return read(reader, grids, MINIMUM_DOCUMENTS)
 
 
-def of(entry: Entry | None, known: Sums) -> Scored | None:
+def of(entry: GridEntry | None, known: ScoredCells) -> Scored | None:
     """The sums of a cell of a grid; None where there is no such cell, or its file was not read."""
     return None if entry is None or entry.key is None else known.get((entry.folder, entry.key))
 
 
-def band(entry: Entry, value: str, known: Sums) -> Band | None:
+def band(entry: GridEntry, value: str, known: ScoredCells) -> Band | None:
     """The 95 % interval of a cell's ``value``; None where its file is not here or documents are few."""
     cell = of(entry, known)
     if cell is None:
@@ -60,7 +60,7 @@ def band(entry: Entry, value: str, known: Sums) -> Band | None:
     return None if interval is None else (interval.low, interval.high)
 
 
-def ratio_band(entry: Entry, reference: Entry, known: Sums) -> Band | None:
+def ratio_band(entry: GridEntry, reference: GridEntry, known: ScoredCells) -> Band | None:
     """The 95 % interval of the ratio of perplexities, paired by document; None as for :func:`band`."""
     a, b = of(entry, known), of(reference, known)
     if a is None or b is None or a is b or different_targets(a, b) or shortage(a.sums.counts):

@@ -23,7 +23,7 @@ TABLE_FORMATS = ("text", "markdown", "latex", "csv", "html")
 #: (article's 345 pt); beyond some 140 characters, as with the paper's schemes across, no size does.
 SIZES = ((104, r"\tiny"), (84, r"\scriptsize"), (60, r"\footnotesize"))
 _FEWEST_TO_FILTER = 6  # rows of a page's table
-Value = str | float | int | None
+CellValue = str | float | int | None
 #: (task, protocol, model, length) -> the anchor on the page of that cell's row, "" for none.
 Link = Callable[[str, str, str, int], str]
 
@@ -38,7 +38,7 @@ class TableCell:
     """``text`` is what a reader sees; ``value``, where given, is what CSV writes and a page sorts by."""
 
     text: str
-    value: Value = None
+    value: CellValue = None
     best: bool = False  # emphasised
     mark: str = ""  # a dagger after the text
     link: str = ""  # anchor on the page of where the number comes from
@@ -96,7 +96,7 @@ class Table:
         return [(name, list(rows)) for name, rows in groupby(self.rows, key=lambda row: row.group)]
 
 
-def records_table(columns: Sequence[str], records: Sequence[Mapping[str, Value]]) -> Table:
+def records_table(columns: Sequence[str], records: Sequence[Mapping[str, CellValue]]) -> Table:
     """Records at full precision, a row each, for CSV; None is an empty field."""
     rows = (
         TableRow(
@@ -116,8 +116,8 @@ def check_format(style: str) -> None:
 def typeset(table: Table, style: str, *, color: bool = False) -> str:
     """The table, then its notes; ``color`` is for a terminal that shows bold and italics."""
     setters: dict[str, Callable[[Table], str]] = {
-        "text": lambda one: _text(one, color=color),
-        "markdown": lambda one: "\n".join(markdown_lines(one)) + "\n",
+        "text": lambda table: _text(table, color=color),
+        "markdown": lambda table: "\n".join(markdown_lines(table)) + "\n",
         "latex": _latex,
         "csv": _csv,
         "html": _html,
@@ -163,15 +163,21 @@ def _text(table: Table, *, color: bool) -> str:
 
 
 def markdown_lines(table: Table) -> list[str]:
-    """The table as lines of Markdown."""
+    """The table as lines of Markdown: title, rows, notes."""
+    title = f"**{escapes.markdown(table.title).strip()}**"
+    notes = (f"* {escapes.markdown_line(note)}" for note in table.notes)
+    return [title, "", *markdown_rows(table), "", *notes]
+
+
+def markdown_rows(table: Table) -> list[str]:
+    """Head and rows alone, as lines of Markdown."""
     rules = "|".join("---" if i in table.words else "---:" for i in range(len(table.head)))
-    lines = [f"**{escapes.markdown(table.title).strip()}**", ""]
-    lines += [_markdown_row([escapes.markdown(text) for text in table.head]), f"|{rules}|"]
+    lines = [_markdown_row([escapes.markdown(text) for text in table.head]), f"|{rules}|"]
     for name, rows in table.groups():
         if name:
             lines.append(f"| *{escapes.markdown(name).strip()}* |" + " |" * (len(table.head) - 1))
         lines += [_markdown_row([markdown_cell(cell) for cell in row.cells]) for row in rows]
-    return [*lines, "", *(f"* {escapes.markdown_line(note)}" for note in table.notes)]
+    return lines
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -72,7 +72,9 @@ class Combined(Scheme):
                 f"{type(base).__name__}, which gives tokens their positions by {absolute[0]}"
             )
         if remapping and not base.prefix_invariant:
-            raise UserError(f"{remapping[0]} does not go with a scheme that follows the window's length")
+            raise UserError(
+                f"{remapping[0]} cannot be combined with a scheme that depends on the window's length"
+            )
         windows = [part.window for part in self.parts.values() if part.window is not None]
         self.window = min(windows, default=None)
         self.max_positions = base.max_positions

@@ -7,7 +7,7 @@ Section 3; ``kernels.algebra`` states them, ``kernels.parsing`` reads the formul
     kernel: -r1*D**r2 - r3*log(1+r4*D)         mentioned in Section 3, untested there
     kernel: r1*exp(-r2*D**2)                   PD, a Gaussian
 
-D = i - j (tokens); each name r1, r2, ... is ``[H]``, one number a head, shared by all layers: K H
+D = i - j (tokens); each name r1, r2, ... is ``[H]``, one number per head, shared by all layers: K H
 parameters for K names. Where a name occurs decides its interval and its initial draw, as in the release
 (``kernels.parameters``). The bias joins *after* the 1/sqrt(d) scaling, as in kerple-log.
 """

@@ -1,4 +1,4 @@
-"""What figures of a checkpoint's kernels see: plain numpy arrays of distance. Imports no torch.
+"""A model's kernels as its figures need them: numpy arrays over distance. Imports no torch.
 
 D = i - j (tokens) is the distance from a query back to a key; H heads. :mod:`scheme_view` reads these from
 a checkpoint.
@@ -54,7 +54,7 @@ def title(model: KernelView, width: int) -> str:
 
 
 def effective_lengths(kernel: Array, window: int | None = None) -> list[int | None]:
-    """Per head ``min {D : k(D) - k(0) < -2}``; None where no distance below n is one.
+    """Per head ``min {D : k(D) - k(0) < -2}``; None where there is no such distance below n.
 
     ``kernel [H, n]`` at *every* distance 0..n-1. Source: KERPLE (Chi et al. 2022, arXiv 2205.09921),
     Figure 6, ``eff(h) = min {|m - n| : k_h(|m - n|) < -2}``. The paper's kernels are 0 at D = 0; elsewhere

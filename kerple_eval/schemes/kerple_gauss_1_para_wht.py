@@ -3,7 +3,7 @@
 Source: Chi, Fan, Ramadge, Rudnicky, "KERPLE" (NeurIPS 2022, arXiv 2205.09921), Appendix A.3 (not in the
 released code, whose 2-para-wht it is with the exponent at 2).
 
-D = i - j (tokens); r1 ``[H]``, one number a head, shared by all layers: H parameters. Initial values
+D = i - j (tokens); r1 ``[H]``, one number per head, shared by all layers: H parameters. Initial values
 and the bound as in the release's 2-para-wht: r1 ~ U(0, 1), kept >= 0.01. The weight multiplies the
 score *after* the 1/sqrt(d) scaling (which commutes).
 """

@@ -4,7 +4,7 @@ Source: Chi, Fan, Ramadge, Rudnicky, "KERPLE" (NeurIPS 2022, arXiv 2205.09921), 
 Section 4; code chijames/KERPLE, ``megatron/mpu/layers.py`` (``kerple_log``; r1 is ``bias_p``
 there, r2 is ``bias_a``).
 
-D = i - j (tokens); r1, r2 ``[H]``, one pair a head, shared by all layers: 2 H parameters. With
+D = i - j (tokens); r1, r2 ``[H]``, one pair per head, shared by all layers: 2 H parameters. With
 ``per_layer=true`` (every scheme of shared parameters has that option) each layer has its own pairs, as the
 DAPE paper's baseline (arXiv 2405.14722) has: 2 H a layer.
 Initial values as in the release: r1 ~ U(0, 2), r2 ~ U(0, 1); both are kept >= 0.01.

@@ -4,7 +4,7 @@ Source: Chi, Fan, Ramadge, Rudnicky, "KERPLE" (NeurIPS 2022, arXiv 2205.09921), 
 Section 4; code chijames/KERPLE, ``megatron/mpu/layers.py`` (``kerple_power_ap_``; r1 is ``bias_a``
 there, r2 is ``bias_p``).
 
-D = i - j (tokens); r1, r2 ``[H]``, one pair a head, shared by all layers: 2 H parameters.
+D = i - j (tokens); r1, r2 ``[H]``, one pair per head, shared by all layers: 2 H parameters.
 Initial values as in the release: r1 ~ U(0, 1), r2 ~ U(0, 2); r1 is kept >= 0.01 and r2 within
 [0.01, 2], the exponents for which -D^r2 is conditionally positive definite.
 The bias joins *after* the 1/sqrt(d) scaling, as in the release.

@@ -1,4 +1,4 @@
-"""Learned absolute positions: ``x_i += e_i``, one vector a position, none past the last.
+"""Learned absolute positions: ``x_i += e_i``, one vector per position, none past the last.
 
 Source: Gehring et al., "Convolutional Sequence to Sequence Learning" (ICML 2017, arXiv 1705.03122),
 Section 3.1; GPT-2's and GPT-NeoX's ``position_embeddings`` (``megatron/model/word_embeddings.py``).

@@ -1,4 +1,4 @@
-"""Finished cells that scored answers, gathered from runs: one grid a task, models by lengths."""
+"""Finished cells that scored answers, gathered from runs: one grid per task, models by lengths."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class LossChange:
     """One change of mean loss; ``dilution`` and ``context_gain`` are None where ``needs`` says why."""
 
     run: Run
@@ -91,7 +91,7 @@ class _Side:
     contexts: dict[tuple[str, int], NDArray[np.int64]]
 
 
-def explain(reader: RunReader, lengths: tuple[int, int] | None = None) -> list[Split]:
+def explain(reader: RunReader, lengths: tuple[int, int] | None = None) -> list[LossChange]:
     """The change between neighbouring lengths, or the two given, of every model and protocol.
 
     Sliding-window cells are looked for in all of the reader's runs.
@@ -106,7 +106,7 @@ def explain(reader: RunReader, lengths: tuple[int, int] | None = None) -> list[S
     return found
 
 
-def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Iterator[Split]:
+def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Iterator[LossChange]:
     groups: dict[tuple[str, str, str], list[CellKey]] = {}
     every = run.keys()
     for key in every:
@@ -125,37 +125,38 @@ def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Ite
             yield _split(run, reader, shorter, longer)
 
 
-def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> Split:
+def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> LossChange:
     one, two = _cell(reader, run, shorter), _cell(reader, run, longer)
     a, b = _side(one), _side(two)
-    places = {d: _common(a, b, d) for d in a.losses if d in b.losses}
-    places = {d: where for d, where in places.items() if len(where)}
-    first = {d: a.losses[d][where] for d, where in places.items()}
-    second = {d: b.losses[d][where] for d, where in places.items()}
-    targets = sum(map(len, places.values()))
+    positions = {d: _common(a, b, d) for d in a.losses if d in b.losses}
+    positions = {d: where for d, where in positions.items() if len(where)}
+    first = {d: a.losses[d][where] for d, where in positions.items()}
+    second = {d: b.losses[d][where] for d, where in positions.items()}
+    targets = sum(map(len, positions.values()))
     whole = reductions.mean_loss(two.losses) - reductions.mean_loss(one.losses)
     same = one.targets_hash == two.targets_hash
     change = _part(first, second) if targets else Part(whole, None)
     rest = 0.0 if same else whole - change.value
-    kept = (run, shorter, longer.length, len(places), targets, same, change, rest)
+    kept = (run, shorter, longer.length, len(positions), targets, same, change, rest)
     if not targets:
-        return Split(*kept, None, None, None, 0.0, Lack.COMMON_TARGETS)
+        return LossChange(*kept, None, None, None, 0.0, Lack.COMMON_TARGETS)
     limit = shorter.length - (1 if one.header.first_token.rule == "window" else 0)
-    reference, stride = _reference(run, reader, one, limit, {d: b.contexts[d][w] for d, w in places.items()})
+    contexts = {d: b.contexts[d][where] for d, where in positions.items()}
+    reference, stride = _reference(run, reader, one, limit, contexts)
     middle: dict[tuple[str, int], Real] = {}
     short = [0.0]
-    for d, where in places.items():
+    for d, where in positions.items():
         context = b.contexts[d][where]
         middle[d] = second[d].copy()
         beyond = context > limit
         if not beyond.any():
             continue
         if reference is None or not _scored(reference, d, where[beyond]):
-            return Split(*kept, None, None, None, 0.0, _lack(one))
+            return LossChange(*kept, None, None, None, 0.0, _lack(one))
         middle[d][beyond] = reference.losses[d][where[beyond]]
         short.extend(limit - reference.contexts[d][where[beyond]])
     used = len(short) > 1
-    return Split(
+    return LossChange(
         *kept, _part(first, middle), _part(middle, second), stride if used else None,
         math.fsum(short) / max(1, len(short) - 1),
     )  # fmt: skip

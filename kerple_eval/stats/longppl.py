@@ -35,8 +35,8 @@ from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 ALPHA, BETA = 2.0, -2.0
-Name = tuple[str, int]  # a document by the sha256 of its tokens, and its number among those alike
-Places = dict[Name, NDArray[np.int64]]  # targets of each document, in order
+DocumentName = tuple[str, int]  # a document by the sha256 of its tokens, and its number among those alike
+KeyTokens = dict[DocumentName, NDArray[np.int64]]  # targets of each document, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +146,10 @@ def _table(
     return LongPplTable(task, protocol, reference, short, long, common, count, len(chosen), scores)
 
 
-def key_tokens(short: Cell, long: Cell, alpha: float, beta: float) -> tuple[Places, int]:
+def key_tokens(short: Cell, long: Cell, alpha: float, beta: float) -> tuple[KeyTokens, int]:
     """Key tokens by document, and how many targets both cells score, the long one with more context."""
     first, second = _by_document(short), _by_document(long)
-    chosen: Places = {}
+    chosen: KeyTokens = {}
     common = 0
     for name in second:
         if name not in first:
@@ -163,15 +163,15 @@ def key_tokens(short: Cell, long: Cell, alpha: float, beta: float) -> tuple[Plac
     return chosen, common
 
 
-def _score(label: str, cell: Cell, chosen: Places, level: float) -> Score:
+def _score(label: str, cell: Cell, chosen: KeyTokens, level: float) -> Score:
     every = _by_document(cell)
     sums, counts, names = [], [], []
     missing = 0
-    for name, places in chosen.items():
+    for name, positions in chosen.items():
         losses, seen = every.get(name, (np.empty(0), np.empty(0, dtype=np.int64)))
-        there = places[places < len(seen)]
+        there = positions[positions < len(seen)]
         there = there[seen[there] >= 0]
-        missing += len(places) - len(there)
+        missing += len(positions) - len(there)
         names.append(f"{name[0]} {name[1]}")
         sums.append(float(losses[there].sum()))
         counts.append(len(there))
@@ -187,9 +187,9 @@ def _score(label: str, cell: Cell, chosen: Places, level: float) -> Score:
     return Score(label, cell.key.length, scored, sums_interval(found, level=level), nll)
 
 
-def _by_document(cell: Cell) -> dict[Name, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+def _by_document(cell: Cell) -> dict[DocumentName, tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Losses (nats) and contexts of each document's tokens; a context of -1 is a target not scored."""
-    names: list[Name] = []
+    names: list[DocumentName] = []
     for entry in cell.header.documents:
         sha = entry.sha256
         names.append((sha, sum(sha == other for other, _ in names)))

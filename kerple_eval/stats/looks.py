@@ -115,7 +115,9 @@ def look(
         if references is not None:
             other = references[name].only(names)
             if other.names != own.names or not np.array_equal(other.counts, own.counts):
-                raise UserError(f"{name}: not the targets of its reference, so no paired difference")
+                raise UserError(
+                    f"{name}: its targets differ from its reference's, so there is no paired difference"
+                )
             sums = sums - other.sums
         found[name] = ratio_interval(sums, own.counts, level=level)
     return Look(len(names), found, half_width(precision), tuple(lacking))

@@ -96,7 +96,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         UserError: ``folder`` is a file or not empty, it cannot be written, or another process builds it.
     """
     target = folder.resolve()
-    if target.exists() and not (target.is_dir() and all(entry.name == LOCK for entry in target.iterdir())):
+    empty = is_folder(target) and all(entry.name == LOCK for entry in target.iterdir())
+    if os.path.lexists(target) and not empty:
         raise UserError(f"{folder}: exists and is not an empty folder; choose a new one")
     partial = target.with_name(f".{target.name}.partial")
     with locked(partial):
@@ -157,6 +158,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False too for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def inside(path: Path, *folders: Path) -> Path:
     """``path``, unless it is a link that leads out of all of ``folders``, or is neither file nor folder.
 
@@ -165,9 +174,15 @@ def inside(path: Path, *folders: Path) -> Path:
     Raises:
         UserError: the path is refused.
     """
-    target = path.resolve()
+    try:
+        target = path.resolve()
+        other = target.exists() and not (target.is_file() or target.is_dir())
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a link to itself
+        raise UserError(
+            f"{path}: cannot be read: a link to itself, or a name that no file can have"
+        ) from None
     if not any(target.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError(f"{path}: refused: a link that leads out of {folders[0]}")
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if other:
         raise UserError(f"{path}: not a regular file")
     return path

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-STOPPED = "stopped; the same command goes on"
+STOPPED = "stopped; the same command continues"
 
 
 def _main_thread() -> bool:

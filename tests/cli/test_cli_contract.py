@@ -321,4 +321,4 @@ def test_ctrl_c_while_torch_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert done.stderr.split("\n") == ["", "stopped; the same command goes on", ""]
+    assert done.stderr.split("\n") == ["", "stopped; the same command continues", ""]

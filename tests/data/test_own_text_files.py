@@ -221,7 +221,7 @@ def test_a_json_file_of_texts_or_of_one_object(tmp_path: Path) -> None:
     ("a.txt.gz", b"\x1f\x8b\x08\x00broken", ": "),
     ("a.xz", b"\xfd7zXZ\x00broken", "damaged or cut off: "),
     ("a.zst", b"\x28\xb5\x2f\xfdbroken", "cannot be read: "),
-    ("a.json", b"3", "holds no list of texts and no object, but 3"),
+    ("a.json", b"3", "expected a list of texts or an object, got 3"),
     ("a.json", b"[1]", "1: no column 'text'; it has: int"),
     ("a.json", b'{"data": []}', "1: no column 'text'; it has: data"),
     ("a.csv", b"body,id\na,1\n", "1: no column 'text'; it has: body, id"),

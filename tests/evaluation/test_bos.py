@@ -322,7 +322,7 @@ def test_a_task_files_rule_and_the_commands(words: tuple[dict[str, str], str], t
     (["--bos", "window", "--length", "1,8"], "one of the L tokens of each window, which leaves"),
     (["--bos", "window", "--protocol", "last:k=8"], "of each window: last: k=8 exceeds length 7; use k <= 7"),
     (["--bos", "window", "--protocol", "sliding-window:stride=8"], "stride=8 exceeds length 7"),
-    (["--bos", "window", "--protocol", "kerple-release:split=all"], "draws whole windows"),
+    (["--bos", "window", "--protocol", "kerple-release:split=all"], "draws windows of L tokens of text"),
 ])  # fmt: skip
 def test_refusals(
     more: list[str], says: str, words: tuple[dict[str, str], str], invoke: Cli, tmp_path: Path

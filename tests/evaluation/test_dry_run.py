@@ -84,7 +84,8 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     again = invoke(*words, "--dry-run")  # nothing left
     assert "0" in again.stdout
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["cells"] == []
-    for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}'):
+    key = '{"model": 1, "task": "t", "protocol": "p", "length": 2}'
+    for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}', f'{{"cells": [{key}]}}'):
         (tmp_path / "run" / "estimate.json").write_text(raw)
         with pytest.raises(UserError, match=r"estimate\.json: damaged: .*; delete it"):
             verdict(tmp_path / "run")

@@ -249,7 +249,7 @@ def test_a_killed_rank_costs_no_finished_cell(folder: Path, rank: int) -> None:
     assert began.returncode != 0
     assert "kerple_eval/" not in errors  # no traceback of this package; torchrun's own stays
     # The other rank's line, unless torchrun ended it first.
-    assert errors.count("finished cells are kept, the same command goes on") <= 1
+    assert errors.count("finished cells are kept, the same command continues") <= 1
     for done in as_ranks(folder / "again", 2, command(folder, "killed")):
         assert done.returncode == 0, done.stderr
     assert (folder / "killed" / "summary.csv").read_bytes() == (folder / "whole" / "summary.csv").read_bytes()

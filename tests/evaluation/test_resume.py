@@ -170,7 +170,7 @@ def test_the_installed_command_killed_then_stopped_then_finished(
     assert status == 130
     assert seconds < 20  # about 0.1 s on an idle machine; the machines of a test are not idle
     assert out == ""
-    assert err.splitlines() == [f"stopped; finished cells are kept, the same command goes on in {slow.out}"]
+    assert err.splitlines() == [f"stopped; finished cells are kept, the same command continues in {slow.out}"]
     assert finished.items() <= stamps(slow.out).items()
     assert len(stamps(slow.out)) < 12
 

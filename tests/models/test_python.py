@@ -1,4 +1,4 @@
-"""``python:FILE.py:FUNCTION``: what a function of the user's own returns is scored, and its code recorded."""
+"""``python:FILE.py:FUNCTION``: what a user's function returns is scored, and its code recorded."""
 
 from __future__ import annotations
 
@@ -128,3 +128,18 @@ def test_weights_that_are_drawn_anew_are_told(folder: Path, invoke: Cli) -> None
     done = invoke(*command(folder, f"m=python:{folder / 'own_models.py'}:other_each_time"))
     assert done.exit_code == 1
     assert "other weights each time" in (folder / "run" / "summary.csv").read_text()
+
+
+def test_an_error_of_the_file_names_the_file(folder: Path, invoke: Cli) -> None:
+    (folder / "fails.py").write_text(
+        "import torch\n\n\nclass Model(torch.nn.Module):\n    def forward(self, ids):\n"
+        "        if ids.shape[1] > 64:\n            raise ValueError('too long for me')\n"
+        "        return torch.zeros(*ids.shape, 256)\n\n\n"
+        "def build():\n    return Model()\n"
+    )
+    (folder / "ids.jsonl").write_text('{"tokens": ' + str(list(range(150))) + "}\n")
+    out = folder / "fails"
+    words = ["run", f"python:{folder / 'fails.py'}:build", "--tokens", str(folder / "ids.jsonl")]
+    done = invoke(*words, "--length", "64,128", "--out", str(out))
+    assert done.exit_code == 1
+    assert "ValueError: too long for me (at fails.py:7)" in (out / "summary.csv").read_text()

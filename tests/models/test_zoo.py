@@ -61,7 +61,7 @@ def test_a_further_seed_without_the_clone_says_where_it_is(
     monkeypatch.setattr(zoo, "FURTHER", tmp_path)
     assert list(shipped()) == list(SCHEMES)
     with pytest.raises(
-        UserError, match=r"zoo:rope-s2 .* one seed a scheme.*native:results/zoo/models/rope-s2"
+        UserError, match=r"zoo:rope-s2 .* one seed per scheme.*native:results/zoo/models/rope-s2"
     ):
         shipped_folder("rope-s2")
     assert shipped_folder("rope-s1") == shipped()["rope"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,24 @@ def same(left: object, right: Cell) -> bool:
         and left.hits is not None and right.hits is not None
         and all((a == b).all() for a, b in zip(left.hits, right.hits, strict=True))
     )  # fmt: skip
+
+
+def test_a_damaged_footer_never_aborts_the_process(made: Cell, tmp_path: Path) -> None:
+    """pyarrow ends the process where a histogram of a column (thrift: 0x16, 0x26, 0x36) has a wrong size."""
+    write_cell(tmp_path, made)
+    path = path_of(tmp_path)
+    raw = path.read_bytes()
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    places = [i for i in range(footer, len(raw)) if raw[i] in (0x16, 0x26, 0x36)]
+    assert len(places) > 10
+    child = os.fork()
+    if child == 0:
+        for i in places:
+            path.write_bytes(raw[:i] + bytes([raw[i] ^ 0x30]) + raw[i + 1 :])
+            with contextlib.suppress(UserError):
+                read_cell(tmp_path, KEY)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_no_flipped_bit_changes_a_number_unnoticed(made: Cell, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import kerple_eval
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.tables.explain import COLUMNS, make
-from kerple_eval.stats.context_gain import Split, explain
+from kerple_eval.stats.context_gain import LossChange, explain
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, refusal
 
@@ -219,7 +219,7 @@ def test_sliding_window_explains_itself(models: dict[str, str], library: Path, t
     assert split.context_gain.value == pytest.approx(split.change.value, abs=1e-7)
 
 
-def unsplit(splits: list[Split]) -> Iterator[str]:
+def unsplit(splits: list[LossChange]) -> Iterator[str]:
     return (s.needs for s in splits if s.dilution is None)
 
 

@@ -127,9 +127,9 @@ def test_what_is_not_seeds_is_refused(tmp_path: Path, lines: list[str], message:
 def test_options_that_do_not_go_together(three: Path) -> None:
     with pytest.raises(UserError, match="--reference goes with --over-seeds"):
         make([three], reference="alibi")
-    with pytest.raises(UserError, match="csv has one row a model"):
+    with pytest.raises(UserError, match="csv has one row per model"):
         make([three], "csv", over_seeds=True)
-    with pytest.raises(UserError, match="unknown what goes down 'length'"):
+    with pytest.raises(UserError, match="unknown direction --down 'length'"):
         make([three], down="length")
 
 
@@ -183,8 +183,8 @@ def test_the_paper_stands_beside_without_being_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("against", "message"),
     [
-        ("papr", "unknown table to set against 'papr': did you mean 'paper'"),
-        ("paper:table=4", "table '4' is not here; these are: 3, 5, 6, 9, 10"),
+        ("papr", "unknown table to compare with 'papr': did you mean 'paper'"),
+        ("paper:table=4", "table '4' is not included; these are: 3, 5, 6, 9, 10"),
         ("paper:dataset=GitHb", "did you mean 'GitHub'"),
         ("paper:data=GitHub", "unknown option of paper 'data'"),
     ],

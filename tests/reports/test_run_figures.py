@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     return write_finished(tmp_path / "run", cells)
 
 
-def read(folder: Path) -> tuple[list[Grid], sums.Sums]:
+def read(folder: Path) -> tuple[list[Grid], sums.ScoredCells]:
     reader = RunReader([folder])
     grids = read_grids(reader)
     return grids, sums.read(reader, grids)
@@ -187,7 +187,7 @@ def test_scatter_refuses_other_targets(tmp_path: Path) -> None:
     folder = write_finished(tmp_path / "r", cells)
     with pytest.raises(UserError, match="not scored on the same targets"):
         scatter.pictures(*read(folder), against="rope")
-    with pytest.raises(UserError, match="nothing to set against rope"):
+    with pytest.raises(UserError, match="nothing to compare with rope"):
         ratio.pictures(*read(folder), against="rope")
 
 

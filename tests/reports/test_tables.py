@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -298,3 +299,7 @@ def test_a_damaged_summary_is_one_line_that_names_the_file(tmp_path: Path) -> No
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
         assert len(str(refused.value)) < len(str(file)) + 250
+    file.unlink()
+    os.mkfifo(file)  # nobody writes into it: waiting would never end
+    with pytest.raises(UserError, match="not a regular file"):
+        make([folder])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kerple_eval.support import files
-from kerple_eval.support.files import locked, new_folder, write_atomically
+from kerple_eval.support.files import inside, locked, new_folder, write_atomically
 from kerple_eval.types import UserError
 from tests.helpers.dying import content, dies_at
 
@@ -176,3 +176,10 @@ def test_one_writer_a_folder(tmp_path: Path) -> None:
         locked(tmp_path).__enter__()
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["itself", "x" * 300, "a\0b"])
+def test_a_path_that_leads_nowhere_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "itself").symlink_to("itself")
+    with pytest.raises(UserError, match=r"cannot be read: a link to itself, or a name that no file can have"):
+        inside(tmp_path / name, tmp_path)

@@ -36,7 +36,7 @@ _FOREIGN = {
     b"SQLite format 3": "an SQLite data base", b"\x89PNG": "an image", b"\x7fELF": "a program",
 }  # fmt: skip
 
-Row = tuple[int, Any]  # number of the line or row, counted from 1; its content
+NumberedRow = tuple[int, Any]  # number of the line or row, counted from 1; its content
 
 
 class NoTextError(UserError):
@@ -53,7 +53,7 @@ def kind_of(name: str) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The decompressed content of a file; whatever goes wrong inside with reading it is a UserError."""
+    """The decompressed content of a file; an error of reading it becomes a UserError."""
     with reading(path), path.open("rb") as file, decompressed(file, path) as content:
         yield content
 
@@ -116,8 +116,10 @@ def plain_text(file: BinaryIO, where: object) -> str:
         ) from None
 
 
-def rows(file: BinaryIO, name: str, where: object, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a file, of plain text one ``text``; of parquet, ``columns`` alone where given."""
+def rows(
+    file: BinaryIO, name: str, where: object, columns: Sequence[str] | None = None
+) -> Iterator[NumberedRow]:
+    """The rows of a file: plain text is one row ``text``; of parquet only ``columns``, where given."""
     kind = kind_of(name)
     if kind == "text":
         yield 1, {"text": plain_text(file, where)}
@@ -136,8 +138,8 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.readline(LARGEST_JSON + 1), b"")
 
 
-def _json_rows(file: BinaryIO, where: object) -> Iterator[Row]:
-    """Of a list its items, of JSON lines its lines, of one object that object."""
+def _json_rows(file: BinaryIO, where: object) -> Iterator[NumberedRow]:
+    """The items of a list, the lines of JSON lines, or one object."""
     rest = lines(file)
     first = next((line for line in rest if line.strip()), b"")
     second = next((line for line in rest if line.strip()), None)
@@ -156,7 +158,7 @@ def _json_rows(file: BinaryIO, where: object) -> Iterator[Row]:
         for number, item in enumerate(value, start=1):
             yield number, {"text": item} if isinstance(item, str) else item
     else:
-        raise NoTextError(f"{where}: holds no list of texts and no object, but {quoted(value)}")
+        raise NoTextError(f"{where}: expected a list of texts or an object, got {quoted(value)}")
 
 
 def _is_object(line: bytes) -> bool:
@@ -166,7 +168,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[Row]:
+def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[NumberedRow]:
     before = csv.field_size_limit(LARGEST_JSON)
     try:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
@@ -185,7 +187,7 @@ def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[Row]:
         csv.field_size_limit(before)
 
 
-def _parquet_rows(file: BinaryIO, columns: Sequence[str] | None) -> Iterator[Row]:
+def _parquet_rows(file: BinaryIO, columns: Sequence[str] | None) -> Iterator[NumberedRow]:
     """Read in this thread alone: a thread of pyarrow's that still reads when the program ends aborts it."""
     from pyarrow.parquet import ParquetFile  # noqa: PLC0415 - only where a file needs it
 
@@ -241,7 +243,7 @@ def column_of(row: Any, column: str, where: str) -> Any:
     return value
 
 
-def texts(numbered: Iterable[Row], column: str, where: str) -> Iterator[tuple[int, str | None]]:
+def texts(numbered: Iterable[NumberedRow], column: str, where: str) -> Iterator[tuple[int, str | None]]:
     """The text of each row's column: None where it is null or blank."""
     for number, row in numbered:
         value = column_of(row, column, f"{where}:{number}")

@@ -30,7 +30,7 @@ from kerple_eval.data.sources.kinds import HubSource
 from kerple_eval.types import UserError
 
 _HEADING = re.compile(r" = [^=]+ = ")
-Rows = Iterator[tuple[int, str]]  # (row number, text)
+NumberedTexts = Iterator[tuple[int, str]]  # (row number, text)
 
 
 def hub_documents(
@@ -60,7 +60,7 @@ def hub_documents(
     return documents, origin
 
 
-def _texts(source: HubSource, task: str, tally: dict[str, int], names: Sequence[str] | None) -> Rows:
+def _texts(source: HubSource, task: str, tally: dict[str, int], names: Sequence[str] | None) -> NumberedTexts:
     """The text of every row that ``where`` lets pass, numbered over all files from 0."""
     columns = [source.text_column, *source.where]
     number = -1
@@ -129,7 +129,7 @@ def _files(
             yield inner, partial(Path(local).open, "rb")
 
 
-def _wikitext_articles(numbered: Rows, task: str) -> Rows:
+def _wikitext_articles(numbered: NumberedTexts, task: str) -> NumberedTexts:
     """Lines put back together: (number of the heading's row, article)."""
     lines: list[str] = []
     start: int | None = None

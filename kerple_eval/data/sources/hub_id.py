@@ -52,7 +52,7 @@ def hub_id_documents(source: HubIdSource, task: str) -> tuple[list[Document], di
 
 
 def _answer(what: str, function: Callable[[], T]) -> T:
-    """What the hub answers, or one line."""
+    """What the hub answers; its errors become a UserError of one line."""
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
         LocalEntryNotFoundError,

@@ -32,7 +32,7 @@ from kerple_eval.types import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
-DTYPES: dict[int, str] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+DTYPE_CODES: dict[int, str] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 #: Floating-point codes, whose widths differ between releases (GPT-NeoX: 8 bytes both, or 4 and 8;
 #: Megatron-LM: 8 and 4): the .bin's size decides. Their values must be whole numbers.
 FLOATS = (6, 7)
@@ -55,7 +55,7 @@ class MegatronDocuments(Sequence[TokenDocument]):
         self._pointers = _part(raw, at + 4 * count, "<i8", count)
         doc_idx = _part(raw, at + 12 * count, "<i8", edges)
         self._bytes = _mapped(data, beside=index)
-        self._dtype = np.dtype(DTYPES[code]) if code in DTYPES else self._float(code, index)
+        self._dtype = np.dtype(DTYPE_CODES[code]) if code in DTYPE_CODES else self._float(code, index)
         self._check(index, data, doc_idx)
         self.record: dict[str, Any] = {
             "kind": "megatron",
@@ -72,8 +72,8 @@ class MegatronDocuments(Sequence[TokenDocument]):
             if tokens and tokens * width == len(self._bytes):
                 return np.dtype(f"<f{width}")
         raise UserError(
-            f"{index}: dtype code {code} is a floating-point one of 4 or 8 bytes, but {tokens} tokens "
-            f"take neither of the .bin's {len(self._bytes)} bytes"
+            f"{index}: dtype code {code} means numbers of 4 or 8 bytes, but the .bin has "
+            f"{len(self._bytes)} bytes for {tokens} tokens"
         )
 
     def _check(self, index: Path, data: Path, doc_idx: NDArray[np.int64]) -> None:
@@ -178,8 +178,8 @@ def _header(index: Path, raw: NDArray[np.uint8]) -> tuple[int, int, int]:
     _, version, code, count, edges = _HEADER.unpack(head)
     if version != 1:
         raise UserError(f"{index}: version {version}; only version 1 is known")
-    if code not in DTYPES and code not in FLOATS:
-        known = ", ".join(f"{c} {np.dtype(d).name}" for c, d in DTYPES.items()) + ", 6 and 7 float"
+    if code not in DTYPE_CODES and code not in FLOATS:
+        known = ", ".join(f"{c} {np.dtype(d).name}" for c, d in DTYPE_CODES.items()) + ", 6 and 7 float"
         raise UserError(f"{index}: unknown dtype code {code}; known: {known}")
     wanted = _HEADER.size + 12 * count + 8 * edges
     if len(raw) < wanted:

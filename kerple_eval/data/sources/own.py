@@ -22,7 +22,7 @@ from kerple_eval.data.sources.files import (
     rows,
     texts,
 )
-from kerple_eval.support.files import is_file
+from kerple_eval.support.files import is_file, is_folder
 from kerple_eval.support.readers import json_lines, quoted
 from kerple_eval.types import UserError
 
@@ -64,19 +64,12 @@ def text_files(paths: Sequence[str | Path]) -> TextFiles:
 def read_texts(path: Path, found: TextFiles, column: str = "text") -> None:
     """Add the documents of a file or folder to ``found``."""
     before = len(found.documents)
-    if _is_folder(path):
+    if is_folder(path):
         _read_folder(path, found, column)
     else:
         _read_file(path, path.name, found, column)
     if len(found.documents) == before:
         raise UserError(f"{path}: empty; a document needs text")
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name too long to exist; opening it says so
-        return False
 
 
 def _read_folder(folder: Path, found: TextFiles, column: str) -> None:

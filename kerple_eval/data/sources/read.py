@@ -26,6 +26,7 @@ from kerple_eval.data.sources.kinds import (
     SyntheticSource,
 )
 from kerple_eval.data.task import Task
+from kerple_eval.support.files import is_folder
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
@@ -70,10 +71,10 @@ def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str
             f"task {task}: source.package: must be the name of a package without dots, "
             f"got {quoted(source.package)}; folders inside it belong to source.files"
         )
-    missing = UserError(f"task {task}: package {source.package} is not installed: {right}")
+    missing = UserError(f"task {task}: package {quoted(source.package)[1:-1]} is not installed: {right}")
     try:
         installed = importlib.metadata.distribution(distribution)
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: not a name
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError):  # the last two: not a name
         raise missing from None
     if installed.version != source.version:
         raise UserError(
@@ -81,7 +82,7 @@ def _package(source: PackageSource, task: str) -> tuple[list[Document], dict[str
             f"installed: {right}"
         )
     root = Path(str(installed.locate_file(source.package)))
-    if not root.is_dir():
+    if not is_folder(root):
         raise missing
     origin = {"kind": "package", "package": distribution, "version": installed.version}
     return _files(root, source.files, f"task {task}: source.files"), origin

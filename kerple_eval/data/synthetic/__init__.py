@@ -3,5 +3,5 @@
 base       what a generator is; depths and random draws
 haystack   prose with one sentence in it and a question at its end
 texts      a synthetic task as a text of a run
-others     one generator a file
+others     one generator per file
 """

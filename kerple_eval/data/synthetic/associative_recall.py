@@ -59,7 +59,7 @@ class AssociativeRecall(Generator):
         left, right = at, n - 2 - at  # tokens on either side
         others = self.pairs - 1
         layouts = [_layouts(left, i) * _layouts(right, others - i) for i in range(others + 1)]
-        total = sum(layouts)  # not 0: at most one token a side is left over, and n has two to spare
+        total = sum(layouts)  # not 0: at most one token per side is left over, and n has two to spare
         weights = [count / total for count in layouts]
         before = int(rng.choice(others + 1, p=weights))
         return [at, *_positions(0, left, before, rng), *_positions(at + 2, right, others - before, rng)]

@@ -24,7 +24,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class SyntheticDocument:
-    """Token ids ``[L + 1]``, the last ``answer`` of them the answer; UTF-8 bytes a token where known."""
+    """Token ids ``[L + 1]``, the last ``answer`` of them the answer; UTF-8 bytes per token where known."""
 
     ids: Ids
     answer: int

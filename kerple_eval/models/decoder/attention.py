@@ -4,7 +4,7 @@ Shapes: q ``[B, H, Q, d]``, k and v ``[B, H, K, d]``; the queries are the last Q
 so query row r has position ``K - Q + r``. Scores are ``q k / sqrt(d)`` of the rotated vectors;
 the scheme's row scale and weight multiply them and its kernel or bias is added after that.
 
-A kernel of distance enters as one vector a head, ``table[h, t] = kernel(reach - 1 - t)`` with
+A kernel of distance enters as one vector per head, ``table[h, t] = kernel(reach - 1 - t)`` with
 -inf where the distance is negative. With a chunk's query rows reversed, row r and key j are at
 distance ``last - r - j``, which makes the bias a Hankel matrix: a strided *view* of the table with
 strides (1, 1), no copy, O(H L) memory. CPU attention takes the view as it is; CUDA's

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 GROUP = 16384  # tokens of a call
-SHAPES = 256  # programs that may be compiled in one process
+MOST_PROGRAMS = 256  # programs that may be compiled in one process
 
 
 def rung(count: int) -> int:
@@ -47,7 +47,7 @@ def groups(batch: int, keys: int) -> list[tuple[int, int]]:
 
 
 def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
-    """(windows, rows, keys) of what a pass calls: layers of all rows, and the last one of the scored."""
+    """(windows, rows, keys) of the programs a pass calls: layers over all rows, the last over scored rows."""
     keys = rung(inputs)
     shapes = {min(keys, rung(n + keys - inputs)) for n in (inputs, rows)}
     return {(compiled, n, keys) for _, compiled in groups(batch, keys) for n in shapes}
@@ -149,7 +149,7 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    return _allowing_shapes(SHAPES, torch.compile(flex_attention, dynamic=False, fullgraph=True))
+    return _allowing_shapes(MOST_PROGRAMS, torch.compile(flex_attention, dynamic=False, fullgraph=True))
 
 
 def _allowing_shapes(count: int, compiled: Any) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kerple_eval.models.decoder.attention import SharedScores, attention, make_table
 from kerple_eval.models.decoder.config import DecoderConfig
-from kerple_eval.models.decoder.pointwise import ACTIVATIONS, NORMS, RMSNorm
+from kerple_eval.models.decoder.pointwise import ACTIVATION_FUNCTIONS, NORM_LAYERS, RMSNorm
 from kerple_eval.schemes.assembly import build_scheme
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.composite import Combined
@@ -61,11 +61,11 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.activation, wide = ACTIVATIONS[config.activation]
+        self.activation, wide = ACTIVATION_FUNCTIONS[config.activation]
         self.parallel_residual = config.parallel_residual
-        self.attention_norm = NORMS[config.norm](config.width, config.norm_epsilon)
+        self.attention_norm = NORM_LAYERS[config.norm](config.width, config.norm_epsilon)
         self.attention = Attention(config)
-        self.mlp_norm = NORMS[config.norm](config.width, config.norm_epsilon)
+        self.mlp_norm = NORM_LAYERS[config.norm](config.width, config.norm_epsilon)
         self.mlp_in = Linear(config.width, wide * config.mlp_width)
         self.mlp_out = Linear(config.mlp_width, config.width)
 
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = NORMS[config.norm](config.width, config.norm_epsilon)
+        self.norm = NORM_LAYERS[config.norm](config.width, config.norm_epsilon)
         self.head = Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight

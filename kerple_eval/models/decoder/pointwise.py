@@ -43,7 +43,7 @@ def geglu(x: Tensor) -> Tensor:
 
 
 #: name -> (function, input width over output width)
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+ACTIVATION_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "gelu": (F.gelu, 1),
     "gelu-tanh": (gelu_tanh, 1),
     "geglu": (geglu, 2),
@@ -70,7 +70,7 @@ class RMSNorm(nn.Module):
         return (self.weight * (wide / (rms + self.eps))).to(x.dtype)
 
 
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+NORM_LAYERS: dict[str, Callable[[int, float], nn.Module]] = {
     "layernorm": lambda width, eps: nn.LayerNorm(width, eps=eps),
     "rmsnorm": RMSNorm,
 }

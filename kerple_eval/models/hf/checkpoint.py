@@ -143,7 +143,9 @@ class HfCheckpoint(Checkpoint):
     def _vocabulary(self) -> int:
         size = getattr(self.text, "vocab_size", None)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise UserError(f"{self.where}: states no vocab_size of its text, but {quoted(size)}")
+            raise UserError(
+                f"{self.where}: vocab_size must be a whole number, at least 1, got {quoted(size)}"
+            )
         return size
 
     @classmethod
@@ -304,7 +306,7 @@ def _whole_gguf(files: tuple[Path, ...]) -> Path:
 
 
 def set_attention(model: Any, attention: str, where: str) -> None:
-    """transformers' own implementation of that name, or a refusal."""
+    """Use transformers' implementation of that name; refused where the model has none."""
     name = {"flex": "flex_attention"}.get(attention, attention)
     try:
         model.set_attn_implementation(name)
@@ -313,7 +315,7 @@ def set_attention(model: Any, attention: str, where: str) -> None:
         raise UserError(f"{where}: attention {attention}: {reason}") from None
     if model.config._attn_implementation != name:
         raise UserError(
-            f"{where}: attention {attention}: {type(model).__name__} attends as its code does; "
+            f"{where}: attention {attention}: {type(model).__name__} computes attention by its own code; "
             "use --attention auto"
         )
 

@@ -166,11 +166,11 @@ def _check_mpt(config: Any, where: str) -> None:
         value = getattr(config.attn_config, key, only)
         if value != only:
             raise UserError(
-                f"{where}: attn_config.{key}={quoted(value)}: transformers' MPT leaves it out and knows only "
+                f"{where}: attn_config.{key}={quoted(value)}: transformers' MPT ignores it and knows only "
                 f"{only}"
             )
     if config.logit_scale is not None:
-        raise UserError(f"{where}: logit_scale={quoted(config.logit_scale)}: transformers' MPT leaves it out")
+        raise UserError(f"{where}: logit_scale={quoted(config.logit_scale)}: transformers' MPT ignores it")
 
 
 def _cleaned(value: Any) -> Any:

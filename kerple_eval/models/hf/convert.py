@@ -1,7 +1,7 @@
-"""Transformers models that the native decoder can be: GPT-NeoX (Pythia) and GPT-2.
+"""Models of transformers that can be converted to the native decoder: GPT-NeoX (Pythia) and GPT-2.
 
 Source: transformers, ``models/gpt_neox/modeling_gpt_neox.py`` and ``models/gpt2/modeling_gpt2.py``.
-GPT-NeoX packs a head's query, key and value together, ``[H, 3, d]``; GPT-2's matrices stand
+GPT-NeoX packs a head's query, key and value together, ``[H, 3, d]``; GPT-2's matrices are stored
 transposed (``Conv1D``, ``[in, out]``) with ``[3, H, d]`` outputs, as here.
 """
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from kerple_eval.models.hf import parts
 from kerple_eval.support.files import inside as inside_folder
+from kerple_eval.support.files import is_file, is_folder
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
 
@@ -41,7 +42,7 @@ class CheckpointFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class StoredTensor:
     """One stored tensor: its shape in torch's order and its dtype's name (F32, BF16, ..., or Q4_1)."""
 
     shape: tuple[int, ...]
@@ -75,16 +76,16 @@ def locate(text: str, gguf: str | None, *, code: bool = False) -> CheckpointFold
     Python files are fetched only with ``code``.
     """
     local = Path(text).expanduser()
-    if local.is_dir():
+    if is_folder(local):
         return CheckpointFolder(local, gguf)
-    if local.is_file():
+    if is_file(local):
         if local.suffix == ".gguf" and gguf is None:
             return CheckpointFolder(local.parent, local.name)
         raise UserError(f"{text}: is a file; hf: takes a folder, a .gguf file or a hub id")
     name, _, revision = text.partition("@")
     if _HUB_ID.fullmatch(name) is None or text.startswith((".", "~")):
         raise UserError(f"{text}: no such folder; hf: takes a local folder or a hub id, as in hf:org/name")
-    if revision and Path(name).is_dir():
+    if revision and is_folder(Path(name)):
         raise UserError(f"{text}: {name} is a local folder, which has no revisions")
     if revision == "" and "@" in text:
         raise UserError(f"{text}: no revision after '@'; as in hf:{name}@main")
@@ -92,7 +93,7 @@ def locate(text: str, gguf: str | None, *, code: bool = False) -> CheckpointFold
 
 
 def inside(root: Path, name: str, named_by: str) -> Path:
-    """``root / name``, refused where it leads out of ``root``, by its spelling or through a link."""
+    """``root / name``, refused where ``..`` or a link leads out of ``root``."""
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if (
         not name

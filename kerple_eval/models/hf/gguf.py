@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.models.hf.files import Header, stamp
+from kerple_eval.models.hf.files import StoredTensor, stamp
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
@@ -77,22 +77,22 @@ def header_bytes(path: Path) -> bytes:
         return file.read(end)
 
 
-def tensors(path: Path) -> dict[str, Header]:
-    """Every stored tensor by name, from the header alone; that each ends inside the file."""
+def tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every stored tensor by name, from the header alone; refuses one that ends beyond the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
 
     keys, table, _, end = _table(path, _stamped(path))
     try:
         size = path.stat().st_size
         start = _aligned(end, keys)
-        headers: dict[str, Header] = {}
+        headers: dict[str, StoredTensor] = {}
         for name, shape, kind, offset in table:
             block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             if start + offset + math.prod(shape) // block * width > size:
                 raise UserError(f"{path}: truncated: tensor {name[:80]} ends beyond the file's {size} bytes")
             if name in headers:
                 raise UserError(f"{path}: tensor {name[:80]} appears twice")
-            headers[name] = Header(tuple(shape), GGMLQuantizationType(kind).name)
+            headers[name] = StoredTensor(tuple(shape), GGMLQuantizationType(kind).name)
     except (OSError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
     return headers
@@ -169,7 +169,7 @@ def refuse_unread_scaling(path: Path, names: Mapping[str, Any]) -> None:
     """Rotary scaling that a GGUF file states and transformers leaves out, which would pass for plain rope."""
     if any(name.startswith(("rope_freqs", "rope_factors")) for name in names):
         raise UserError(
-            f"{path}: holds scaled rotary frequencies, which transformers would leave out; say how they "
+            f"{path}: holds scaled rotary frequencies, which transformers would ignore; say how they "
             "scale, for Llama 3.1 rope=llama3,factor=8,original=8192"
         )
     keys = metadata(path)
@@ -184,10 +184,10 @@ def refuse_unread_scaling(path: Path, names: Mapping[str, Any]) -> None:
         return
     left_out = f"{path}: its rotary positions are scaled ({quoted(kind)[1:-1]}, factor {factor}), which "
     if kind not in ("linear", "yarn"):
-        raise UserError(f"{left_out}transformers leaves out, and no rope= option gives; use its safetensors")
+        raise UserError(f"{left_out}transformers ignores and no rope= option can state; use its safetensors")
     original = stated("original_context_length")
     more = f",original={original}" if original and kind == "yarn" else ""
-    raise UserError(f"{left_out}transformers would leave out; say rope={kind},factor={factor}{more}")
+    raise UserError(f"{left_out}transformers would ignore; give rope={kind},factor={factor}{more}")
 
 
 def claim(raw: dict[str, Any], path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _claim_setting(raw: dict[str, Any], key: str, value: Any, refusal: UserError
             raise refusal
         return
     if isinstance(value, list) or (key.endswith("sliding_window") and not value):
-        return  # one number a layer (transformers' own reading), or none
+        return  # one number per layer (transformers' own reading), or none
     now = raw[name]
     if isinstance(now, int | float) and math.isclose(now, value, rel_tol=1e-5):
         return
@@ -301,7 +301,7 @@ def _read_by_transformers(raw: dict[str, Any], key: str) -> bool:
     return GGUF_CONFIG_MAPPING.get(kind, {}).get(key) is not None
 
 
-def check_tensors(model: Any, config: Any, path: Path, stored: Mapping[str, Header]) -> None:
+def check_tensors(model: Any, config: Any, path: Path, stored: Mapping[str, StoredTensor]) -> None:
     """Names and sizes against transformers' map of GGUF names; what it would leave out is refused."""
     from transformers.integrations.gguf import is_gguf_arch_supported  # noqa: PLC0415
     from transformers.modeling_gguf_pytorch_utils import (  # noqa: PLC0415

@@ -5,6 +5,8 @@ A ``tokenizer.json`` is read by the ``tokenizers`` library as it stands. Vocabul
 transformers, without running code of the checkpoint, and then go the same way. What the tokeniser puts
 around a text is what its post-processor puts: transformers 5, too, ignores ``add_bos_token`` and
 ``add_eos_token`` where there is a ``tokenizer.json`` (``tokenization_utils_base.py: _from_pretrained``).
+Some of its classes write a post-processor over the file's (GPT-NeoX puts nothing, T5 ends with ``</s>``);
+where the checkpoint names one of them, that class is asked.
 Which token begins and ends a document is what ``tokenizer_config.json``, ``special_tokens_map.json`` or
 ``config.json`` declare; names are guessed only where none of them says.
 """
@@ -17,11 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.data.tokenizer import JsonTokenizer, guarded
+from kerple_eval.data.tokenizer import JsonTokenizer, guarded, markers_around
 from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
 from kerple_eval.models.hf.kept import kept
-from kerple_eval.support.readers import read_json
+from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
+
+Around = tuple[tuple[int, ...], tuple[int, ...]]
 
 _CONVERTIBLE = (
     "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.model",
@@ -32,11 +36,15 @@ class HfTokenizer(JsonTokenizer):
     """A ``tokenizer.json`` with the markers that the checkpoint declares.
 
     ``declared`` holds ``bos_token``, ``eos_token`` (texts), ``bos_token_id`` and ``eos_token_id`` (numbers)
-    as far as the checkpoint's files give them.
+    as far as the checkpoint's files give them. ``around``: the ids before and after a text, where not the
+    file decides which.
     """
 
-    def __init__(self, path: Path, declared: dict[str, Any]) -> None:
+    def __init__(self, path: Path, declared: dict[str, Any], around: Around | None = None) -> None:
         super().__init__(path)
+        if around is not None and around != (self.before, self.after):
+            self.before, self.after = around
+            self.identity += f"+before={list(self.before)},after={list(self.after)}"
         guessed = (self.bos, self.end_of_document, bool(self.before))
         self.bos = self._marker("bos", declared, self.bos)
         self.end_of_document = self._marker("eos", declared, self.end_of_document)
@@ -87,10 +95,46 @@ def read_tokenizer(
                     "tokenisers; convert it to a tokenizer.json, or give token ids with --tokens"
                 )
     if (root / "tokenizer.json").exists():
-        return HfTokenizer(inside(root, "tokenizer.json", str(root)), declared)
+        around = _around(folder, config.get("model_type"))
+        return HfTokenizer(inside(root, "tokenizer.json", str(root)), declared, around)
     if any((root / name).exists() for name in _CONVERTIBLE):
         return _converted(folder, declared)
     return None
+
+
+def _around(folder: CheckpointFolder, model_type: Any) -> Around | None:
+    """Ids around a text by transformers' class of tokenisers, where that overwrites those of the file."""
+    from transformers import AutoTokenizer  # noqa: PLC0415
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES  # noqa: PLC0415
+
+    path = folder.root / "tokenizer_config.json"
+    data = read_json(inside(folder.root, path.name, str(folder.root))) if path.exists() else {}
+    usual = TOKENIZER_MAPPING_NAMES.get(model_type) if isinstance(model_type, str) else None
+    name = data.get("tokenizer_class") or usual
+    if "auto_map" in data or not isinstance(name, str) or not _writes_post_processor(name):
+        return None
+    file = folder.root / "tokenizer.json"
+
+    def ask() -> Around:
+        made = AutoTokenizer.from_pretrained(str(folder.root), local_files_only=True, trust_remote_code=False)
+        return markers_around(made.backend_tokenizer, str(file))
+
+    return guarded(
+        ask, f"{file}: transformers cannot read it as {quoted(name)}; tokenizer={file} would read it alone"
+    )
+
+
+def _writes_post_processor(name: str) -> bool:
+    """Whether code of the class ``name`` sets what goes around a text, beside the file's own template."""
+    from transformers import TokenizersBackend  # noqa: PLC0415
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name  # noqa: PLC0415
+
+    found = tokenizer_class_from_name(name)
+    if found is None or not issubclass(found, TokenizersBackend):
+        return False
+    own = found.__mro__[: found.__mro__.index(TokenizersBackend)]
+    functions = [value for cls in own for value in vars(cls).values() if hasattr(value, "__code__")]
+    return any("post_processor" in used for function in functions for used in function.__code__.co_names)
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kerple_eval.models.hf import gguf
-from kerple_eval.models.hf.files import Header, Weights
+from kerple_eval.models.hf.files import StoredTensor, Weights
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.models.hf.gguf import some
 from kerple_eval.support.readers import quoted
@@ -40,12 +40,12 @@ _OLD_BUFFERS = (
 )  # fmt: skip
 
 
-def headers(weights: Weights) -> dict[str, Header]:
+def headers(weights: Weights) -> dict[str, StoredTensor]:
     """Every stored tensor by name, from headers alone; truncated and damaged files are refused.
 
     Names are the model's: without what a wrapper put before each of them.
     """
-    tensors: dict[str, Header] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in weights.files:
         if weights.kind == "safetensors":
             part = _safetensors(path)
@@ -53,7 +53,10 @@ def headers(weights: Weights) -> dict[str, Header]:
             part = gguf.tensors(path)
         else:
             stored = _pickle(path, meta=True)
-            part = {k: Header(tuple(t.shape), _NAMES.get(t.dtype, str(t.dtype))) for k, t in stored.items()}
+            part = {
+                name: StoredTensor(tuple(tensor.shape), _NAMES.get(tensor.dtype, str(tensor.dtype)))
+                for name, tensor in stored.items()
+            }
         twice = next((name for name in part if name in tensors), None)
         if twice is not None:
             raise UserError(f"{path}: tensor {twice} is also in another file of the checkpoint")
@@ -71,17 +74,17 @@ def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return renamed if len(renamed) == len(tensors) else dict(tensors)
 
 
-def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, Header]) -> None:
+def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, StoredTensor]) -> None:
     for tensor, name in index.items():
         if name == path.name and tensor not in part:
             raise UserError(f"{path}: missing tensor {tensor}, which the index assigns to it")
 
 
-def _safetensors(path: Path) -> dict[str, Header]:
+def _safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {n: Header(tuple(p.get_shape()), str(p.get_dtype())) for n, p in parts.items()}
+            return {n: StoredTensor(tuple(p.get_shape()), str(p.get_dtype())) for n, p in parts.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: truncated or damaged: {one_line(error)}") from None
 
@@ -112,7 +115,7 @@ def empty(model_class: Any, config: Any, where: str) -> Any:
 
 
 def check(
-    model_class: Any, config: Any, weights: Weights, tensors: Mapping[str, Header]
+    model_class: Any, config: Any, weights: Weights, tensors: Mapping[str, StoredTensor]
 ) -> tuple[Any, list[str]]:
     """The model on the meta device, after transformers' loader found a target for every tensor.
 

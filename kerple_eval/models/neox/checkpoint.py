@@ -208,7 +208,9 @@ class NeoxCheckpoint(Checkpoint):
                 attention, self._evaluated, self.config.scheme_name, device, dtype
             )
         elif attention != "auto":
-            raise UserError(f"attention {attention}: numerics=release attends as the release does; use auto")
+            raise UserError(
+                f"attention {attention}: numerics=release computes attention as the release does; use auto"
+            )
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype if self.release is None else self.release

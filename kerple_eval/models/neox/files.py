@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerple_eval.support.files import inside
+from kerple_eval.support.files import inside, is_file, is_folder
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
@@ -58,12 +58,12 @@ def looks_like_neox(folder: Path) -> bool:
 
 def locate(location: str) -> NeoxFiles:
     folder = Path(location)
-    if folder.suffix == ".zip" and folder.is_file():
+    if folder.suffix == ".zip" and is_file(folder):
         raise UserError(
             f"{location}: a zip archive, as the release ships them; unpack it, and give the folder with "
             "`latest`"
         )
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(
             f"{location}: no such folder; a GPT-NeoX checkpoint is one with `latest` and global_stepN"
         )
@@ -95,7 +95,7 @@ def _step(folder: Path) -> Path:
                 f"{latest}: names {quoted(name)}; expected the name of a folder here, global_stepN"
             )
         step = folder / name
-        if not step.is_dir():
+        if not is_folder(step):
             raise UserError(f"{latest}: names {name}, which is not a folder in {folder}")
     else:
         steps = sorted(p for p in folder.glob("global_step*") if _STEP.fullmatch(p.name))

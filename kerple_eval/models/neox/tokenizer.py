@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kerple_eval.data.tokenizer import Gpt2Tokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.neox.config import NeoxConfig
-from kerple_eval.support.files import inside
+from kerple_eval.support.files import inside, is_file
 from kerple_eval.types import UserError
 
 PAIRS = (("vocab.json", "merges.txt"), ("gpt2-vocab.json", "gpt2-merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -33,9 +33,9 @@ def find_tokenizer(
         raise UserError(f"neox: give tokenizer=FILE, or vocab=FILE and merges=FILE; got {', '.join(given)}")
     named, merges = _last_part(config.vocab_file), _last_part(config.merge_file)
     for folder in folders:
-        if named and merges and (folder / named).is_file() and (folder / merges).is_file():
+        if named and merges and is_file(folder / named) and is_file(folder / merges):
             return Gpt2Tokenizer(inside(folder / named, folder), inside(folder / merges, folder))
-        if named and not merges and (folder / named).is_file():
+        if named and not merges and is_file(folder / named):
             return JsonTokenizer(inside(folder / named, folder))
         tokenizer = _beside(folder)
         if tokenizer is not None:
@@ -44,8 +44,8 @@ def find_tokenizer(
 
 
 def _beside(folder: Path) -> Tokenizer | None:
-    pairs = [pair for pair in PAIRS if any((folder / name).is_file() for name in pair)]
-    singles = [name for name in SINGLES if (folder / name).is_file()]
+    pairs = [pair for pair in PAIRS if any(is_file(folder / name) for name in pair)]
+    singles = [name for name in SINGLES if is_file(folder / name)]
     if len(pairs) + len(singles) > 1:
         names = [*(pair[0] for pair in pairs), *singles]
         raise UserError(
@@ -57,7 +57,7 @@ def _beside(folder: Path) -> Tokenizer | None:
     if not pairs:
         return None
     for name in pairs[0]:
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             other = next(n for n in pairs[0] if n != name)
             raise UserError(f"{folder}: has {other} but no {name}; GPT-2's tokeniser needs both")
     vocabulary, merges = (inside(folder / name, folder) for name in pairs[0])

@@ -1,4 +1,4 @@
-"""The weight files of a GPT-NeoX checkpoint: claimed, checked against the configuration, merged.
+"""The weight files of a GPT-NeoX checkpoint: found, checked against the configuration, merged.
 
 Layout in :mod:`files`, axes in :mod:`tensors`. Nothing is copied before a whole tensor is
 asked for: files are memory-mapped, one layer's shards at a time.
@@ -87,7 +87,7 @@ class NeoxWeights:
         return bool(declared)
 
     def _claim(self) -> dict[int, list[Path]]:
-        """Index in the pipeline -> the shards' files; a missing or an unclaimed one is named."""
+        """Index in the pipeline -> the shards' files; refuses a missing or an unexpected one."""
         last = self.last
         stored = 1 + max((index for index, _ in self.files.layers if index < last + 2), default=0)
         if self.neox.layers > stored:
@@ -104,7 +104,7 @@ class NeoxWeights:
         return {index: self.files.of(index, self.shards) for index in indices}
 
     def _read(self, index: int) -> list[dict[str, Tensor]]:
-        """One layer's tensors, memory-mapped, a dictionary a shard."""
+        """One layer's tensors, memory-mapped: one dictionary per shard."""
         return [flat(load_tensors(path), path) for path in self.paths[index]]
 
     def _rules_of(self, index: int, shards: list[dict[str, Tensor]], position: Position) -> dict[str, Rule]:
@@ -137,7 +137,7 @@ class NeoxWeights:
         return {FINAL: by_columns if stored == by_columns.shape else Rule((rows, c.width), ROWS)}
 
     def check(self, position: Position) -> dict[str, Tensor]:
-        """Every file against the configuration; the scheme's parameters.
+        """Check every file against the configuration; returns the scheme's parameters.
 
         Where one scheme serves all layers, their copies must be equal.
         """
@@ -154,7 +154,8 @@ class NeoxWeights:
                     key = f"{index - 2}.{name}" if position.per_layer else name
                     if not torch.equal(state.setdefault(key, tensor), tensor):
                         raise UserError(
-                            f"{paths[0]}: {name} differs from the layers before; one serves all layers"
+                            f"{paths[0]}: {name} differs from that of earlier layers, but "
+                            "all layers share one"
                         )
         return position.native(state, self.neox)
 
@@ -164,7 +165,7 @@ class NeoxWeights:
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Native name and tensor of all but the scheme, one layer's files open at a time."""
+        """Native name and tensor, without the scheme's parameters; one layer's files are open at a time."""
         ends = {EMBEDDING: "embedding.weight", FINAL: "head.weight", "norm.scale": "norm.weight"}
         unused = (_SPARE + ".",) if self._tied_norms else ()
         for index, paths in self.paths.items():

@@ -1,4 +1,4 @@
-"""What a stopped training goes on from: ``training-state.pt``, and the checks before it is believed.
+"""The state from which a stopped training continues, ``training-state.pt``, and the checks of its content.
 
     identity   {"recipe": {...}, "data": {...}}: which training this is
     step       optimiser steps done
@@ -102,7 +102,10 @@ def read_state(
     Raises:
         UserError: damaged, no training state, or another training's; one line.
     """
-    content = load_tensors(path)
+    try:
+        content = load_tensors(path)
+    except UserError as error:
+        raise UserError(f"{error}; delete it to train from the beginning") from None
     try:
         _check_fields(content, steps)
         different = differences(content["identity"], identity)
@@ -160,7 +163,7 @@ def _checked_tensors(
     found = dict(_tensors(content))
     if found.keys() != expected.keys():
         name = min(map(_name, found.keys() ^ expected.keys()))
-        raise _WrongStateError(f"tensor {name} is missing or one too many")
+        raise _WrongStateError(f"tensor {name} is missing or unexpected")
     for key, tensor in found.items():
         like = expected[key]
         if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):

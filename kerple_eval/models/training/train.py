@@ -35,7 +35,7 @@ from kerple_eval.models.training.corpus import Corpus
 from kerple_eval.models.training.state import TrainingState, TrainingStep, read_state, write_state
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records.reductions import total_loss
-from kerple_eval.support.files import locked, write_atomically
+from kerple_eval.support.files import is_file, is_folder, locked, write_atomically
 from kerple_eval.support.interrupts import interrupt_flag
 from kerple_eval.types import UserError
 
@@ -84,11 +84,11 @@ def train(
         KeyboardInterrupt: Ctrl-C; the state is saved, the same command goes on from it.
     """
     state_file = out / STATE
-    if not state_file.exists():  # it is there until all files are written
-        if (out / CONFIG).exists():
+    if not is_file(state_file):  # it is there until all files are written
+        if is_file(out / CONFIG):
             raise UserError(f"{out}: holds a finished checkpoint; choose another --out")
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise UserError(f"{out}: is not empty and holds no training to go on with")
+        if is_folder(out) and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UserError(f"{out}: is not empty and holds no training state to continue from")
     identity = {"recipe": asdict(recipe), "data": corpus.record}
     with _threads(recipe.threads), locked(out), interrupt_flag() as interrupted:
         run = _Run(recipe, corpus)

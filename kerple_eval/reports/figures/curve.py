@@ -36,7 +36,7 @@ def make(
 ) -> None:  # fmt: skip
     """One panel a (task, protocol); legend in the order of the curves at the longest length.
 
-    ``over_seeds``: one curve a scheme, the mean over its seeds.
+    ``over_seeds``: one curve per scheme, the mean over its seeds.
     """
     reader = RunReader(folders)
     grids = read_grids(reader)
@@ -48,15 +48,15 @@ def make(
 
 
 def pictures(
-    grids: Sequence[Grid], known: sums.Sums, *, task: str | None = None, protocol: str | None = None
+    grids: Sequence[Grid], known: sums.ScoredCells, *, task: str | None = None, protocol: str | None = None
 ) -> list[Picture]:
-    """One a grid, one curve a model."""
+    """One figure per grid, one curve per model."""
     names = model_names(grids)
     return [_picture(grid, _models(grid, names, known), sums.BANDS) for grid in chosen(grids, task, protocol)]
 
 
 def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
-    """One a grid, one curve a scheme; UserError where a grid holds one seed of each."""
+    """One figure per grid, one curve per scheme; UserError where a grid holds one seed of each."""
     members = [families_of_seeds(grid)[0] for grid in grids]
     names = list(dict.fromkeys(family.label for found in members for family in found))
     return [
@@ -65,7 +65,7 @@ def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
     ]
 
 
-def _models(grid: Grid, names: list[str], known: sums.Sums) -> list[Curve]:
+def _models(grid: Grid, names: list[str], known: sums.ScoredCells) -> list[Curve]:
     value = grid.values()[0]
     found = []
     for model in grid.models:

@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 def make(folders: Sequence[str | Path], out: Path) -> None:
     """Length across, depth down (0 at the top, the document's beginning); no tile where there is no cell.
 
-    Exact match runs from 0 to 100 %; losses (nats per target) share one scale a task.
+    Exact match runs from 0 to 100 %; losses (nats per target) share one scale per task.
     """
     save(compose(pictures(RunReader(folders))), out)
 

@@ -1,4 +1,4 @@
-"""Learned kernels against distance, one curve a head (KERPLE, figures 2 to 4).
+"""Learned kernels against distance, one curve per head (KERPLE, figures 2 to 4).
 
 A panel a model and hook: what a scheme adds to the scaled scores, ``k(D)``, and where it has one the
 ``weight w(D)`` that multiplies them first. Distances are logarithmic: heads differ near, the question is

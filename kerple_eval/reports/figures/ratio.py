@@ -25,7 +25,7 @@ from kerple_eval.reports.figures.style import (
     save,
     value_axis,
 )
-from kerple_eval.reports.grid import Entry, Grid, chosen, model_names, read_grids
+from kerple_eval.reports.grid import Grid, GridEntry, chosen, model_names, read_grids
 from kerple_eval.reports.words import trend
 from kerple_eval.types import UserError
 
@@ -42,7 +42,7 @@ def make(
 
 
 def pictures(
-    grids: Sequence[Grid], known: sums.Sums, *, against: str, task: str | None = None,
+    grids: Sequence[Grid], known: sums.ScoredCells, *, against: str, task: str | None = None,
     protocol: str | None = None,
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or no other model has a cell on the same targets."""
@@ -50,11 +50,11 @@ def pictures(
     found = [_picture(g, names, against, known) for g in chosen(grids, task, protocol) if against in g.models]
     kept = [picture for picture in found if picture is not None]
     if not kept:
-        raise UserError(f"nothing to set against {against}: no other model's cell is of the same targets")
+        raise UserError(f"nothing to compare with {against}: no other model has a cell of the same targets")
     return kept
 
 
-def _picture(grid: Grid, names: list[str], against: str, known: sums.Sums) -> Picture | None:
+def _picture(grid: Grid, names: list[str], against: str, known: sums.ScoredCells) -> Picture | None:
     found, left_out = [], []
     for model in (m for m in grid.models if m != against):
         x, y, bands = [], [], []
@@ -91,7 +91,7 @@ def _picture(grid: Grid, names: list[str], against: str, known: sums.Sums) -> Pi
     return Picture(f"{grid.task}, {grid.protocol}: against {against}", paint, words, "; ".join(notes))
 
 
-def _ratio(entry: Entry, reference: Entry) -> float | None:
+def _ratio(entry: GridEntry, reference: GridEntry) -> float | None:
     """None on other targets, or where it exceeds the largest float."""
     if entry.row["targets_hash"] != reference.row["targets_hash"]:
         return None

@@ -32,7 +32,7 @@ def make(
 
 
 def pictures(
-    grids: Sequence[Grid], known: sums.Sums, *, against: str, length: int | None = None,
+    grids: Sequence[Grid], known: sums.ScoredCells, *, against: str, length: int | None = None,
     task: str | None = None, protocol: str | None = None,
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or nothing is on the same targets."""
@@ -50,13 +50,13 @@ def pictures(
     if not found:
         at = "" if length is None else f" at length {length}"
         raise UserError(
-            reasons[0] if reasons else f"no other model has a finished cell{at} to set against {against}"
+            reasons[0] if reasons else f"no other model has a finished cell{at} to compare with {against}"
         )
     return found
 
 
 def _pair(
-    grid: Grid, model: str, against: str, length: int | None, known: sums.Sums
+    grid: Grid, model: str, against: str, length: int | None, known: sums.ScoredCells
 ) -> tuple[Scored, Scored] | None:
     """Both cells at the length, or at the longest that both have."""
     for at in reversed(grid.lengths) if length is None else [length]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run
 from kerple_eval.reports import sums
-from kerple_eval.reports.grid import Entry, Grid, model_names, read_grids
+from kerple_eval.reports.grid import Grid, GridEntry, model_names, read_grids
 
-#: What others are set against where nobody says otherwise.
+#: The default reference of comparisons.
 REFERENCE = "kerple-log"
 
 
@@ -24,7 +24,7 @@ class PageCell:
     grid: Grid
     label: str
     length: int
-    entry: Entry
+    entry: GridEntry
     anchor: str
 
 
@@ -32,7 +32,7 @@ class PageCell:
 class Gathered:
     reader: RunReader
     grids: Sequence[Grid]
-    known: sums.Sums
+    known: sums.ScoredCells
     reference: str | None  # a model of some grid
     anchors: dict[tuple[str, str, str, int], str] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Gathered:
             found[grid.task, grid.protocol] = {label for label, name in own.items() if count[name] == 1}
         return found
 
-    def run_of(self, entry: Entry) -> int:
+    def run_of(self, entry: GridEntry) -> int:
         """The number of an entry's run, from 1."""
         return 1 + [run.folder for run in self.runs].index(entry.folder)
 

@@ -1,4 +1,4 @@
-"""Exact match and loss of answers as a table: one row a model and length, depths across."""
+"""Exact match and loss of answers as a table: one row per model and length, depths across."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def make(folders: Sequence[str | Path], style: str = "text") -> str:
-    """Tables of one or several runs; ``csv`` has one row a depth, and one without depth for all."""
+    """Tables of one or several runs; ``csv`` has one row per depth, and one without depth for all."""
     check_format(style)
     if style == "csv":
         records = [record for grid in read_answers(RunReader(folders)) for record in _records(grid)]

@@ -1,4 +1,4 @@
-"""Why mean loss changed with length, as a table: dilution and context gain (see ``explanation``)."""
+"""Why mean loss changed with length, as a table: see :mod:`kerple_eval.stats.context_gain`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import escapes
 from kerple_eval.reports.tables.explain_command import commands
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
-from kerple_eval.stats.context_gain import Part, Split, explain
+from kerple_eval.stats.context_gain import LossChange, Part, explain
 from kerple_eval.support.specs import whole_number
 from kerple_eval.types import UserError
 
@@ -56,8 +56,8 @@ def tables(reader: RunReader) -> tuple[list[Table], list[str]]:
     return _tables(splits), _missing(splits, reader.folders, "report")
 
 
-def _tables(splits: Sequence[Split]) -> list[Table]:
-    groups: dict[tuple[str, str], list[Split]] = {}
+def _tables(splits: Sequence[LossChange]) -> list[Table]:
+    groups: dict[tuple[str, str], list[LossChange]] = {}
     for split in splits:
         groups.setdefault((split.key.task, split.key.protocol), []).append(split)
     what = "change of mean loss with length, nats per target (negative is better)"
@@ -69,7 +69,7 @@ def _tables(splits: Sequence[Split]) -> list[Table]:
     ]
 
 
-def _missing(splits: Sequence[Split], folders: Sequence[str], command: str) -> list[str]:
+def _missing(splits: Sequence[LossChange], folders: Sequence[str], command: str) -> list[str]:
     """The commands that compute the sliding-window cells that a split needs, and the one that uses them."""
     missing = commands(splits)
     if not missing:
@@ -80,7 +80,7 @@ def _missing(splits: Sequence[Split], folders: Sequence[str], command: str) -> l
     return [escapes.printable(line) for line in lines]
 
 
-def _row(split: Split) -> TableRow:
+def _row(split: LossChange) -> TableRow:
     stride = "" if split.stride is None else str(split.stride)
     return TableRow(
         (
@@ -104,7 +104,7 @@ def _shown(part: Part | None) -> TableCell:
     return TableCell(f"{value} [{', '.join(ends)}]" if ends else value, part.value)
 
 
-def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
+def _notes(splits: Sequence[LossChange]) -> tuple[str, ...]:
     notes = []
     for split in splits:
         subject = f"{split.key.model}, {split.key.length} -> {split.longer}"
@@ -133,7 +133,7 @@ def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def _record(split: Split) -> dict[str, Any]:
+def _record(split: LossChange) -> dict[str, Any]:
     key, used = split.key, split.stride is not None
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
         "model": key.model, "task": key.task, "protocol": key.protocol, "length_from": key.length,

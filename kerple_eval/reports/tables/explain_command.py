@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kerple_eval.records.run import Run
-from kerple_eval.stats.context_gain import Lack, Split
+from kerple_eval.stats.context_gain import Lack, LossChange
 
 #: The stride suggested is the shortest length by this: contexts of 7/8 L1 and more.
 STRIDES_A_LENGTH = 8
 
 
-def commands(splits: Sequence[Split]) -> list[list[str]]:
-    """Words of one command a run whose splits lack a sliding-window cell; none where none would help.
+def commands(splits: Sequence[LossChange]) -> list[list[str]]:
+    """Words of one command per run whose splits lack a sliding-window cell; none where none would help.
 
     The last is the directory it writes.
     """
-    wanted: dict[tuple[str, str], list[Split]] = {}  # by directory and first-token rule
+    wanted: dict[tuple[str, str], list[LossChange]] = {}  # by directory and first-token rule
     for split in splits:
         if split.lacks is Lack.SLIDING_WINDOW:
             wanted.setdefault((str(split.run.folder), _bos(split)), []).append(split)
     return [_command(group, bos) for (_, bos), group in wanted.items()]
 
 
-def _bos(split: Split) -> str:
+def _bos(split: LossChange) -> str:
     """What --bos the new cells need, where the protocol brings its own first-token rule; else empty."""
     for plan in split.run.specification.protocols:
         if plan.protocol == split.key.protocol and plan.first_token is not None:
@@ -33,7 +33,7 @@ def _bos(split: Split) -> str:
     return ""
 
 
-def _command(splits: Sequence[Split], bos: str) -> list[str]:
+def _command(splits: Sequence[LossChange], bos: str) -> list[str]:
     run = splits[0].run
     lengths = sorted({split.key.length for split in splits})
     stride = max(1, lengths[0] // STRIDES_A_LENGTH)

@@ -21,7 +21,7 @@ SOURCE = Path(__file__).with_name("paper_tables.csv")
 DATASETS = {"openwebtext2": "OpenWebText2", "github": "GitHub", "arxiv": "ArXiv"}
 DEFAULT_TABLE = "3"
 #: The paper's protocol and the release's own draw of it; other protocols' numbers are not set beside.
-PROTOCOLS = ("full-context", "kerple-release")
+PAPER_PROTOCOLS = ("full-context", "kerple-release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def rows(text: str, task: str) -> list[PaperRow]:
     """
     spec = parse_spec(text)
     if spec.name != "paper":
-        raise unknown("table to set against", spec.name, ("paper",))
+        raise unknown("table to compare with", spec.name, ("paper",))
     options = dict(spec.options)
     for key in options.keys() - {"table", "dataset"}:
         raise unknown("option of paper", key, ("table", "dataset"))
@@ -56,7 +56,7 @@ def rows(text: str, task: str) -> list[PaperRow]:
         lines = list(csv.DictReader(file))
     tables = dict.fromkeys(line["table"] for line in lines)
     if table not in tables:
-        raise UserError(f"the paper's table {table!r} is not here; these are: {', '.join(tables)}")
+        raise UserError(f"the paper's table {table!r} is not included; these are: {', '.join(tables)}")
     lines = [line for line in lines if line["table"] == table]
     datasets = dict.fromkeys(line["dataset"] for line in lines)
     if dataset is not None and dataset not in datasets:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kerple_eval.reports.grid import Entry, Grid
+from kerple_eval.reports.grid import Grid, GridEntry
 from kerple_eval.stats.groups import group_seeds
 from kerple_eval.stats.seeds import Spread, spread
 from kerple_eval.stats.significance import dagger, seed_test
@@ -27,7 +27,7 @@ class Family:
 
     label: str
     models: list[str]
-    cells: dict[int, dict[int | None, Entry]] = field(default_factory=dict)
+    cells: dict[int, dict[int | None, GridEntry]] = field(default_factory=dict)
 
     def values(self, length: int, value: str) -> dict[int | None, float]:
         """Seed -> number, of finished cells."""
@@ -46,7 +46,7 @@ def families(grid: Grid) -> tuple[list[Family], list[str]]:
     grouped = group_seeds([(model, grid.identities[model], seeds[model]) for model in grid.models])
     found = []
     for label, models in grouped.groups.items():
-        cells: dict[int, dict[int | None, Entry]] = {}
+        cells: dict[int, dict[int | None, GridEntry]] = {}
         for model in models:
             for length in grid.lengths:
                 if (entry := grid.entries.get((model, length))) is not None:

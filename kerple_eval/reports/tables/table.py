@@ -23,11 +23,11 @@ from kerple_eval.reports.tables.seeds import (
     significantly_worse,
 )
 from kerple_eval.reports.typeset import (
+    CellValue,
     Link,
     Table,
     TableCell,
     TableRow,
-    Value,
     check_format,
     no_link,
     records_table,
@@ -73,18 +73,18 @@ def make(
     """
     check_format(style)
     if down not in ("models", "lengths"):
-        raise unknown("what goes down", down, ("models", "lengths"))
+        raise unknown("direction --down", down, ("models", "lengths"))
     if reference is not None and not over_seeds:
         raise UserError("--reference goes with --over-seeds: a dagger is a test over seeds")
     grids = read_grids(RunReader(folders))
     if against is not None:
         paper.rows(against, grids[0].task)  # refuses a wrong name
         if not any(map(_papers, grids)):
-            raise UserError(f"--against paper needs perplexities by {' or '.join(paper.PROTOCOLS)}")
+            raise UserError(f"--against paper needs perplexities by {' or '.join(paper.PAPER_PROTOCOLS)}")
     if style == "csv":
         if over_seeds or against or down != "models":
             raise UserError(
-                "csv has one row a model at full precision; leave out the options that set tables"
+                "csv has one row per model at full precision; leave out the options for the layout"
             )
         return typeset(_records(grids), style)
     blocks = []
@@ -183,7 +183,7 @@ def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
 
 def _papers(grid: Grid) -> bool:
     """Whether the paper's numbers may stand beside a grid: its protocol, in perplexity."""
-    return grid.protocol.partition(":")[0] in paper.PROTOCOLS and "ppl" in grid.values()
+    return grid.protocol.partition(":")[0] in paper.PAPER_PROTOCOLS and "ppl" in grid.values()
 
 
 def _with_paper(measured: Table, grid: Grid, against: str) -> Table:
@@ -228,7 +228,7 @@ def _trained(grid: Grid) -> list[TableCell]:
 
 def _records(grids: Sequence[Grid]) -> Table:
     lengths = sorted({length for grid in grids for length in grid.lengths})
-    records: list[dict[str, Value]] = []
+    records: list[dict[str, CellValue]] = []
     for grid in grids:
         for value in grid.values():
             for model in grid.models:

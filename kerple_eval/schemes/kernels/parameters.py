@@ -1,7 +1,7 @@
 """Parameters of a kernel: their names, where they may occur, and the interval and initial draw of each place.
 
 Source of the intervals and starts: chijames/KERPLE, ``megatron/mpu/layers.py`` (``kerple_log``,
-``kerple_power``). A parameter is one number a head. Its interval and draw follow from where it occurs:
+``kerple_power``). A parameter is one number per head. Its interval and draw follow from where it occurs:
 
 | role | kept within | starts | example |
 |---|---|---|---|

@@ -17,21 +17,21 @@ from fractions import Fraction
 from kerple_eval.schemes.kernels import values
 from kerple_eval.schemes.kernels.algebra import CPD, power
 from kerple_eval.schemes.kernels.parameters import NAME, ClosureError, Scale
-from kerple_eval.schemes.kernels.values import Factor, Term, Value
+from kerple_eval.schemes.kernels.values import ParsedValue, SignedKernel, SignedScale
 
 LONGEST = 300  # characters
 DEEPEST = 40  # levels of nesting
 FOREIGN = re.compile(r"[^A-Za-z0-9.+\-*/() ]")
 GRAMMAR = "a formula has D, r1, r2, ..., numbers, log, exp, + - * / ** and parentheses"
 
-BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
+BINARY: dict[type[ast.operator], Callable[[ParsedValue, ParsedValue], ParsedValue]] = {
     ast.Add: values.plus,
     ast.Sub: lambda left, right: values.plus(left, values.negate(right)),
     ast.Mult: values.times,
     ast.Div: values.over,
     ast.Pow: values.raised,
 }
-UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {
+UNARY: dict[type[ast.unaryop], Callable[[ParsedValue], ParsedValue]] = {
     ast.USub: values.negate,
     ast.UAdd: lambda value: value,
 }
@@ -64,7 +64,7 @@ def parse_kernel(text: str) -> CPD:
     except (ValueError, RecursionError, MemoryError) as error:
         raise ClosureError(f"not an expression: {error}") from None
     value = _read(tree, text, 0)
-    if not isinstance(value, Term):
+    if not isinstance(value, SignedKernel):
         raise _refusal(tree, text, "the same at every distance: a kernel depends on D")
     if value.negative:
         raise _refusal(tree, text, "not CPD, minus it is: a kernel falls with distance")
@@ -77,7 +77,7 @@ def _refusal(node: ast.expr, text: str, rule: str) -> ClosureError:
     return ClosureError(f"'{part}'{context}: {rule}")
 
 
-def _read(node: ast.expr, text: str, depth: int) -> Value:
+def _read(node: ast.expr, text: str, depth: int) -> ParsedValue:
     if depth > DEEPEST:
         raise _refusal(node, text, f"nested more than {DEEPEST} levels deep")
     match node:
@@ -96,7 +96,7 @@ def _read(node: ast.expr, text: str, depth: int) -> Value:
         raise _refusal(node, text, str(error)) from None
 
 
-def _value(node: ast.expr, parts: list[Value], source: str) -> Value:
+def _value(node: ast.expr, parts: list[ParsedValue], source: str) -> ParsedValue:
     """One node's value from its parts' and its text; no parts where the grammar does not know it."""
     match node, parts:
         case ast.UnaryOp(op=sign), [operand]:
@@ -110,9 +110,9 @@ def _value(node: ast.expr, parts: list[Value], source: str) -> Value:
                 values.number(lambda: Fraction(value)) if isinstance(value, int) else values.literal(source)
             )
         case ast.Name(id="D"), _:
-            return Term(True, power())
+            return SignedKernel(True, power())
         case ast.Name(id=name), _ if NAME.fullmatch(name):
-            return Factor(False, Scale(1.0, (name,)))
+            return SignedScale(False, Scale(1.0, (name,)))
         case ast.Name(id=name), _ if name in FUNCTIONS:
             raise ClosureError(f"{name} takes an argument in parentheses")
         case ast.Name(id=name), _:

@@ -23,7 +23,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Factor:
+class SignedScale:
     """``scale``, or minus it; holds parameters."""
 
     negative: bool
@@ -31,14 +31,14 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class SignedKernel:
     """``kernel``, or minus it."""
 
     negative: bool
     kernel: CPD
 
 
-Value = Number | Factor | Term
+ParsedValue = Number | SignedScale | SignedKernel
 
 
 def number(compute: Callable[[], Fraction | float | complex]) -> Number:
@@ -58,84 +58,84 @@ def literal(text: str) -> Number:
     return number(lambda: Fraction(text) if float(text) else Fraction(0))  # 1e-999999999 has too many digits
 
 
-def negate(value: Value) -> Value:
+def negate(value: ParsedValue) -> ParsedValue:
     match value:
         case Number(x):
             return Number(-x)
-        case Factor(negative, scale):
-            return Factor(not negative, scale)
-        case Term(negative, kernel):
-            return Term(not negative, kernel)
+        case SignedScale(negative, scale):
+            return SignedScale(not negative, scale)
+        case SignedKernel(negative, kernel):
+            return SignedKernel(not negative, kernel)
 
 
-def plus(left: Value, right: Value) -> Value:
+def plus(left: ParsedValue, right: ParsedValue) -> ParsedValue:
     match left, right:
         case Number(x), Number(y):
             return number(lambda: x + y)
-        case (Factor(), _) | (_, Factor()):
+        case (SignedScale(), _) | (_, SignedScale()):
             raise ClosureError("a parameter alone is a constant: constants are numbers")
-        case Term(negative, kernel), Number(x):
-            return Term(negative, algebra.add(kernel, algebra.constant(-x if negative else x)))
-        case Number(), Term():
+        case SignedKernel(negative, kernel), Number(x):
+            return SignedKernel(negative, algebra.add(kernel, algebra.constant(-x if negative else x)))
+        case Number(), SignedKernel():
             return plus(right, left)
-        case Term(negative, first), Term(other, second) if negative == other:
-            return Term(negative, algebra.add(first, second))
+        case SignedKernel(negative, first), SignedKernel(other, second) if negative == other:
+            return SignedKernel(negative, algebra.add(first, second))
     raise ClosureError("a difference of kernels leaves the closure: only sums are CPD")
 
 
-def times(left: Value, right: Value) -> Value:
+def times(left: ParsedValue, right: ParsedValue) -> ParsedValue:
     match left, right:
         case Number(x), Number(y):
             return number(lambda: x * y)
-        case Term(negative, first), Term(other, second):
-            return Term(negative != other, algebra.product(first, second))
-        case _, Term(negative, kernel):
+        case SignedKernel(negative, first), SignedKernel(other, second):
+            return SignedKernel(negative != other, algebra.product(first, second))
+        case _, SignedKernel(negative, kernel):
             other, scale = _factor(left)
-            return Term(negative != other, algebra.scaled(scale, kernel))
-        case Term(), _:
+            return SignedKernel(negative != other, algebra.scaled(scale, kernel))
+        case SignedKernel(), _:
             return times(right, left)
     (negative, first_scale), (other, second_scale) = _factor(left), _factor(right)
-    return Factor(negative != other, first_scale * second_scale)
+    return SignedScale(negative != other, first_scale * second_scale)
 
 
-def over(left: Value, right: Value) -> Value:
+def over(left: ParsedValue, right: ParsedValue) -> ParsedValue:
     match left, right:
         case Number(x), Number(y):
             return number(lambda: x / y)
-        case _, Term():
+        case _, SignedKernel():
             raise ClosureError("dividing by a kernel leaves the closure; 1/(1 + X) is exp(-log(1 + X))")
         case _, Number(y):
             return times(left, number(lambda: 1 / y))
     negative, scale = _factor(right)
-    return times(left, Factor(negative, scale.inverse()))
+    return times(left, SignedScale(negative, scale.inverse()))
 
 
-def _factor(value: Value) -> tuple[bool, Scale]:
+def _factor(value: ParsedValue) -> tuple[bool, Scale]:
     """Sign and size of a number or a scale."""
     if isinstance(value, Number):
         if value.value == 0:
             raise ClosureError("a scale must be positive, got 0")
         return value.value < 0, Scale(float(abs(value.value)))
-    assert isinstance(value, Factor)
+    assert isinstance(value, SignedScale)
     return value.negative, value.scale
 
 
-def raised(base: Value, exponent: Value) -> Value:
+def raised(base: ParsedValue, exponent: ParsedValue) -> ParsedValue:
     if isinstance(base, Number) and isinstance(exponent, Number):
         x, y = base.value, exponent.value
         return number(lambda: power(x, y))
-    if isinstance(base, Number) and isinstance(exponent, Term):
+    if isinstance(base, Number) and isinstance(exponent, SignedKernel):
         raise ClosureError(_exponential(base.value, exponent))
-    if not isinstance(base, Term):
+    if not isinstance(base, SignedKernel):
         raise ClosureError("a power is taken of D or of a kernel; a scale is a product of parameters")
     if base.negative:
-        return Term(True, algebra.root(base.kernel, _exponent(exponent)))
+        return SignedKernel(True, algebra.root(base.kernel, _exponent(exponent)))
     if isinstance(base.kernel, PD):
         raise ClosureError("a power of a PD kernel is written as a product, or exp(k)**a as exp(a*k)")
     raise ClosureError("a power is taken of what is positive, such as D or log(1 + D)")
 
 
-def _exponential(base: Fraction, exponent: Term) -> str:
+def _exponential(base: Fraction, exponent: SignedKernel) -> str:
     """Why a number to the power of D is refused, and how it is written where it is a kernel."""
     rule = "a number to the power of a kernel is written with exp"
     if base <= 0 or base == 1 or (base > 1) == exponent.negative:
@@ -144,28 +144,28 @@ def _exponential(base: Fraction, exponent: Term) -> str:
     return f"{rule}: exp({algebra.scaled(rate, exponent.kernel)})"
 
 
-def _exponent(value: Value) -> Exponent:
+def _exponent(value: ParsedValue) -> Exponent:
     match value:
         case Number(x):
             return x
-        case Factor(False, Scale(1.0, (name,), ())):
+        case SignedScale(False, Scale(1.0, (name,), ())):
             return Parameter(name)
     raise ClosureError("an exponent is a number or one parameter")
 
 
-def log(inside: Value) -> Value:
+def log(inside: ParsedValue) -> ParsedValue:
     match inside:
         case Number(x):
             return number(lambda: math.log(x))
-        case Term(True, kernel):
-            return Term(True, algebra.log_of(kernel))
+        case SignedKernel(True, kernel):
+            return SignedKernel(True, algebra.log_of(kernel))
     raise ClosureError("log is taken of 1 - k, k <= 0 CPD, such as log(1 + D)")
 
 
-def exp(inside: Value) -> Value:
+def exp(inside: ParsedValue) -> ParsedValue:
     match inside:
         case Number(x):
             return number(lambda: math.exp(x))
-        case Term(False, kernel):
-            return Term(False, algebra.exp(kernel))
+        case SignedKernel(False, kernel):
+            return SignedKernel(False, algebra.exp(kernel))
     raise ClosureError("exp is taken of a CPD kernel (Schoenberg), such as exp(-D)")

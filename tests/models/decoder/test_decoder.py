@@ -72,8 +72,8 @@ def test_every_setting_of_the_configuration_counts(changes: dict[str, Any]) -> N
 
 
 def test_the_names_are_those_that_are_defined() -> None:
-    assert tuple(pointwise.ACTIVATIONS) == ACTIVATIONS
-    assert tuple(pointwise.NORMS) == NORMS
+    assert tuple(pointwise.ACTIVATION_FUNCTIONS) == ACTIVATIONS
+    assert tuple(pointwise.NORM_LAYERS) == NORMS
 
 
 def test_learned_positions_end() -> None:

@@ -155,7 +155,7 @@ def test_dynamic_is_known_to_follow_the_window(folder: Path) -> None:
         ("rope,extend=alibi", "extend=alibi does not fit a model trained with rope; these do: linear"),
         ("kerple-log,extend=yarn,factor=8", "unknown extension of kerple-log 'yarn'"),
         ("kerple-log,extend=rope-yarn,factor=8", "does not fit a model trained with kerple-log; these do"),
-        ("rope,extend=dynamic,rerope=4", "does not go with a scheme that follows the window's length"),
+        ("rope,extend=dynamic,rerope=4", "cannot be combined with a scheme that depends on the window"),
         ("sinusoidal,extend=rerope", "needs a scheme of relative position"),
         ("rope,ssmax=1", "ssmax has parameters: it is trained"),
         ("rope,factor=8", "unknown option of a native checkpoint 'factor'"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kerple_eval.models.decoder.attention import attention, make_table
 from kerple_eval.models.decoder.network import scheme_of
-from kerple_eval.models.decoder.pointwise import ACTIVATIONS, NORMS
+from kerple_eval.models.decoder.pointwise import ACTIVATION_FUNCTIONS, NORM_LAYERS
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.scoring import score
 from kerple_eval.types import Window
@@ -33,7 +33,7 @@ def test_norms_are_rounded_once(dtype: torch.dtype) -> None:
     """At scale 3e4 a float16 square is infinite, a float16 sum too; at 1e-4 a float16 square is 0."""
     for scale in (1e-4, 1.0, 300.0, 1.2e4):
         x = drawn(5, 512, scale=scale, seed=1).to(dtype)
-        for name, make in NORMS.items():
+        for name, make in NORM_LAYERS.items():
             norm = make(512, 1e-5)
             exact = norm.double()(x.double())
             got = norm.to(dtype)(x)
@@ -47,7 +47,7 @@ def test_norms_are_rounded_once(dtype: torch.dtype) -> None:
 def test_activations_are_rounded_once(dtype: torch.dtype) -> None:
     for scale in (1e-3, 1.0, 1e4):
         x = drawn(64, 8, scale=scale, seed=2).to(dtype)
-        for name, (function, _) in ACTIVATIONS.items():
+        for name, (function, _) in ACTIVATION_FUNCTIONS.items():
             exact = function(x.double())
             slack = 1.6 if name in ("geglu", "softsign") else 1.0  # two roundings by torch's own operations
             finite = exact.abs() < torch.finfo(dtype).max  # u gelu(g) may leave float16 altogether
@@ -93,7 +93,7 @@ def test_attention_of_large_products(dtype: torch.dtype, scheme: str, backend: s
             assert (got.double() - exact).abs().median() <= torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("norm", list(NORMS))
+@pytest.mark.parametrize("norm", list(NORM_LAYERS))
 def test_losses_of_a_large_residual_stream(norm: str) -> None:
     """Embeddings past 256: the norm's squares overflow float16, and the loss would be ln V."""
     tokens = tiny.tokens(65)

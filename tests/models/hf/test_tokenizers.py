@@ -92,6 +92,21 @@ def test_markers_are_the_declared_ones(
     assert [*found.before, *found.encode(TEXT).ids, *found.after] == own(TEXT).input_ids
 
 
+@pytest.mark.parametrize(
+    "named", ["GPTNeoXTokenizer", "GPTNeoXTokenizerFast", "RobertaTokenizer", "LlamaTokenizer"]
+)
+def test_classes_that_write_their_own_markers(named: str, folder: Path) -> None:
+    """GPT-NeoX's puts nothing, RoBERTa's <s> and </s>, whatever the file's template; Llama's follows it."""
+    byte_level(leads=True).save(str(folder / "tokenizer.json"))
+    markers = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    found = opened(folder, tokenizer_config={"tokenizer_class": named, **markers})
+    own = folders.transformers.AutoTokenizer.from_pretrained(str(folder))
+    assert [*found.before, *found.encode("ab").ids, *found.after] == own("ab").input_ids
+    follows = named == "LlamaTokenizer"
+    assert ((found.before, found.after) == ((0,), ())) == follows
+    assert ("+before" in found.identity) != follows
+
+
 def test_other_markers_are_another_tokeniser(folder: Path) -> None:
     """Models share their documents by a tokeniser's identity, markers included."""
     byte_level().save(str(folder / "tokenizer.json"))

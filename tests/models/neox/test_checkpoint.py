@@ -394,7 +394,7 @@ def test_norms_that_differ_are_averaged(folder: Path) -> None:
 
 def test_layers_with_other_kernels(folder: Path) -> None:
     edit(layer(folder, 3, 1), lambda state: state["attention.rpe.bias_a"].add_(1))
-    refused(folder, layer(folder, 3).name, "attention.rpe.bias_a", "serves all layers")
+    refused(folder, layer(folder, 3).name, "attention.rpe.bias_a", "all layers share one")
 
 
 @pytest.mark.parametrize(("tied", "said"), [(True, True), (False, False)])
