@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeVar
 
 from kerple_eval.types import UserError
@@ -69,17 +69,26 @@ class Registry(Mapping[str, E]):
 
     def _all(self) -> dict[str, E]:
         if not self._read_entry_points:
-            for point in entry_points(group=self.group):
-                entry = point.load()
-                if not isinstance(entry, self.entry_type):
-                    raise UserError(
-                        f"entry point {point.name!r} ({point.value}) of group {self.group} must be a "
-                        f"{self.entry_type.__module__}.{self.entry_type.__name__}, "
-                        f"got {type(entry).__name__}"
-                    )
-                self._add(entry, f"entry point {point.name!r} ({point.value})")
+            before = dict(self._entries)
+            try:
+                for point in entry_points(group=self.group):
+                    self._add(self._loaded(point), f"entry point {point.name!r} ({point.value})")
+            except UserError:
+                self._entries = before  # so that the next call meets the same error
+                raise
             self._read_entry_points = True
         return self._entries
+
+    def _loaded(self, point: EntryPoint) -> E:
+        what = f"entry point {point.name!r} ({point.value}) of group {self.group}"
+        try:
+            entry = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{what} cannot be loaded: {error}; repair or uninstall its package") from error
+        if not isinstance(entry, self.entry_type):
+            kind = f"{self.entry_type.__module__}.{self.entry_type.__name__}"
+            raise UserError(f"{what} must be a {kind}, got {type(entry).__name__}")
+        return entry
 
     def entry(self, name: str) -> E:
         """Raises `UserError` with the closest name where there is no such entry."""

@@ -359,8 +359,17 @@ def test_another_package_adds_a_scheme(toy_file: Path) -> None:
 
 
 def test_an_entry_point_that_is_no_line_is_refused(toy_file: Path) -> None:
-    install(toy_file, "toy-outside = toy_scheme:Toy")
-    with pytest.raises(UserError, match=r"entry point 'toy-outside' .* must be a .*SchemeEntry"):
+    install(toy_file, "good = toy_scheme:ENTRY\ntoy-outside = toy_scheme:Toy")
+    for _ in range(2):  # the second call does not take the first entry for a repeated one
+        with pytest.raises(UserError, match=r"entry point 'toy-outside' .* must be a .*SchemeEntry"):
+            list(SCHEMES)
+
+
+def test_an_entry_point_of_a_broken_package_is_named(toy_file: Path) -> None:
+    install(toy_file, "toy-outside = toy_scheme_gone:ENTRY")
+    with pytest.raises(
+        UserError, match=r"'toy-outside' .* cannot be loaded: No module named 'toy_scheme_gone'"
+    ):
         list(SCHEMES)
 
 
