@@ -65,40 +65,44 @@ def run(
     record: dict[str, Any] = {"command": list(typed_words())}
     if ngram is not None:
         record["ngram"] = {"order": ngram, "bits_per_byte": _ngram(corpus, ngram)}
-    with Progress(
+    progress = Progress(
         TextColumn(f"train {spec}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
-    ) as progress:  # fmt: skip
-        bar = progress.add_task("train", total=steps, note="")
+    )  # fmt: skip
+    bar = progress.add_task("train", total=steps, note="")
+    computed = 0
 
-        computed = 0
+    def on_step(step: int, loss: float) -> None:
+        nonlocal computed
+        if not computed:  # a refusal before the first step is one line, without a bar above it
+            progress.start()
+        computed = step
+        progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
-        def on_step(step: int, loss: float) -> None:
-            nonlocal computed
-            computed = step
-            progress.update(bar, completed=step, note=f"loss {loss:.3f}")
+    def on_report(report: TrainingStep) -> None:
+        progress.console.out(
+            f"step {report.step}: training {report.train_loss:.4f}, "
+            f"held out {report.held_out_loss:.4f} nats per token "
+            f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s",
+            highlight=False,
+        )
 
-        def on_report(report: TrainingStep) -> None:
-            progress.console.out(
-                f"step {report.step}: training {report.train_loss:.4f}, "
-                f"held out {report.held_out_loss:.4f} nats per token "
-                f"(perplexity {math.exp(report.held_out_loss):.3f}), {report.seconds:.0f} s",
-                highlight=False,
-            )
-
+    try:
         try:
             result = train(
                 recipe, corpus, Path(out), weights_dtype=DTYPES[store],
                 tokenizer=tokeniser, record=record, on_report=on_report, on_step=on_step,
             )  # fmt: skip
-        except UserError as error:
+        finally:
             if computed:
-                raise BrokenOffError(str(error)) from error
-            raise
-        except KeyboardInterrupt:
-            progress.stop()
-            console.out(f"stopped; the same command continues from {out}", highlight=False)
-            sys.exit(130)
+                progress.stop()
+    except UserError as error:
+        if computed:
+            raise BrokenOffError(str(error)) from error
+        raise
+    except KeyboardInterrupt:
+        console.out(f"stopped; the same command continues from {out}", highlight=False)
+        sys.exit(130)
     held_out = result["held_out"]
     bits = held_out["bits_per_byte"]
     figure = f"{bits:.4f} bits per byte" if bits is not None else f"{held_out['nll']:.4f} nats"

@@ -124,10 +124,11 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
+    # In this thread alone: one of pyarrow's that is still ending when the program ends aborts it.
+    file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True, pre_buffer=False)
     _check_size(file)
     _check_types(file.schema_arrow, pa)
-    table = file.read()
+    table = file.read(use_threads=False)
     for name in table.column_names:
         if name != "bytes" and table.column(name).null_count:
             raise ValueError(f"column {name} has empty fields")
@@ -171,7 +172,7 @@ def _check_size(file: Any) -> None:
     for i in range(metadata.num_row_groups):
         # Batches of no rows read the columns' metadata only, and raise where it is damaged; there
         # ``row_group(i).column(j)`` below would abort the process (pyarrow 26).
-        list(file.reader.iter_batches(0, [i]))
+        list(file.reader.iter_batches(0, [i], use_threads=False))
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     values = [sum(g.column(i).num_values for g in groups) for i in range(metadata.num_columns)]
     if max(values, default=0) > MOST_TARGETS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kerple_eval.records.specification import RunSpecification
+from kerple_eval.records.specification import ModelRecord, RunSpecification
 
 #: Types of Hugging Face models whose losses are far too high in a window that does not begin with BOS.
 NEEDS_BOS = ("gemma",)
@@ -10,7 +10,7 @@ NEEDS_BOS = ("gemma",)
 
 def text_notes(specification: RunSpecification, model: str, task: str, protocol: str) -> list[str]:
     """Notes on the numbers of one model, text and protocol; none where nothing is unusual."""
-    notes: list[str] = []
+    notes = _rounding(specification, model)
     record = next((text for text in specification.tasks if text.name == task), None)
     if record is None:
         return notes
@@ -22,10 +22,27 @@ def text_notes(specification: RunSpecification, model: str, task: str, protocol:
     plan = next((plan for plan in specification.protocols if plan.protocol == protocol), None)
     own = None if plan is None or plan.first_token is None else plan.first_token[task]
     marker = (own or record.first_token or {}).get(model)  # the protocol's own rule, or the text's
-    kind = str(specification.model(model).other.get("model_type", ""))
+    kind = _kind(specification.model(model))
     if kind.startswith(NEEDS_BOS) and marker is not None and marker.rule != "window":
         notes.append(
             f"windows after a document's first do not begin with BOS, and {kind} models give far too high "
             "losses without it: --bos window puts it into each"
         )
     return notes
+
+
+def _kind(model: ModelRecord) -> str:
+    """The Hugging Face model type; empty for other formats."""
+    return str(model.other.get("model_type", ""))
+
+
+def _rounding(specification: RunSpecification, label: str) -> list[str]:
+    """Where transformers' own code rounded ALiBi's bias to half precision in this run."""
+    model = specification.model(label)
+    if model.scheme != "alibi":
+        return []
+    if _kind(model) == "falcon":
+        return ["Falcon's own code computes ALiBi's bias in bfloat16, in a float32 run too"]
+    if _kind(model) == "bloom" and specification.dtype != "float32":
+        return [f"BLOOM's own code rounds ALiBi's bias to {specification.dtype}; --dtype float32 keeps it"]
+    return []

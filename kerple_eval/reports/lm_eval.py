@@ -32,7 +32,7 @@ from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
-from kerple_eval.support.files import is_folder, write_atomically
+from kerple_eval.support.files import is_folder, write_output
 from kerple_eval.support.labels import check_label
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.registry import unknown
@@ -88,7 +88,7 @@ def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str 
     paths = []
     for label, content in contents.items():
         path = out if one_file else out / _sanitized(label) / "results.json"
-        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        write_output(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
         paths.append(path)
     return paths
 

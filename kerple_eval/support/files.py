@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
 import importlib.util
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +54,13 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
             Path(name).unlink(missing_ok=True)
 
 
+def write_output(path: Path, content: bytes) -> None:
+    """:func:`write_atomically` where nobody locks the folder: what killed calls left of it goes first."""
+    with suppress(OSError, ValueError):  # said where the file is written
+        _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    write_atomically(path, content)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder``, which is made where it is missing, for one writer.
@@ -81,7 +89,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
         if not held:
             raise UserError(f"{folder}: another kerple-eval is writing here; wait for it")
-        _sweep(folder)
+        _sweep((*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")))
         yield
 
 
@@ -141,9 +149,9 @@ def _is_still(file: IO[Any], path: Path) -> bool:
     return False
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files that no living process is writing."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+def _sweep(paths: Iterable[Path]) -> None:
+    """Remove those of the paths that are temporary files which no living process is writing."""
+    for path in paths:
         if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             with suppress(OSError), path.open("rb") as file:
                 if _take_lock(file):

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -193,3 +195,22 @@ def test_windows_are_read_as_they_were_written(made: Cell, tmp_path: Path) -> No
     cell = replace(made, windows=marked, losses=losses, hits=hits)
     write_cell(tmp_path, cell)
     assert same(read_cell(tmp_path, KEY), cell)
+
+
+def test_no_thread_of_pyarrow_is_left(tmp_path: Path) -> None:
+    """One that is still ending when the program ends aborts it (``terminate called``, status -6)."""
+    script = f"""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from kerple_eval.records.cell import read_cell, write_cell
+from tests.helpers.made_cells import cell
+made = cell("m", {{"a": [2.0] * 40, "b": [1.0] * 40}})
+write_cell(Path({str(tmp_path)!r}), made)
+before = len(os.listdir("/proc/self/task"))
+read_cell(Path({str(tmp_path)!r}), made.key)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

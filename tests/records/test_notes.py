@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kerple_eval.records.notes import text_notes
@@ -36,6 +38,21 @@ def test_windows_without_the_bos_that_a_model_needs(
 ) -> None:
     notes = text_notes(specification(kind, rule, own, None), "m", "text", "full-context")
     assert [("--bos window" in note) for note in notes] == [True] * noted
+
+
+def test_positions_that_an_architecture_rounds() -> None:
+    cases = (
+        ("bloom", "float32", 0),
+        ("bloom", "bfloat16", 1),
+        ("falcon", "float32", 1),
+        ("mpt", "float16", 0),
+    )
+    for kind, dtype, count in cases:
+        made = specification(kind, DOCUMENT, None, None)
+        model = replace(made.models[0], scheme="alibi")
+        notes = text_notes(replace(made, models=(model,), dtype=dtype), "m", "text", "full-context")
+        assert ["own code" in note for note in notes] == [True] * count
+        assert not text_notes(replace(made, dtype=dtype), "m", "text", "full-context")  # rope
 
 
 def test_lost_text() -> None:

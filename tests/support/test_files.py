@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kerple_eval.support import files
-from kerple_eval.support.files import inside, locked, new_folder, write_atomically
+from kerple_eval.support.files import inside, locked, new_folder, write_atomically, write_output
 from kerple_eval.types import UserError
 from tests.helpers.dying import content, dies_at
 
@@ -183,3 +183,13 @@ def test_a_path_that_leads_nowhere_is_one_line(tmp_path: Path, name: str) -> Non
     (tmp_path / "itself").symlink_to("itself")
     with pytest.raises(UserError, match=r"cannot be read: a link to itself, or a name that no file can have"):
         inside(tmp_path / name, tmp_path)
+
+
+def test_an_output_leaves_no_file_of_a_killed_call(tmp_path: Path) -> None:
+    path = tmp_path / "page[1].html"
+    (tmp_path / ".other.html.abcdefgh.tmp").write_bytes(b"another's")
+    number = 1
+    while dies_at(number, lambda: write_output(path, b"new")):
+        number += 1
+    assert number > 3
+    assert set(content(tmp_path)) == {path.name, ".other.html.abcdefgh.tmp"}

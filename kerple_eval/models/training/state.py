@@ -102,7 +102,10 @@ def read_state(
     Raises:
         UserError: damaged, no training state, or another training's; one line.
     """
-    content = load_tensors(path)
+    try:
+        content = load_tensors(path)
+    except UserError as error:
+        raise UserError(f"{error}; delete it to train from the beginning") from None
     try:
         _check_fields(content, steps)
         different = differences(content["identity"], identity)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 
 from kerple_eval.reports import escapes
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import write_output
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def save(figure: Figure, out: Path) -> None:
     kind = out.suffix.lstrip(".").lower()
     if kind not in FIGURE_FORMATS:
         raise UserError(f"{out}: a figure's name must end with .png, .pdf or .svg")
-    write_atomically(out, rendered(figure, kind))
+    write_output(out, rendered(figure, kind))
 
 
 @look()

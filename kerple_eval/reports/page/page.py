@@ -24,7 +24,7 @@ from kerple_eval.reports.page.sections import (
     sure,
     warnings,
 )
-from kerple_eval.support.files import write_atomically
+from kerple_eval.support.files import write_output
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
@@ -58,10 +58,10 @@ def make(
     sections = [section for make in SECTIONS if (section := make(data)) is not None]
     title = "Length extrapolation: " + ", ".join(run.folder.resolve().name for run in data.runs)
     if style == "html":
-        write_atomically(out, html.render(title, sections).encode())
+        write_output(out, html.render(title, sections).encode())
         return [out]
     text, figures = markdown.render(title, sections, out)
-    write_atomically(out, text.encode())
+    write_output(out, text.encode())
     return [out, *figures]
 
 

@@ -17,6 +17,7 @@ import torch
 from kerple_eval.models.training import train as training
 from kerple_eval.models.training.state import _sha256
 from kerple_eval.types import UserError
+from tests.helpers.command import Cli, refusal
 from tests.helpers.dying import content, deaths
 from tests.helpers.trainings import Killed, kill_at, recipe, run
 
@@ -175,3 +176,14 @@ def test_killed_in_earnest_the_same_command_goes_on(tmp_path: Path) -> None:
     whole, killed = content(tmp_path / "whole"), content(tmp_path / "killed")
     assert {name for name in killed if not name.startswith(".")} == {name for name in whole if name[0] != "."}
     assert killed["model.safetensors"] == whole["model.safetensors"]
+
+
+def test_a_damaged_state_is_one_line_that_says_what_to_do(tmp_path: Path, invoke: Cli) -> None:
+    """Of a file that is no archive any more, too; no progress bar stands above it."""
+    (tmp_path / "text.txt").write_text("abcabdabe " * 40)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / training.STATE).write_bytes(b"PK\x03\x04 cut off")
+    shape = ["--layers", "1", "--width", "16", "--heads", "2", "--steps", "1", "--device", "cpu"]
+    words = ["--scheme", "nope", "--text", tmp_path / "text.txt", "--length", "8", "--out", tmp_path / "out"]
+    line = refusal(invoke("train", *words, *shape))
+    assert line.endswith("; delete it to train from the beginning")
