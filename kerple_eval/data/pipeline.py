@@ -98,7 +98,7 @@ class Pipeline:
 
     def last_border(self, text: str, most: int) -> int | None:
         """The position of the last border within the first ``most`` characters of ``text``."""
-        for start in range(max(0, most - 1024), -1, -1024):
+        for start in (*range(most - 1024, 0, -1024), 0):
             borders = [match.start() + 1 for match in _BORDER.finditer(text, start, min(start + 1026, most))]
             if borders:
                 return borders[-1]
