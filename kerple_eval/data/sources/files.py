@@ -1,9 +1,10 @@
 """Files that hold texts: plain text, JSON lines, JSON, CSV and parquet, compressed or not.
 
 The kind is the name's last ending, in any case and with a compression's ending taken off: ``.jsonl``,
-``.jl`` and ``.ndjson``, ``.json`` (a list of objects or texts, one object, or JSON lines), ``.csv`` and ``.tsv`` (with a
-header), ``.parquet``; every other file is one plain text. gzip, bzip2, xz and zstd are recognised by their
-first bytes. A row is an object with columns. UTF-8 alone is read; a byte-order mark is taken off.
+``.jl`` and ``.ndjson``, ``.json`` (a list of objects or texts, one object, or JSON lines), ``.csv`` and
+``.tsv`` (with a header), ``.parquet``; every other file is one plain text. gzip, bzip2, xz and zstd are
+recognised by their first bytes. A row is an object with columns. UTF-8 alone is read; a byte-order mark is
+taken off.
 """
 
 from __future__ import annotations
