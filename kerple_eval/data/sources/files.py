@@ -1,9 +1,10 @@
 """Files that hold texts: plain text, JSON lines, JSON, CSV and parquet, compressed or not.
 
-The kind is the name's last ending, in any case and with a compression's ending taken off: ``.jsonl`` and
-``.ndjson``, ``.json`` (a list of objects or texts, one object, or JSON lines), ``.csv`` and ``.tsv`` (with a
-header), ``.parquet``; every other file is one plain text. gzip, bzip2, xz and zstd are recognised by their
-first bytes. A row is an object with columns. UTF-8 alone is read; a byte-order mark is taken off.
+The kind is the name's last ending, in any case and with a compression's ending taken off: ``.jsonl``,
+``.jl`` and ``.ndjson``, ``.json`` (a list of objects or texts, one object, or JSON lines), ``.csv`` and
+``.tsv`` (with a header), ``.parquet``; every other file is one plain text. gzip, bzip2, xz and zstd are
+recognised by their first bytes. A row is an object with columns. UTF-8 alone is read; a byte-order mark is
+taken off.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kerple_eval.types import UserError
 LARGEST_TEXT = 1 << 30  # bytes of one plain text, decompressed
 _COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
 _KINDS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
+    ".jsonl": "jsonl", ".jl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
 }  # fmt: skip
 #: First bytes of files that hold no text as they are -> what they are.

@@ -169,10 +169,10 @@ def test_the_advice_for_scaling_is_whole_and_possible(made: Any, tmp_path: Path)
         return more
 
     path = write(tmp_path / "a.gguf", made, more=scaled(gguf.RopeScalingType.YARN, 16))
-    refused(path, "say rope=yarn,factor=4.0,original=16")
+    refused(path, "give rope=yarn,factor=4.0,original=16")
     HfCheckpoint.open(str(path), {"rope": "yarn", "factor": "4.0", "original": "16"})
     path = write(tmp_path / "b.gguf", made, more=scaled(gguf.RopeScalingType.LONGROPE, 16))
-    refused(path, "longrope", "no rope= option gives", "safetensors")
+    refused(path, "longrope", "no rope= option can state", "safetensors")
 
 
 STATED = [  # key and value, and what a Llama of transformers makes of it
