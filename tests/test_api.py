@@ -208,3 +208,14 @@ def test_a_run_answers_with_its_reports(tmp_path: Path) -> None:
     assert repr(kerple_eval.open_run(tmp_path / "run")) == repr(run)
     with pytest.raises(UserError, match="unknown kind of figure 'curv'"):
         run.plot("curv")
+
+
+def test_a_model_of_few_positions_is_probed_within_them() -> None:
+    """A learned table ends before the probe's own length."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=V, n_positions=12, n_embd=16, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    ids = list(TEXT.encode())[:30]
+    assert len(kerple_eval.score(model, ids, length=12)) == 29
+    with pytest.raises(UserError, match="end at 12"):
+        kerple_eval.score(model, ids, length=13)

@@ -178,8 +178,8 @@ class InMemoryCheckpoint(Checkpoint):
     @cached_property
     def description(self) -> Description:
         vocabulary = self._vocabulary()
-        measured = probe(self.scored, vocabulary, longest=self.max_length)
         facts = self._facts()
+        measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))
         details: dict[str, Any] = {
             "architecture": self.name,
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
@@ -211,11 +211,12 @@ class InMemoryCheckpoint(Checkpoint):
             from kerple_eval.models.hf import describe  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
 
-            text = text_config(self.model.config, self.name)  # type: ignore[union-attr]
+            model: Any = self.model
+            text = text_config(model.config, self.name)
             known = {
-                "scheme": describe.scheme(text, self.model),  # type: ignore[arg-type]
+                "scheme": describe.scheme(text, model),
                 "train_length": describe.train_length(text, {}),
-                "max_length": describe.longest_window(text, self.model),  # type: ignore[arg-type]
+                "max_length": describe.longest_window(text, model),
                 "shape": describe.shape(text),
             }
         told = {
