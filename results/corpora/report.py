@@ -217,7 +217,8 @@ def comparisons(models: Sequence[Scores]) -> Iterator[str]:
         f"corrected over the whole family, {sizes['p']} comparisons of all corpora, protocols "
         f"{' and '.join(FAMILY)} and lengths; the verdict is by it at {ALPHA}. p documents: sign flips of "
         "the documents' differences, of these models as they are, uncorrected. p seeds: the paper's paired "
-        f"t-test of perplexities over seeds, with Holm's correction over its own {sizes['p_seeds']}. {PER_LAYER} asks another question: it is corrected apart. Effect: mean "
+        f"t-test of perplexities over seeds, with Holm's correction over its own {sizes['p_seeds']}. {PER_LAYER} asks "
+        "another question: it is corrected apart. Effect: mean "
         "over standard deviation of the documents' differences (Cohen's d), averaged over seeds first. Where "
         "there is one seed in common the interval is over documents alone and says nothing of the scheme; "
         "there is no p.\n"
@@ -377,8 +378,8 @@ def kernels(models: Sequence[Scores]) -> Iterator[str]:
     yield (
         "By head, flattest last: effective length (the first distance at which the kernel lies more than 2 "
         "below its value at 0, of 20,480; the paper's figure 6), and the kernel's value at distances 512 and "
-        "16,384 less that at 0. alibi's are fixed. One set of kernels for all layers; of kerple-log-per-layer the "
-        "four sets together.\n"
+        "16,384 less that at 0. alibi's are fixed. One set of kernels for all layers; of "
+        "kerple-log-per-layer the four sets together.\n"
     )
     yield "| model | effective length | at 512 | at 16384 |"
     yield "|---|---|---|---|"
