@@ -217,9 +217,9 @@ def comparisons(models: Sequence[Scores]) -> Iterator[str]:
         f"corrected over the whole family, {sizes['p']} comparisons of all corpora, protocols "
         f"{' and '.join(FAMILY)} and lengths; the verdict is by it at {ALPHA}. p documents: sign flips of "
         "the documents' differences, of these models as they are, uncorrected. p seeds: the paper's paired "
-        f"t-test of perplexities over seeds, with Holm's correction over its own {sizes['p_seeds']}. {PER_LAYER} asks "
-        "another question: it is corrected apart. Effect: mean "
-        "over standard deviation of the documents' differences (Cohen's d), averaged over seeds first. Where "
+        f"t-test of perplexities over seeds, with Holm's correction over its own {sizes['p_seeds']}. "
+        f"{PER_LAYER} asks another question: it is corrected apart. Effect: mean over "
+        "standard deviation of the documents' differences (Cohen's d), averaged over seeds first. Where "
         "there is one seed in common the interval is over documents alone and says nothing of the scheme; "
         "there is no p.\n"
     )
