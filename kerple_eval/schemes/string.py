@@ -3,8 +3,8 @@
 Source: An et al., "Why Does the Effective Context Length of LLMs Fall Short?" (ICLR 2025, arXiv 2410.18745),
 Section 4, Eq. (4) and Algorithm 1; code HKUNLP/STRING, ``string_for_llama.py``.
 
-For D = i - j < S positions stay; for D >= S the query takes position i - S + W and the key stays, so the S - W
-longest distances of a window do not occur, and the distances of a window of L tokens are below L - S + W.
+For D = i - j < S positions stay; for D >= S the query takes position i - S + W and the key stays: the longest
+S - W distances of a window do not occur, and those of a window of L tokens stay below L - S + W.
 ``shift`` S (tokens) is 0.33 of the trained length unless given, ``local`` W is 128, the code's, or half of S
 where that is less. ``attention_factor`` multiplies queries and keys, so scores by its square: 1 as in the
 paper; the code has 0.1 ln 2 + 1 = 1.0693. (In its first pass over a prompt that code counts a key at D = S

@@ -6,7 +6,8 @@
 
 ``extend=NAME`` replaces a scheme that has no parameters by one that extends it (RoPE, by one of the schemes
 ``rope-NAME`` or ``theta``; the trained base and rotated fraction stay, ``theta`` being another base) or
-applies the modifier NAME to any scheme. Options that follow it belong to NAME. A modifier may also be given as ``NAME=VALUE``, where VALUE is its main option.
+applies the modifier NAME to any scheme. Options that follow it belong to NAME. A modifier may also be given
+as ``NAME=VALUE``, where VALUE is its main option.
 """
 
 from __future__ import annotations
