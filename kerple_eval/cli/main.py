@@ -96,8 +96,10 @@ def cli(traceback: bool) -> None:
     help="Where to score; auto is CUDA where there is a card.",
 )  # fmt: skip
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
-    show_default=True, help="Precision in which models are scored.",
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]), default="auto",
+    show_default=True,
+    help="Precision in which models are scored; auto is that of the file for a Hugging Face model on CUDA, "
+    "else float32.",
 )  # fmt: skip
 @click.option(
     "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,

@@ -62,9 +62,7 @@ class SchemeView:
         visible = self._scheme.visible(positions, positions)
         if visible is not None:
             seen &= visible
-        moved = self._scheme.remap(positions, positions)
-        if moved is not None:
-            far, moved_q, moved_k = moved
+        for far, moved_q, moved_k in self._scheme.remap(positions, positions):
             distance = torch.where(far, moved_q[:, None] - moved_k, distance)
         total = torch.zeros(length, length, dtype=torch.float64)
         every, index = torch.unique(distance.clamp(min=0), return_inverse=True)

@@ -8,14 +8,14 @@ parts', ``window`` the smallest, ``visible`` true where all parts agree, and at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.base import Move, Scheme
 from kerple_eval.types import UserError
 
 
@@ -147,8 +147,5 @@ class Combined(Scheme):
         masks = [mask for mask in found if mask is not None]
         return reduce(torch.logical_and, masks) if masks else None
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        for part in self.parts.values():
-            if part.implements("remap"):
-                return part.remap(positions_q, positions_k)
-        return None
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> Sequence[Move]:
+        return [move for part in self.parts.values() for move in part.remap(positions_q, positions_k)]

@@ -290,6 +290,11 @@ class HfCheckpoint(Checkpoint):
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
             return made
 
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
+
+        return super().auto_dtype(device) if device.type == "cpu" else stored_dtype(self.headers, self.config)
+
     def _special_ids(self) -> set[int]:
         """Ids that a model may treat in another way than text: markers of the configuration and tokeniser."""
         stated = [getattr(self.text, name, None) for name in dir(self.text) if name.endswith("_token_id")]
