@@ -206,12 +206,13 @@ class HfCheckpoint(Checkpoint):
     def _prefix_invariant(self) -> bool:
         """False where frequencies follow the window's length, and where positions are not understood.
 
-        Of code that a checkpoint brings nothing is claimed.
+        Nor where keys are chosen by scores (DeepSeek's sparse attention, whose ties fall otherwise in another
+        length). Of code that a checkpoint brings nothing is claimed.
 
         What is claimed here is measured when the model is loaded.
         """
         types = rope_types(self.text)
-        if self.own_code:
+        if self.own_code or getattr(self.text, "index_topk", None):
             return False
         return self._scheme not in ("unknown", "t5") and not any(name in types for name in LENGTH_DEPENDENT)
 
@@ -274,10 +275,12 @@ class HfCheckpoint(Checkpoint):
                 model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf_path, dtype)
                 hf_weights.refuse_gaps(info, where)
             else:
-                state = hf_weights.read_state(self.weights)
-                model, info = hf_weights.load(self.model_class, self.config, state, where, dtype=dtype)
+                read = hf_weights.read_state
+                model, info = hf_weights.load(
+                    self.model_class, self.config, read(self.weights), where, dtype=dtype
+                )
                 hf_weights.refuse_gaps(info, where)
-                loaded.take_over(model, state, where)
+                loaded.take_over(model, read(self.weights), where)
             if self.own_code:
                 loaded.compute_buffers(model, self.model_class, self.config, dtype, where)
             if self.attention != "auto":
