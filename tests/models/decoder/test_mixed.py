@@ -126,7 +126,7 @@ def test_a_modifier_is_applied_to_every_layer(tmp_path: Path) -> None:
         ("(rope)*3", "its parts are for 3 layers, and the model's 4"),
         (
             "(rope) (sinusoidal)",
-            "sinusoidal changes the embeddings, which come before all layers; it is",
+            "sinusoidal changes the embeddings, which come before all layers; it can",
         ),
         ("(rope:bas=3) (nope)", "unknown option of rope 'bas'"),
     ],
