@@ -1,9 +1,10 @@
 """Schemes made of schemes: :class:`Stacked`, :class:`Mixed` by layer, and :class:`Combined` with modifiers.
 
-A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds no
-positional information itself. Of a combined scheme, the hooks that give a token its position (``embed``,
-``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` is the product of all
-parts', ``window`` the smallest, ``visible`` true where all parts agree, and at most one part may ``remap``.
+A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds
+no positional information itself. Of a combined scheme, the hooks that give a token its position
+(``embed``, ``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` is the
+product of all parts' and so is ``output_gate``, ``window`` the smallest, ``visible`` true where all parts
+agree, and at most one part may ``remap``, ``attend`` or give other positions in training (``augmented``).
 """
 
 from __future__ import annotations
@@ -101,9 +102,15 @@ class Combined(Scheme):
         self.base = base
         self.modifiers = nn.ModuleDict(modifiers)
         self.parts = {"": base, **modifiers}  # a plain dict of the modules registered above, by name
+        for hook, does in _ONLY_ONE.items():
+            having = [key for key, part in self.parts.items() if part.implements(hook)]
+            several = [key or type(base).__name__ for key in having]
+            if len(several) > 1:
+                raise UserError(f"{' and '.join(several)} both {does}; apply only one of them")
         remapping = [name for name, part in modifiers.items() if part.implements("remap")]
-        if len(remapping) > 1:
-            raise UserError(f"{' and '.join(remapping)} both move positions; apply only one of them")
+        for name, part in modifiers.items():
+            if part.implements("augmented"):
+                _check_augmented(name, part, base)
         absolute = [h for h in ("embed", "bias", "score") if base.implements(h)]
         if remapping and absolute:
             raise UserError(
@@ -119,8 +126,11 @@ class Combined(Scheme):
         self.max_positions = base.max_positions
         self.prefix_invariant = all(part.prefix_invariant for part in self.parts.values())
         self._by_layer = (
-            [Combined(base.at(i), modifiers) for i in range(base.geometry.layers)]
-            if base.at(0) is not base
+            [
+                Combined(base.at(i), {name: part.at(i) for name, part in modifiers.items()})
+                for i in range(base.geometry.layers)
+            ]
+            if any(part.at(0) is not part for part in self.parts.values())
             else []
         )
 
@@ -143,7 +153,17 @@ class Combined(Scheme):
         }
 
     def begin_step(self, generator: torch.Generator) -> None:
-        self.base.begin_step(generator)
+        for part in self.parts.values():
+            part.begin_step(generator)
+
+    @property
+    def augments(self) -> bool:
+        return any(part.augments for part in self.parts.values())
+
+    def augmented(self, positions: Tensor) -> Tensor:
+        for part in self.parts.values():
+            positions = part.augmented(positions)
+        return positions
 
     def masks(self) -> list[tuple[int, int]]:
         return [mask for part in self.parts.values() for mask in part.masks()]
@@ -188,3 +208,33 @@ class Combined(Scheme):
 
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> Sequence[Move]:
         return [move for part in self.parts.values() for move in part.remap(positions_q, positions_k)]
+
+    def attend(self, scores: Tensor, seen: Tensor, positions_q: Tensor, positions_k: Tensor) -> Tensor:
+        for part in self.parts.values():
+            if part.implements("attend"):
+                return part.attend(scores, seen, positions_q, positions_k)
+        return super().attend(scores, seen, positions_q, positions_k)
+
+    def output_gate(self, x: Tensor) -> Tensor | None:
+        gates = [gate for part in self.parts.values() if (gate := part.output_gate(x)) is not None]
+        return reduce(torch.mul, gates) if gates else None
+
+
+#: Hooks that one part may define, and what two of them would do both.
+_ONLY_ONE = {
+    "remap": "move positions",
+    "attend": "take the softmax's place",
+    "augmented": "change positions in training",
+}
+
+
+def _check_augmented(name: str, part: Scheme, base: Scheme) -> None:
+    """``base`` is a function of positions alone, and has values for all that ``part`` may give."""
+    who = type(base.at(0)).__name__
+    if base.implements("score") or not base.prefix_invariant:
+        raise UserError(
+            f"{name} needs a scheme that is a function of positions; {who} reads the text or the window"
+        )
+    longest = getattr(part, "longest", 0)
+    if base.max_positions is not None and longest > base.max_positions:
+        raise UserError(f"{name}: longest={longest} is beyond the {base.max_positions} positions of {who}")

@@ -72,8 +72,9 @@ class KernelTable:
 
 
 def uses_general_path(scheme: Scheme) -> bool:
-    """Whether the scheme needs score chunks in memory (weights, absolute biases, content)."""
-    return any(scheme.implements(hook) for hook in ("weight", "bias", "score", "visible", "remap"))
+    """Whether the scheme needs score chunks in memory (weights, absolute biases, content, no softmax)."""
+    hooks = ("weight", "bias", "score", "visible", "remap", "attend")
+    return scheme.augments or any(scheme.implements(hook) for hook in hooks)
 
 
 class EagerScores:
@@ -126,16 +127,18 @@ def attention(
 
 def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Queries scaled and both rotated by their positions."""
-    positions = torch.arange(k.shape[2], device=q.device)
+    rows = torch.arange(k.shape[2], device=q.device)
+    positions = scheme.augmented(rows)
     first = k.shape[2] - q.shape[2]
-    q = _scaled(q, scheme, positions[first:])
+    q = _scaled(q, scheme, positions[first:], rows[first:])
     return scheme.rotate(q, k, positions[first:], positions)
 
 
-def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
+def _scaled(q: Tensor, scheme: Scheme, positions: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` number the queries in their text; ``positions`` are the same but where training moves them."""
     if not scheme.implements("row_scale"):
         return q
-    scale = scheme.row_scale(positions, scheme.count_keys(positions))
+    scale = scheme.row_scale(positions, scheme.count_keys(rows))
     if scale is None:
         return q
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -189,13 +192,14 @@ def _aligned(bias: Tensor) -> Tensor:
 def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
-    turned_q, turned_k = _rotated(q, k, scheme)
+    turned = _rotated(q, k, scheme)
+    positions = scheme.augmented(torch.arange(keys, device=q.device))
     anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
     most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
     rows = max(1, min(queries, most // (batch * heads * keys)))
     out = []
     for start in range(0, queries, rows):
-        block = _Block(q, k, turned_q, turned_k, start, min(start + rows, queries))
+        block = _Block((q, k), turned, positions, slice(start, min(start + rows, queries)))
         args = (block, v, scheme, observed)
         out.append(
             checkpoint(_score_block, *args, use_reentrant=False, preserve_rng_state=False)
@@ -206,17 +210,18 @@ def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> 
 
 
 class _Block:
-    """Rows ``start:stop`` of the queries and every key one of them may see, plain and rotated."""
+    """Some rows of the queries and every key one of them may see, plain and rotated."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, start: int, stop: int
-    ) -> None:  # fmt: skip
+        self, plain: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], positions: Tensor, rows: slice
+    ) -> None:
+        (q, k), (turned_q, turned_k) = plain, turned
         offset = k.shape[2] - q.shape[2]
-        seen = offset + stop
-        self.q, self.k = q[:, :, start:stop], k[:, :, :seen]
-        self.turned_q, self.turned_k = turned_q[:, :, start:stop], turned_k[:, :, :seen]
-        self.positions_q = torch.arange(offset + start, seen, device=q.device)
-        self.positions_k = torch.arange(seen, device=q.device)
+        first, seen = offset + rows.start, offset + rows.stop
+        self.q, self.k = q[:, :, rows], k[:, :, :seen]
+        self.turned_q, self.turned_k = turned_q[:, :, rows], turned_k[:, :, :seen]
+        self.rows = torch.arange(first, seen, device=q.device)
+        self.positions_q, self.positions_k = positions[first:seen], positions[:seen]
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
@@ -238,7 +243,8 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         seen = seen & visible
     scores = q.to(dtype) @ k.transpose(-1, -2).to(dtype)
     for far, moved_q, moved_k in scheme.remap(positions_q, positions_k):
-        far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
+        scaled = _scaled(block.q, scheme, positions_q, block.rows)
+        far_q, far_k = scheme.rotate(scaled, block.k, moved_q, moved_k)
         scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
@@ -255,8 +261,8 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     if scheme.implements("score"):
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
-    scores = scores.masked_fill(~seen, -math.inf)
-    out: Tensor = scores.softmax(dim=-1) @ v[:, :, : len(positions_k)].to(scores.dtype)
+    weights = scheme.attend(scores, seen, positions_q, positions_k)
+    out: Tensor = weights @ v[:, :, : len(positions_k)].to(weights.dtype)
     return out.to(v.dtype)
 
 
@@ -272,4 +278,6 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    return _score_block(_Block(q, k, *_rotated(q, k, scheme), 0, q.shape[2]), v, scheme, observed)
+    positions = scheme.augmented(torch.arange(k.shape[2], device=q.device))
+    block = _Block((q, k), _rotated(q, k, scheme), positions, slice(0, q.shape[2]))
+    return _score_block(block, v, scheme, observed)

@@ -48,7 +48,10 @@ class Attention(nn.Module):
             k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
         with torch.autocast(x.device.type, enabled=False):
             observed = scheme.observe(x)
+            gate = scheme.output_gate(x[:, -rows:])
         y = attention(q, k, v, scheme, table, observed)
+        if gate is not None:
+            y = (y * gate).to(y.dtype)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, rows, width))
         return out
 
@@ -146,7 +149,8 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         rows = length if rows is None else rows
         x = self.embedding(tokens)
-        x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
+        positions = self.scheme.augmented(torch.arange(length, device=tokens.device))
+        x = self.scheme.embed(x, positions)
         tables: dict[Scheme, SharedScores | None] = {}  # one serves all layers that share a scheme
         for index, layer in enumerate(self.layers):
             scheme = self.scheme.at(index)
