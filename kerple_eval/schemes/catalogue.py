@@ -196,6 +196,11 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         "order of the keys, in place of softmax", "0", True,
     ),
     SchemeEntry(
+        "wall", "kerple_eval.schemes.wall:Wall", 2026,
+        "Pai et al., Wall Attention, Tilde Research",
+        "gates of channels, read from the text", "W W + W a layer", True,
+    ),
+    SchemeEntry(
         "window", "kerple_eval.schemes.window:SlidingWindowMask", 2020,
         "Beltagy et al., Longformer, arXiv 2004.05150; Chi et al., KERPLE, arXiv 2205.09921",
         "window, applied to any scheme", "0", True, stands_on="nope", value_option="width",

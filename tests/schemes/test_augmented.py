@@ -1,4 +1,4 @@
-"""Random positions and PoSE: what a training step draws, what attention makes of it; nothing in evaluation."""
+"""Random positions and PoSE: what a training step draws, what attention makes of it."""
 
 from __future__ import annotations
 
