@@ -50,7 +50,7 @@ def device_lost(error: Exception) -> DeviceLostError | None:
     """
     if isinstance(error, DeviceLostError):
         return error
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
     try:
         torch.cuda.synchronize()
