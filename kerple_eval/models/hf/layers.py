@@ -77,7 +77,7 @@ class _Trace:
         self.model = model
         self.text = model.config.get_text_config(decoder=True)
         self.labels = Labels(TOKENS, self._attention)
-        self.layers = _layers(model)
+        self.layers = text_layers(model)
         self.found: dict[str, set[str]] = {}  # layer -> labels at its attention
         self.ran: dict[str, set[str]] = {}  # layer -> classes of modules that ran in it, in lower case
         self.ended: set[str] = set()  # layers that ran to their end
@@ -215,7 +215,7 @@ def _rope(kind: object) -> str:
     return f"rope-{kind}" if isinstance(kind, str) and kind != "default" else "rope"
 
 
-def _layers(model: Any) -> list[str]:
+def text_layers(model: Any) -> list[str]:
     """Paths of the members of the outermost lists of modules that read text, in order."""
     lists: list[str] = []
     layers: list[str] = []

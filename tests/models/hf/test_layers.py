@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kerple_eval.models.hf.layers import layer_schemes, text_layers
+from kerple_eval.schemes.layers import format_layers
 from tests.helpers import architectures
 from tests.helpers.architectures import WINDOW, V
-
-from kerple_eval.models.hf.layers import _layers, layer_schemes  # isort: skip
 
 TOKENS = 24
 
@@ -30,7 +30,7 @@ def calls(model: Any, ids: Tensor) -> Iterator[tuple[nn.Module, tuple[Any, ...],
         model.get_submodule(path).register_forward_pre_hook(
             lambda module, args, kwargs: found.append((module, args, kwargs)), with_kwargs=True
         )
-        for path in _layers(model)
+        for path in text_layers(model)
     ]
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
@@ -124,6 +124,4 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_of_layer(name: str) -> None:
-    from kerple_eval.schemes.layers import format_layers
-
     assert format_layers(check(name)) == KINDS[name]
