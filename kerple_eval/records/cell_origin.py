@@ -75,8 +75,8 @@ def check_origin(header: CellHeader, key: CellKey, specification: RunSpecificati
         what = different[0].describe("in it", "in run.json")
     elif header.specification_sha256 in (None, specification_sha256(specification, key)):
         return
-    elif header.dtype != specification.dtype:
-        what = f"dtype was {header.dtype!r} in it and is {specification.dtype!r} in run.json"
+    elif header.dtype != specification.dtype_of(key.model):
+        what = f"dtype was {header.dtype!r} in it and is {specification.dtype_of(key.model)!r} in run.json"
     else:
         what = "another text, choice of documents or option of the model"
     raise UserError(
