@@ -80,7 +80,7 @@ def _planned(
             longest = max(longest, window.inputs + marker)
     entry.work = sum(sum(pass_work(p, model.description)) * n for p, n in entry.passes.items())
     if longest:
-        entry.memory = window_bytes(model.description, longest, plan.dtype.itemsize, plan.device.type)
+        entry.memory = window_bytes(model.description, longest, model.dtype.itemsize, plan.device.type)
     return entry
 
 
@@ -118,7 +118,7 @@ def _as_if(task: Work) -> Cell:
 def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[PassShape], budget: Budget) -> float:
     """Seconds of all passes, loading the model included."""
     began = time.monotonic()
-    loaded = model.checkpoint.load(plan.device, plan.dtype)
+    loaded = model.checkpoint.load(plan.device, model.dtype)
     loading = time.monotonic() - began
     work = {shape: pass_work(shape, model.description) for shape in passes}
     timed: dict[PassShape, float] = {}

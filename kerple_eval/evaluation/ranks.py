@@ -28,7 +28,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
-from kerple_eval.models.devices import DTYPES, resolve_device
+from kerple_eval.models.devices import resolve_device, scoring_dtype
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
@@ -237,8 +237,9 @@ def _load(
     open_argument: Callable[[str], Checkpoint], argument: str, device_name: str, dtype: str, attention: str
 ) -> LanguageModel:
     checkpoint, device = open_argument(argument), resolve_device(device_name)
-    checkpoint.set_attention(attention, device, DTYPES[dtype])
-    return checkpoint.load(device, DTYPES[dtype])
+    precision = scoring_dtype(dtype, checkpoint, device)
+    checkpoint.set_attention(attention, device, precision)
+    return checkpoint.load(device, precision)
 
 
 def launched_rank() -> int | None:

@@ -6,6 +6,7 @@ from typing import get_args
 
 import torch
 
+from kerple_eval.models.base import Checkpoint
 from kerple_eval.types import DtypeName, UserError
 
 
@@ -17,6 +18,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("device cuda: no CUDA device is visible here; use --device cpu or auto")
     return torch.device(name)
+
+
+def scoring_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The precision that ``--dtype NAME`` scores ``checkpoint`` in."""
+    return checkpoint.auto_dtype(device) if name == "auto" else DTYPES[name]
 
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}

@@ -29,6 +29,7 @@ from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
 from kerple_eval.models.hf.sizes import check_sizes
+from kerple_eval.schemes.layers import format_layers
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
 
@@ -153,7 +154,7 @@ class HfCheckpoint(Checkpoint):
                 f"{self.where}: {type(self.empty).__name__} has no rotary positions that "
                 f"{self.extension.kind} could extend"
             )
-        if self.method is not None and not self._scheme.startswith("rope"):
+        if self.method is not None and not any("rope" in name or name == "unknown" for name in self._layers):
             raise UserError(
                 f"{self.where}: {next(iter(self._changes))}= extends rotary positions, and "
                 f"{type(self.empty).__name__} has none"
@@ -188,16 +189,13 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.describe import attends_eagerly, longest_window, rounding, shape  # noqa: PLC0415
 
         text = self.text
-        more = (
-            [f"how {text.model_type} encodes positions is not known here"]
-            if self._scheme == "unknown"
-            else []
-        )
+        unknown_positions = any("unknown" in name for name in self._layers)
+        more = [f"how {text.model_type} encodes positions is not known here"] if unknown_positions else []
         with foreign(self.where, "its sizes cannot be read"):
-            sizes, longest = shape(text), longest_window(text, self.empty)
+            sizes, longest = shape(text), longest_window(text, self.empty, self._layers)
         return Description(
             format="hf",
-            scheme=self._scheme,
+            scheme=format_layers(self._layers),
             vocab_size=self.vocabulary,
             parameters=sum(p.numel() for p in self.empty.parameters()),
             train_length=self.train_length,
@@ -209,32 +207,37 @@ class HfCheckpoint(Checkpoint):
             shape=sizes,
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
-            warnings=(*self.warnings, *(more if self._scheme == "unknown" else []), *rounding(text)),
+            warnings=(*self.warnings, *more, *rounding(text)),
             eager=attends_eagerly(self.empty) and not (self.method and self.method.modifiers),
         )
 
-    @property
-    def _scheme(self) -> str:
-        from kerple_eval.models.hf.describe import scheme  # noqa: PLC0415
+    @cached_property
+    def _layers(self) -> list[str]:
+        """The scheme of each layer; ``unknown`` where nothing can be said of any."""
+        from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
         with foreign(self.where, "its positions cannot be read"):
-            name = scheme(self.text, self.empty)
-        if self.extension is not None and self.extension.kind in ("ntk", "theta"):
-            name = f"{name}-{self.extension.kind}"  # transformers' default type, with another base
-        return name if self.method is None else self.method.scheme(name)
+            names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
+        if self.extension is not None:
+            names = self.extension.renamed(names, self.text)
+        return names if self.method is None else self.method.renamed(names)
 
     @property
     def _prefix_invariant(self) -> bool:
         """False where frequencies follow the window's length, and where positions are not understood.
 
-        Of code that a checkpoint brings nothing is claimed.
+        Nor where keys are chosen by scores (DeepSeek's sparse attention, whose ties fall otherwise in another
+        length). Of code that a checkpoint brings nothing is claimed.
 
         What is claimed here is measured when the model is loaded.
         """
         types = rope_types(self.text)
-        if self.own_code or (self.method is not None and not self.method.prefix_invariant):
+        if self.own_code or getattr(self.text, "index_topk", None):
             return False
-        return self._scheme not in ("unknown", "t5") and not any(name in types for name in LENGTH_DEPENDENT)
+        if self.method is not None and not self.method.prefix_invariant:
+            return False
+        known = not any(word in name for name in self._layers for word in ("unknown", "t5"))
+        return known and not any(name in types for name in LENGTH_DEPENDENT)
 
     def _details(self, text: Any) -> dict[str, Any]:
         from kerple_eval.models.hf.config import code_sha256  # noqa: PLC0415
@@ -301,10 +304,12 @@ class HfCheckpoint(Checkpoint):
                 model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf_path, dtype)
                 hf_weights.refuse_gaps(info, where)
             else:
-                state = hf_weights.read_state(self.weights)
-                model, info = hf_weights.load(self.model_class, self.config, state, where, dtype=dtype)
+                read = hf_weights.read_state
+                model, info = hf_weights.load(
+                    self.model_class, self.config, read(self.weights), where, dtype=dtype
+                )
                 hf_weights.refuse_gaps(info, where)
-                loaded.take_over(model, state, where)
+                loaded.take_over(model, read(self.weights), where)
             if self.own_code:
                 loaded.compute_buffers(model, self.model_class, self.config, dtype, where)
             if self.attention != "auto":
@@ -324,6 +329,11 @@ class HfCheckpoint(Checkpoint):
             model, device, dtype, where, modifiers=self.method.modifiers, geometry=self.method.geometry,
             special=self._special_ids(), longest=self.description.max_length,
         )  # fmt: skip
+
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
+
+        return super().auto_dtype(device) if device.type == "cpu" else stored_dtype(self.headers, self.config)
 
     def _special_ids(self) -> set[int]:
         """Ids that a model may treat in another way than text: markers of the configuration and tokeniser."""

@@ -10,19 +10,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kerple_eval.models.base import Shape
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.extend import extended
-from kerple_eval.models.hf.rope import Extension, original_length, rope_dicts, rotated
+from kerple_eval.models.hf.rope import LOCAL_MASKS, Extension, original_length, rope_dicts, rotated
 from kerple_eval.schemes.assembly import build_scheme
 from kerple_eval.schemes.rope_longrope import RopeLongrope
 from kerple_eval.schemes.rotary import Rotary
 from kerple_eval.schemes.spelling import format_scheme
 from kerple_eval.types import Geometry, UserError
+
+#: Layers that have no attention of this kind, or one that is left as it is.
+_OTHERS = ("recurrent", "conv", "mlp", "&")
 
 #: Options of schemes under transformers' names, where they differ.
 _THEIR_NAMES = {"low": "low_freq_factor", "high": "high_freq_factor"}
@@ -36,9 +39,14 @@ class Method:
     modifiers: dict[str, dict[str, Any]]
     geometry: Geometry
 
-    def scheme(self, own: str) -> str:
-        """The scheme column: ``own`` scheme of the model, modifiers after it."""
-        return format_scheme(own, {}, self.modifiers)
+    def renamed(self, layers: Sequence[str]) -> list[str]:
+        """The schemes of ``layers`` with the modifiers after those of attention that they apply to."""
+        added = format_scheme("", {}, self.modifiers)
+        attending = [name for name in layers if not any(word in name for word in _OTHERS)]
+        every = all(_is_local(name) for name in attending)
+        return [
+            name + added if name in attending and (every or not _is_local(name)) else name for name in layers
+        ]
 
     @property
     def prefix_invariant(self) -> bool:
@@ -99,3 +107,7 @@ def _frequencies(kind: str, given: Mapping[str, Any], made: Rotary) -> Extension
         named = {_THEIR_NAMES.get(key, key): value for key, value in more.items()}
         parameters = {key: value for key, value in named.items() if value != 0 or value is False}
     return Extension(kind, getattr(made, "factor", None), given.get("original") or None, more, parameters)
+
+
+def _is_local(name: str) -> bool:
+    return any(mask in name for mask in LOCAL_MASKS)

@@ -23,7 +23,8 @@ their defaults are those of the scheme of that name in :mod:`kerple_eval.schemes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ _WITH_ORIGINAL = ("dynamic", "yarn", "llama3")
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 #: Keys of a rope_parameters dict that stay when the type is replaced.
 _KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+#: How the scheme of such a layer says so.
+LOCAL_MASKS = (",window=", ",chunk=")
 _LOCAL = ("sliding_attention", "chunked_attention")  # layers that never see far: not extended
 
 
@@ -113,6 +116,18 @@ class Extension:
             config.max_position_embeddings = self.original  # where transformers takes L from
         replaced = ", ".join(f"{old['rope_type']} (factor {old.get('factor')})" for old in own)
         return replaced or None
+
+    def renamed(self, layers: Sequence[str], config: Any) -> list[str]:
+        """``ntk`` or ``theta`` named in the layers: transformers sees another base, of the default type."""
+        if self.kind not in ("ntk", "theta"):
+            return list(layers)
+        local = len(dict(rope_dicts(config))) > 1  # local layers have frequencies of their own
+        return [
+            name
+            if local and any(mask in name for mask in LOCAL_MASKS)
+            else re.sub(r"\brope\b(?!-)", f"rope-{self.kind}", name)
+            for name in layers
+        ]
 
     def _parameters(self, config: Any, old: dict[str, Any], where: str) -> dict[str, Any]:
         new = {key: old[key] for key in _KEPT if key in old}

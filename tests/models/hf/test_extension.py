@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from kerple_eval.types import Window
+from kerple_eval.models.decoder import attention as decoder_attention
+from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.types import UserError, Window
 from tests.helpers import hf_folders as folders
-from tests.helpers.hf_folders import MODELS, sized, transformers
+from tests.helpers.hf_folders import CPU, MODELS, sized, transformers
 from tests.helpers.literal_attention import Literal, Positions, install, plain
 from tests.schemes.test_modifiers import lm_infinite, rerope, self_extend, streaming
 
@@ -162,3 +165,160 @@ def test_a_method_changes_something_and_its_identity_nothing(name: str, saved: A
         np.testing.assert_allclose(found(place, identity), own, rtol=0, atol=2e-5)
     changed = found(place, {"extend": "rerope", "window": "3"})
     assert np.abs(changed - own).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "further"),
+    [
+        ("linear", {}), ("ntk", {}), ("dynamic", {}), ("dynamic", {"original": "20"}), ("yarn", {}),
+        ("yarn", {"original": "16"}), ("llama3", {"original": "16"}),
+    ],
+)  # fmt: skip
+def test_rope_is_another_spelling(kind: str, further: dict[str, str], saved: Any) -> None:
+    _, place = saved("llama")
+    given = {"factor": "4"} | further
+    old, new = (
+        HfCheckpoint.open(str(place), {"rope": kind} | given),
+        HfCheckpoint.open(str(place), {"extend": kind} | given),
+    )
+    assert old.description == new.description
+    np.testing.assert_array_equal(
+        found(place, {"rope": kind} | given), found(place, {"extend": kind} | given)
+    )
+
+
+def test_the_record_names_method_and_options(saved: Any) -> None:
+    _, place = saved("gemma3")
+    opened = HfCheckpoint.open(
+        str(place), {"extend": "self-extend", "window": "12", "group": "3", "log-n": "16"}
+    )
+    said = opened.description
+    assert said.scheme == "rope,window=8 1/2 + rope,self-extend=12,group=3,log-n=16 1/2"
+    assert said.details["modifiers"] == {"self-extend": {"window": 12, "group": 3}, "log-n": {"original": 16}}
+    assert said.details["attention"] == "chunks"
+    assert opened.load(CPU, torch.float32).attention == "chunks"
+    both = HfCheckpoint.open(str(place), {"extend": "linear", "factor": "2", "window": "20"}).description
+    assert both.scheme == "rope,window=8 1/2 + rope-linear,window=20 1/2"
+    assert both.details["extension"] == {"rope": "linear", "factor": 2.0}
+    assert said.weights_sha256 == both.weights_sha256
+
+
+def test_frequencies_and_modifiers_together(saved: Any) -> None:
+    """YaRN's frequencies in a window: the literal computation with both."""
+    model, place = saved("llama")
+    literal = Literal(FAR, BASE, divisors=(2.0,) * 4)
+    expected = literal_losses(model, literal, lambda i, j: (i - j < 11, i - j, 1.0))
+    got = found(place, {"extend": "linear", "factor": "2", "window": "11"})
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-5)
+
+
+def test_longrope_has_the_lists_that_are_given(saved: Any) -> None:
+    model, place = saved("llama")
+    stretch = math.sqrt(1 + math.log(2) / math.log(32))
+    literal = Literal(FAR, BASE, divisors=(1.0, 2.0, 4.0, 8.0), stretch=stretch)
+    got = found(place, {"extend": "longrope", "factor": "2", "long": "1/2/4/8"})
+    np.testing.assert_allclose(got, literal_losses(model, literal, plain), rtol=0, atol=5e-5)
+
+
+def test_theta_is_another_base(saved: Any) -> None:
+    model, place = saved("llama")
+    literal = Literal(FAR, (5e5, 5e5))
+    got = found(place, {"extend": "theta", "theta": "5e5"})
+    np.testing.assert_allclose(got, literal_losses(model, literal, plain), rtol=0, atol=5e-5)
+
+
+REFUSED: list[tuple[str, dict[str, str], str]] = [
+    ("llama", {"rope": "yarn", "extend": "yarn", "factor": "4"}, "another spelling of extend="),
+    ("llama", {"rope": "yarn", "factor": "4", "extend": "rerope"}, "another spelling of extend="),
+    ("llama", {"extend": "self-extnd"}, "did you mean 'self-extend'"),
+    ("llama", {"extend": "self-extend", "grup": "3"}, "did you mean 'group'"),
+    ("llama", {"extend": "yarn"}, "needs factor=F"),
+    ("llama", {"extend": "yarn", "factor": "0.5"}, "at least 1"),
+    ("llama", {"extend": "yarn", "factor": "2", "base": "7"}, "base keeps the value"),
+    ("llama", {"extend": "alibi"}, "does not fit"),
+    ("llama", {"extend": "longrope", "factor": "2", "long": "1/2"}, "4 frequencies"),
+    ("llama", {"extend": "rerope", "self-extend": "4"}, "both move positions"),
+    ("llama", {"ssmax": "1"}, "has parameters"),
+    ("llama", {"tokeniser": "x"}, "did you mean 'tokenizer'"),
+    ("gpt2", {"extend": "self-extend"}, "rotary positions"),
+    ("bloom", {"window": "8"}, "rotary positions"),
+    ("falcon-alibi", {"extend": "self-extend"}, "rotary positions"),
+    ("mamba", {"extend": "rerope"}, "rotary positions"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "part"), REFUSED, ids=str)
+def test_refused_before_any_weight_is_read(
+    name: str, given: dict[str, str], part: str, saved: Any, tmp_path: Path
+) -> None:
+    place = saved(name)[1] if name in ARCHITECTURES else folders.save(tmp_path, folders.model(name))
+    folders.refused(place, part, **given)
+
+
+def hunyuan() -> Any:
+    return transformers.HunYuanDenseV1Config(**sized(head_dim=8))  # norms queries after it has rotated them
+
+
+def falcon() -> Any:
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return transformers.FalconConfig(**sizes, **folders.MARKS)  # adds a mask of its own
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (
+            hunyuan,
+            "HunYuanDenseV1ForCausalLM cannot be extended by other attention: without a method its logits",
+        ),
+        (falcon, "FalconForCausalLM cannot be extended by other attention: its code fails with it"),
+    ],
+    ids=["hunyuan", "falcon"],
+)
+def test_another_attention_is_refused_by_name(config: Any, part: str, tmp_path: Path) -> None:
+    place = folders.save(tmp_path, folders.model(config()))
+    opened = HfCheckpoint.open(str(place), {"extend": "self-extend"})
+    with pytest.raises(UserError) as caught:
+        opened.load(CPU, torch.float32)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_choice_of_attention_is_refused(saved: Any) -> None:
+    opened = HfCheckpoint.open(str(saved("llama")[1]), {"window": "8"})
+    with pytest.raises(UserError, match="attention sdpa: window is computed by chunks"):
+        opened.set_attention("sdpa", CPU, torch.float32)
+
+
+def test_half_precision_is_checked_in_float32_and_scored_as_it_is(saved: Any) -> None:
+    _, place = saved("gemma2")
+    loaded = HfCheckpoint.open(str(place), {"extend": "self-extend", "window": "9"}).load(CPU, torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    ids = torch.from_numpy(folders.documents()[0][:N])[None]
+    with torch.inference_mode():
+        (logits,) = loaded.logits(ids, N)
+    wide = HfCheckpoint.open(str(place), {"extend": "self-extend", "window": "9"}).load(CPU, torch.float32)
+    with torch.inference_mode():
+        (exact,) = wide.logits(ids, N)
+    assert logits.dtype == torch.bfloat16
+    assert float((logits.float() - exact).abs().max()) < 0.2
+
+
+def test_no_matrix_of_scores_is_formed(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of scores has the keys of its window and no others; small chunks give the same."""
+    _, place = saved("llama")
+    given = {"extend": "streaming-sink", "recent": "8", "sinks": "2"}
+    whole = found(place, given)
+    monkeypatch.setattr(
+        decoder_attention, "GENERAL_CHUNK_ELEMENTS", 3 * 4 * N * 4
+    )  # three documents, four rows
+    widest: list[int] = []
+    scored = decoder_attention._scored
+
+    def counted(block: Any, *words: Any) -> Any:
+        widest.append(len(block.positions_k))
+        return scored(block, *words)
+
+    monkeypatch.setattr(decoder_attention, "_scored", counted)
+    np.testing.assert_allclose(found(place, given), whole, rtol=0, atol=1e-5)
+    assert min(widest[-6:]) == max(widest[-6:]) == 2 + 8 + 4  # sinks, recent keys, the chunk's own
