@@ -14,6 +14,8 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
 * ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: the new scores, where content matters. A
   scheme that reads the hidden states too computes what it needs once a layer, ``observe(x [B, N, W])``, and
   receives that as the sixth argument of ``score``.
+* ``softcap`` c: scaled scores s become ``c tanh(s / c)``, before weight, kernel and bias.
+* ``sink() -> [H]``: one more logit of every row's softmax, without a key or value of its own.
 * ``window``: queries see only keys at D < window; ``visible(positions_q, positions_k) -> bool [Q, K]`` for
   any other mask, which ``masks`` states too where it has the form "D < near or j < first".
 * ``remap(positions_q, positions_k) -> [(far bool [Q, K], positions_q' [Q], positions_k' [K]), ...]``: where a
@@ -21,7 +23,7 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
   No pair is far in two of them; one that is in none keeps its distance.
 
 * ``attend(scores [B, H, Q, K], seen bool [Q, K], positions_q [Q], positions_k [K]) -> [B, H, Q, K]``: the
-  weights of the values, in place of a softmax over the keys that are seen.
+  weights of the values, in place of a softmax over the keys that are seen and the sink.
 * ``output_gate(x [B, N, W]) -> [B, H, N, d or 1]``: multiplies attention's output; x is the layer's input.
 * ``augmented(positions [N]) -> [N]``: other positions while training, increasing; all hooks get them.
 
@@ -59,6 +61,9 @@ class Scheme(nn.Module):
 
     #: Keys at this distance and beyond are not seen; None: all are.
     window: int | None = None
+
+    #: Scaled scores are kept within (-softcap, softcap); None: they are not.
+    softcap: float | None = None
 
     #: Whether each layer has its own copy, with its own parameters.
     per_layer: ClassVar[bool] = False
@@ -131,6 +136,9 @@ class Scheme(nn.Module):
     ) -> Tensor:  # fmt: skip
         return scores
 
+    def sink(self) -> Tensor | None:
+        return None
+
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         return None
 
@@ -155,7 +163,11 @@ class Scheme(nn.Module):
         return ()
 
     def attend(self, scores: Tensor, seen: Tensor, positions_q: Tensor, positions_k: Tensor) -> Tensor:
-        return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+        scores, sink = scores.masked_fill(~seen, -torch.inf), self.sink()
+        if sink is None:
+            return scores.softmax(dim=-1)
+        column = sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
 
     def output_gate(self, x: Tensor) -> Tensor | None:
         return None

@@ -1,10 +1,11 @@
 """Schemes made of schemes: :class:`Stacked`, :class:`Mixed` by layer, and :class:`Combined` with modifiers.
 
-A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds
-no positional information itself. Of a combined scheme, the hooks that give a token its position
-(``embed``, ``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` is the
-product of all parts' and so is ``output_gate``, ``window`` the smallest, ``visible`` true where all parts
-agree, and at most one part may ``remap``, ``attend`` or give other positions in training (``augmented``).
+A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds no
+positional information itself. Of a combined scheme, the hooks that give a token its position (``embed``,
+``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's, and so is ``softcap``; ``row_scale``
+and ``output_gate`` are the products of all parts', ``window`` the smallest, ``visible`` true where all parts
+agree. At most one part may ``remap``, have a ``sink`` or ``attend`` otherwise, or give other positions in
+training (``augmented``).
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ class Combined(Scheme):
         self.base = base
         self.modifiers = nn.ModuleDict(modifiers)
         self.parts = {"": base, **modifiers}  # a plain dict of the modules registered above, by name
-        for hook, does in _ONLY_ONE.items():
-            having = [key for key, part in self.parts.items() if part.implements(hook)]
+        for hooks, does in _ONLY_ONE.items():
+            having = [key for key, part in self.parts.items() if any(map(part.implements, hooks))]
             several = [key or type(base).__name__ for key in having]
             if len(several) > 1:
                 raise UserError(f"{' and '.join(several)} both {does}; apply only one of them")
@@ -124,6 +125,7 @@ class Combined(Scheme):
         windows = [part.window for part in self.parts.values() if part.window is not None]
         self.window = min(windows, default=None)
         self.max_positions = base.max_positions
+        self.softcap = base.softcap
         self.prefix_invariant = all(part.prefix_invariant for part in self.parts.values())
         self._by_layer = (
             [
@@ -201,6 +203,9 @@ class Combined(Scheme):
         extra = (observed,) if self.base.implements("observe") else ()
         return self.base.score(scores, q, k, positions_q, positions_k, *extra)
 
+    def sink(self) -> Tensor | None:
+        return next((sink for part in self.parts.values() if (sink := part.sink()) is not None), None)
+
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         found = (part.visible(positions_q, positions_k) for part in self.parts.values())
         masks = [mask for mask in found if mask is not None]
@@ -220,11 +225,11 @@ class Combined(Scheme):
         return reduce(torch.mul, gates) if gates else None
 
 
-#: Hooks that one part may define, and what two of them would do both.
+#: Hooks that one part may define, and what two parts with one of them would do both.
 _ONLY_ONE = {
-    "remap": "move positions",
-    "attend": "take the softmax's place",
-    "augmented": "change positions in training",
+    ("remap",): "move positions",
+    ("sink", "attend"): "change the softmax",
+    ("augmented",): "change positions in training",
 }
 
 

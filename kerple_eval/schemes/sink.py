@@ -33,7 +33,5 @@ class Sink(Scheme):
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.logit, self.start)
 
-    def attend(self, scores: Tensor, seen: Tensor, positions_q: Tensor, positions_k: Tensor) -> Tensor:
-        sink = self.logit.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        with_sink = torch.cat([scores.masked_fill(~seen, -torch.inf), sink], dim=-1)
-        return with_sink.softmax(dim=-1)[..., :-1]
+    def sink(self) -> Tensor:
+        return self.logit

@@ -42,5 +42,5 @@ def test_it_is_fla_s_naive_form() -> None:
 
 
 def test_two_softmaxes_are_refused() -> None:
-    with pytest.raises(UserError, match="StickBreaking and sink both take the softmax's place"):
+    with pytest.raises(UserError, match="StickBreaking and sink both change the softmax"):
         made_of("stick-breaking,sink")

@@ -72,9 +72,10 @@ class KernelTable:
 
 
 def uses_general_path(scheme: Scheme) -> bool:
-    """Whether the scheme needs score chunks in memory (weights, absolute biases, content, no softmax)."""
-    hooks = ("weight", "bias", "score", "visible", "remap", "attend")
-    return scheme.augments or any(scheme.implements(hook) for hook in hooks)
+    """Whether the scheme needs score chunks in memory (weights, absolute biases, content, softmax)."""
+    hooks = ("weight", "bias", "score", "sink", "visible", "remap", "attend")
+    changed = scheme.softcap is not None or scheme.augments
+    return changed or any(scheme.implements(hook) for hook in hooks)
 
 
 class EagerScores:
@@ -193,13 +194,12 @@ def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> 
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     turned = _rotated(q, k, scheme)
-    positions = scheme.augmented(torch.arange(keys, device=q.device))
     anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
     most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
     rows = max(1, min(queries, most // (batch * heads * keys)))
     out = []
     for start in range(0, queries, rows):
-        block = _Block((q, k), turned, positions, slice(start, min(start + rows, queries)))
+        block = _Block((q, k), turned, slice(start, min(start + rows, queries)), scheme)
         args = (block, v, scheme, observed)
         out.append(
             checkpoint(_score_block, *args, use_reentrant=False, preserve_rng_state=False)
@@ -213,15 +213,37 @@ class _Block:
     """Some rows of the queries and every key one of them may see, plain and rotated."""
 
     def __init__(
-        self, plain: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], positions: Tensor, rows: slice
+        self, plain: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], rows: slice, scheme: Scheme
     ) -> None:
         (q, k), (turned_q, turned_k) = plain, turned
         offset = k.shape[2] - q.shape[2]
-        first, seen = offset + rows.start, offset + rows.stop
-        self.q, self.k = q[:, :, rows], k[:, :, :seen]
-        self.turned_q, self.turned_k = turned_q[:, :, rows], turned_k[:, :, :seen]
-        self.rows = torch.arange(first, seen, device=q.device)
-        self.positions_q, self.positions_k = positions[first:seen], positions[:seen]
+        first, stop = offset + rows.start, offset + rows.stop
+        self.q, self.turned_q = q[:, :, rows], turned_q[:, :, rows]
+        self.rows = torch.arange(first, stop, device=q.device)
+        self.columns = _keys_of(scheme, first, stop, q.device)
+        self.k, self.turned_k = self.keys(k), self.keys(turned_k)
+        positions = scheme.augmented(torch.arange(k.shape[2], device=q.device))
+        self.positions_q, self.positions_k = positions[self.rows], positions[self.columns]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """``x [B, H, K, d]`` at the block's keys."""
+        count = len(self.columns)
+        if count == self.rows[-1] + 1:
+            return x[:, :, :count]
+        return x.index_select(2, self.columns)
+
+
+def _keys_of(scheme: Scheme, first: int, stop: int, device: torch.device) -> Tensor:
+    """Numbers of the keys that the queries ``first .. stop - 1`` may see, ascending.
+
+    A mask hides the keys between its first ones and those near the chunk's first query from the whole chunk.
+    Content is read from every key: a scheme that changes scores by it takes all.
+    """
+    keys = torch.arange(stop, device=device)
+    masks = [] if scheme.implements("score") else scheme.masks()
+    for near, kept in masks:
+        keys = keys[(keys < kept) | (keys > first - near)]
+    return keys
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
@@ -248,13 +270,16 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
-    every, index = _distances(distance.clamp(min=0), dtype)
-    weight = scheme.weight(every)
-    if weight is not None:
-        scores = scores * weight[:, index]
-    kernel = scheme.kernel(every)
-    if kernel is not None:
-        scores = scores + kernel[:, index]
+    if scheme.softcap is not None:
+        scores = scheme.softcap * torch.tanh(scores / scheme.softcap)
+    if scheme.implements("weight") or scheme.implements("kernel"):
+        every, index = _distances(distance.clamp(min=0), dtype)
+        weight = scheme.weight(every)
+        if weight is not None:
+            scores = scores * weight[:, index]
+        kernel = scheme.kernel(every)
+        if kernel is not None:
+            scores = scores + kernel[:, index]
     bias = scheme.bias(positions_q, positions_k)
     if bias is not None:
         scores = scores + bias.to(dtype)
@@ -262,7 +287,7 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
     weights = scheme.attend(scores, seen, positions_q, positions_k)
-    out: Tensor = weights @ v[:, :, : len(positions_k)].to(weights.dtype)
+    out: Tensor = weights @ block.keys(v).to(weights.dtype)
     return out.to(v.dtype)
 
 
@@ -278,6 +303,5 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    positions = scheme.augmented(torch.arange(k.shape[2], device=q.device))
-    block = _Block((q, k), _rotated(q, k, scheme), positions, slice(0, q.shape[2]))
+    block = _Block((q, k), _rotated(q, k, scheme), slice(0, q.shape[2]), scheme)
     return _score_block(block, v, scheme, observed)
