@@ -1,8 +1,9 @@
 """Tiny models of many families as llama.cpp's converter writes them, with quantised blocks.
 
-Written by the ``gguf`` package, names by its own map. What the converter does to
-values (``convert_hf_to_gguf.py`` of llama.cpp): Llama's rotated pairs side by side, Gemma's and Nemotron's norms plus
-one, GPT-2's matrices transposed, BLOOM's queries, keys and values apart, Mamba's A as -exp(A_log), merged experts in two parts.
+Written by the ``gguf`` package, names by its own map. What the converter does to values
+(``convert_hf_to_gguf.py`` of llama.cpp): Llama's rotated pairs side by side, Gemma's and Nemotron's norms
+plus one, GPT-2's matrices transposed, BLOOM's queries, keys and values apart, Mamba's A as -exp(A_log),
+merged experts in two parts.
 """
 
 from __future__ import annotations
