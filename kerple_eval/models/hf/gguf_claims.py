@@ -89,9 +89,9 @@ def check_scaling(
         if table is not None and extension.kind == "llama3":
             _compare_frequencies(table, config, path)
         elif longrope or table is not None:
-            warnings.append(f"rope={extension.kind} replaces the frequencies that the file holds")
+            warnings.append(f"{extension.kind} replaces the frequencies that the file holds")
         elif kind != "none" and (kind, factor) != (extension.kind, extension.factor):
-            warnings.append(f"rope={extension.kind} replaces the file's own {kind} (factor {factor})")
+            warnings.append(f"{extension.kind} replaces the file's own {kind} (factor {factor})")
         return warnings
     if longrope:
         kind = "longrope"
