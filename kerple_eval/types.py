@@ -115,6 +115,11 @@ class SchemeSpec:
     options: tuple[tuple[str, str], ...] = ()
     modifiers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
+    @property
+    def modifier_options(self) -> dict[str, dict[str, str]]:
+        """Modifier -> the options given to it."""
+        return {name: {key: value for key, value in given if value} for name, given in self.modifiers}
+
     def __str__(self) -> str:
         parts = [
             ",".join(

@@ -192,7 +192,8 @@ def list_(what: str | None, style: str) -> None:
 @cli.command(short_help="Train a small decoder with a positional scheme.")
 @click.option(
     "--scheme", required=True, metavar="SCHEME",
-    help="Positional scheme: NAME, NAME:key=value (see kerple-eval list schemes) or 'kernel: FORMULA'.",
+    help="Positional scheme: NAME, NAME:key=value (see kerple-eval list schemes), 'kernel: FORMULA', or a "
+    "mix by layer, 'layers: (rope,window=512)*3 (nope)'.",
 )  # fmt: skip
 @click.option("--task", metavar="TASK", help="The task whose training split to learn from.")
 @click.option("--text", multiple=True, metavar="FILE", help="A text file of your own. Repeat for more.")

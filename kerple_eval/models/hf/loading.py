@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,15 @@ class Source:
             model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf, dtype)
             hf_weights.refuse_gaps(info, self.where)
             return self._ready(model, device, dtype)
-        state = hf_weights.read_state(self.weights)
         if self.placement.word:
-            return self._from_files(state, device, dtype)
+            return self._from_files(device, dtype)
+        state = hf_weights.read_state(self.weights)
         model, info = hf_weights.load(self.model_class, self.config, state, self.where, dtype=dtype)
         hf_weights.refuse_gaps(info, self.where)
-        loaded.take_over(model, state, self.where)
+        loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
         return self._ready(model, device, dtype)
 
-    def _from_files(self, state: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> HfModel:
+    def _from_files(self, device: torch.device, dtype: torch.dtype) -> HfModel:
         """Loaded from a folder of the weight files alone, where transformers must read them itself."""
         scratch = ScratchFolder("model")
         link_weights(self.weights, scratch.path)
@@ -69,7 +68,7 @@ class Source:
             )
         hf_weights.refuse_gaps(info, self.where)
         if not self.placement.tensor:  # of which each rank holds a part
-            loaded.take_over(model, state, self.where)
+            loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
         made = self._ready(model, device, dtype, placed=True)
         made.scratch = scratch
         return made

@@ -24,6 +24,7 @@ from kerple_eval.models.hf import gguf
 from kerple_eval.models.hf.files import StoredTensor, Weights
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.models.hf.gguf import some
+from kerple_eval.models.hf.loaded import claimed_names
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
@@ -148,16 +149,19 @@ def check(
     refuse_gaps(info, where)
     kept = model.state_dict()
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
+    claimed = claimed_names(model, tensors)
     left_out = [
         name
         for name in sorted(tensors)
         if name not in kept
+        and claimed[name] not in kept
         and (name.endswith(_OLD_BUFFERS) or any(re.search(pattern, name) for pattern in patterns))
     ]
     for name, header in tensors.items():
         if header.dtype.startswith(("F", "BF")) or name in left_out:
             continue
-        if name not in kept or kept[name].is_floating_point():
+        target = kept.get(claimed[name] or "")
+        if target is None or target.is_floating_point():
             raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
     return model, left_out
 
