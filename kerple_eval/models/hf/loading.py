@@ -13,7 +13,6 @@ from kerple_eval.models.hf import loaded
 from kerple_eval.models.hf import weights as hf_weights
 from kerple_eval.models.hf.files import Weights
 from kerple_eval.models.hf.foreign import foreign
-from kerple_eval.models.hf.model import HfModel
 from kerple_eval.models.hf.placement import Placement
 from kerple_eval.support.scratch import ScratchFolder
 
@@ -33,52 +32,46 @@ class Source:
     def where(self) -> str:
         return str(self.weights.files[0])
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
-        """The model on its device or devices, in evaluation mode; nothing is measured of it yet.
+    def load(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ScratchFolder | None]:
+        """The model, and the folder that its weights are read from during use.
 
         Raises:
             UserError: transformers finds no place for a tensor, or none for a parameter.
         """
+        scratch = None
         if self.gguf is not None:
             model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf, dtype)
             hf_weights.refuse_gaps(info, self.where)
-            return self._ready(model, device, dtype)
-        if self.placement.word:
-            return self._from_files(device, dtype)
-        state = hf_weights.read_state(self.weights)
-        model, info = hf_weights.load(self.model_class, self.config, state, self.where, dtype=dtype)
-        hf_weights.refuse_gaps(info, self.where)
-        loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
-        return self._ready(model, device, dtype)
+        elif self.placement.word:
+            scratch = ScratchFolder("model")
+            model = self._from_files(scratch.path, device, dtype)
+        else:
+            state = hf_weights.read_state(self.weights)
+            model, info = hf_weights.load(self.model_class, self.config, state, self.where, dtype=dtype)
+            hf_weights.refuse_gaps(info, self.where)
+            loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
+        if self.own_code:
+            loaded.compute_buffers(model, self.model_class, self.config, dtype, self.where)
+        return model, scratch
 
-    def _from_files(self, device: torch.device, dtype: torch.dtype) -> HfModel:
+    def _from_files(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         """Loaded from a folder of the weight files alone, where transformers must read them itself."""
-        scratch = ScratchFolder("model")
-        link_weights(self.weights, scratch.path)
+        link_weights(self.weights, folder)
         with foreign(self.where, "transformers cannot load it"):
             model, info = self.model_class.from_pretrained(
-                str(scratch.path),
+                str(folder),
                 config=self.config,
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **self.placement.arguments(device, scratch.path),
+                **self.placement.arguments(device, folder),
             )
         hf_weights.refuse_gaps(info, self.where)
         if not self.placement.tensor:  # of which each rank holds a part
             loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
-        made = self._ready(model, device, dtype, placed=True)
-        made.scratch = scratch
-        return made
-
-    def _ready(
-        self, model: Any, device: torch.device, dtype: torch.dtype, *, placed: bool = False
-    ) -> HfModel:
-        if self.own_code:
-            loaded.compute_buffers(model, self.model_class, self.config, dtype, self.where)
-        return HfModel(model, device, dtype, self.where, placed=placed, together=self.placement.tensor)
+        return model
 
 
 def link_weights(weights: Weights, folder: Path) -> None:
