@@ -68,6 +68,9 @@ class Scheme(nn.Module):
     #: Whether each layer has its own copy, with its own parameters.
     per_layer: ClassVar[bool] = False
 
+    #: Whether it needs ``factor=`` to extend a trained model (``extend=``).
+    needs_factor: ClassVar[bool] = False
+
     #: Whether losses are the same whatever follows; an instance may differ from its class by its options.
     prefix_invariant: bool = True
 

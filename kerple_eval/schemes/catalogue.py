@@ -159,6 +159,7 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
     SchemeEntry(
         "nope", "kerple_eval.schemes.nope:Nope", 2022,
         "Haviv et al., arXiv 2203.16634; Kazemnejad et al., arXiv 2305.19466", "none", "0", True,
+        extends="rope",
     ),
     SchemeEntry(
         "fire", "kerple_eval.schemes.fire:Fire", 2023,

@@ -121,16 +121,18 @@ class Decoder(nn.Module):
         self.scheme.reset_parameters(torch.Generator().manual_seed(seed))
         self.scheme.project_()
 
-    def set_scheme(self, config: DecoderConfig) -> None:
+    def set_scheme(self, config: DecoderConfig, seed: int = 0) -> None:
         """Replace the scheme by that of ``config``; parameters that both schemes have keep their values.
 
-        ``config`` may differ from the decoder's only in scheme and modifiers, and what it adds must have no
-        parameters.
+        ``config`` may differ from the decoder's only in scheme, modifiers and lengths. What it adds gets its
+        initial values from ``seed``.
         """
         scheme = scheme_of(config)
+        scheme.reset_parameters(torch.Generator().manual_seed(seed))
         old = _scheme_parts(self.scheme)
         for name, part in _scheme_parts(scheme).items():
-            part.load_state_dict(old[name].state_dict() if name in old else {})
+            if name in old:
+                part.load_state_dict(old[name].state_dict())
         self.scheme = scheme.to(self.embedding.weight.dtype)
         self.config = config
 
