@@ -262,10 +262,11 @@ def list_(what: str | None, style: str) -> None:
 def train(**options: Any) -> None:
     """Train a small decoder; after a kill or Ctrl-C the same command goes on.
 
+    With --from a trained model is trained further: --from zoo:rope --extend yarn,factor=4 --length 2048.
+
     \b
-    Examples:
+    Example:
       kerple-eval train --scheme kerple-log --task sotu --length 512 --out models/kerple-log
-      kerple-eval train --from zoo:rope --extend yarn,factor=4 --task sotu --length 2048 --out models/yarn
     """
     source = click.get_current_context().get_parameter_source
     sizes = ("layers", "width", "heads", "tie_embeddings")
