@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.models.probes import probe
+from kerple_eval.schemes.layers import format_layers
 from kerple_eval.types import UserError
 
 Model = nn.Module | LanguageModel | Callable[[Tensor], Any]
@@ -151,6 +152,9 @@ class InMemoryCheckpoint(Checkpoint):
                 f"attention {attention}: a model in memory computes attention by its own code; use auto"
             )
 
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        return self.scored.dtype
+
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.scored.dtype
 
@@ -210,13 +214,15 @@ class InMemoryCheckpoint(Checkpoint):
         if is_transformers(self.model):
             from kerple_eval.models.hf import describe  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
+            from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
             model: Any = self.model
             text = text_config(model.config, self.name)
+            layers = layer_schemes(type(model), model.config) or ["unknown"]
             known = {
-                "scheme": describe.scheme(text, model),
+                "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),
-                "max_length": describe.longest_window(text, model),
+                "max_length": describe.longest_window(text, model, layers),
                 "shape": describe.shape(text),
             }
         told = {
