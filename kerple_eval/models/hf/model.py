@@ -52,17 +52,18 @@ class HfModel(LanguageModel):
         with _trunk_runs_once(self.model):
             for start in range(first, inputs.shape[1], step):
                 stop = min(start + step, inputs.shape[1])
-                keep = torch.arange(start, stop, device=self.device)
-                with foreign(self.where, "its own code fails"):
-                    part = self.model(input_ids=inputs, use_cache=False, logits_to_keep=keep).logits
-                yield part
+                yield self._call(inputs, torch.arange(start, stop, device=self.device))
 
     def _forward(self, inputs: Tensor, rows: int) -> Tensor:
         """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
-        keep = {"logits_to_keep": rows} if self.keeps_rows else {}
+        return self._call(inputs, rows if self.keeps_rows else None)[:, -rows:]
+
+    def _call(self, inputs: Tensor, keep: int | Tensor | None) -> Tensor:
+        """Logits of the last ``keep`` positions, or of those that it names; of all where None."""
+        named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
-            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **keep).logits
-        return logits[:, -rows:]
+            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **named).logits
+        return logits
 
     @torch.inference_mode()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
