@@ -24,6 +24,7 @@ from kerple_eval.reports.page.blocks import (
 )
 from kerple_eval.reports.page.findings import in_words
 from kerple_eval.reports.page.gathered import Gathered
+from kerple_eval.reports.reach_columns import beside
 from kerple_eval.reports.tables import answers, compare, explain, intervals, reach, table
 from kerple_eval.reports.typeset import Table, TableCell
 from kerple_eval.reports.words import listing
@@ -136,7 +137,7 @@ def results(data: Gathered) -> Section:
             blocks.append(Paragraph(words))
         values = grid.values()
         tables = tuple(
-            reach.beside(table.model_table(grid, value, data.anchor), grid, data.reaches) for value in values
+            beside(table.model_table(grid, value, data.anchor), grid, data.reaches) for value in values
         )
         names = tuple(VALUES[value] for value in values)
         shown: list[Table | Switch] = [tables[0] if len(tables) == 1 else Switch(names, tables)]

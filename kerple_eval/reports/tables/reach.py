@@ -6,13 +6,12 @@ See :mod:`kerple_eval.stats.reach`. One table a (task, protocol).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.reader import RunReader
-from kerple_eval.reports.grid import Grid
 from kerple_eval.reports.numbers import probability
+from kerple_eval.reports.reach_columns import columns
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.compare import change_of_perplexity
 from kerple_eval.stats.intervals import ENOUGH_DOCUMENTS, EVEN
@@ -21,7 +20,6 @@ from kerple_eval.stats.reach import ERRORS, MARGIN, RULER, Gain, Reach, Reaches,
 from kerple_eval.stats.significance import ALPHA
 
 HEAD = ("model", "holds to", "RULER", "tested last", "uses", "gain (nats)", "p Holm", "documents")
-BESIDE = ("holds to", "uses")
 COLUMNS = (
     "task", "protocol", "model", "shortest", "longest", "documents", "targets", "targets_hash", "margin",
     "holds_to", "holds_at_least", "tested_last", "outcome", "against", "change", "change_low", "change_high",
@@ -56,36 +54,6 @@ def tables(reaches: Reaches, margin: float = MARGIN) -> list[Table]:
         table = Table(f"{task}, {protocol}: how far it reaches", HEAD, rows, notes, frozenset({0, 3}))
         found.append(table.without_empty_columns())
     return found
-
-
-def beside(table: Table, grid: Grid, reaches: Reaches) -> Table:
-    """A table of the grid's models with the columns *holds to* and *uses*."""
-    known = {o.model: o for o in reaches.found if (o.task, o.protocol) == (grid.task, grid.protocol)}
-    if not known:
-        return table
-    rows = tuple(replace(r, cells=(*r.cells, *columns(known.get(r.cells[0].text)))) for r in table.rows)
-    return replace(table, head=(*table.head, *BESIDE), rows=rows)
-
-
-def columns(one: Reach | None) -> tuple[TableCell, TableCell]:
-    """*Holds to* and *uses* as two cells of another table."""
-    if one is None:
-        return TableCell("-", missing=True), TableCell("-", missing=True)
-    if one.short_of is not None:
-        few = TableCell("?", missing=True)
-        return few, few
-    holds = TableCell("none", missing=True)
-    if one.holds_to is not None:
-        holds = TableCell(_at_least(one.holds_to, one.holds_at_least), one.holds_to)
-    if one.used is not None:
-        uses = TableCell(_at_least(one.used.length, one.uses_at_least), one.used.length)
-    else:
-        uses = TableCell("none shown" if one.gains else "", missing=True)
-    return holds, uses
-
-
-def _at_least(length: int, at_least: bool) -> str:
-    return f"at least {length}" if at_least else str(length)
 
 
 def _row(one: Reach) -> TableRow:
@@ -127,7 +95,10 @@ def _step(step: Step) -> str:
 
 def _gain(gain: Gain) -> TableCell:
     span = gain.nats
-    text = f"{span.estimate:+.4f} [{span.low:+.4f}, {span.high:+.4f}] at {gain.length}"
+    value, low, high = (
+        f"{x:+.4f}" if abs(x) >= 5e-5 else "0.0000" for x in (span.estimate, span.low, span.high)
+    )
+    text = f"{value} [{low}, {high}] at {gain.length}"
     return TableCell(text, span.estimate)
 
 

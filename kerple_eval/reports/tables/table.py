@@ -15,8 +15,8 @@ from pathlib import Path
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
 from kerple_eval.reports.numbers import number
+from kerple_eval.reports.reach_columns import beside
 from kerple_eval.reports.tables import paper
-from kerple_eval.reports.tables.reach import beside
 from kerple_eval.reports.tables.seeds import (
     choose_reference,
     families,
