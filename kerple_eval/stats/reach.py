@@ -159,18 +159,19 @@ def read_reach(
                 groups.setdefault((key.model, key.task, key.protocol), []).append(key)
         for (model, *where), keys in groups.items():
             label = own_label(model, run.folder, owners.setdefault((where[0], where[1]), {}))
-            try:
-                found.append(_reach(reader, run, label, sorted(keys, key=lambda k: k.length), margin))
-            except UserError as error:
-                left_out.append(f"{label}, {', '.join(where)}: {error}")
+            one = _reach(reader, run, label, sorted(keys, key=lambda k: k.length), margin)
+            if isinstance(one, Reach):
+                found.append(one)
+            else:
+                left_out.append(f"{label}, {', '.join(where)}: {one}")
     if not found:
         wanted = " of " + ", ".join(w for w in (task, protocol) if w) if task or protocol else ""
         raise UserError(f"{reader.names}: {left_out[0] if left_out else 'no finished cell' + wanted}")
     return Reaches(found, left_out)
 
 
-def _reach(reader: RunReader, run: Run, label: str, keys: Sequence[CellKey], margin: float) -> Reach:
-    """Raises UserError where its lengths cannot be compared."""
+def _reach(reader: RunReader, run: Run, label: str, keys: Sequence[CellKey], margin: float) -> Reach | str:
+    """A string says why its lengths cannot be compared."""
     lengths: list[int] = []
     losses: list[tuple[int, Sums]] = []
     shares: list[tuple[int, Share]] = []
@@ -189,7 +190,7 @@ def _reach(reader: RunReader, run: Run, label: str, keys: Sequence[CellKey], mar
         now = _targets(cell)
         first = first or now
         if now.targets_hash != first.targets_hash:
-            raise UserError(
+            return (
                 f"{lengths[0]} and {key.length} were scored on different targets; the protocols "
                 "full-context, sliding-window and aligned score the same ones at every length"
             )
@@ -197,9 +198,7 @@ def _reach(reader: RunReader, run: Run, label: str, keys: Sequence[CellKey], mar
         gains += _gain(lengths[-2], before, key.length, now) if before else []
         before = now
     if len(lengths) < 2:
-        raise UserError(
-            f"{len(lengths)} finished length, and two are needed; run with --length 512,1024 or more"
-        )
+        return f"{len(lengths)} finished length, and two are needed; run with --length 512,1024 or more"
     known = Reach(label, keys[0].task, keys[0].protocol, tuple(lengths), missing=missing)
     if first is None:
         passing = [length for length, found in shares if found.exact_match > RULER]

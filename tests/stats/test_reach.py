@@ -126,7 +126,7 @@ def run_of(
         for length in lengths:
             key = CellKey(name, "book", protocol, length, longest)
             if length in failing:
-                write_failure(folder, FailedCell(key, failed_header(), "no"))
+                write_failure(folder, FailedCell(key, failed_header(train_length=64), "no"))
                 continue
             windows = PROTOCOLS[protocol].plan(tokens, length, max(lengths)) * documents
             index = np.repeat(np.arange(documents), len(windows) // documents)
@@ -134,7 +134,7 @@ def run_of(
             for i, w in zip(index, windows, strict=True):
                 context = np.arange(w.first_target, w.stop + 1) - w.start
                 rows.append((2 + 0.3 * i + loss(context) + own[i][context]).astype(np.float32))
-            cell = Cell(key, header(names), index, windows, rows, None)
+            cell = Cell(key, header(names, train_length=64), index, windows, rows, None)
             write_cell(folder, cell)
             cells.append(cell)
     write_summary(folder, [cell.summary() for cell in cells])
