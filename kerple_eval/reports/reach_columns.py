@@ -10,10 +10,11 @@ from kerple_eval.stats.reach import Reach, Reaches
 
 
 def beside(table: Table, grid: Grid, reaches: Reaches) -> Table:
-    """A table of the grid's models with the columns *holds to* and *uses*."""
+    """A table of the grid's models with the columns *holds to* and *uses*, or with a note why not."""
     known = {o.model: o for o in reaches.found if (o.task, o.protocol) == (grid.task, grid.protocol)}
-    if not known:
-        return table
+    if all(one.short_of is not None for one in known.values()):
+        why = dict.fromkeys(f"how far it reaches: {one.short_of}" for one in known.values())
+        return replace(table, notes=(*table.notes, *why))
     rows = tuple(replace(r, cells=(*r.cells, *columns(known.get(r.cells[0].text)))) for r in table.rows)
     return replace(table, head=(*table.head, "holds to", "uses"), rows=rows)
 
