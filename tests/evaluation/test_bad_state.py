@@ -209,7 +209,7 @@ def test_changed_text_or_weights_are_another_specification(
     assert "task text: text_sha256 was" in refusal(invoke(*words))
     copy.write_bytes(Path(text).read_bytes())
     make_model(folder, "alibi", 2)
-    assert "models[0]." in refusal(invoke(*words))
+    assert "model m: seed was 1 there and is 2 now" in refusal(invoke(*words))
     assert contents(tmp_path / "out") == before
     make_model(folder, "alibi", 1)
     assert invoke(*words).exit_code == 0
