@@ -23,7 +23,7 @@ from kerple_eval.support.version import VERSION
 COMMAND_SECTIONS = {
     "Score models": ("run", "demo"),
     "Look at results": ("table", "report", "plot"),
-    "Compare and explain": ("compare", "intervals", "explain", "answers", "longppl"),
+    "Compare and explain": ("compare", "intervals", "reach", "explain", "answers", "longppl"),
     "Make models and move results": ("train", "convert", "merge", "export"),
     "Find out": ("inspect", "list"),
 }
