@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.models.hf import gguf as reading
+from kerple_eval.models.hf import gguf_claims as reading
 from kerple_eval.models.hf import kept
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.types import UserError, Window
 from tests.helpers import hf_folders as folders
@@ -156,6 +157,40 @@ def test_scaling_that_transformers_leaves_out(made: Any, tmp_path: Path) -> None
     path = write(tmp_path / "b.gguf", made, more=linear)
     refused(path, "scaled (linear, factor 4.0)", "rope=linear,factor=4.0")
     HfCheckpoint.open(str(path), {"rope": "linear", "factor": "4.0"})
+
+
+def test_frequencies_in_the_file_are_compared_with_what_is_given(tmp_path: Path) -> None:
+    """As llama.cpp writes Llama 3's (convert_hf_to_gguf.py, ``generate_extra_tensors``): literally."""
+    factor, low, high, original, d = 8.0, 1.0, 4.0, 16, 8
+    divided = []
+    for frequency in 1.0 / 500.0 ** (np.arange(0, d, 2) / d):
+        wavelength = 2 * np.pi / frequency
+        if wavelength < original / high:
+            divided.append(1.0)
+        elif wavelength > original / low:
+            divided.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            divided.append(1 / ((1 - smooth) / factor + smooth))
+    rope = ROPE | {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }  # fmt: skip
+    made = folders.model(transformers.LlamaConfig(**folders.sized(rope_parameters=rope)))
+    table = np.array(divided, "f4")
+    path = write(tmp_path / "a.gguf", made, more=lambda w: w.add_tensor("rope_freqs.weight", table))
+    refused(path, "rope=llama3,factor=8,original=N")
+    given = {"rope": "llama3", "factor": "8", "original": "16", "gguf": path.name}
+    window = Window(0, 40, 1)
+    for document, row in zip(
+        folders.documents(), folders.scored(tmp_path, [window], **given)[0], strict=True
+    ):
+        np.testing.assert_allclose(row, folders.expected(made, document, window), rtol=0, atol=1e-5)
+    for changes in ({"factor": "4"}, {"original": "32"}):
+        with pytest.raises(UserError, match=r"is not the scaling that its rope_freqs\.weight holds"):
+            HfCheckpoint.open(str(tmp_path), given | changes)
+    other = HfCheckpoint.open(str(path), {"rope": "linear", "factor": "2"}).description.warnings
+    assert "linear replaces the frequencies that the file holds" in other
 
 
 def test_the_advice_for_scaling_is_whole_and_possible(made: Any, tmp_path: Path) -> None:
@@ -326,6 +361,32 @@ def test_a_large_vocabulary_is_read_once(
     other = write(tmp_path / "other.gguf", made, theta=7.0)
     assert HfCheckpoint.open(str(other), {}).description.details["rope_parameters"]["rope_theta"] == 7.0
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 4
+
+
+def test_the_quick_reader_reads_what_the_packages_own_does(made: Any, tmp_path: Path) -> None:
+    """Numbers, lengths and tensors; texts in arrays alone are left empty."""
+
+    def more(writer: Any) -> None:
+        writer.add_token_scores([-float(n) / 3 for n in range(V)])
+        writer.add_array("llama.flags", [True, False, True])
+        writer.add_array("llama.counts", [1 << 20, -5])
+        writer.add_array("llama.empty_list_of_one", [7])
+
+    path = write(tmp_path / "a.gguf", made, more=more)
+    own = gguf.GGUFReader(path)
+    with quick_reader():
+        quick = gguf.GGUFReader(path)
+    assert type(quick) is not type(own)
+    assert type(gguf.GGUFReader(path)) is type(own)
+    assert list(quick.fields) == list(own.fields)
+    for name, field in own.fields.items():
+        values, found = ([f.parts[n].tolist() for n in f.data] for f in (field, quick.fields[name]))
+        texts = field.types[0] == gguf.GGUFValueType.ARRAY and field.types[1] == gguf.GGUFValueType.STRING
+        assert found == ([[]] * len(values) if texts else values), name
+        assert quick.fields[name].types == field.types
+    for one, other in zip(own.tensors, quick.tensors, strict=True):
+        assert (one.name, one.data_offset) == (other.name, other.data_offset)
+        np.testing.assert_array_equal(one.data, other.data)
 
 
 def test_broken_files(path: Path, made: Any) -> None:
