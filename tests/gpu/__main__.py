@@ -33,7 +33,9 @@ HEADER = """# CUDA programs compiled for an H100 (sm_90), without one
 torch 2.11.0, Triton 3.6.0; made by `python -m tests.gpu DIR`. Nothing ran: these are the compiler's figures.
 Twelve heads, 2,048 queries and keys; an H100 allows 232,448 bytes of shared memory a block of threads.
 
-| case | program | registers | spilled, bytes | shared memory, bytes | fits | warps, stages | instructions a score | loads |
+Loop: instructions a score of the loop over whole blocks. Loads: of memory, in the program's source.
+
+| case | program | registers | spilled, bytes | shared memory, bytes | fits | warps, stages | loop | loads |
 |---|---|---:|---:|---:|---|---|---:|---:|"""
 
 

@@ -28,8 +28,8 @@ PROPERTIES = types.SimpleNamespace(
     name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, warp_size=32,
     total_memory=80 * 1024**3, max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536,
     shared_memory_per_block=49152, shared_memory_per_block_optin=SHARED_MEMORY,
-    shared_memory_per_multiprocessor=233_472, L2_cache_size=50 * 1024**2, gcnArchName="", clock_rate=1_980_000,
-    is_integrated=False, pci_bus_id=0, uuid="none", max_threads_per_block=1024,
+    shared_memory_per_multiprocessor=233_472, L2_cache_size=50 * 1024**2, clock_rate=1_980_000,
+    gcnArchName="", is_integrated=False, pci_bus_id=0, uuid="none", max_threads_per_block=1024,
 )  # fmt: skip
 
 
@@ -41,7 +41,8 @@ class _Driver:
         def get_device_properties(_: int) -> dict[str, int]:
             return {
                 "max_shared_mem": SHARED_MEMORY, "max_num_regs": 65536, "multiprocessor_count": 132,
-                "warpSize": 32, "sm_clock_rate": 1_980_000, "mem_clock_rate": 2_619_000, "mem_bus_width": 5120,
+                "warpSize": 32, "mem_bus_width": 5120,
+                "sm_clock_rate": 1_980_000, "mem_clock_rate": 2_619_000,
             }  # fmt: skip
 
     @staticmethod
