@@ -131,8 +131,9 @@ class InMemoryCheckpoint(Checkpoint):
             _, answering = with_frequencies(self.model, self._method, self.name)
             with self.borrowed():
                 return ExtendedModel(
-                    self.model, device, dtype, self.name, method=self._method, answering=answering
-                )
+                    self.model, device, dtype, self.name, method=self._method, answering=answering,
+                    placed=True,
+                )  # fmt: skip
         if is_transformers(self.model):
             from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 

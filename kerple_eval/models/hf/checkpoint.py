@@ -329,13 +329,12 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
         from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
+        placed, together = bool(self.placement.word), self.placement.tensor
         if self.method is None or not self.method.modifiers:
-            return HfModel(
-                model, device, dtype, where, placed=bool(self.placement.word), together=self.placement.tensor
-            )
+            return HfModel(model, device, dtype, where, placed=placed, together=together)
         return ExtendedModel(
             model, device, dtype, where, method=self.method, special=self._special_ids(),
-            longest=self.description.max_length,
+            longest=self.description.max_length, placed=placed, together=together,
         )  # fmt: skip
 
     def check_ranks(self, count: int) -> None:

@@ -41,9 +41,9 @@ class ExtendedModel(HfModel):
     def __init__(
         self, model: Any, device: torch.device, dtype: torch.dtype, where: str, *,
         method: Method, special: Collection[int] = (), longest: int | None = None,
-        answering: Mapping[str, nn.Module] | None = None,
+        answering: Mapping[str, nn.Module] | None = None, placed: bool = False, together: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(model, device, dtype, where)
+        super().__init__(model, device, dtype, where, placed=placed, together=together)
         self.own: OwnAttention | None = None
         self.answering: Mapping[str, nn.Module] = {}
         if method.modifiers:

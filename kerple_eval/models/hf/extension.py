@@ -152,7 +152,7 @@ def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[
     made: dict[str, nn.Module] = {}
     for name, module in rotary_modules(model).items():
         with foreign(where, "its rotary module cannot be made anew"):
-            made[name] = type(module)(text).to(next(model.parameters()).device).eval()
+            made[name] = type(module)(text).to(next(module.buffers()).device).eval()
     if not serves(model, method.frequencies, made.values()):
         kind = method.frequencies.kind
         raise UserError(f"{where}: {type(model).__name__} has no rotary positions that {kind} could extend")

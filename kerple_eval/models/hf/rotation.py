@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +87,9 @@ class Rotations:
         """Inside, the rotary modules answer as if every position were 0, and ``answers`` has the truth."""
         self.answers = {}
         try:
-            for name, module in self.modules.items():
-                module.forward = self._forward(name)  # shadows the class's
-            yield
+            with _forwards((module, self._forward(name)) for name, module in self.modules.items()):
+                yield
         finally:
-            for module in self.modules.values():
-                vars(module).pop("forward", None)
             self.answers = {}
 
     def _forward(self, name: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -169,14 +166,24 @@ class Rotations:
 @contextmanager
 def answered_by(model: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, ``others`` answer for the rotary modules of those names."""
-    own = {name: model.get_submodule(name) for name in others}
+    with _forwards((model.get_submodule(name), other.forward) for name, other in others.items()):
+        yield
+
+
+@contextmanager
+def _forwards(given: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, each module computes by the function beside it."""
+    replaced = list(given)
+    before = [(vars(module), vars(module).get("forward")) for module, _ in replaced]  # None: the class's
     try:
-        for name, module in own.items():
-            module.forward = others[name].forward
+        for module, function in replaced:
+            module.forward = function
         yield
     finally:
-        for module in own.values():
-            vars(module).pop("forward", None)
+        for held, forward in before:
+            held.pop("forward", None)
+            if forward is not None:
+                held["forward"] = forward
 
 
 def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:
