@@ -143,8 +143,9 @@ class _Pruned:
 
     def _scores(self, rows: slice, lowest: int) -> int:
         """Scores of one head's rows over keys from ``lowest`` on, without the future ones."""
-        count: int = rows.stop - rows.start
-        return count * (self.offset + rows.start - lowest) + count * (count + 1) // 2
+        first, stop = int(rows.start), int(rows.stop)
+        count = stop - first
+        return count * (self.offset + first - lowest) + count * (count + 1) // 2
 
     def _errors(self) -> Tensor:
         """The bound ``e_i (V + max |o_i|) / max |o_i|`` of every row, the batch's largest: ``[H, Q]``."""
