@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import DTYPES, resolve_device
+from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
@@ -117,7 +118,7 @@ class RankGroup(SingleProcess):
     def load(
         self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
     ) -> LanguageModel:
-        self._broadcast(("load", argument))
+        self._broadcast(("load", (argument, checkpoint.feeding)))
         model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
@@ -234,10 +235,16 @@ class RankGroup(SingleProcess):
 
 
 def _load(
-    open_argument: Callable[[str], Checkpoint], argument: str, device_name: str, dtype: str, attention: str
+    open_argument: Callable[[str], Checkpoint],
+    named: tuple[str, Feeding | None],
+    device_name: str,
+    dtype: str,
+    attention: str,
 ) -> LanguageModel:
+    argument, feeding = named
     checkpoint, device = open_argument(argument), resolve_device(device_name)
     checkpoint.set_attention(attention, device, DTYPES[dtype])
+    checkpoint.feeding = feeding
     return checkpoint.load(device, DTYPES[dtype])
 
 

@@ -25,7 +25,7 @@ from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.scoring import batches
 from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
-from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader
+from kerple_eval.records.header import CellHeader, FailedHeader, FeedingRecord, FinishedHeader
 from kerple_eval.records.run import Run, write_summary
 from kerple_eval.types import CellKey, Window
 
@@ -141,6 +141,7 @@ class Worker:
             documents=document_records(task),
             losses_from=source,
             attention=model.attention,
+            feeding=self._feeding(task, model),
             out_of_memory_at=too_large,
             seconds=round(seconds, 3),
             precision=self.stopping.header(task),
@@ -179,6 +180,17 @@ class Worker:
             self._tell(task)
         source = reused.describe(task.key, len(task.windows))
         return [row for row in losses if row is not None], source
+
+    def _feeding(self, task: Work, model: LanguageModel) -> FeedingRecord | None:
+        """How the cell's windows longer than a piece were fed; None where no such window was."""
+        feeding = model.feeding
+        marker = 0 if task.reading.window_bos is None else 1
+        if feeding is None or max(w.inputs for _, w in task.windows) + marker <= feeding.piece:
+            return None
+        if feeding.refused is not None:
+            known = self.run.provenance.one_pass or {}
+            self.run.update_provenance(one_pass={**known, task.model.label: feeding.refused})
+        return FeedingRecord(feeding.piece, feeding.compared, feeding.refused)
 
     def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
         """Whether passes to come have a shape that this process has not compiled; it then has."""

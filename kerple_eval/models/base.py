@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.models.feeding import Feeding
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class LanguageModel(ABC):
     device: torch.device
     dtype: torch.dtype
     attention: str = "own"  # the backend that computes it ("own": the model's own code); cells record it
+    feeding: Feeding | None = None  # how windows longer than a piece are fed; None: each in one pass
 
     @abstractmethod
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
@@ -80,6 +82,8 @@ class Checkpoint(ABC):
 
     tokenizer_option: str = ""  # how a tokeniser is given where the checkpoint has none
     attention: str = "auto"  # how the loaded model computes attention; see ``set_attention``
+    feeds_pieces: bool = False  # whether the loaded model can be fed a window in pieces
+    feeding: Feeding | None = None  # what the loaded model begins with as its own; for ``feeds_pieces`` alone
 
     @classmethod
     @abstractmethod

@@ -15,6 +15,7 @@ the meta device, before any weight is loaded.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -49,6 +50,7 @@ _SHOWN = (
 
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
+    feeds_pieces = True
 
     def __init__(self, location: str, options: dict[str, str]) -> None:
         from kerple_eval.models.hf import config as configs  # noqa: PLC0415 - transformers, torch
@@ -285,6 +287,7 @@ class HfCheckpoint(Checkpoint):
             described = self.description
             made = HfModel(model, device, dtype, where)
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
+            made.feeding = copy(self.feeding)
             return made
 
     def _special_ids(self) -> set[int]:

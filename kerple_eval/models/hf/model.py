@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
 from kerple_eval.types import UserError
@@ -41,28 +42,43 @@ class HfModel(LanguageModel):
         self.chunked = self.chunked and _trunk(model) is not None
 
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        """By chunk; in pieces with the model's own cache where ``feeding`` says so and the model can."""
         forget_lengths(self.model)
         if self.config.model_type == "mpt":  # its ALiBi table is cut from one of max_seq_len
             self.config.max_seq_len = max(self.config.max_seq_len, inputs.shape[1])
-        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.vocabulary))
-        if not self.chunked or rows <= step:
-            yield self._forward(inputs, rows)
+        feeding = self.feeding
+        if feeding is not None and pieces.serves(feeding, self._pass, self.model, inputs, self.dtype):
+            yield from pieces.in_pieces(self._pass, self.model, inputs, rows, feeding.piece)
             return
-        first = inputs.shape[1] - rows
-        with _trunk_runs_once(self.model):
-            for start in range(first, inputs.shape[1], step):
-                stop = min(start + step, inputs.shape[1])
-                keep = torch.arange(start, stop, device=self.device)
-                with foreign(self.where, "its own code fails"):
-                    part = self.model(input_ids=inputs, use_cache=False, logits_to_keep=keep).logits
-                yield part
+        for logits, _ in self._pass(inputs, rows):
+            yield logits
 
-    def _forward(self, inputs: Tensor, rows: int) -> Tensor:
-        """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
-        keep = {"logits_to_keep": rows} if self.keeps_rows else {}
+    def _pass(
+        self, inputs: Tensor, rows: int, *, use_cache: bool = False, **cache: Any
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """One pass over ``inputs [B, N]``: logits of the last ``rows`` positions, ``[B, r, V]`` a chunk, each
+        with what the model returned; one chunk without rows where ``rows`` is 0.
+        """
+        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.vocabulary))
+        if not self.chunked or 0 < rows <= step:
+            yield self._forward(inputs, rows, use_cache=use_cache, **cache)
+            return
+        length = inputs.shape[1]
+        with _trunk_runs_once(self.model):
+            for start in range(length - rows, length, step) if rows else (length,):
+                keep = torch.arange(start, min(start + step, length), device=self.device)
+                with foreign(self.where, "its own code fails"):
+                    output = self.model(input_ids=inputs, logits_to_keep=keep, use_cache=use_cache, **cache)
+                yield output.logits, output
+
+    def _forward(
+        self, inputs: Tensor, rows: int, *, use_cache: bool = False, **cache: Any
+    ) -> tuple[Tensor, Any]:
+        """``[B, N]`` -> ``[B, rows, V]`` by one plain call, and what it returned."""
+        keep = {"logits_to_keep": max(rows, 1)} if self.keeps_rows else {}
         with foreign(self.where, "its own code fails"):
-            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **keep).logits
-        return logits[:, -rows:]
+            output = self.model(input_ids=inputs, use_cache=use_cache, **keep, **cache)
+        return output.logits[:, output.logits.shape[1] - rows :], output
 
     @torch.inference_mode()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
@@ -86,7 +102,7 @@ class HfModel(LanguageModel):
         half, short = length // 2, length - length // 4
         late = torch.cat([text[:-1], other[-1:]])
         early = torch.cat([text[:half], other[half:]])
-        logits = self._forward(torch.stack([text, late, early]), length).float()
+        logits = self._forward(torch.stack([text, late, early]), length)[0].float()
         if not logits.isfinite().all():
             return  # scoring will say which loss is not finite
         tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * (1 + float(logits.abs().max()))
@@ -98,7 +114,7 @@ class HfModel(LanguageModel):
                 )
         if not invariant:
             return
-        alone = self._forward(text[None, :short], short).float()
+        alone = self._forward(text[None, :short], short)[0].float()
         if float((logits[0, :short] - alone[0]).abs().max()) > tolerance:
             raise UserError(
                 f"{where}: the model's losses change with the length of the window, which its architecture "
