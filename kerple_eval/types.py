@@ -16,8 +16,10 @@ BosRule = Literal["never", "document", "window", "tokenizer"]
 #: Where a model is scored; ``auto`` is CUDA where there is a card, else the CPU.
 DeviceName = Literal["auto", "cpu", "cuda"]
 
-#: Precisions that a model is scored in.
+#: Precisions that a model is scored in, and ``auto``: the one it is stored in where it is a Hugging Face
+#: model on CUDA, float32 elsewhere; a model in memory keeps its own.
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
+AskedDtype = Literal["auto", DtypeName]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,11 @@ class SchemeSpec:
     name: str
     options: tuple[tuple[str, str], ...] = ()
     modifiers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+    @property
+    def modifier_options(self) -> dict[str, dict[str, str]]:
+        """Modifier -> the options given to it."""
+        return {name: {key: value for key, value in given if value} for name, given in self.modifiers}
 
     def __str__(self) -> str:
         parts = [

@@ -46,6 +46,7 @@ PLUG_INS = {
 #: Modules in those folders that build, read or write the plug-ins: they may know any of them.
 ABOUT_PLUG_INS = {
     "schemes.assembly",
+    "schemes.layers",
     "schemes.spelling",
     "protocols.catalogue",
     "data.synthetic.catalogue",

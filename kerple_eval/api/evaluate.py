@@ -77,8 +77,9 @@ def evaluate(
         bos: the first-token rule of every text in place of the task's own: never, document, window or
             tokenizer (as the model's tokeniser does by itself; the default for ``text``).
         device: auto (CUDA where there is a card, else the CPU), cpu or cuda.
-        dtype: float32 (the default), bfloat16, float16 or float64: the precision that checkpoints are scored
-            in.
+        dtype: float32, bfloat16, float16 or float64: the precision that checkpoints are scored in. Unless
+            given (or ``"auto"``) a Hugging Face model on CUDA is scored in the one it is stored in, every
+            other checkpoint in float32.
         attention: auto, flex, sdpa or eager: how attention is computed. A named one is used or, where a
             model cannot be computed so, refused.
         piece: feed windows longer than so many tokens in pieces of so many, with the model's own cache, so
@@ -113,7 +114,7 @@ def evaluate(
             temporary=scratch is not None, tasks=tasks,
             text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
             documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
-            device=given.device(device, in_memory), dtype=given.dtype(dtype, names, in_memory),
+            device=given.device(device, in_memory), dtype=given.dtype(dtype, in_memory),
             attention=attention, piece=piece, precision=precision, against=against, retry=retry,
         )  # fmt: skip
         run = run_request(request) if on_progress is None else run_request(request, on_progress)

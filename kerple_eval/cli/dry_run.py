@@ -57,7 +57,7 @@ def _tokens(plan: RunPlan) -> int | None:
     """Tokens of a forward pass, measured as the run would on CUDA; None on the CPU, where they are fixed."""
     if plan.device.type != "cuda":
         return None
-    return measured(plan.models[0].checkpoint.load(plan.device, plan.dtype), plan.longest)
+    return measured(plan.models[0].checkpoint.load(plan.device, plan.models[0].dtype), plan.longest)
 
 
 HEAD = ("model", "cells", "windows", "targets", "reused", "TFLOP", "GB", "time")

@@ -96,8 +96,10 @@ def cli(traceback: bool) -> None:
     help="Where to score; auto is CUDA where there is a card.",
 )  # fmt: skip
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32",
-    show_default=True, help="Precision in which models are scored.",
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]), default="auto",
+    show_default=True,
+    help="Precision in which models are scored; auto is that of the file for a Hugging Face model on CUDA, "
+    "else float32.",
 )  # fmt: skip
 @click.option(
     "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
@@ -195,7 +197,8 @@ def list_(what: str | None, style: str) -> None:
 @cli.command(short_help="Train a small decoder with a positional scheme.")
 @click.option(
     "--scheme", required=True, metavar="SCHEME",
-    help="Positional scheme: NAME, NAME:key=value (see kerple-eval list schemes) or 'kernel: FORMULA'.",
+    help="Positional scheme: NAME, NAME:key=value (see kerple-eval list schemes), 'kernel: FORMULA', or a "
+    "mix by layer, 'layers: (rope,window=512)*3 (nope)'.",
 )  # fmt: skip
 @click.option("--task", metavar="TASK", help="The task whose training split to learn from.")
 @click.option("--text", multiple=True, metavar="FILE", help="A text file of your own. Repeat for more.")

@@ -49,7 +49,7 @@ def run(
         vocab_size=tokeniser.vocab_size, layers=layers, width=width, heads=heads,
         mlp_width=4 * width, train_length=length, scheme=spec.name,
         scheme_options=dict(spec.options), tie_embeddings=tie_embeddings,
-        modifiers={name: {k: v for k, v in given if v} for name, given in spec.modifiers},
+        modifiers=dict(spec.modifier_options),
     )  # fmt: skip
     scheme_of(model)  # refuses a wrong name or option before any text is read
     if ngram is not None and tokenizer:

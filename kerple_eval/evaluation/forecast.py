@@ -84,7 +84,7 @@ def _planned(
             entry.passes[PassShape(len(members), window.inputs + marker, window.targets)] += 1
             lengths.add(window.inputs + marker)
     entry.work = sum(sum(pass_work(p, model.description)) * n for p, n in entry.passes.items())
-    width, kind = plan.dtype.itemsize, plan.device.type
+    width, kind = model.dtype.itemsize, plan.device.type
     sizes = [window_bytes(model.description, length, width, kind, entry.piece) for length in lengths]
     entry.memory = max(sizes, default=0)
     return entry
@@ -124,7 +124,7 @@ def _as_if(task: Work) -> Cell:
 def _measured(plan: RunPlan, model: PlannedModel, passes: Counter[PassShape], budget: Budget) -> float:
     """Seconds of all passes, loading the model included."""
     began = time.monotonic()
-    loaded = model.checkpoint.load(plan.device, plan.dtype)
+    loaded = model.checkpoint.load(plan.device, model.dtype)
     loading = time.monotonic() - began
     work = {shape: pass_work(shape, model.description) for shape in passes}
     timed: dict[PassShape, float] = {}

@@ -92,15 +92,14 @@ def device(asked: Any, held: Mapping[str, InMemoryCheckpoint]) -> Any:
     return asked
 
 
-def dtype(asked: Any, names: Sequence[str], held: Mapping[str, InMemoryCheckpoint]) -> Any:
-    """The dtype of the models in memory where all are and share one; a cell records its model's own."""
-    own = {str(model.scored.dtype).removeprefix("torch.") for model in held.values()}
-    if asked is not None:
-        for label, model in held.items():
-            if str(asked).removeprefix("torch.") != str(model.scored.dtype).removeprefix("torch."):
-                raise UserError(
-                    f"dtype {asked}: model {label} is in memory in {model.scored.dtype} and is not "
-                    "converted; leave dtype out"
-                )
-        return asked
-    return own.pop() if len(own) == 1 and len(held) == len(names) else "float32"
+def dtype(asked: Any, held: Mapping[str, InMemoryCheckpoint]) -> Any:
+    """``asked``, refused where it is not that of a model in memory; auto unless given."""
+    if asked in (None, "auto"):
+        return "auto"
+    for label, model in held.items():
+        if str(asked).removeprefix("torch.") != str(model.scored.dtype).removeprefix("torch."):
+            raise UserError(
+                f"dtype {asked}: model {label} is in memory in {model.scored.dtype} and is not "
+                "converted; leave dtype out"
+            )
+    return asked

@@ -79,6 +79,8 @@ class PlannedModel:
     description: Description
     texts: dict[str, TokenizedTexts]  # by text name
     cells: dict[tuple[str, str, int], CellPlan]  # by text name, protocol and length
+    dtype: torch.dtype  # that it is scored in
+    dtype_record: str | None = None  # its name, where it is not the run's
 
     @property
     def record(self) -> ModelRecord:
@@ -86,7 +88,7 @@ class PlannedModel:
         about = self.description
         return ModelRecord(
             self.label, about.format, about.scheme, about.seed, about.train_length, about.parameters,
-            about.weights_sha256, about.details,
+            about.weights_sha256, about.details, dtype=self.dtype_record,
         )  # fmt: skip
 
 
@@ -95,7 +97,6 @@ class RunPlan:
     models: list[PlannedModel]
     protocols: list[ProtocolPlan]
     device: torch.device
-    dtype: torch.dtype
     specification: RunSpecification
     provenance: Provenance
     precision: StoppingPlan | None = None

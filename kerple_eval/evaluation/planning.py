@@ -33,7 +33,7 @@ from kerple_eval.evaluation.pieces import choose_pieces
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.stopping_plan import plan_looks
-from kerple_eval.models.devices import DTYPES, resolve_device
+from kerple_eval.models.devices import DTYPES, resolve_device, scoring_dtype
 from kerple_eval.models.open import in_memory_spec, label_models, open_model, parse_model
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
@@ -65,7 +65,7 @@ def make_plan(request: RunRequest) -> RunPlan:
     Raises:
         UserError: something does not exist, or does not go with the rest; the message names it.
     """
-    device, dtype = resolve_device(request.device), DTYPES[request.dtype]
+    device = resolve_device(request.device)
     protocols = default_protocols(request.tasks) if request.protocols is None else request.protocols
     plans = [parse_protocol(protocol, request.lengths) for protocol in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
@@ -82,15 +82,17 @@ def make_plan(request: RunRequest) -> RunPlan:
     ]
     labels = label_models(specs)
     texts = _texts(request)
-    checkpoints, descriptions = [], []
+    checkpoints, descriptions, dtypes = [], [], []
     for model, spec, label in zip(request.models, specs, labels, strict=True):
         with _refused_as(label):
             checkpoint = objects[model] if model in objects else open_model(spec)
+            dtype = scoring_dtype(request.dtype, checkpoint, device)
             choose_attention([checkpoint], [label], request.attention, device, dtype)
+            dtypes.append(dtype)
             checkpoints.append(checkpoint)
             descriptions.append(checkpoint.description)
     longest = max(plan.longest for plan in plans)
-    for label, checkpoint in zip(labels, checkpoints, strict=True):
+    for label, checkpoint, dtype in zip(labels, checkpoints, dtypes, strict=True):
         choose_pieces(checkpoint, label, request.piece, longest, device, dtype)
     for label, description in zip(labels, descriptions, strict=True):
         limit = description.max_length
@@ -108,10 +110,16 @@ def make_plan(request: RunRequest) -> RunPlan:
     ]
     rules = [plan.protocol.first_token for plan in plans if plan.protocol.first_token]
     prepared = {t.name: tokenize_by_rules(t, readers, choice, rules) for t in texts}
+    asked = "float32" if request.dtype == "auto" else request.dtype
     planned = [
-        PlannedModel(label, checkpoint, description, {n: p.by_model[label] for n, p in prepared.items()}, {})
-        for label, checkpoint, description in zip(labels, checkpoints, descriptions, strict=True)
-    ]
+        PlannedModel(
+            label, checkpoint, description, {n: p.by_model[label] for n, p in prepared.items()}, {}, dtype,
+            None if dtype == DTYPES[asked] else str(dtype).removeprefix("torch."),
+        )
+        for label, checkpoint, description, dtype in zip(
+            labels, checkpoints, descriptions, dtypes, strict=True
+        )
+    ]  # fmt: skip
     selections = {name: p.record.selection for name, p in prepared.items()}
     seeds = {name: s.seed for name, s in selections.items() if s is not None and s.seed is not None}
     base = {name: {label: m.base for label, m in p.by_model.items()} for name, p in prepared.items()}
@@ -121,7 +129,7 @@ def make_plan(request: RunRequest) -> RunPlan:
         keep_short=request.keep_short,
         max_tokens=request.max_tokens,
         device=device.type,
-        dtype=request.dtype,
+        dtype=asked,
         attention=None if request.attention == "auto" else request.attention,
         precision=None if looks is None else looks.record,
         protocols=tuple(_protocol_record(plan, planned) for plan in plans),
@@ -137,7 +145,7 @@ def make_plan(request: RunRequest) -> RunPlan:
         tokens_files=request.tokens,
         sessions=(),
     )
-    return RunPlan(planned, plans, device, dtype, specification, provenance, looks)
+    return RunPlan(planned, plans, device, specification, provenance, looks)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
-from kerple_eval.models.devices import DTYPES, resolve_device
+from kerple_eval.models.devices import resolve_device, scoring_dtype
 from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
@@ -243,9 +243,10 @@ def _load(
 ) -> LanguageModel:
     argument, feeding = named
     checkpoint, device = open_argument(argument), resolve_device(device_name)
-    checkpoint.set_attention(attention, device, DTYPES[dtype])
+    precision = scoring_dtype(dtype, checkpoint, device)
+    checkpoint.set_attention(attention, device, precision)
     checkpoint.feeding = feeding
-    return checkpoint.load(device, DTYPES[dtype])
+    return checkpoint.load(device, precision)
 
 
 def launched_rank() -> int | None:

@@ -21,7 +21,7 @@ from kerple_eval.support.labels import is_text
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import whole_number
-from kerple_eval.types import BosRule, DeviceName, DtypeName, UserError
+from kerple_eval.types import AskedDtype, BosRule, DeviceName, DtypeName, UserError
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 
@@ -49,7 +49,7 @@ class RunRequest:
     seed: int | None = None
     bos: BosRule | None = None
     device: DeviceName = "auto"
-    dtype: DtypeName = "float32"
+    dtype: AskedDtype = "auto"
     attention: str = "auto"
     piece: int | None = None  # None: pieces where one pass would not fit in memory
     precision: str | None = None
@@ -259,7 +259,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _at_least(0),
     "bos": _choice(*get_args(BosRule)),
     "device": _choice(*get_args(DeviceName)),
-    "dtype": _choice(*get_args(DtypeName)),
+    "dtype": _choice("auto", *get_args(DtypeName)),
     "attention": _one_word,
     "piece": _at_least(1),
     "precision": _as_printed,

@@ -24,7 +24,7 @@ def planned_header(task: Work, plan: RunPlan, *, tokens_per_pass: int, threads: 
     """What a cell says of itself, finished or failed."""
     about = task.model.description
     rule = task.plan.protocol.reduction
-    dtype = task.model.checkpoint.compute_dtype(plan.dtype)
+    dtype = task.model.checkpoint.compute_dtype(task.model.dtype)
     return CellHeader(
         scheme=about.scheme,
         seed=about.seed,

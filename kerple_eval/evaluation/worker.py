@@ -152,7 +152,7 @@ class Worker:
         if self.model is None or self.loaded is not planned:
             self.model = self.loaded = None  # the last model's memory goes before the next is loaded
             argument = self.plan.provenance.models[planned.label]
-            self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, self.plan.dtype)
+            self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, planned.dtype)
             self.loaded = planned
             self.budget.choose(self.model, self.plan.longest)
         return self.model

@@ -134,6 +134,12 @@ class Checkpoint(ABC):
         """
         self.attention = attention
 
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        """What ``--dtype auto`` scores the model in on ``device``."""
+        import torch  # noqa: PLC0415 - a checkpoint can be described without it
+
+        return torch.float32
+
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which the model that ``load`` returns for ``dtype`` computes."""
         return dtype

@@ -6,6 +6,7 @@ from typing import get_args
 
 import torch
 
+from kerple_eval.models.base import Checkpoint
 from kerple_eval.support import memory
 from kerple_eval.types import DtypeName, UserError
 
@@ -26,6 +27,11 @@ def available_bytes(device: torch.device) -> int | None:
         return memory.available_bytes()
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def scoring_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The precision that ``--dtype NAME`` scores ``checkpoint`` in."""
+    return checkpoint.auto_dtype(device) if name == "auto" else DTYPES[name]
 
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}

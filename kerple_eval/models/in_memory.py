@@ -153,6 +153,9 @@ class InMemoryCheckpoint(Checkpoint):
                 f"attention {attention}: a model in memory computes attention by its own code; use auto"
             )
 
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        return self.scored.dtype
+
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.scored.dtype
 

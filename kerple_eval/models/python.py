@@ -56,6 +56,7 @@ class PythonCheckpoint(Checkpoint):
         self.code_sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
         built = self._build()
         self._tokenizer = built.tokenizer
+        self.dtype = built.scored.dtype
         about = built.description
         details = about.details | {"function": name, "code_sha256": self.code_sha256}
         self._description = replace(about, format="python", details=details)
@@ -104,6 +105,15 @@ class PythonCheckpoint(Checkpoint):
             raise UserError(
                 f"attention {attention}: python:{self.location} computes attention by its own code; use auto"
             )
+
+        if dtype != self.dtype:
+            raise UserError(
+                f"dtype {str(dtype).removeprefix('torch.')}: python:{self.location} gives a model in "
+                f"{str(self.dtype).removeprefix('torch.')}, which is not converted; leave --dtype out"
+            )
+
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        return self.dtype
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         expected = self.description.weights_sha256

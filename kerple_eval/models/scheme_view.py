@@ -62,9 +62,7 @@ class SchemeView:
         visible = self._scheme.visible(positions, positions)
         if visible is not None:
             seen &= visible
-        moved = self._scheme.remap(positions, positions)
-        if moved is not None:
-            far, moved_q, moved_k = moved
+        for far, moved_q, moved_k in self._scheme.remap(positions, positions):
             distance = torch.where(far, moved_q[:, None] - moved_k, distance)
         total = torch.zeros(length, length, dtype=torch.float64)
         every, index = torch.unique(distance.clamp(min=0), return_inverse=True)
@@ -90,16 +88,20 @@ def view(checkpoint: Checkpoint, label: str, hooks: Sequence[str], layer: int | 
         UserError: its scheme defines none of ``hooks``, or has no native form to read them from.
     """
     name = checkpoint.description.scheme
-    trained = name.partition(",")[0]
-    if trained in SCHEMES and not _has(trained, hooks):  # before a large model is read in vain
-        raise _without(label, name, hooks)
+    trained = [part.partition(",")[0].split()[0] for part in name.split(" + ")]  # see format_layers
+    if not any(known not in SCHEMES or _has(known, hooks) for known in trained):
+        raise _without(label, name, hooks)  # before a large model is read in vain
     try:
         scheme = checkpoint.decoder().scheme
     except UserError as error:
         raise UserError(f"{_who(label, name)}: its kernel cannot be read: {error}") from None
     if not any(scheme.implements(hook) for hook in hooks):
         raise _without(label, name, hooks)
-    return SchemeView(_of_layer(scheme, layer, label, name), label, name, checkpoint.description.train_length)
+    own = _of_layer(scheme, layer, label, name)
+    if not any(own.implements(hook) for hook in hooks):
+        what = " or ".join(hooks)
+        raise UserError(f"{_who(label, name)}: layer {layer} has no {what} to draw; other layers have")
+    return SchemeView(own, label, name, checkpoint.description.train_length)
 
 
 def _of_layer(scheme: Scheme, layer: int | None, label: str, name: str) -> Scheme:

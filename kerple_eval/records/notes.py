@@ -10,7 +10,7 @@ NEEDS_BOS = ("gemma",)
 
 def text_notes(specification: RunSpecification, model: str, task: str, protocol: str) -> list[str]:
     """Notes on the numbers of one model, text and protocol; none where nothing is unusual."""
-    notes = _rounding(specification, model)
+    notes = _precision(specification, model) + _rounding(specification, model)
     record = next((text for text in specification.tasks if text.name == task), None)
     if record is None:
         return notes
@@ -42,6 +42,12 @@ def _kind(model: ModelRecord) -> str:
     return str(model.other.get("model_type", ""))
 
 
+def _precision(specification: RunSpecification, label: str) -> list[str]:
+    """The dtype that was taken where none was asked for."""
+    taken = specification.model(label).dtype
+    return [] if taken is None else [f"scored in {taken}, its own dtype; --dtype float32 would be exact"]
+
+
 def _rounding(specification: RunSpecification, label: str) -> list[str]:
     """Where transformers' own code rounded ALiBi's bias to half precision in this run."""
     model = specification.model(label)
@@ -49,6 +55,7 @@ def _rounding(specification: RunSpecification, label: str) -> list[str]:
         return []
     if _kind(model) == "falcon":
         return ["Falcon's own code computes ALiBi's bias in bfloat16, in a float32 run too"]
-    if _kind(model) == "bloom" and specification.dtype != "float32":
-        return [f"BLOOM's own code rounds ALiBi's bias to {specification.dtype}; --dtype float32 keeps it"]
+    dtype = specification.dtype_of(label)
+    if _kind(model) == "bloom" and dtype != "float32":
+        return [f"BLOOM's own code rounds ALiBi's bias to {dtype}; --dtype float32 keeps it"]
     return []

@@ -54,7 +54,8 @@ Markers = Mapping[str, Marker]
 class ModelRecord:
     """A checkpoint. ``seed`` and ``train_length`` (tokens) are None where unknown.
 
-    ``other`` holds what else decides the losses: the format's own facts (``Description.details``).
+    ``dtype`` is given where ``--dtype auto`` took another one for it than the run's. ``other`` holds what
+    else decides the losses: the format's own facts (``Description.details``).
     """
 
     label: str
@@ -64,6 +65,7 @@ class ModelRecord:
     train_length: Positive | None
     parameters: Count
     weights_sha256: str
+    dtype: str | None = field(default=None, kw_only=True)
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -160,6 +162,8 @@ class PrecisionRecord:
 class RunSpecification:
     """Everything that decides a run's numbers. ``max_tokens``: documents are cut after so many.
 
+    ``dtype`` is float32 where ``--dtype auto`` was asked; a model for which it took another has its own.
+
     What was asked comes first, so that a difference is named by it before what follows from it.
     """
 
@@ -177,6 +181,10 @@ class RunSpecification:
     def model(self, label: str) -> ModelRecord:
         """The model of that label (KeyError where there is none)."""
         return {model.label: model for model in self.models}[label]
+
+    def dtype_of(self, label: str) -> str:
+        """What the model of that label was scored in, as it was asked for or as ``--dtype auto`` took it."""
+        return self.model(label).dtype or self.dtype
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
   receives that as the sixth argument of ``score``.
 * ``window``: queries see only keys at D < window; ``visible(positions_q, positions_k) -> bool [Q, K]`` for
   any other mask, which ``masks`` states too where it has the form "D < near or j < first".
-* ``remap(positions_q, positions_k) -> (far bool [Q, K], positions_q' [Q], positions_k' [K])``: where
+* ``remap(positions_q, positions_k) -> [(far bool [Q, K], positions_q' [Q], positions_k' [K]), ...]``: where a
   ``far`` is true, ``rotate`` uses the positions i' and j', and ``kernel`` and ``weight`` use D' = i' - j'.
+  No pair is far in two of them; one that is in none keeps its distance.
 
 * ``inline(device) -> f(distance, head)``: ``kernel`` for one distance and one head number, both scalar
   tensors, for kernels that are cheaper to compute inside a fused loop than to look up.
@@ -29,13 +30,16 @@ distances above 256 collide there); kernels return the same dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kerple_eval.types import Geometry
+
+#: Pairs that take other positions: (far bool [Q, K], positions_q' [Q], positions_k' [K]).
+Move = tuple[Tensor, Tensor, Tensor]
 
 
 class Scheme(nn.Module):
@@ -134,8 +138,8 @@ class Scheme(nn.Module):
             end = torch.maximum(end, stop)
         return positions_q + 1 - hidden
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return None
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> Sequence[Move]:
+        return ()
 
     def implements(self, hook: str) -> bool:
         """Whether the scheme defines ``hook``."""

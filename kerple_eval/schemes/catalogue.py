@@ -18,6 +18,7 @@ class SchemeEntry:
     ``use`` is "trainable", or "post-hoc" for what is usually applied to a trained model. ``text_option``
     names the option that takes all the text after ``name:``. A modifier ``stands_on`` a scheme when
     it is named alone, and ``value_option`` is the option that ``name=VALUE`` gives it (see ``parse_scheme``).
+    A scheme that ``extends`` another takes its place in a trained model by ``extend=``.
     """
 
     name: str
@@ -31,6 +32,7 @@ class SchemeEntry:
     use: str = "trainable"
     stands_on: str = ""
     value_option: str = ""
+    extends: str = ""
 
 
 SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
@@ -87,37 +89,43 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         "rope-linear", "kerple_eval.schemes.rope_linear:RopeLinear", 2023,
         "Chen et al., Positional Interpolation, arXiv 2306.15595",
         "rotation", "0", True,
-        use="post-hoc",
+        use="post-hoc", extends="rope",
     ),
     SchemeEntry(
         "rope-ntk", "kerple_eval.schemes.rope_ntk:RopeNtk", 2023,
         "bloc97; Peng et al., YaRN, arXiv 2309.00071",
         "rotation", "0", True,
-        use="post-hoc",
+        use="post-hoc", extends="rope",
     ),
     SchemeEntry(
         "rope-dynamic", "kerple_eval.schemes.rope_dynamic:RopeDynamic", 2023,
         "emozilla; Peng et al., YaRN, arXiv 2309.00071",
         "rotation by the window", "0", False,
-        use="post-hoc",
+        use="post-hoc", extends="rope",
     ),
     SchemeEntry(
         "rope-yarn", "kerple_eval.schemes.rope_yarn:RopeYarn", 2023,
         "Peng et al., YaRN, arXiv 2309.00071",
         "rotation, scores sharpened", "0", True,
-        use="post-hoc",
+        use="post-hoc", extends="rope",
     ),
     SchemeEntry(
         "rope-longrope", "kerple_eval.schemes.rope_longrope:RopeLongrope", 2024,
         "Ding et al., LongRoPE, arXiv 2402.13753",
         "rotation by the window", "0", False,
-        use="post-hoc",
+        use="post-hoc", extends="rope",
     ),
     SchemeEntry(
         "rope-llama3", "kerple_eval.schemes.rope_llama3:RopeLlama3", 2024,
         "Llama 3 Herd of Models, arXiv 2407.21783",
         "rotation", "0", True,
-        use="post-hoc",
+        use="post-hoc", extends="rope",
+    ),
+    SchemeEntry(
+        "theta", "kerple_eval.schemes.theta:Theta", 2023,
+        "Xiong et al., Effective Long-Context Scaling, arXiv 2309.16039",
+        "rotation", "0", True,
+        use="post-hoc", extends="rope",
     ),
     SchemeEntry(
         "xpos", "kerple_eval.schemes.xpos:XPos", 2022,
@@ -215,5 +223,17 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         "Su, bojone/rerope",
         "moved positions, applied to relative schemes", "0", True,
         use="post-hoc", stands_on="rope", value_option="window",
+    ),
+    SchemeEntry(
+        "dca", "kerple_eval.schemes.dca:DualChunkAttention", 2024,
+        "An et al., Dual Chunk Attention, arXiv 2402.17463",
+        "moved positions, applied to relative schemes", "0", True,
+        use="post-hoc", stands_on="rope", value_option="chunk",
+    ),
+    SchemeEntry(
+        "string", "kerple_eval.schemes.string:ShiftedPositions", 2024,
+        "An et al., STRING, arXiv 2410.18745",
+        "moved positions, applied to relative schemes", "0", True,
+        use="post-hoc", stands_on="rope", value_option="shift",
     ),
 ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Schemes made of schemes: :class:`Stacked`, one a layer, and :class:`Combined`, one with modifiers.
+"""Schemes made of schemes: :class:`Stacked`, :class:`Mixed` by layer, and :class:`Combined` with modifiers.
 
 A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds no
 positional information itself. Of a combined scheme, the hooks that give a token its position (``embed``,
@@ -8,19 +8,19 @@ parts', ``window`` the smallest, ``visible`` true where all parts agree, and at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.schemes.base import Scheme
-from kerple_eval.types import UserError
+from kerple_eval.schemes.base import Move, Scheme
+from kerple_eval.types import Geometry, UserError
 
 
 class Stacked(Scheme):
-    """One scheme a layer, in ``layers``; hooks are called on ``at(layer)``, never on this module."""
+    """One scheme, built anew for each layer; hooks are called on ``at(layer)``, never on this module."""
 
     def __init__(self, parts: Iterable[Scheme]) -> None:
         made = list(parts)
@@ -54,6 +54,45 @@ class Stacked(Scheme):
         return self.at(0).implements(hook)
 
 
+class Mixed(Scheme):
+    """Schemes that differ by layer; hooks are called on ``at(layer)``, never on this module.
+
+    Layer n has ``parts[choice[n]]``. A part is built for as many layers as have it, and counts those only.
+    """
+
+    def __init__(self, geometry: Geometry, parts: Sequence[Scheme], choice: Sequence[int]) -> None:
+        super().__init__(geometry)
+        self.parts = nn.ModuleList(parts)
+        self._made = list(parts)
+        self._places = [(part, choice[:layer].count(part)) for layer, part in enumerate(choice)]
+        lengths = [part.max_positions for part in parts if part.max_positions is not None]
+        self.max_positions = min(lengths, default=None)
+        self.prefix_invariant = all(part.prefix_invariant for part in parts)
+
+    def at(self, layer: int) -> Scheme:
+        part, within = self._places[layer]
+        return self._made[part].at(within)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for part in self._made:
+            part.reset_parameters(generator)
+
+    @torch.no_grad()
+    def project_(self) -> dict[str, int]:
+        return {
+            f"parts.{index}.{name}": count
+            for index, part in enumerate(self._made)
+            for name, count in part.project_().items()
+        }
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        for part in self._made:
+            part.begin_step(generator)
+
+    def implements(self, hook: str) -> bool:
+        return any(part.implements(hook) for part in self._made)
+
+
 class Combined(Scheme):
     """``base`` with ``modifiers``, by name."""
 
@@ -80,8 +119,8 @@ class Combined(Scheme):
         self.max_positions = base.max_positions
         self.prefix_invariant = all(part.prefix_invariant for part in self.parts.values())
         self._by_layer = (
-            [Combined(base.at(i), modifiers) for i in range(len(base.layers))]
-            if isinstance(base, Stacked)
+            [Combined(base.at(i), modifiers) for i in range(base.geometry.layers)]
+            if base.at(0) is not base
             else []
         )
 
@@ -147,8 +186,5 @@ class Combined(Scheme):
         masks = [mask for mask in found if mask is not None]
         return reduce(torch.logical_and, masks) if masks else None
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        for part in self.parts.values():
-            if part.implements("remap"):
-                return part.remap(positions_q, positions_k)
-        return None
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> Sequence[Move]:
+        return [move for part in self.parts.values() for move in part.remap(positions_q, positions_k)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.base import Move, Scheme
 from kerple_eval.types import Geometry, UserError
 
 
@@ -37,6 +37,6 @@ class LmInfinite(Scheme):
     def masks(self) -> list[tuple[int, int]]:
         return [(self.recent, self.start)]
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> list[Move]:
         far = positions_q[:, None] - positions_k >= self.recent
-        return far, torch.full_like(positions_q, self.limit), torch.zeros_like(positions_k)
+        return [(far, torch.full_like(positions_q, self.limit), torch.zeros_like(positions_k))]

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.base import Move, Scheme
 from kerple_eval.types import Geometry, UserError
 
 
@@ -31,9 +31,9 @@ class ReRope(Scheme):
         self.near = window or max(1, geometry.train_length // 2)
         self.leak = leak
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> list[Move]:
         far = positions_q[:, None] - positions_k >= self.near
         if not self.leak:
-            return far, torch.full_like(positions_q, self.near), torch.zeros_like(positions_k)
+            return [(far, torch.full_like(positions_q, self.near), torch.zeros_like(positions_k))]
         start = self.near * (1 - 1 / self.leak)
-        return far, positions_q.double() / self.leak + start, positions_k.double() / self.leak
+        return [(far, positions_q.double() / self.leak + start, positions_k.double() / self.leak)]

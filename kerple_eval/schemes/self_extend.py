@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.base import Move, Scheme
 from kerple_eval.types import Geometry, UserError
 
 
@@ -26,7 +26,7 @@ class SelfExtend(Scheme):
         self.near = window or max(1, geometry.train_length // 2)
         self.group = group
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> list[Move]:
         far = positions_q[:, None] - positions_k >= self.near
         shift = self.near - self.near // self.group
-        return far, positions_q // self.group + shift, positions_k // self.group
+        return [(far, positions_q // self.group + shift, positions_k // self.group)]

@@ -10,6 +10,9 @@ from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import option_pairs, parse_spec
 from kerple_eval.types import SchemeSpec, UserError
 
+#: The name of a mix, and the option that takes its parts (:mod:`kerple_eval.schemes.layers`).
+MIX, PARTS = "layers", "parts"
+
 
 def parse_scheme(text: str) -> SchemeSpec:
     """``name[,modifier=value[,key=value]...][:key=value,...]`` -> :class:`SchemeSpec`.
@@ -17,22 +20,22 @@ def parse_scheme(text: str) -> SchemeSpec:
     ``kerple-log,window=512`` lays the modifier ``window`` on ``kerple-log``, its main option being 512. A
     scheme with a ``text_option`` takes all after the colon as that, commas and equals signs included:
     ``kernel: -r1*log(1+r2*D)`` is ``kernel`` with ``formula=-r1*log(1+r2*D)``; ``kernel:formula=...`` says
-    the same, so that ``str`` of the result reads back. Names of options may be written with dashes,
-    ``per-layer=true``; the result has them with underscores.
+    the same, so that ``str`` of the result reads back. So does ``layers: (rope)*3 (nope)``, with its parts.
+    Names of options may be written with dashes, ``per-layer=true``; the result has them with underscores.
     """
     head, colon, rest = (part.strip() for part in text.partition(":"))
     name, *parts = (part.strip() for part in head.split(","))
-    entry = SCHEMES.entry(name) if name else None
+    text_option = PARTS if name == MIX else SCHEMES.entry(name).text_option if name else ""
     bare = [f"{part}=" if part in SCHEMES else part for part in parts]
     modifiers = parse_modifiers(option_pairs(bare, text, may_be_empty=SCHEMES)) if parts else ()
-    if entry is None or not (entry.text_option and colon):
+    if not (text_option and colon):
         spec = parse_spec(name + (f":{rest}" if colon else ""))
         return SchemeSpec(spec.name, tuple((option_name(k), v) for k, v in spec.options), modifiers)
     if not rest:
-        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {entry.text_option.upper()}")
+        raise UserError(f"nothing after the colon in {text!r}; expected {name}: {text_option.upper()}")
     key, equals, value = (part.strip() for part in rest.partition("="))
-    formula = value if equals and key == entry.text_option else rest
-    return SchemeSpec(name, ((entry.text_option, formula),), modifiers)
+    given = value if equals and key == text_option else rest
+    return SchemeSpec(name, ((text_option, given),), modifiers)
 
 
 def parse_modifiers(

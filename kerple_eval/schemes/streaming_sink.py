@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kerple_eval.schemes.base import Scheme
+from kerple_eval.schemes.base import Move, Scheme
 from kerple_eval.types import Geometry, UserError
 
 
@@ -40,7 +40,7 @@ class StreamingSink(Scheme):
     def masks(self) -> list[tuple[int, int]]:
         return [(self.recent + 1, self.sinks)]
 
-    def remap(self, positions_q: Tensor, positions_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def remap(self, positions_q: Tensor, positions_k: Tensor) -> list[Move]:
         full = self.sinks + self.recent
         far = (positions_q > full)[:, None] & (positions_k < self.sinks)
-        return far, torch.full_like(positions_q, full), positions_k
+        return [(far, torch.full_like(positions_q, full), positions_k)]

@@ -46,6 +46,7 @@ COLORS = dict(
     zip(SCHEMES, ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"), strict=True)
 )  # Okabe and Ito's
 REFERENCE = "kerple-log"
+PER_LAYER = "kerple-log-per-layer"
 PROTOCOLS = {
     "full-context": "every target once, contexts 1..L (the KERPLE paper's)",
     "aligned:k=256": "the last 256 of the first 16,384 targets of each document, the same at every length",
@@ -205,21 +206,20 @@ def counts(members: dict[str, list[Scores]], protocol: str) -> str:
 
 def comparisons(models: Sequence[Scores]) -> Iterator[str]:
     rows = [row for corpus in CORPORA for row in compared(grouped(models, corpus), corpus)]
-    tested = [row for row in rows if row["p"] is not None]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = p
-    seeded = [row for row in rows if row["p_seeds"] is not None]
-    for row, p in zip(seeded, holm([row["p_seeds"] for row in seeded]), strict=True):
-        row["p_seeds_holm"] = p
+    family = [row for row in rows if row["scheme"] != PER_LAYER]
+    sizes = {key: correct(family, key) for key in ("p", "p_seeds")}
+    correct([row for row in rows if row["scheme"] == PER_LAYER], "p")
+    correct([row for row in rows if row["scheme"] == PER_LAYER], "p_seeds")
     yield f"# Every scheme against {REFERENCE}\n"
     yield (
         f"Difference: nats a target, scheme - {REFERENCE}, same targets, same seeds; above zero the scheme "
         "is worse. Its 95 % interval and p count seeds and documents as crossed random effects. p Holm: "
-        f"corrected over the whole family, {len(tested)} comparisons of all corpora, protocols "
+        f"corrected over the whole family, {sizes['p']} comparisons of all corpora, protocols "
         f"{' and '.join(FAMILY)} and lengths; the verdict is by it at {ALPHA}. p documents: sign flips of "
         "the documents' differences, of these models as they are, uncorrected. p seeds: the paper's paired "
-        f"t-test of perplexities over seeds, with Holm's correction over its own {len(seeded)}. Effect: mean "
-        "over standard deviation of the documents' differences (Cohen's d), averaged over seeds first. Where "
+        f"t-test of perplexities over seeds, with Holm's correction over its own {sizes['p_seeds']}. "
+        f"{PER_LAYER} asks another question: it is corrected apart. Effect: mean over "
+        "standard deviation of the documents' differences (Cohen's d), averaged over seeds first. Where "
         "there is one seed in common the interval is over documents alone and says nothing of the scheme; "
         "there is no p.\n"
     )
@@ -235,6 +235,14 @@ def comparisons(models: Sequence[Scores]) -> Iterator[str]:
                 yield "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|"
                 yield from (compared_row(r) for r in mine)
                 yield ""
+
+
+def correct(rows: Sequence[dict[str, Any]], key: str) -> int:
+    """Write Holm's correction of the p values under ``key``, over these rows; how many there are."""
+    tested = [row for row in rows if row[key] is not None]
+    for row, p in zip(tested, holm([row[key] for row in tested]), strict=True):
+        row[f"{key}_holm"] = p
+    return len(tested)
 
 
 def compared(members: dict[str, list[Scores]], corpus: str) -> Iterator[dict[str, Any]]:
@@ -349,9 +357,12 @@ def protocols(models: Sequence[Scores]) -> Iterator[str]:
 
 
 def kernel(model: Scores, distance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-    """Learned or fixed bias ``[heads, n]`` of a shared kernel; None where the scheme has none."""
-    p = {name.rsplit(".", 1)[-1]: np.array(value) for name, value in model.parameters.items()}
-    if model.scheme == "kerple-log" and {"r1", "r2"} <= set(p):
+    """Learned or fixed bias ``[heads, n]``, of all layers' heads where each has its own; None where none."""
+    parts: dict[str, list[Any]] = {}
+    for name, value in sorted(model.parameters.items()):
+        parts.setdefault(name.rsplit(".", 1)[-1], []).append(value)
+    p = {name: np.concatenate(values) for name, values in parts.items()}
+    if model.scheme in (REFERENCE, PER_LAYER):
         return np.array(-p["r1"][:, None] * np.log1p(p["r2"][:, None] * distance))
     if model.scheme == "t5":
         bucket = 16 + np.floor(np.log(np.maximum(distance, 1) / 16) / math.log(128 / 16) * 16 + 1e-9)
@@ -367,7 +378,8 @@ def kernels(models: Sequence[Scores]) -> Iterator[str]:
     yield (
         "By head, flattest last: effective length (the first distance at which the kernel lies more than 2 "
         "below its value at 0, of 20,480; the paper's figure 6), and the kernel's value at distances 512 and "
-        "16,384 less that at 0. alibi's are fixed. One set of kernels for all layers.\n"
+        "16,384 less that at 0. alibi's are fixed. One set of kernels for all layers; of "
+        "kerple-log-per-layer the four sets together.\n"
     )
     yield "| model | effective length | at 512 | at 16384 |"
     yield "|---|---|---|---|"
@@ -532,7 +544,7 @@ def main(folder: Path) -> None:
         "comparisons": "![perplexity against context in windows of 16,384](position.png)",
         "kernels": "![learned kernels of kerple-log against distance](kernels.png)",
     }
-    page = [f"{len(models)} models are in, of 36 in all. Made by `python results/corpora/report.py`.\n"]
+    page = [f"{len(models)} models are in, of 39 in all. Made by `python results/corpora/report.py`.\n"]
     for name, text in texts.items():
         title, rest = text.split("\n", 1)
         page += [title, "", figures.get(name, ""), rest.replace("\n## ", "\n### ")]

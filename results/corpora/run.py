@@ -36,7 +36,9 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("results/corpora")
-SCHEMES = {"kerple-log": "kerple-log", "alibi": "alibi", "t5": "t5", "rope": "rope"}  # name: --scheme
+SCHEMES = ("kerple-log", "alibi", "t5", "rope")
+PER_LAYER = "kerple-log-per-layer"  # one kernel a layer, as DAPE has it; on prose only
+SPELLED = {PER_LAYER: "kerple-log:per-layer=true"}  # name: --scheme, where they differ
 TASKS = {"code": str(HERE / "tasks/code.yaml"), "latex": str(HERE / "tasks/latex.yaml"), "sotu": "sotu"}
 SEEDS = (1, 2, 3)
 RECIPE = [
@@ -85,7 +87,7 @@ class Model:
     @property
     def in_zoo(self) -> str | None:
         """The zoo's own name of a model trained on prose; None where it is trained here."""
-        if self.corpus != "sotu" or self.scheme not in ("kerple-log", "alibi", "t5", "rope"):
+        if self.corpus != "sotu" or self.scheme not in SCHEMES:
             return None
         return self.scheme if self.seed == 1 else f"{self.scheme}-s{self.seed}"
 
@@ -93,9 +95,8 @@ class Model:
 def models() -> list[Model]:
     """In the order they are made: a whole comparison of one seed is there first."""
     order = [Model(scheme, corpus, seed) for seed in SEEDS for corpus in TASKS for scheme in SCHEMES]
-    # Shared against per-layer kernels: a scheme "kerple-log-per-layer" on sotu goes before these
-    # once ``kerple-log:per-layer=true`` exists, and is packed too.
-    return order + [Model("kerple-log", "sotu", seed, packed=True) for seed in SEEDS]
+    order += [Model(PER_LAYER, "sotu", seed) for seed in SEEDS]
+    return order + [Model(s, "sotu", seed, packed=True) for seed in SEEDS for s in ("kerple-log", PER_LAYER)]
 
 
 def train(model: Model, out: Path) -> None:
@@ -103,7 +104,7 @@ def train(model: Model, out: Path) -> None:
     if model.in_zoo or ((folder / "config.json").exists() and not (folder / "training-state.pt").exists()):
         return
     kerple_eval(
-        *("train", "--scheme", SCHEMES[model.scheme], "--task", TASKS[model.corpus]),
+        *("train", "--scheme", SPELLED.get(model.scheme, model.scheme), "--task", TASKS[model.corpus]),
         *("--length", "512", "--seed", str(model.seed), *RECIPE, "--out", str(folder)),
     )
 

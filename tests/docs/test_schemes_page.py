@@ -18,9 +18,9 @@ def test_the_table_is_the_catalogue() -> None:
 
 
 def test_the_schemes_it_shows_are_read() -> None:
-    shown = re.findall(r"--scheme (\S+)", PAGE)
+    shown = [text.strip('"') for text in re.findall(r'--scheme ("[^"]+"|\S+)', PAGE)]
     named = [text for text in shown if not text.startswith("NAME")]
-    assert {"kerple-log,window=32", "rope,ssmax"} <= set(named)
+    assert {"kerple-log,window=32", "rope,ssmax", "layers: (rope,window=32)*3 (nope)"} <= set(named)
     for text in named:
         parse_scheme(text.rstrip("`)"))
 

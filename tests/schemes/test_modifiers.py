@@ -57,6 +57,23 @@ def lm_infinite(i: int, j: int, recent: int, start: int, limit: int) -> Pair:
     return i - j < recent or j < start, i - j if i - j < recent else limit, 1.0
 
 
+def dual_chunk(i: int, j: int, chunk: int, local: int) -> Pair:
+    """The tables of positions of ChunkLlama (chunkllama_attn_replace.py, commit 847ae71)."""
+    chunk_len = chunk - local
+    q_t = list(range(chunk_len))
+    qc_t = [min(t + chunk_len, chunk) for t in q_t]
+    key = j % chunk_len
+    if i // chunk_len == j // chunk_len:
+        return True, q_t[i % chunk_len] - key, 1.0
+    successive = i // chunk_len - j // chunk_len == 1
+    return True, qc_t[i % chunk_len if successive else chunk_len - 1] - key, 1.0
+
+
+def shifted(i: int, j: int, shift: int, local: int, factor: float = 1.0) -> Pair:
+    """Algorithm 1 of STRING: S is the sliding window, queries of the triangle stand at i - S + W."""
+    return True, i - j if i - j < shift else i - shift + local - j, factor**2
+
+
 #: modifier, its options, the oracle.
 CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
     ("window", "window", lambda i, j: (i - j < TRAINED, i - j, 1.0)),
@@ -72,6 +89,14 @@ CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
     ("lm-infinite", "lm-infinite=6,start=2,limit=4", lambda i, j: lm_infinite(i, j, 6, 2, 4)),
     ("self-extend", "self-extend", lambda i, j: self_extend(i, j, 4, 8)),
     ("self-extend", "self-extend=5,group=3", lambda i, j: self_extend(i, j, 5, 3)),
+    ("dca", "dca", lambda i, j: dual_chunk(i, j, 6, 1)),
+    ("dca", "dca=7,local=3", lambda i, j: dual_chunk(i, j, 7, 3)),
+    ("dca", "dca=9,local=7", lambda i, j: dual_chunk(i, j, 9, 7)),
+    ("dca", "dca=500", lambda i, j: (True, i - j, 1.0)),
+    ("string", "string", lambda i, j: shifted(i, j, 2, 1)),
+    ("string", "string=9,local=3", lambda i, j: shifted(i, j, 9, 3)),
+    ("string", "string=5,local=5", lambda i, j: (True, i - j, 1.0)),
+    ("string", "string=9,local=2,attention_factor=1.25", lambda i, j: shifted(i, j, 9, 2, 1.25)),
     ("rerope", "rerope", lambda i, j: rerope(i, j, 4)),
     ("rerope", "rerope=6", lambda i, j: rerope(i, j, 6)),
     ("rerope", "rerope=3,leak=4", lambda i, j: rerope(i, j, 3, 4.0)),
@@ -312,6 +337,11 @@ def test_a_wrong_modifier_is_refused(text: str, message: str) -> None:
         ("rope,self-extend=4,group=0", "must be at least 1"),
         ("rope,rerope=4,leak=0.5", "leak=0.5 must be above 1"),
         ("rope,streaming-sink,sinks=7", "leave no recent key"),
+        ("rope,dca=4,local=4", "local=4 must be at least 1 and less than chunk=4"),
+        ("rope,dca=-4", "less than chunk=-4"),
+        ("rope,string=4,local=5", "local=5 must be at least 1 and at most shift=4"),
+        ("rope,string,attention_factor=0", "must be positive"),
+        ("rope,dca=4,rerope=4", "both move positions"),
         ("rope,lm-infinite=-4", "0 or more"),
         ("rope,log-n=1", "at least 2"),
         ("rope,ssmax=-1", "must be positive"),

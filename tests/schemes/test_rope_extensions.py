@@ -49,6 +49,11 @@ def test_linear_is_position_interpolation() -> None:
     check(made("rope-linear", factor=4.0), 60, [theta(t) / 4 for t in range(8)])
 
 
+def test_theta_is_another_base() -> None:
+    check(made("theta"), 60, [theta(t, base=500000.0) for t in range(8)])
+    check(made("theta", theta=1e6), 60, [theta(t, base=1e6) for t in range(8)])
+
+
 def test_ntk_moves_the_base() -> None:
     base = 10000 * 4 ** (DIM / (DIM - 2))
     expected = [theta(t, base=base) for t in range(8)]

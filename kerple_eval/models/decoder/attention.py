@@ -237,9 +237,7 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     if visible is not None:
         seen = seen & visible
     scores = q.to(dtype) @ k.transpose(-1, -2).to(dtype)
-    moved = scheme.remap(positions_q, positions_k)
-    if moved is not None:
-        far, moved_q, moved_k = moved
+    for far, moved_q, moved_k in scheme.remap(positions_q, positions_k):
         far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
         scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)

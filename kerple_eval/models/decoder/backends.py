@@ -37,21 +37,23 @@ def resolve_backend(
     Raises:
         UserError: ``attention`` names a backend that cannot compute this scheme here.
     """
-    layer_scheme = scheme.at(0)
+    schemes = list(dict.fromkeys(scheme.at(layer) for layer in range(scheme.geometry.layers)))
+    general = any(map(uses_general_path, schemes))
     if attention == "eager":
         return attention
     if attention == "sdpa":
-        if uses_general_path(layer_scheme):
+        if general:
             raise UserError(f"attention sdpa: {name} needs its scores in memory; use auto or eager")
         return attention
-    obstacle = _flex_obstacle(layer_scheme, name, device, dtype)
+    obstacles = (_flex_obstacle(each, name, device, dtype) for each in schemes)
+    obstacle = next((found for found in obstacles if found), None)
     if attention == "flex":
         if obstacle:
             raise UserError(f"attention flex: {obstacle}; use auto, sdpa or eager")
         return attention
     if not obstacle and dtype.itemsize == 2:
         return "flex"
-    return "chunks" if uses_general_path(layer_scheme) else "sdpa"
+    return "chunks" if general else "sdpa"
 
 
 def _flex_obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from kerple_eval.schemes.spelling import format_scheme
+from kerple_eval.schemes.layers import format_layers, parse_layers
+from kerple_eval.schemes.spelling import MIX, format_scheme
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import Geometry, UserError
@@ -66,8 +67,12 @@ class DecoderConfig:
 
     @property
     def scheme_name(self) -> str:
-        """The scheme with its modifiers, as text: ``kerple-log,window=512``."""
-        return format_scheme(self.scheme, {}, self.modifiers)
+        """The scheme with its modifiers, as text: ``kerple-log,window=512``, ``rope 3/4 + nope 1/4``."""
+        if self.scheme != MIX:
+            return format_scheme(self.scheme, {}, self.modifiers)
+        specs = parse_layers(self.scheme_options, self.layers)
+        named = {s: format_scheme(s.name, {}, s.modifier_options | self.modifiers) for s in set(specs)}
+        return format_layers([named[spec] for spec in specs])
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

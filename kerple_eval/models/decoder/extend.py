@@ -4,9 +4,10 @@
     zoo:kerple-log,window=512            the modifier ``window`` applied to the trained scheme
     zoo:rope,extend=self-extend,group=4  a modifier may also be named by ``extend=``
 
-``extend=NAME`` replaces a scheme that has no parameters (RoPE, by one of the schemes ``rope-NAME``; the
-trained base and rotated fraction stay) or applies the modifier NAME to any scheme. Options that follow it
-belong to NAME. A modifier may also be given as ``NAME=VALUE``, where VALUE is its main option.
+``extend=NAME`` replaces a scheme that has no parameters by one that extends it (RoPE, by one of the schemes
+``rope-NAME`` or ``theta``; the trained base and rotated fraction stay, ``theta`` being another base) or
+applies the modifier NAME to any scheme. Options that follow it belong to NAME. A modifier may also be given
+as ``NAME=VALUE``, where VALUE is its main option.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import typed_options
 from kerple_eval.types import UserError
 
-#: The scheme without parameters that its extensions, the schemes named ``rope-NAME``, may replace.
-REPLACEABLE = "rope"
 #: Options that keep the value the model was trained with.
 TRAINED = ("base", "fraction")
 
@@ -113,5 +112,5 @@ def _modifiers() -> list[str]:
 
 def _extensions(scheme: str) -> list[str]:
     """What ``extend=`` may name for a model trained with ``scheme``."""
-    replacing = [name for name in SCHEMES if scheme == REPLACEABLE and name.startswith(f"{REPLACEABLE}-")]
+    replacing = [name for name, entry in SCHEMES.items() if entry.extends == scheme]
     return [*replacing, *_modifiers()]

@@ -147,13 +147,12 @@ class Decoder(nn.Module):
         rows = length if rows is None else rows
         x = self.embedding(tokens)
         x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
-        scheme: Scheme | None = None
-        table: SharedScores | None = None
+        tables: dict[Scheme, SharedScores | None] = {}  # one serves all layers that share a scheme
         for index, layer in enumerate(self.layers):
-            before, scheme = scheme, self.scheme.at(index)
-            if scheme is not before:  # one table serves all layers that share a scheme
-                table = make_table(scheme, length, x.dtype, tokens.device, self.backend)
-            x = layer(x, scheme, table, rows if index == len(self.layers) - 1 else length)
+            scheme = self.scheme.at(index)
+            if scheme not in tables:
+                tables[scheme] = make_table(scheme, length, x.dtype, tokens.device, self.backend)
+            x = layer(x, scheme, tables[scheme], rows if index == len(self.layers) - 1 else length)
         out: Tensor = self.norm(x)
         return out
 

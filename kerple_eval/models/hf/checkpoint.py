@@ -208,12 +208,13 @@ class HfCheckpoint(Checkpoint):
     def _prefix_invariant(self) -> bool:
         """False where frequencies follow the window's length, and where positions are not understood.
 
-        Of code that a checkpoint brings nothing is claimed.
+        Nor where keys are chosen by scores (DeepSeek's sparse attention, whose ties fall otherwise in another
+        length). Of code that a checkpoint brings nothing is claimed.
 
         What is claimed here is measured when the model is loaded.
         """
         types = rope_types(self.text)
-        if self.own_code:
+        if self.own_code or getattr(self.text, "index_topk", None):
             return False
         return self._scheme not in ("unknown", "t5") and not any(name in types for name in LENGTH_DEPENDENT)
 
@@ -276,10 +277,12 @@ class HfCheckpoint(Checkpoint):
                 model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf_path, dtype)
                 hf_weights.refuse_gaps(info, where)
             else:
-                state = hf_weights.read_state(self.weights)
-                model, info = hf_weights.load(self.model_class, self.config, state, where, dtype=dtype)
+                read = hf_weights.read_state
+                model, info = hf_weights.load(
+                    self.model_class, self.config, read(self.weights), where, dtype=dtype
+                )
                 hf_weights.refuse_gaps(info, where)
-                loaded.take_over(model, state, where)
+                loaded.take_over(model, read(self.weights), where)
             if self.own_code:
                 loaded.compute_buffers(model, self.model_class, self.config, dtype, where)
             if self.attention != "auto":
@@ -289,6 +292,11 @@ class HfCheckpoint(Checkpoint):
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
             made.feeding = copy(self.feeding)
             return made
+
+    def auto_dtype(self, device: torch.device) -> torch.dtype:
+        from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
+
+        return super().auto_dtype(device) if device.type == "cpu" else stored_dtype(self.headers, self.config)
 
     def _special_ids(self) -> set[int]:
         """Ids that a model may treat in another way than text: markers of the configuration and tokeniser."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +18,15 @@ def take_over(model: Any, state: Mapping[str, Any], where: str) -> None:
     """Compare each tensor with the file's after the cast to the model's dtype; where they differ, copy.
 
     transformers' classes may write into weights after loading them (some zero an embedding's row of padding).
-    Tensors that are stored under other names, or in parts, have passed through its own conversion.
+    ``state`` must have been read anew: tensors that were given to the loader share the model's memory.
+    Tensors that are merged or reordered on loading have passed through its own conversion.
     """
-    converted = _converted_patterns(model)
     own = model.state_dict()
-    for name, value in state.items():
-        target = own.get(name)
-        if target is None or any(re.search(pattern, name) for pattern in converted):
+    for name, claimed in claimed_names(model, state).items():
+        target = None if claimed is None else own.get(claimed)
+        if target is None:
             continue
+        value = state[name]
         stored = value if isinstance(value, Tensor) else value[...]
         stored = stored.to(target.dtype)
         if stored.shape != target.shape:
@@ -38,15 +38,29 @@ def take_over(model: Any, state: Mapping[str, Any], where: str) -> None:
             target.copy_(stored)
 
 
-def _converted_patterns(model: Any) -> list[str]:
-    """Names, as patterns, whose values transformers converts on loading (merged or reordered weights)."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
-        from transformers.core_model_loading import WeightConverter  # noqa: PLC0415
-    except ImportError:
-        return []
+def claimed_names(model: Any, stored: Iterable[str]) -> dict[str, str | None]:
+    """Each stored name's tensor in the model, by transformers' renamings; None where values are converted.
+
+    As ``core_model_loading.convert_and_load_state_dict_in_model`` of release 5.24 finds them.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
+    from transformers.core_model_loading import (  # noqa: PLC0415
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
     mapping = get_model_conversion_mapping(model)
-    return [p for entry in mapping if isinstance(entry, WeightConverter) for p in entry.source_patterns]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    own, prefix = model.state_dict(), model.base_model_prefix
+    names: dict[str, str | None] = {}
+    for name in stored:
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, own)
+        if renamed not in own and name in own:
+            renamed, pattern = rename_source_key(name, [], [], prefix, own)
+        names[name] = renamed if pattern is None else None
+    return names
 
 
 def compute_buffers(model: Any, model_class: Any, config: Any, dtype: torch.dtype, where: str) -> None:

@@ -9,7 +9,9 @@ the folder: nothing else in it (adapters, generation settings, code) is looked a
 from __future__ import annotations
 
 import contextlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from kerple_eval.models.hf import gguf
 from kerple_eval.models.hf.files import StoredTensor, Weights
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.models.hf.gguf import some
+from kerple_eval.models.hf.loaded import claimed_names
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
@@ -31,6 +34,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_SCORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _COMPILED, _PARALLEL = "_orig_mod.", "module."
 #: Buffers that older releases of transformers stored; left out where the model has no such buffer.
@@ -78,6 +82,18 @@ def _agree(index: Mapping[str, str], path: Path, part: Mapping[str, StoredTensor
     for tensor, name in index.items():
         if name == path.name and tensor not in part:
             raise UserError(f"{path}: missing tensor {tensor}, which the index assigns to it")
+
+
+def stored_dtype(tensors: Mapping[str, StoredTensor], config: Any) -> torch.dtype:
+    """What most of the weights are stored in; of packed ones what the configuration says, else float32."""
+    counts: Counter[str] = Counter()
+    for header in tensors.values():
+        counts[header.dtype] += math.prod(header.shape)
+    stated = getattr(config, "dtype", None)
+    for found in (_DTYPES.get(counts.most_common(1)[0][0]), stated):
+        if isinstance(found, torch.dtype) and found in _SCORED:
+            return found
+    return torch.float32
 
 
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -133,16 +149,19 @@ def check(
     refuse_gaps(info, where)
     kept = model.state_dict()
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
+    claimed = claimed_names(model, tensors)
     left_out = [
         name
         for name in sorted(tensors)
         if name not in kept
+        and claimed[name] not in kept
         and (name.endswith(_OLD_BUFFERS) or any(re.search(pattern, name) for pattern in patterns))
     ]
     for name, header in tensors.items():
         if header.dtype.startswith(("F", "BF")) or name in left_out:
             continue
-        if name not in kept or kept[name].is_floating_point():
+        target = kept.get(claimed[name] or "")
+        if target is None or target.is_floating_point():
             raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
     return model, left_out
 

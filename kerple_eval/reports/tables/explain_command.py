@@ -92,4 +92,5 @@ def _from_record(run: Run) -> list[str]:
         words.append("--keep-short")
     if specification.max_tokens is not None:
         words += ["--max-tokens", str(specification.max_tokens)]
-    return [*words, "--device", specification.device, "--dtype", specification.dtype]
+    own = any(model.dtype for model in specification.models)
+    return [*words, "--device", specification.device, "--dtype", "auto" if own else specification.dtype]

@@ -130,6 +130,54 @@ def test_a_row_that_a_class_zeroes_is_the_files_again() -> None:
     assert torch.equal(half.state_dict()["lm_head.weight"], state["lm_head.weight"].to(torch.bfloat16))
 
 
+def test_a_zeroed_row_of_a_file_that_is_mapped_into_memory(tmp_path: Path) -> None:
+    """Youtu's class zeroes the row of padding in place, which the loader's own tensors would show too."""
+    config = transformers.YoutuConfig(
+        **folders.sized(
+            num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+            v_head_dim=8, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    made = folders.model(config)
+    stored = made.model.embed_tokens.weight[0].clone()
+    assert stored.abs().max() > 0
+    place = folders.save(tmp_path / "mapped", made)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_bytes((place / "config.json").read_bytes())
+    torch.save(made.state_dict(), pickled / "pytorch_model.bin")
+    for folder_ in (place, pickled):
+        loaded = HfCheckpoint.open(str(folder_), {}).load(CPU, torch.float32)
+        assert torch.equal(loaded.model.model.embed_tokens.weight[0], stored)
+
+
+def test_whole_numbers_that_a_model_claims_under_another_name(tmp_path: Path) -> None:
+    """DeepSeek V4 looks experts up in a table of integers, which its files call otherwise."""
+    config = transformers.DeepseekV4Config(
+        **folders.sized(
+            head_dim=8, num_key_value_heads=1, q_lora_rank=16, o_lora_rank=8, moe_intermediate_size=24,
+            n_routed_experts=4, num_experts_per_tok=2, index_head_dim=8, index_n_heads=2,
+        )
+    )  # fmt: skip
+    made = folders.model(config)
+    tables = {name: buffer for name, buffer in made.named_buffers() if name.endswith("tid2eid")}
+    for table in tables.values():
+        table.copy_(torch.randint(4, table.shape, generator=torch.Generator().manual_seed(0)))
+    place = folders.save(tmp_path, made)
+    stored = load_file(place / "model.safetensors")
+    assert tables
+    assert not tables.keys() & stored.keys()
+    opened = HfCheckpoint.open(str(place), {})
+    assert not opened.description.prefix_invariant
+    own = opened.load(CPU, torch.float32).model.state_dict()
+    for name, table in tables.items():
+        assert torch.equal(own[name], table)
+    name = next(name for name, tensor in stored.items() if tensor.is_floating_point())
+    save_file(stored | {name: stored[name].long()}, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"tensor {name} is I64, expected floating point"):
+        HfCheckpoint.open(str(place), {})
+
+
 def test_probes_measure(tmp_path: Path) -> None:
     """XLM attends both ways unless it is told not to; on ids that it takes for padding that stayed unseen."""
     sizes = {"vocab_size": V, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
