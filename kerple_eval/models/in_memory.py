@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.models.probes import probe
+from kerple_eval.schemes.layers import format_layers
 from kerple_eval.types import UserError
 
 Model = nn.Module | LanguageModel | Callable[[Tensor], Any]
@@ -217,13 +218,15 @@ class InMemoryCheckpoint(Checkpoint):
         if is_transformers(self.model):
             from kerple_eval.models.hf import describe  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
+            from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
             model: Any = self.model
             text = text_config(model.config, self.name)
+            layers = layer_schemes(type(model), model.config) or ["unknown"]
             known = {
-                "scheme": describe.scheme(text, model),
+                "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),
-                "max_length": describe.longest_window(text, model),
+                "max_length": describe.longest_window(text, model, layers),
                 "shape": describe.shape(text),
             }
         told = {

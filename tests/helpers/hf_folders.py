@@ -84,16 +84,18 @@ MODELS: dict[str, tuple[Callable[[], Any], str, int | None, int | None, bool]] =
         lambda: transformers.Gemma2Config(
             **sized(head_dim=8, sliding_window=8, final_logit_softcapping=2.0, attn_logit_softcapping=5.0)
         ),
-        "rope", 32, None, True,
+        "rope,window=8 1/2 + rope 1/2", 32, None, True,
     ),
     "gemma3": (
         lambda: transformers.Gemma3TextConfig(
             **sized(head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
         ),
-        "rope", 32, None, True,
+        "rope,window=8 1/2 + rope 1/2", 32, None, True,
     ),
     "qwen2": (lambda: transformers.Qwen2Config(**sized()), "rope", 32, None, True),
-    "mistral": (lambda: transformers.MistralConfig(**sized(sliding_window=8)), "rope", 32, None, True),
+    "mistral": (
+        lambda: transformers.MistralConfig(**sized(sliding_window=8)), "rope,window=8", 32, None, True,
+    ),
     "mixtral": (lambda: transformers.MixtralConfig(**sized(num_local_experts=4)), "rope", 32, None, True),
     "phi3": (
         lambda: transformers.Phi3Config(
@@ -116,7 +118,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str, int | None, int | None, bool]] =
         lambda: transformers.MambaConfig(
             vocab_size=V, hidden_size=32, num_hidden_layers=2, state_size=4, **MARKS
         ),
-        "none", None, None, True,
+        "recurrent", None, None, True,
     ),
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
 from kerple_eval.models.hf.sizes import check_sizes
+from kerple_eval.schemes.layers import format_layers
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
@@ -171,16 +172,13 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.describe import attends_eagerly, longest_window, rounding, shape  # noqa: PLC0415
 
         text = self.text
-        more = (
-            [f"how {text.model_type} encodes positions is not known here"]
-            if self._scheme == "unknown"
-            else []
-        )
+        unknown_positions = any("unknown" in name for name in self._layers)
+        more = [f"how {text.model_type} encodes positions is not known here"] if unknown_positions else []
         with foreign(self.where, "its sizes cannot be read"):
-            sizes, longest = shape(text), longest_window(text, self.empty)
+            sizes, longest = shape(text), longest_window(text, self.empty, self._layers)
         return Description(
             format="hf",
-            scheme=self._scheme,
+            scheme=format_layers(self._layers),
             vocab_size=self.vocabulary,
             parameters=sum(p.numel() for p in self.empty.parameters()),
             train_length=self.train_length,
@@ -192,17 +190,18 @@ class HfCheckpoint(Checkpoint):
             shape=sizes,
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
-            warnings=(*self.warnings, *(more if self._scheme == "unknown" else []), *rounding(text)),
+            warnings=(*self.warnings, *more, *rounding(text)),
             eager=attends_eagerly(self.empty),
         )
 
-    @property
-    def _scheme(self) -> str:
-        from kerple_eval.models.hf.describe import scheme  # noqa: PLC0415
+    @cached_property
+    def _layers(self) -> list[str]:
+        """The scheme of each layer; ``unknown`` where nothing can be said of any."""
+        from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
         with foreign(self.where, "its positions cannot be read"):
-            name = scheme(self.text, self.empty)
-        return f"{name}-ntk" if self.extension is not None and self.extension.kind == "ntk" else name
+            names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
+        return names if self.extension is None else self.extension.renamed(names, self.text)
 
     @property
     def _prefix_invariant(self) -> bool:
@@ -216,7 +215,8 @@ class HfCheckpoint(Checkpoint):
         types = rope_types(self.text)
         if self.own_code or getattr(self.text, "index_topk", None):
             return False
-        return self._scheme not in ("unknown", "t5") and not any(name in types for name in LENGTH_DEPENDENT)
+        known = not any(word in name for name in self._layers for word in ("unknown", "t5"))
+        return known and not any(name in types for name in LENGTH_DEPENDENT)
 
     def _details(self, text: Any) -> dict[str, Any]:
         from kerple_eval.models.hf.config import code_sha256  # noqa: PLC0415

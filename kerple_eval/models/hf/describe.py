@@ -1,4 +1,4 @@
-"""What a configuration of transformers says of a model: its scheme, lengths and sizes."""
+"""What a configuration of transformers says of a model: its lengths and sizes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from typing import Any
 from torch import nn
 
 from kerple_eval.models.base import Shape
-from kerple_eval.models.hf.rope import rope_types
+from kerple_eval.models.hf.layers import LEARNED, OTHER_SENSES
 
-#: Model types whose positions enter as ALiBi biases, and where they have no other choice.
-_ALIBI = ("bloom", "mpt")
-#: Types with rotary positions outside ``rope_parameters``; their tables end at the trained length.
-_TABLED_ROPE = ("gptj", "codegen")
-_SINUSOIDAL = ("xglm", "ctrl")
-_NO_POSITIONS = ("mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "xlstm", "zamba")
-_BUCKETS = ("t5", "umt5", "mt5", "xlm-prophetnet", "prophetnet")
-#: Modules that hold one learned vector a position, by the last part of their name.
-_LEARNED = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
-
-#: Parts of a model that do not read text.
-_OTHER_SENSES = ("vision", "visual", "image", "audio", "speech")
+#: Types with rotary positions in tables that end at the trained length, or sines that do.
+_TABLED = ("gptj", "codegen", "ctrl")
 
 
 def train_length(config: Any, raw: dict[str, Any]) -> int | None:
@@ -41,47 +31,25 @@ def train_length(config: Any, raw: dict[str, Any]) -> int | None:
     return None
 
 
-def scheme(config: Any, model: nn.Module) -> str:
-    """``rope``, ``rope-yarn``, ..., ``alibi``, ``learned``, ``sinusoidal``, ``t5``, ``none``, or ``unknown``.
-
-    From the configuration and the modules of the model built from it (on the meta device).
-    """
-    kind = config.model_type
-    if kind in _ALIBI or getattr(config, "alibi", False):
-        return "alibi"
-    for names, scheme_ in (
-        (_TABLED_ROPE, "rope"), (_SINUSOIDAL, "sinusoidal"), (_NO_POSITIONS, "none"), (_BUCKETS, "t5"),
-    ):  # fmt: skip
-        if kind in names:
-            return scheme_
-    if getattr(config, "position_embedding_type", None) == "nope":
-        return "none"
-    rotary = any(
-        "inv_freq" in name and not any(word in name for word in _OTHER_SENSES)
-        for name, _ in model.named_buffers()
-    )
-    if rotary:
-        scaled = [name for name in rope_types(config) if name != "default"]
-        return "-".join(["rope", *scaled])
-    return "learned" if learned_positions(model) is not None else "unknown"
-
-
 def learned_positions(model: nn.Module) -> int | None:
     """How many positions a learned table serves, without the rows some models keep for padding."""
     for name, module in model.named_modules():
-        if any(word in name for word in _OTHER_SENSES):
+        if any(word in name for word in OTHER_SENSES):
             continue
-        if name.rsplit(".", 1)[-1] in _LEARNED and isinstance(module, nn.Embedding):
+        if name.rsplit(".", 1)[-1] in LEARNED and isinstance(module, nn.Embedding):
             offset = getattr(module, "offset", 0)  # OPT, BioGPT: rows 0 and 1 are not positions
             return int(module.num_embeddings) - (offset if isinstance(offset, int) else 0)
     return None
 
 
-def longest_window(config: Any, model: nn.Module) -> int | None:
-    """The longest window the positions are defined for; None where there is no limit."""
-    if config.model_type in (*_TABLED_ROPE, "ctrl"):
+def longest_window(config: Any, model: nn.Module, layers: Sequence[str]) -> int | None:
+    """The longest window the positions are defined for; None where there is no limit.
+
+    ``layers``: the scheme of each layer, see :func:`kerple_eval.models.hf.layers.layer_schemes`.
+    """
+    if config.model_type in _TABLED:
         return int(config.max_position_embeddings)
-    return learned_positions(model) if scheme(config, model) == "learned" else None
+    return learned_positions(model) if any("learned" in name for name in layers) else None
 
 
 def _setting(config: Any, name: str) -> Any:

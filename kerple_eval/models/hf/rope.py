@@ -18,7 +18,8 @@ All but ``ntk`` are transformers' own (``modeling_rope_utils.py``, release 5.24)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,18 @@ class Extension:
             config.max_position_embeddings = self.original  # where transformers takes L from
         replaced = ", ".join(f"{old['rope_type']} (factor {old.get('factor')})" for old in own)
         return replaced or None
+
+    def renamed(self, layers: Sequence[str], config: Any) -> list[str]:
+        """``ntk`` named in the layers it extends: transformers sees another base, of the default type."""
+        if self.kind != "ntk":
+            return list(layers)
+        local = len(dict(rope_dicts(config))) > 1  # local layers have frequencies of their own
+        return [
+            name
+            if local and any(word in name for word in (",window=", ",chunk="))
+            else re.sub(r"\brope\b(?!-)", "rope-ntk", name)
+            for name in layers
+        ]
 
     def _parameters(self, config: Any, old: dict[str, Any], where: str) -> dict[str, Any]:
         new = {key: old[key] for key in _KEPT if key in old}
