@@ -16,6 +16,7 @@ from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress
+from kerple_eval.models.devices import DeviceLostError
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run
 from kerple_eval.reports.tables import answers, table
@@ -32,7 +33,7 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
             run_request(request)
             return 0
         result = _watched(request)
-    except RankLostError as error:
+    except (RankLostError, DeviceLostError) as error:
         click.echo(f"rank {rank}: {error}; finished cells are kept, the same command continues", err=True)
         return 1
     except KeyboardInterrupt:

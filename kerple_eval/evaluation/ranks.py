@@ -2,9 +2,10 @@
 
 Rank 0 does what a run in a single process does (it plans, writes cells and reports progress), except for
 the forward passes. It tells the other ranks which model to load and which windows to score; rank r of W
-scores the batches r, r + W, r + 2 W, ... of the same list, and rank 0 puts the losses together. Batches do
-not depend on the number of ranks, so neither do the losses (on the CPU to the bit, with the same number of
-threads a rank); no window is padded or scored twice.
+scores the batches r, r + W, r + 2 W, ... of the same list, and rank 0 puts the losses together. On the CPU
+batches do not depend on the number of ranks, so neither do the losses (to the bit, with the same number of
+threads a rank); on cards no batch has more than a rank's part of the windows. No window is padded or scored
+twice, and a document travels once.
 
 Requests and losses travel through gloo, also between GPUs: a few bytes a target. A script that has
 initialised ``torch.distributed`` keeps its own process group as it is; the ranks of a run then talk in a
@@ -17,7 +18,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -28,12 +29,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
-from kerple_eval.models.devices import resolve_device, scoring_dtype
+from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
 from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
 TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' batches of a cell
+NOT_SENT: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in place of a document that need not travel
 
 
 class RankLostError(Exception):
@@ -47,11 +49,13 @@ class RankLostError(Exception):
 class ScoreRequest:
     """The windows to score, in the form that :func:`kerple_eval.models.scoring.score` reads.
 
-    ``windows``: pairs of a document's index and a window; ``bos``: the first-token marker before each
-    window, or None; ``hits``: whether to return beside each loss whether the target was the argmax.
+    ``hashes``: of the documents, sha256; ``windows``: pairs of a document's index and a window; ``bos``: the
+    first-token marker before each window, or None; ``hits``: whether to return beside each loss whether the
+    target was the argmax.
     """
 
     documents: Sequence[NDArray[np.int64]]
+    hashes: Sequence[str]
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
@@ -98,6 +102,7 @@ class RankGroup(SingleProcess):
         self.group = group
         self.owns_default = owns_default
         self.device_before: int | None = None  # the CUDA device that was current
+        self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
 
     @classmethod
     def beside(cls) -> RankGroup:
@@ -125,7 +130,7 @@ class RankGroup(SingleProcess):
         return model
 
     def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
-        self._broadcast(("score", (request, budget.tokens)))
+        self._broadcast(("score", (self._without_known(request), budget.tokens)))
         error = None
         try:
             yield from request.run(model, budget, (self.rank, self.size))
@@ -134,6 +139,26 @@ class RankGroup(SingleProcess):
         for batches, tokens in self._gather(error)[1:]:
             budget.tokens = min(budget.tokens, tokens)
             yield from batches
+
+    def _without_known(self, request: ScoreRequest) -> ScoreRequest:
+        """The request for the other ranks: its documents that have windows and are new to them."""
+        scored = {document for document, _ in request.windows}
+        documents = list(request.documents)
+        for index, (sha256, ids) in enumerate(zip(request.hashes, request.documents, strict=True)):
+            if index not in scored or sha256 in self.documents:
+                documents[index] = NOT_SENT
+            else:
+                self.documents[sha256] = ids
+        return replace(request, documents=documents)
+
+    def _with_known(self, request: ScoreRequest) -> ScoreRequest:
+        """What another rank makes of :meth:`_without_known`."""
+        documents = list(request.documents)
+        for index, (sha256, ids) in enumerate(zip(request.hashes, request.documents, strict=True)):
+            if len(ids):
+                self.documents[sha256] = ids
+            documents[index] = self.documents.get(sha256, NOT_SENT)
+        return replace(request, documents=documents)
 
     def release(self, result: Any = None, error: BaseException | None = None) -> None:
         try:
@@ -184,6 +209,7 @@ class RankGroup(SingleProcess):
     ) -> tuple[list[Batch], int]:
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
+        request = self._with_known(request)
         return list(request.run(model, budget, (self.rank, self.size))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
@@ -212,7 +238,7 @@ class RankGroup(SingleProcess):
         try:
             return work(), None
         except Exception as problem:
-            return None, self._portable(problem)
+            return None, self._portable(device_lost(problem) or problem)
 
     def _portable(self, error: Exception) -> Exception:
         """The error in a form that another rank can raise, with this rank's traceback as a note."""

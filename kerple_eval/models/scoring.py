@@ -27,21 +27,33 @@ class NotFiniteError(ArithmeticError):
     """A loss is NaN or infinite."""
 
 
-def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix: int = 0) -> list[list[int]]:
+def batches(
+    windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix: int = 0, ranks: int = 1
+) -> list[list[int]]:
     """Indices of (document, window) pairs that share a forward pass.
 
     Windows of one shape (inputs, targets) go together, in order, at most ``tokens_per_pass`` input
     tokens at a time: a function of the plan alone, so a resumed run repeats the same passes. ``prefix``
-    tokens stand before every window's own.
+    tokens stand before every window's own. ``ranks`` share the passes: none takes more than its part of a
+    shape's windows.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (_, window) in enumerate(windows):
         groups.setdefault((window.inputs, window.targets), []).append(index)
     passes = []
     for (inputs, _), members in groups.items():
-        size = max(1, tokens_per_pass // (inputs + prefix))
+        size = min(max(1, tokens_per_pass // (inputs + prefix)), -(-len(members) // ranks))
         passes += [members[i : i + size] for i in range(0, len(members), size)]
     return passes
+
+
+def pass_ranks(device: torch.device, ranks: int) -> int:
+    """By how many ranks the size of a pass is limited (:func:`batches`).
+
+    A card's pass is large enough to hold all windows of a cell, which would leave the other ranks idle. On
+    the CPU passes are small and do not depend on the ranks, so that the losses are the same to the bit.
+    """
+    return ranks if device.type == "cuda" else 1
 
 
 class Budget:
@@ -81,7 +93,7 @@ def score(
     """
     prefix = np.array([] if bos is None else [bos], dtype=np.int64)
     budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
-    passes = batches(windows, budget.tokens, len(prefix))
+    passes = batches(windows, budget.tokens, len(prefix), pass_ranks(model.device, share[1]))
     runner = _Passes(model, documents, windows, prefix, hits=hits)
     waiting: list[tuple[list[int], Tensor]] = []  # on CUDA one pass computes while another's losses are read
     for members in passes[share[0] :: share[1]]:

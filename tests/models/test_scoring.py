@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder import scored as decoder_model
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.devices import resolve_device
-from kerple_eval.models.scoring import NotFiniteError, batches, score
+from kerple_eval.models.scoring import NotFiniteError, batches, pass_ranks, score
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.last import Last
 from kerple_eval.protocols.sliding_window import SlidingWindow
@@ -173,6 +174,22 @@ def test_batches_are_a_function_of_the_plan_alone() -> None:
     moved = [(d + 5, Window(w.start + 3, w.stop + 3, w.first_target + 3)) for d, w in windows]
     assert batches(moved, 24) == first
     assert batches([], 24) == []
+
+
+def test_ranks_share_a_shape_s_windows_evenly() -> None:
+    """A pass as large as a cell would leave seven of eight ranks idle."""
+    for count, inputs, ranks in itertools.product((1, 7, 8, 64, 100), (512, 16384), (1, 3, 8)):
+        windows = [(0, Window(i, i + inputs, i + 1)) for i in range(count)]
+        passes = batches(windows, 32768, ranks=ranks)
+        assert sorted(itertools.chain(*passes)) == list(range(count))
+        assert max(map(len, passes)) <= -(-count // ranks)
+        busiest = max(sum(map(len, passes[rank::ranks])) for rank in range(ranks))
+        fits = max(1, 32768 // inputs)
+        assert busiest <= -(-count // ranks) + min(fits, -(-count // ranks)), (count, inputs, ranks)
+    eight = batches([(0, Window(i, i + 512, i + 1)) for i in range(64)], 32768, ranks=8)
+    assert [len(p) for p in eight] == [8] * 8
+    assert pass_ranks(torch.device("cpu"), 8) == 1
+    assert pass_ranks(torch.device("cuda"), 8) == 8
 
 
 def test_devices() -> None:
