@@ -56,7 +56,8 @@ def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
 
 def flex_serves(scheme: Scheme) -> bool:
     """Whether position enters through functions of distance (and rotations) alone."""
-    return not any(scheme.implements(hook) for hook in ("bias", "score", "visible", "remap"))
+    hooks = ("bias", "score", "sink", "visible", "remap")
+    return scheme.softcap is None and not any(scheme.implements(hook) for hook in hooks)
 
 
 class FlexScores:

@@ -4,7 +4,7 @@
     hf:DIR,gguf=FILE          a GGUF file in it, unpacked (hf:DIR/FILE.gguf is the same)
     hf:org/name@revision      a repository of the hub, or the copy in its cache
 
-    rope=linear|dynamic|yarn|llama3|ntk,factor=F[,original=N]   extend rotary positions (rope.py)
+    extend=NAME,...           extend rotary positions, no weight touched (extension.py); or rope=NAME
     tokenizer=FILE            a tokenizer.json, in location of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
 
@@ -32,16 +32,16 @@ from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, 
 from kerple_eval.models.hf.sizes import check_sizes
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.support.readers import quoted, read_json
-from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from kerple_eval.models.decoder.network import Decoder
+    from kerple_eval.models.hf.extension import Method
     from kerple_eval.models.hf.model import HfModel
 
-OPTIONS = ("gguf", "rope", "factor", "original", "tokenizer", "trust-remote-code")
+OPTIONS = ("gguf", "tokenizer", "trust-remote-code")
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -52,6 +52,8 @@ _SHOWN = (
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
     feeds_pieces = True
+    method: Method | None = None
+    extension: Extension | None = None  # the method's frequencies
 
     def __init__(self, location: str, options: dict[str, str]) -> None:
         from kerple_eval.models.hf import config as configs  # noqa: PLC0415 - transformers, torch
@@ -59,10 +61,7 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.tokenizer import read_tokenizer  # noqa: PLC0415
 
         options = dict(options)
-        for key in options:
-            if key not in OPTIONS:
-                raise unknown("option of a Hugging Face checkpoint", key, OPTIONS)
-        self.extension = Extension.from_options(options)
+        self._changes = _changes(options)
         flag = options.get("trust-remote-code", "false")
         if flag not in ("true", "false"):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
@@ -109,19 +108,33 @@ class HfCheckpoint(Checkpoint):
         check_sizes(raw, shapes, self.where)
         if self.weights.kind == "gguf":
             raw = gguf.claim(raw, self.gguf_path, self.headers)
-            if self.extension is None:
+            if not self._changes:
                 gguf.refuse_unread_scaling(self.gguf_path, self.headers)
         self.config = configs.build_config(raw, self.folder, remote=remote)
         self.text = configs.text_config(self.config, self.where)
         self.fingerprint = configs.fingerprint(raw)
         self.train_length = train_length(self.text, raw)
         self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
-        if self.extension is not None:
-            with foreign(self.where, f"rope={self.extension.kind} cannot be set"):
-                replaced = self.extension.apply(self.text, self.where)
-            if replaced:
-                self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
+        if self._changes:
+            self._extend()
         return raw
+
+    def _extend(self) -> None:
+        """``method``, and its frequencies set in the configuration."""
+        from kerple_eval.models.hf.describe import shape  # noqa: PLC0415
+        from kerple_eval.models.hf.extension import read_method  # noqa: PLC0415
+
+        with foreign(self.where, "its sizes cannot be read"):
+            sizes = shape(self.text)
+        known = (*OPTIONS, "rope")
+        self.method = read_method(self._changes, self.text, sizes, self.train_length, self.where, known)
+        self.extension = self.method.frequencies
+        if self.extension is None:
+            return
+        with foreign(self.where, f"{self.extension.kind} cannot be set"):
+            replaced = self.extension.apply(self.text, self.where)
+        if replaced:
+            self.warnings += (f"{self.extension.kind} replaces the config's own {replaced}",)
 
     def _build(self, *, remote: bool) -> None:
         """``model_class``, and ``empty``: the model without weights, its tensors those of the files."""
@@ -140,7 +153,13 @@ class HfCheckpoint(Checkpoint):
                 self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
         if self.extension is not None and not serves(self.empty, self.extension):
             raise UserError(
-                f"{self.where}: {type(self.empty).__name__} has no rotary positions that rope= could extend"
+                f"{self.where}: {type(self.empty).__name__} has no rotary positions that "
+                f"{self.extension.kind} could extend"
+            )
+        if self.method is not None and not any("rope" in name or name == "unknown" for name in self._layers):
+            raise UserError(
+                f"{self.where}: {next(iter(self._changes))}= extends rotary positions, and "
+                f"{type(self.empty).__name__} has none"
             )
 
     def _vocabulary(self) -> int:
@@ -191,7 +210,7 @@ class HfCheckpoint(Checkpoint):
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
             warnings=(*self.warnings, *more, *rounding(text)),
-            eager=attends_eagerly(self.empty),
+            eager=attends_eagerly(self.empty) and not (self.method and self.method.modifiers),
         )
 
     @cached_property
@@ -201,7 +220,9 @@ class HfCheckpoint(Checkpoint):
 
         with foreign(self.where, "its positions cannot be read"):
             names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
-        return names if self.extension is None else self.extension.renamed(names, self.text)
+        if self.extension is not None:
+            names = self.extension.renamed(names, self.text)
+        return names if self.method is None else self.method.renamed(names)
 
     @property
     def _prefix_invariant(self) -> bool:
@@ -214,6 +235,8 @@ class HfCheckpoint(Checkpoint):
         """
         types = rope_types(self.text)
         if self.own_code or getattr(self.text, "index_topk", None):
+            return False
+        if self.method is not None and not self.method.prefix_invariant:
             return False
         known = not any(word in name for name in self._layers for word in ("unknown", "t5"))
         return known and not any(name in types for name in LENGTH_DEPENDENT)
@@ -236,6 +259,8 @@ class HfCheckpoint(Checkpoint):
             details["rope_parameters"] = rope.get("", rope)
         if self.extension is not None:
             details["extension"] = self.extension.record()
+        if self.method is not None and self.method.modifiers:
+            details |= {"modifiers": self.method.modifiers, "attention": "chunks"}
         for key in _SHOWN:
             value = getattr(text, key, None)
             if value is not None and isinstance(value, int | float | str):
@@ -261,6 +286,11 @@ class HfCheckpoint(Checkpoint):
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention == "flex" and device.type != "cuda":
             raise UserError(f"attention flex: is compiled for CUDA, the device is {device.type}")
+        if attention != "auto" and self.method is not None and self.method.modifiers:
+            raise UserError(
+                f"attention {attention}: {', '.join(self.method.modifiers)} is computed by chunks of "
+                "scores here; use auto"
+            )
         if attention != "auto":
             set_attention(self.empty, attention, str(self.weights.files[0]))
         self.attention = attention
@@ -269,7 +299,6 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf import loaded  # noqa: PLC0415
         from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
         from kerple_eval.models.hf.config import quiet  # noqa: PLC0415
-        from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
         where = str(self.weights.files[0])
         with quiet():
@@ -288,10 +317,21 @@ class HfCheckpoint(Checkpoint):
             if self.attention != "auto":
                 set_attention(model, self.attention, where)
             described = self.description
-            made = HfModel(model, device, dtype, where)
+            made = self._ready(model, device, dtype, where)
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
             made.feeding = copy(self.feeding)
             return made
+
+    def _ready(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> HfModel:
+        from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
+        from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
+
+        if self.method is None or not self.method.modifiers:
+            return HfModel(model, device, dtype, where)
+        return ExtendedModel(
+            model, device, dtype, where, modifiers=self.method.modifiers, geometry=self.method.geometry,
+            special=self._special_ids(), longest=self.description.max_length,
+        )  # fmt: skip
 
     def auto_dtype(self, device: torch.device) -> torch.dtype:
         from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
@@ -304,6 +344,16 @@ class HfCheckpoint(Checkpoint):
         marked = [] if self._tokenizer is None else self._tokenizer.special_ids
         ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
         return {number for number in (*ids, *marked) if isinstance(number, int)}
+
+
+def _changes(options: dict[str, str]) -> dict[str, str]:
+    """The options that change positions, ``rope=`` respelt as ``extend=``; removed from ``options``."""
+    if "rope" in options and "extend" in options:
+        raise UserError("hf: rope= is another spelling of extend=; give one of them")
+    extend = options.get("extend")
+    extension = Extension.from_options(options) if extend is None else None
+    given = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
+    return given if extension is None else extension.options() | given
 
 
 def _need(packages: tuple[str, ...]) -> None:

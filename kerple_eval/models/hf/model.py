@@ -53,32 +53,36 @@ class HfModel(LanguageModel):
         for logits, _ in self._pass(inputs, rows):
             yield logits
 
-    def _pass(
-        self, inputs: Tensor, rows: int, *, use_cache: bool = False, **cache: Any
-    ) -> Iterator[tuple[Tensor, Any]]:
+    def _pass(self, inputs: Tensor, rows: int, **cache: Any) -> Iterator[tuple[Tensor, Any]]:
         """One pass over ``inputs [B, N]``: logits of the last ``rows`` positions, ``[B, r, V]`` a chunk, each
         with what the model returned; one chunk without rows where ``rows`` is 0.
         """
+        length = inputs.shape[1]
         step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.vocabulary))
         if not self.chunked or 0 < rows <= step:
-            yield self._forward(inputs, rows, use_cache=use_cache, **cache)
+            output = self._call(inputs, max(rows, 1) if self.keeps_rows else None, **cache)
+            yield output.logits[:, output.logits.shape[1] - rows :], output
             return
-        length = inputs.shape[1]
         with _trunk_runs_once(self.model):
             for start in range(length - rows, length, step) if rows else (length,):
                 keep = torch.arange(start, min(start + step, length), device=self.device)
-                with foreign(self.where, "its own code fails"):
-                    output = self.model(input_ids=inputs, logits_to_keep=keep, use_cache=use_cache, **cache)
+                output = self._call(inputs, keep, **cache)
                 yield output.logits, output
 
-    def _forward(
-        self, inputs: Tensor, rows: int, *, use_cache: bool = False, **cache: Any
-    ) -> tuple[Tensor, Any]:
-        """``[B, N]`` -> ``[B, rows, V]`` by one plain call, and what it returned."""
-        keep = {"logits_to_keep": max(rows, 1)} if self.keeps_rows else {}
+    def _forward(self, inputs: Tensor, rows: int) -> Tensor:
+        """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
+        logits: Tensor = self._call(inputs, rows if self.keeps_rows else None).logits
+        return logits[:, -rows:]
+
+    def _call(
+        self, inputs: Tensor, keep: int | Tensor | None, *, use_cache: bool = False, **cache: Any
+    ) -> Any:
+        """What the model returns, with logits of the last ``keep`` positions, or of those that it names; of
+        all where None.
+        """
+        named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
-            output = self.model(input_ids=inputs, use_cache=use_cache, **keep, **cache)
-        return output.logits[:, output.logits.shape[1] - rows :], output
+            return self.model(input_ids=inputs, use_cache=use_cache, **named, **cache)
 
     @torch.inference_mode()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
@@ -102,7 +106,7 @@ class HfModel(LanguageModel):
         half, short = length // 2, length - length // 4
         late = torch.cat([text[:-1], other[-1:]])
         early = torch.cat([text[:half], other[half:]])
-        logits = self._forward(torch.stack([text, late, early]), length)[0].float()
+        logits = self._forward(torch.stack([text, late, early]), length).float()
         if not logits.isfinite().all():
             return  # scoring will say which loss is not finite
         tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * (1 + float(logits.abs().max()))
@@ -114,7 +118,7 @@ class HfModel(LanguageModel):
                 )
         if not invariant:
             return
-        alone = self._forward(text[None, :short], short)[0].float()
+        alone = self._forward(text[None, :short], short).float()
         if float((logits[0, :short] - alone[0]).abs().max()) > tolerance:
             raise UserError(
                 f"{where}: the model's losses change with the length of the window, which its architecture "
