@@ -20,13 +20,13 @@ from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.ranks import RankLostError, ScoreRequest, SingleProcess
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.stopping import AllDocuments, StoppingRule, UntilSure
-from kerple_eval.evaluation.verify import check_cell, document_numbers, document_records, planned_header
+from kerple_eval.evaluation.verify import checked_cells, document_numbers, document_records, planned_header
 from kerple_eval.evaluation.worklist import Earlier, Work, cost, worklist
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.devices import device_lost
 from kerple_eval.models.scoring import batches, pass_ranks
-from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
+from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
 from kerple_eval.records.header import CellHeader, FailedHeader, FeedingRecord, FinishedHeader
 from kerple_eval.records.run import Run, write_summary
 from kerple_eval.types import CellKey, Window
@@ -79,12 +79,9 @@ class Worker:
             AllDocuments(self.every) if plan.precision is None else UntilSure(plan, plan.precision, self.keys)
         )
         self.deaths = Deaths(run.folder)
-        planned = {task.key: task for task in self.every}
-        for outcome in run.cells():
+        for outcome in checked_cells(run, plan, self.every):
             self._add_row(outcome)
             if isinstance(outcome, Cell):
-                path = run.folder / "cells" / f"{file_name(outcome.key)}.parquet"
-                check_cell(outcome, self.stopping.held(planned[outcome.key], outcome), plan, str(path))
                 self.stopping.add(outcome)
             elif outcome.header.killed and not retry:
                 self.stopping.drop(outcome.key)
@@ -235,7 +232,7 @@ class Worker:
         return fresh
 
     def _finished(self, key: CellKey) -> Cell | None:
-        cell = read_cell(self.run.folder, key)
+        cell = self.run.cell(key)
         return cell if isinstance(cell, Cell) else None
 
     def _header(self, task: Work) -> CellHeader:
