@@ -5,7 +5,8 @@ the forward passes. It tells the other ranks which model to load and which windo
 scores the batches r, r + W, r + 2 W, ... of the same list, and rank 0 puts the losses together. On the CPU
 batches do not depend on the number of ranks, so neither do the losses (to the bit, with the same number of
 threads a rank); on cards no batch has more than a rank's part of the windows. No window is padded or scored
-twice, and a document travels once.
+twice, and a document travels once. Of a model that is held in parts (``together``) every rank scores every
+batch, and rank 0's losses count.
 
 Requests and losses travel through gloo, also between GPUs: a few bytes a target. A script that has
 initialised ``torch.distributed`` keeps its own process group as it is; the ranks of a run then talk in a
@@ -111,9 +112,13 @@ class RankGroup(SingleProcess):
         return cls(dist.get_rank(), dist.get_world_size(), group)
 
     @classmethod
-    def start(cls) -> RankGroup:
-        """The ranks that torchrun started; on CUDA each rank uses the card of its local rank."""
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+    def start(cls, *, parts: bool) -> RankGroup:
+        """The ranks that torchrun started; on CUDA each rank uses the card of its local rank.
+
+        ``parts``: models are held in parts, whose activations travel between the cards by NCCL.
+        """
+        nccl = parts and torch.cuda.is_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
         ranks = cls(dist.get_rank(), dist.get_world_size(), owns_default=True)
         if torch.cuda.is_available():
             ranks.device_before = torch.cuda.current_device()
@@ -133,12 +138,16 @@ class RankGroup(SingleProcess):
         self._broadcast(("score", (self._without_known(request), budget.tokens)))
         error = None
         try:
-            yield from request.run(model, budget, (self.rank, self.size))
+            yield from request.run(model, budget, self._share(model))
         except Exception as problem:
             error = self._portable(problem)
         for batches, tokens in self._gather(error)[1:]:
             budget.tokens = min(budget.tokens, tokens)
-            yield from batches
+            yield from [] if model.together else batches
+
+    def _share(self, model: LanguageModel) -> tuple[int, int]:
+        """(r, W): of W shares of the passes this rank scores the r-th; all with a model held in parts."""
+        return (0, 1) if model.together else (self.rank, self.size)
 
     def _without_known(self, request: ScoreRequest) -> ScoreRequest:
         """The request for the other ranks: its documents that have windows and are new to them."""
@@ -210,7 +219,7 @@ class RankGroup(SingleProcess):
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
         request = self._with_known(request)
-        return list(request.run(model, budget, (self.rank, self.size))), budget.tokens
+        return list(request.run(model, budget, self._share(model))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""
@@ -281,8 +290,11 @@ def launched_rank() -> int | None:
     return int(os.environ["RANK"]) if several else None
 
 
-def join_ranks() -> SingleProcess:
-    """The ranks that share this process's run: a script's own group, torchrun's, or this process alone."""
+def join_ranks(*, parts: bool = False) -> SingleProcess:
+    """The ranks that share this process's run: a script's own group, torchrun's, or this process alone.
+
+    ``parts``: whether models are held in parts, one a rank.
+    """
     if dist.is_available() and dist.is_initialized():
         return RankGroup.beside() if dist.get_world_size() > 1 else SingleProcess()
-    return SingleProcess() if launched_rank() is None else RankGroup.start()
+    return SingleProcess() if launched_rank() is None else RankGroup.start(parts=parts)

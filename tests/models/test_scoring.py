@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kerple_eval.models import scoring
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder import scored as decoder_model
 from kerple_eval.models.decoder.scored import DecoderModel
@@ -124,6 +125,34 @@ def test_the_head_never_sees_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         parts = list(model.logits(inputs, 10))
     assert [p.shape for p in parts] == [(3, 4, 11), (3, 4, 11), (3, 2, 11)]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@each_case("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@each_case("shape", [(1, 1, 7), (3, 5, 50304), (2, 700, 999)])
+def test_the_compiled_loss_is_the_oracle(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = (20 * torch.randn(shape, generator=generator)).to("cuda", dtype)
+    targets = torch.randint(shape[2], shape[:2], generator=generator).cuda()
+    with torch.inference_mode():
+        found = scoring._loss_on("cuda")(logits, targets)
+    assert scoring._loss_on("cuda") is not scoring._cross_entropy
+    exact = -logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+
+
+def test_a_loss_that_cannot_be_compiled_is_computed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("no C compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuses)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    scoring._loss_on.cache_clear()
+    with pytest.warns(UserWarning, match="computed uncompiled, which is slower: no C compiler found"):
+        assert scoring._loss_on("cuda") is scoring._cross_entropy
+    scoring._loss_on.cache_clear()
 
 
 def test_a_loss_that_is_not_finite_names_its_place() -> None:

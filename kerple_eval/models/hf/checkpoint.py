@@ -7,6 +7,9 @@
     extend=NAME,...           extend rotary positions, no weight touched (extension.py); or rope=NAME
     tokenizer=FILE            a tokenizer.json, in location of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
+    import=MODULE             import the package that registers the architecture with transformers
+    devices=auto              spread over cards, memory and disk (placement.py)
+    parallel=tensor           each rank of torchrun holds a part of every layer (placement.py)
 
 Numbers are those of the model's own ``forward``: soft-capped and scaled logits stay as they are. Pickled
 weights are read by the restricted reader of ``pickles.py``. Everything is validated from headers, on
@@ -28,8 +31,10 @@ from kerple_eval.models.hf import gguf
 from kerple_eval.models.hf.files import CONFIG, check_links, find_weights, locate, only_gguf, stamp
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
+from kerple_eval.models.hf.placement import Placement
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
 from kerple_eval.models.hf.sizes import check_sizes
+from kerple_eval.models.user_code import load_module, sources_sha256
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from kerple_eval.models.hf.extension import Method
     from kerple_eval.models.hf.model import HfModel
 
-OPTIONS = ("gguf", "tokenizer", "trust-remote-code")
+OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "devices", "parallel")
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -62,6 +67,8 @@ class HfCheckpoint(Checkpoint):
 
         options = dict(options)
         self._changes = _changes(options)
+        self.placement = Placement.from_options(options)
+        self.imported = _imported(options["import"]) if "import" in options else None
         flag = options.get("trust-remote-code", "false")
         if flag not in ("true", "false"):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
@@ -115,6 +122,8 @@ class HfCheckpoint(Checkpoint):
         self.fingerprint = configs.fingerprint(raw)
         self.train_length = train_length(self.text, raw)
         self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
+        if self.imported is not None:
+            self.warnings += (f"Python code was run: the package {self.imported[0]} (import=)",)
         if self._changes:
             self._extend()
         return raw
@@ -151,6 +160,12 @@ class HfCheckpoint(Checkpoint):
             if left_out:
                 name = type(self.empty).__name__
                 self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
+        self.placement.check(self.empty, self.weights.kind, self.where)
+        if self.placement.word and self.method is not None and self.method.modifiers:
+            raise UserError(
+                f"{self.where}: {next(iter(self._changes))}= replaces the attention of a model on one "
+                f"device; leave {self.placement.word} out"
+            )
         if self.extension is not None and not serves(self.empty, self.extension):
             raise UserError(
                 f"{self.where}: {type(self.empty).__name__} has no rotary positions that "
@@ -252,7 +267,9 @@ class HfCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "config_sha256": self.fingerprint,
         }
-        if self.own_code:
+        if self.imported is not None:
+            details["import"], details["code_sha256"] = self.imported
+        elif self.own_code:
             details["code_sha256"] = code_sha256(self.model_class, type(self.config))
         rope = dict(rope_dicts(text))
         if rope:
@@ -296,28 +313,19 @@ class HfCheckpoint(Checkpoint):
         self.attention = attention
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
-        from kerple_eval.models.hf import loaded  # noqa: PLC0415
-        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
         from kerple_eval.models.hf.config import quiet  # noqa: PLC0415
+        from kerple_eval.models.hf.loading import Source  # noqa: PLC0415
 
         where = str(self.weights.files[0])
+        gguf_path = self.gguf_path if self.weights.kind == "gguf" else None
+        source = Source(self.weights, self.model_class, self.config, self.placement, self.own_code, gguf_path)
         with quiet():
-            if self.weights.kind == "gguf":
-                model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf_path, dtype)
-                hf_weights.refuse_gaps(info, where)
-            else:
-                read = hf_weights.read_state
-                model, info = hf_weights.load(
-                    self.model_class, self.config, read(self.weights), where, dtype=dtype
-                )
-                hf_weights.refuse_gaps(info, where)
-                loaded.take_over(model, read(self.weights), where)
-            if self.own_code:
-                loaded.compute_buffers(model, self.model_class, self.config, dtype, where)
+            model, scratch = source.load(device, dtype)
             if self.attention != "auto":
                 set_attention(model, self.attention, where)
             described = self.description
             made = self._ready(model, device, dtype, where)
+            made.scratch = scratch
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
             made.feeding = copy(self.feeding)
             return made
@@ -327,11 +335,16 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
         if self.method is None or not self.method.modifiers:
-            return HfModel(model, device, dtype, where)
+            return HfModel(
+                model, device, dtype, where, placed=bool(self.placement.word), together=self.placement.tensor
+            )
         return ExtendedModel(
             model, device, dtype, where, modifiers=self.method.modifiers, geometry=self.method.geometry,
             special=self._special_ids(), longest=self.description.max_length,
         )  # fmt: skip
+
+    def check_ranks(self, count: int) -> None:
+        self.placement.check_ranks(count, self.description.shape, self.where)
 
     def auto_dtype(self, device: torch.device) -> torch.dtype:
         from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
@@ -344,6 +357,12 @@ class HfCheckpoint(Checkpoint):
         marked = [] if self._tokenizer is None else self._tokenizer.special_ids
         ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
         return {number for number in (*ids, *marked) if isinstance(number, int)}
+
+
+def _imported(name: str) -> tuple[str, str | None]:
+    """The module's name and the sha256 of its sources, after it was imported."""
+    module = load_module(name, f"hf: import={name}")
+    return name, sources_sha256(module)
 
 
 def _changes(options: dict[str, str]) -> dict[str, str]:

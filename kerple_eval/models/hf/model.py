@@ -20,6 +20,7 @@ from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
+from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
 
 HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
@@ -27,10 +28,24 @@ _PROBE = 32  # tokens of the checks after loading
 
 
 class HfModel(LanguageModel):
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> None:
+    """``placed``: the model stays on the devices where it is, ``device`` being that of ids and logits."""
+
+    scratch: ScratchFolder | None = None  # the files that its weights are read from, where that is during use
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        where: str,
+        *,
+        placed: bool = False,
+        together: bool = False,
+    ) -> None:
         self.where = where
+        self.together = together
         with foreign(where, "its own code fails"):
-            self.model = model.to(device).eval()
+            self.model = (model if placed else model.to(device)).eval()
         self.device = device
         self.dtype = dtype
         self.config = model.config
