@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description
-from kerple_eval.models.hf import gguf
+from kerple_eval.models.hf import gguf, gguf_claims
 from kerple_eval.models.hf.files import CONFIG, check_links, find_weights, locate, only_gguf, stamp
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
@@ -114,9 +114,7 @@ class HfCheckpoint(Checkpoint):
         raw = configs.raw_config(self._source)
         check_sizes(raw, shapes, self.where)
         if self.weights.kind == "gguf":
-            raw = gguf.claim(raw, self.gguf_path, self.headers)
-            if not self._changes:
-                gguf.refuse_unread_scaling(self.gguf_path, self.headers)
+            raw = gguf_claims.claim(raw, self.gguf_path, self.headers)
         self.config = configs.build_config(raw, self.folder, remote=remote)
         self.text = configs.text_config(self.config, self.where)
         self.fingerprint = configs.fingerprint(raw)
@@ -126,6 +124,10 @@ class HfCheckpoint(Checkpoint):
             self.warnings += (f"Python code was run: the package {self.imported[0]} (import=)",)
         if self._changes:
             self._extend()
+        if self.weights.kind == "gguf":
+            self.warnings += tuple(
+                gguf_claims.check_scaling(self.gguf_path, self.headers, self.extension, self.text)
+            )
         return raw
 
     def _extend(self) -> None:
@@ -154,7 +156,7 @@ class HfCheckpoint(Checkpoint):
         self.own_code = not self.model_class.__module__.startswith("transformers.")
         if self.weights.kind == "gguf":
             self.empty = hf_weights.empty(self.model_class, self.config, self.where)
-            gguf.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
+            gguf_claims.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
         else:
             self.empty, left_out = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
             if left_out:
