@@ -327,9 +327,7 @@ class HfCheckpoint(Checkpoint):
 
         with foreign(self.where, "its positions cannot be read"):
             names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
-        if self.extension is not None:
-            names = self.extension.renamed(names, self.text)
-        return names if self.method is None else self.method.renamed(names)
+        return names if self.method is None else self.method.renamed(names, self.text)
 
     @property
     def _prefix_invariant(self) -> bool:
@@ -371,10 +369,8 @@ class HfCheckpoint(Checkpoint):
         rope = dict(rope_dicts(text))
         if rope:
             details["rope_parameters"] = rope.get("", rope)
-        if self.extension is not None:
-            details["extension"] = self.extension.record()
-        if self.method is not None and self.method.modifiers:
-            details |= {"modifiers": self.method.modifiers, "attention": "chunks"}
+        if self.method is not None:
+            details |= self.method.details()
         for key in _SHOWN:
             value = getattr(text, key, None)
             if value is not None and isinstance(value, int | float | str):
@@ -437,17 +433,14 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
         from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
+        placed = bool(self.placement.word) or self.quantisation is not None
+        together = self.placement.tensor
         if self.method is None or not self.method.modifiers:
-            return HfModel(model, device, dtype, where, placed=self._placed, together=self.placement.tensor)
+            return HfModel(model, device, dtype, where, placed=placed, together=together)
         return ExtendedModel(
-            model, device, dtype, where, modifiers=self.method.modifiers, geometry=self.method.geometry,
-            special=self._special_ids(), longest=self.description.max_length,
+            model, device, dtype, where, method=self.method, special=self._special_ids(),
+            longest=self.description.max_length, placed=placed, together=together,
         )  # fmt: skip
-
-    @property
-    def _placed(self) -> bool:
-        """Whether transformers has put the model where it is to be."""
-        return bool(self.placement.word) or self.quantisation is not None
 
     def check_ranks(self, count: int) -> None:
         self.placement.check_ranks(count, self.description.shape, self.where)

@@ -24,6 +24,7 @@ from kerple_eval.models.hf import gguf
 from kerple_eval.models.hf.files import StoredTensor, Weights
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.models.hf.gguf import some
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.hf.loaded import claimed_names
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
@@ -251,7 +252,7 @@ def load_gguf(model_class: Any, config: Any, path: Path, dtype: torch.dtype) -> 
 
     bar, legacy.tqdm = legacy.tqdm, lambda items, **_: items  # its progress bar has no switch
     try:
-        with foreign(str(path), "transformers cannot load it"):
+        with foreign(str(path), "transformers cannot load it"), quick_reader():
             model, info = model_class.from_pretrained(
                 str(path.parent),
                 config=config,
