@@ -97,7 +97,20 @@ class HfModel(LanguageModel):
         """
         named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
-            return self.model(input_ids=inputs, use_cache=use_cache, **named, **cache)
+            output = self.model(input_ids=inputs, use_cache=use_cache, **named, **cache)
+            logits = output.logits
+        if (
+            not isinstance(logits, Tensor)
+            or logits.dim() != 3
+            or logits.shape[0] != inputs.shape[0]
+            or logits.shape[2] < self.vocabulary
+        ):
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"{self.where}: its own code gives logits {found}, expected a tensor "
+                f"[{inputs.shape[0]}, tokens, {self.vocabulary}]"
+            )
+        return output
 
     @torch.inference_mode()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
