@@ -260,7 +260,6 @@ REFUSED: list[tuple[str, dict[str, str], str]] = [
     ("llama", {"extend": "streaming-sink", "recent": "32"}, "recent=32 contradicts"),
     ("llama", {"extend": "streaming-sink", "sinks": "32"}, "leave no recent key"),
     ("llama", {"extend": "dca", "chunk": "64"}, "chunk=64 contradicts"),
-    ("llama", {"extend": "string", "shift": "64"}, "shift=64 contradicts"),
     ("llama", {"tokeniser": "x"}, "did you mean 'tokenizer'"),
     ("gpt2", {"extend": "self-extend"}, "rotary positions"),
     ("bloom", {"window": "8"}, "rotary positions"),
