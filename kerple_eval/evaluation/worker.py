@@ -120,6 +120,11 @@ class Worker:
             self._write_summary()
         self._tell(task)
 
+    def unfinished(self) -> list[PlannedModel]:
+        """The models that have a cell to compute, in the plan's order."""
+        labels = {key.model for key in self.keys if self.rows.get(key, {}).get("status") != "ok"}
+        return [model for model in self.plan.models if model.label in labels]
+
     def _record(self, outcome: Cell | FailedCell) -> None:
         """What became of a cell, on disk, in the summary and for the stopping rule."""
         if isinstance(outcome, Cell):

@@ -153,6 +153,13 @@ class Checkpoint(ABC):
 
         return torch.float32
 
+    def check_weights(self, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027 - few need it
+        """Check what can be known from the weights alone; called before the first cell of a run.
+
+        Raises:
+            UserError: the model cannot be scored.
+        """
+
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which the model that ``load`` returns for ``dtype`` computes."""
         return dtype

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from kerple_eval.models.hf.model import HfModel
 
 OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "adapter", "devices", "parallel")
+#: Models whose attention was compared in this process: weights, configuration, frequencies.
+_CHECKED: set[tuple[str, str, str]] = set()
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -444,6 +446,15 @@ class HfCheckpoint(Checkpoint):
             model, device, dtype, where, method=self.method, special=self._special_ids(),
             longest=self.description.max_length, placed=placed, together=together,
         )  # fmt: skip
+
+    def check_weights(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Loading compares the attention computed here with the model's own, whatever the method is."""
+        if self.method is None or not self.method.modifiers:
+            return
+        key = (self.weights.sha256(), self.fingerprint, str(self.extension))
+        if key not in _CHECKED:
+            self.load(device, dtype)
+            _CHECKED.add(key)
 
     def check_ranks(self, count: int) -> None:
         self.placement.check_ranks(count, self.description.shape, self.where)
