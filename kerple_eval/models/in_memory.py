@@ -151,8 +151,9 @@ class InMemoryCheckpoint(Checkpoint):
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
-        devices = {tensor.device for tensor in tensors if not tensor.is_meta}  # a meta tensor lies on disk
-        if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
+        mapped = getattr(self.model, "hf_device_map", None) is not None  # a meta tensor then lies on disk
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1 and not mapped:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
