@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import kerple_eval
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.hf.quantised import PACKAGES
 from kerple_eval.records.cell import Cell
@@ -146,6 +147,17 @@ def test_logits_are_those_of_transformers_own_loading(
     assert about.parameters == HfCheckpoint.open(str(plain), {}).description.parameters
     assert any(f"quantised ({KINDS[kind][0]})" in line for line in about.warnings)
     assert float((ours(folder, devices="auto") - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_model_in_memory(kind: str, packed: Callable[[str], Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device_map": "cpu", "dtype": torch.float32}
+    model = transformers.AutoModelForCausalLM.from_pretrained(packed(kind), **options)
+    run = kerple_eval.evaluate({"m": model}, tokens=IDS * 3, lengths=[16])
+    with torch.inference_mode():
+        logits = model(torch.tensor([IDS[:16]])).logits[0].float()
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(IDS[1:17]), reduction="none")
+    assert np.abs(run.losses()["loss"].to_numpy()[:16] - expected.numpy()).max() < 1e-5
 
 
 def test_a_run_records_it(packed: Callable[[str], Path], tmp_path: Path, invoke: Cli) -> None:
