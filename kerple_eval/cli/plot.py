@@ -15,6 +15,11 @@ from kerple_eval.support.registry import load, unknown
 from kerple_eval.types import UserError
 
 MODEL = "MODEL (zoo:NAME, native:DIR, neox:DIR, ...)"
+#: Kinds of earlier releases, and what is asked for now.
+RENAMED = {
+    "effective-length": "--kind effective-length is called kernel-reach now: how far a model's kernels "
+    "reach; how far the model itself holds is kerple-eval reach DIR"
+}
 
 
 def kinds() -> dict[str, ReportEntry]:
@@ -27,6 +32,8 @@ def run(
     head: int | None = None, layer: int | None = None, over_seeds: bool = False, **options: int | str | None,
 ) -> None:  # fmt: skip
     """Write the figure ``kind`` of ``sources`` to ``out``; an option that the kind lacks is refused."""
+    if kind in RENAMED:
+        raise UserError(RENAMED[kind])
     if kind not in kinds():
         raise unknown("kind of figure", kind, kinds())
     entry = kinds()[kind]

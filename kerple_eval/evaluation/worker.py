@@ -150,7 +150,7 @@ class Worker:
             losses, source = self._losses(task, model, earlier)
         except RankLostError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a model's own code may leave the program
             if lost := device_lost(error):
                 raise lost from error
             failure = failure_of(error)
