@@ -143,7 +143,7 @@ def longer_tiny(name: str) -> Any:
 
 @pytest.mark.slow
 def test_every_architecture_that_is_built_tiny() -> None:
-    """Equal losses to 1e-5 whatever it is; in pieces but for those named, and for encoders without a cache."""
+    """Equal losses to 1e-5 whatever it is; in pieces but for those named, and for encoders without cache."""
     length, piece, _ = SHORTER
     windows = [Window(0, length, 1), Window(85, 85 + length, 306)]
     served, wrong = [], {}
