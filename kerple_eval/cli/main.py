@@ -102,8 +102,14 @@ def cli(traceback: bool) -> None:
     "else float32.",
 )  # fmt: skip
 @click.option(
-    "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
+    "--attention", type=click.Choice(["auto", "flex", "sdpa", "pruned", "eager"]),
+    default="auto", show_default=True,
     help="How attention is computed; a backend chosen by name is used or refused, never replaced.",
+)  # fmt: skip
+@click.option(
+    "--piece", type=at_least(1), metavar="N",
+    help="Feed windows longer than N tokens in pieces of N, with the model's own cache, so that activations "
+    "are those of a piece (models of transformers). Unless given: where a window would not fit in memory.",
 )  # fmt: skip
 @click.option(
     "--precision", metavar="P%",

@@ -13,18 +13,23 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.models.probes import probe
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.types import UserError
+
+if TYPE_CHECKING:
+    from kerple_eval.models.hf.extension import Method
 
 Model = nn.Module | LanguageModel | Callable[[Tensor], Any]
 
@@ -73,6 +78,7 @@ class InMemoryCheckpoint(Checkpoint):
         prefix_invariant: bool | None = None,
         seed: int | None = None,
         identity: str | None = None,
+        extend: str | None = None,
     ) -> None:
         if not (isinstance(model, LanguageModel) or callable(model)):
             raise UserError(
@@ -80,6 +86,7 @@ class InMemoryCheckpoint(Checkpoint):
                 f"kerple_eval.LanguageModel, got {type(model).__name__}"
             )
         self.model = model
+        self.feeds_pieces = is_transformers(model)
         self._tokenizer = tokenizer
         self.scheme = scheme
         self.train_length = train_length
@@ -87,6 +94,9 @@ class InMemoryCheckpoint(Checkpoint):
         self.prefix_invariant = prefix_invariant
         self.seed = seed
         self.identity = identity
+        self.extend = extend
+        if extend is not None and not is_transformers(model):
+            raise UserError(f"extend={extend}: {self.name} is no transformers model; only such are extended")
 
     def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
         """The same with a tokeniser and a name for its version where it has none of its own."""
@@ -94,6 +104,7 @@ class InMemoryCheckpoint(Checkpoint):
             self.model, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
             train_length=self.train_length, max_length=self.max_length,
             prefix_invariant=self.prefix_invariant, seed=self.seed, identity=self.identity or identity,
+            extend=self.extend,
         )  # fmt: skip
 
     @property
@@ -116,16 +127,36 @@ class InMemoryCheckpoint(Checkpoint):
         if isinstance(self.model, LanguageModel):
             return self.model
         device, dtype = self._device_and_dtype()
+        if self._method is not None:
+            from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
+            from kerple_eval.models.hf.extension import with_frequencies  # noqa: PLC0415
+
+            _, answering = with_frequencies(self.model, self._method, self.name)
+            with self.borrowed():
+                return ExtendedModel(
+                    self.model, device, dtype, self.name, method=self._method, answering=answering,
+                    placed=True,
+                )  # fmt: skip
         if is_transformers(self.model):
             from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
             return HfModel(self.model, device, dtype, self.name, placed=True)
         return CallableModel(self.model, device, dtype)
 
+    @cached_property
+    def _method(self) -> Method | None:
+        """What ``extend`` asks for."""
+        if self.extend is None:
+            return None
+        from kerple_eval.models.hf.extension import method_of  # noqa: PLC0415
+
+        return method_of(self.extend, self.model, self.train_length, self.name)
+
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
-        devices = {tensor.device for tensor in tensors if not tensor.is_meta}  # a meta tensor lies on disk
-        if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
+        mapped = getattr(self.model, "hf_device_map", None) is not None  # a meta tensor then lies on disk
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1 and not mapped:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
@@ -159,6 +190,8 @@ class InMemoryCheckpoint(Checkpoint):
         return self.scored.dtype
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        if self.feeds_pieces:
+            self.scored.feeding = copy(self.feeding)
         return self.scored
 
     @contextmanager
@@ -189,6 +222,9 @@ class InMemoryCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "identity": "the caller's word" if self.state_sha256 is None else "sha256 of the model's state",
         }
+        if self._method is not None:
+            details |= self._method.details()
+            measured = measured and self._method.prefix_invariant
         parameters = 0 if self.module is None else sum(p.numel() for p in self.module.parameters())
         return Description(
             format="memory",
@@ -214,11 +250,10 @@ class InMemoryCheckpoint(Checkpoint):
         if is_transformers(self.model):
             from kerple_eval.models.hf import describe  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
-            from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
             model: Any = self.model
             text = text_config(model.config, self.name)
-            layers = layer_schemes(type(model), model.config) or ["unknown"]
+            layers = self._layers(model)
             known = {
                 "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),
@@ -229,6 +264,19 @@ class InMemoryCheckpoint(Checkpoint):
             name: getattr(self, name) for name in ("scheme", "train_length", "max_length", "prefix_invariant")
         }
         return known | {name: value for name, value in told.items() if value is not None}
+
+    def _layers(self, model: Any) -> list[str]:
+        """The scheme of each layer."""
+        from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
+
+        if self._method is None:
+            return layer_schemes(type(model), model.config) or ["unknown"]
+        from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
+        from kerple_eval.models.hf.extension import with_frequencies  # noqa: PLC0415
+
+        config, _ = with_frequencies(model, self._method, self.name)
+        names = layer_schemes(type(model), config) or ["unknown"]
+        return self._method.renamed(names, text_config(config, self.name))
 
     def _vocabulary(self) -> int:
         with torch.inference_mode():
@@ -247,10 +295,11 @@ class InMemoryCheckpoint(Checkpoint):
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tensors = dict(module.state_dict()) | dict(module.named_buffers())
         for name in sorted(tensors):
-            tensor = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+            whole = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
+            for part, held in _plain_tensors(name, whole.detach()):
+                tensor = held.cpu().contiguous()
+                digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _named_identity(self) -> str:
@@ -290,6 +339,16 @@ def is_transformers(model: Any) -> bool:
         cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
         for cls in type(model).__mro__
     )
+
+
+def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensor, or those that a packed one (torchao's) consists of, by name."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    parts, _ = tensor.__tensor_flatten__()
+    for part in sorted(parts):
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
 
 
 def _offloaded(module: nn.Module, name: str) -> Tensor:

@@ -98,11 +98,27 @@ def test_the_code_belongs_to_the_identity(tmp_path: Path) -> None:
     first = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
     again = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
     changed = folder(tmp_path / "model", CODE.replace("2.0 ** -", "3.0 ** -"))
-    assert first == again != HfCheckpoint.open(str(changed), TRUST).description.details["code_sha256"]
+    second = HfCheckpoint.open(str(changed), TRUST).description.details["code_sha256"]
+    assert first == again != second
+    lazy = CODE.replace("        n = input_ids", "        from .later import slope\n        n = input_ids")
+    helper = place / "later.py"  # imported by the forward pass alone
+    helper.write_text("slope = 1\n")
+    folder(place, lazy)
+    third = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
+    helper.write_text("slope = 2\n")
+    assert third != HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
 
 
 @pytest.mark.parametrize(
-    "error", ["TypeError('x')", "AttributeError('x')", "AssertionError()", "KeyError(3)"]
+    "error",
+    [
+        "TypeError('x')",
+        "AttributeError('x')",
+        "AssertionError()",
+        "KeyError(3)",
+        "SystemExit(0)",
+        "OverflowError()",
+    ],
 )
 @pytest.mark.parametrize("code", ["self.post_init()", "super().__init__(**rest)", "n = input_ids.shape[1]"])
 def test_whatever_it_raises_is_this_models_refusal(error: str, code: str, tmp_path: Path) -> None:
@@ -114,6 +130,14 @@ def test_whatever_it_raises_is_this_models_refusal(error: str, code: str, tmp_pa
     assert "\n" not in str(caught.value)
     assert str(place) in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("given", ["None", "(self.head(x),)", "self.head(x)[0]", "self.head(x)[..., :-1]"])
+def test_logits_of_another_shape(given: str, tmp_path: Path) -> None:
+    """A narrower row would be normalised over fewer tokens than the vocabulary has."""
+    place = folder(tmp_path / "model", CODE.replace("logits=self.head(x)", f"logits={given}"))
+    with pytest.raises(UserError, match=r"gives logits .*, expected a tensor \[3, tokens, 97\]"):
+        HfCheckpoint.open(str(place), TRUST).load(CPU, torch.float32)
 
 
 def test_a_row_that_a_class_zeroes_is_the_files_again() -> None:
