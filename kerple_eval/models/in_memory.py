@@ -218,7 +218,7 @@ class InMemoryCheckpoint(Checkpoint):
 
             model: Any = self.model
             text = text_config(model.config, self.name)
-            layers = layer_schemes(type(model), model.config) or ["unknown"]
+            layers = list(layer_schemes(type(model), model.config).values()) or ["unknown"]
             known = {
                 "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),

@@ -198,7 +198,7 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
         with foreign(self.where, "its positions cannot be read"):
-            names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
+            names = list(layer_schemes(type(self.empty), self.empty.config).values()) or ["unknown"]
         return names if self.extension is None else self.extension.renamed(names, self.text)
 
     @property
