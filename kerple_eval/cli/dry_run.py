@@ -6,7 +6,7 @@ The estimate is kept in ``DIR/estimate.json``, so that the run can compare it wi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import refuse_another
-from kerple_eval.records.cell import Cell, read_cell
+from kerple_eval.evaluation.verify import checked_cells
+from kerple_eval.evaluation.worklist import worklist
+from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
 from kerple_eval.support.files import is_file, write_atomically
@@ -30,6 +32,8 @@ FILE = "estimate.json"
 def run(request: RunRequest) -> int:
     """Print and keep the estimate; the exit status, 0."""
     plan = make_plan(request)
+    for model in plan.models:
+        model.checkpoint.check_ranks(1)  # its passes are timed in this process
     folder = request.out
     finished: set[CellKey] = set()
     kept: int | None = None  # tokens of a pass, as a run that has begun keeps them
@@ -37,7 +41,8 @@ def run(request: RunRequest) -> int:
         begun = open_run(folder)
         refuse_another(begun, plan.specification)
         kept = begun.provenance.tokens_per_pass
-        finished = {cell.key for cell in begun.cells() if cell.summary()["status"] == "ok"}
+        held = checked_cells(begun, plan, worklist(plan))
+        finished = {cell.key for cell in held if isinstance(cell, Cell)}
     entries = forecast(plan, finished, kept or _tokens(plan))
     print(typeset(_table(entries), "text"))
     if plan.precision is not None:
@@ -88,8 +93,8 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def verdict(folder: Path) -> str | None:
-    """``estimated 12.0 s, took 13.1 s`` for the cells of the folder's estimate.
+def verdict(folder: Path, seconds: Mapping[CellKey, float | None]) -> str | None:
+    """``estimated 12.0 s, took 13.1 s`` for the cells of the folder's estimate; ``seconds`` of finished ones.
 
     None where there is no estimate, or its cells are not all finished.
     """
@@ -103,10 +108,7 @@ def verdict(folder: Path) -> str | None:
         raise UserError(f"{folder / FILE}: damaged: {error}; delete it") from None
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
-    seconds = 0.0
-    for key in keys:
-        cell = read_cell(folder, key)
-        if not isinstance(cell, Cell) or cell.header.seconds is None:
-            return None
-        seconds += cell.header.seconds
-    return f"estimated {_time(estimate)}, took {_time(seconds)}"
+    took = [seconds.get(key) for key in keys]
+    if None in took:
+        return None
+    return f"estimated {_time(estimate)}, took {_time(sum(filter(None, took)))}"

@@ -16,10 +16,11 @@ from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress
-from kerple_eval.records.cell import Cell
+from kerple_eval.models.devices import DeviceLostError
+from kerple_eval.records.cell import Cell, FailedCell
 from kerple_eval.records.run import Run
 from kerple_eval.reports.tables import answers, table
-from kerple_eval.types import UserError
+from kerple_eval.types import CellKey, UserError
 
 
 def run(request: RunRequest, *, dry_run: bool = False) -> int:
@@ -32,7 +33,7 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
             run_request(request)
             return 0
         result = _watched(request)
-    except RankLostError as error:
+    except (RankLostError, DeviceLostError) as error:
         click.echo(f"rank {rank}: {error}; finished cells are kept, the same command continues", err=True)
         return 1
     except KeyboardInterrupt:
@@ -80,25 +81,28 @@ def _watched(request: RunRequest) -> Run:
 def finish(result: Run) -> int:
     """Print the tables and which files hold what; the exit status: 1 if a cell failed, else 0."""
     folder = result.folder
-    answered = any(isinstance(cell, Cell) and cell.hits is not None for cell in result.cells())
-    shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
-    print(shown)
-    finished = failed = 0
-    root = click.get_current_context().find_root()
+    seconds: dict[CellKey, float | None] = {}
+    failed: list[FailedCell] = []
+    answered = False
     for cell in result.cells():
         if isinstance(cell, Cell):
-            finished += 1
-            continue
-        failed += 1
-        if root.params.get("traceback") and cell.header.traceback:
-            click.echo(f"{cell.key}:\n{cell.header.traceback}", err=True)
+            seconds[cell.key] = cell.header.seconds
+            answered = answered or cell.hits is not None
+        else:
+            failed.append(cell)
+    shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
+    print(shown)
+    if click.get_current_context().find_root().params.get("traceback"):
+        for cell in failed:
+            if cell.header.traceback:
+                click.echo(f"{cell.key}:\n{cell.header.traceback}", err=True)
     print(
-        f"{finished} {'cell' if finished == 1 else 'cells'} in {folder}/summary.csv"
-        + (f", {failed} failed" if failed else "")
+        f"{len(seconds)} {'cell' if len(seconds) == 1 else 'cells'} in {folder}/summary.csv"
+        + (f", {len(failed)} failed" if failed else "")
     )
     for line in read_lines(folder):
         print(f"precision: {line}")
-    verdict = dry.verdict(Path(folder))
+    verdict = dry.verdict(Path(folder), seconds)
     if verdict is not None:
         print(verdict)
     kind = "depth" if answered else "curve"

@@ -15,7 +15,7 @@ from types import FrameType
 
 import torch
 
-from kerple_eval.models.python import MODULE_PREFIX
+from kerple_eval.models.user_code import MODULE_PREFIX
 from kerple_eval.types import UserError
 
 #: Errors whose own words are enough.

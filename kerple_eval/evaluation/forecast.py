@@ -18,7 +18,7 @@ import numpy as np
 
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.reuse import find
-from kerple_eval.evaluation.worklist import Work, before, worklist
+from kerple_eval.evaluation.worklist import Earlier, Work, worklist
 from kerple_eval.models.footprint import window_bytes
 from kerple_eval.models.pass_time import PassShape, pass_seconds, pass_work
 from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget, batches
@@ -50,9 +50,11 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
 
     ``tokens`` of a forward pass, where it is no fixed number (:mod:`kerple_eval.evaluation.budget`).
     """
-    every = list(worklist(plan))
+    tasks: dict[str, list[Work]] = {model.label: [] for model in plan.models}
+    for task in worklist(plan):
+        tasks[task.key.model].append(task)
     budget = Budget(tokens or TOKENS_PER_PASS[plan.device.type])
-    entries = [_planned(plan, model, every, finished, budget) for model in plan.models]
+    entries = [_planned(plan, model, tasks[model.label], finished, budget) for model in plan.models]
     for entry, model in zip(entries, plan.models, strict=True):
         if entry.passes:
             entry.seconds = _measured(plan, model, entry.passes, budget)
@@ -60,14 +62,15 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
 
 
 def _planned(
-    plan: RunPlan, model: PlannedModel, every: Sequence[Work], finished: Collection[CellKey], budget: Budget
+    plan: RunPlan, model: PlannedModel, tasks: Sequence[Work], finished: Collection[CellKey], budget: Budget
 ) -> Forecast:
     entry = Forecast(model.label)
     longest = 0
-    for task in every:
-        if task.model is not model or task.key in finished:
+    earlier = Earlier(tasks)
+    for task in tasks:
+        if task.key in finished:
             continue
-        served = _served(task, every)
+        served = _served(task, earlier.than(task))
         windows = [pair for i, pair in enumerate(task.windows) if i not in served]
         marker = 0 if task.reading.window_bos is None else 1
         entry.cells += 1
@@ -84,9 +87,8 @@ def _planned(
     return entry
 
 
-def _served(task: Work, every: Sequence[Work]) -> set[int]:
-    """Windows of a cell whose losses cells before it will hold."""
-    earlier = before(task, every)
+def _served(task: Work, earlier: Sequence[Work]) -> set[int]:
+    """Windows of a cell whose losses the cells before it will hold."""
     works = {other.key: other for other in earlier}
     return set(find(task, earlier, lambda key: _as_if(works[key])).losses)
 

@@ -2,9 +2,11 @@
 
 Rank 0 does what a run in a single process does (it plans, writes cells and reports progress), except for
 the forward passes. It tells the other ranks which model to load and which windows to score; rank r of W
-scores the batches r, r + W, r + 2 W, ... of the same list, and rank 0 puts the losses together. Batches do
-not depend on the number of ranks, so neither do the losses (on the CPU to the bit, with the same number of
-threads a rank); no window is padded or scored twice.
+scores the batches r, r + W, r + 2 W, ... of the same list, and rank 0 puts the losses together. On the CPU
+batches do not depend on the number of ranks, so neither do the losses (to the bit, with the same number of
+threads a rank); on cards no batch has more than a rank's part of the windows. No window is padded or scored
+twice, and a document travels once. Of a model that is held in parts (``together``) every rank scores every
+batch, and rank 0's losses count.
 
 Requests and losses travel through gloo, also between GPUs: a few bytes a target. A script that has
 initialised ``torch.distributed`` keeps its own process group as it is; the ranks of a run then talk in a
@@ -17,7 +19,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -28,11 +30,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
-from kerple_eval.models.devices import resolve_device, scoring_dtype
+from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
 TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' batches of a cell
+NOT_SENT: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in place of a document that need not travel
 
 
 class RankLostError(Exception):
@@ -46,11 +49,13 @@ class RankLostError(Exception):
 class ScoreRequest:
     """The windows to score, in the form that :func:`kerple_eval.models.scoring.score` reads.
 
-    ``windows``: pairs of a document's index and a window; ``bos``: the first-token marker before each
-    window, or None; ``hits``: whether to return beside each loss whether the target was the argmax.
+    ``hashes``: of the documents, sha256; ``windows``: pairs of a document's index and a window; ``bos``: the
+    first-token marker before each window, or None; ``hits``: whether to return beside each loss whether the
+    target was the argmax.
     """
 
     documents: Sequence[NDArray[np.int64]]
+    hashes: Sequence[str]
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
@@ -97,6 +102,7 @@ class RankGroup(SingleProcess):
         self.group = group
         self.owns_default = owns_default
         self.device_before: int | None = None  # the CUDA device that was current
+        self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
 
     @classmethod
     def beside(cls) -> RankGroup:
@@ -105,9 +111,13 @@ class RankGroup(SingleProcess):
         return cls(dist.get_rank(), dist.get_world_size(), group)
 
     @classmethod
-    def start(cls) -> RankGroup:
-        """The ranks that torchrun started; on CUDA each rank uses the card of its local rank."""
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+    def start(cls, *, parts: bool) -> RankGroup:
+        """The ranks that torchrun started; on CUDA each rank uses the card of its local rank.
+
+        ``parts``: models are held in parts, whose activations travel between the cards by NCCL.
+        """
+        nccl = parts and torch.cuda.is_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
         ranks = cls(dist.get_rank(), dist.get_world_size(), owns_default=True)
         if torch.cuda.is_available():
             ranks.device_before = torch.cuda.current_device()
@@ -124,15 +134,39 @@ class RankGroup(SingleProcess):
         return model
 
     def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
-        self._broadcast(("score", (request, budget.tokens)))
+        self._broadcast(("score", (self._without_known(request), budget.tokens)))
         error = None
         try:
-            yield from request.run(model, budget, (self.rank, self.size))
+            yield from request.run(model, budget, self._share(model))
         except Exception as problem:
             error = self._portable(problem)
         for batches, tokens in self._gather(error)[1:]:
             budget.tokens = min(budget.tokens, tokens)
-            yield from batches
+            yield from [] if model.together else batches
+
+    def _share(self, model: LanguageModel) -> tuple[int, int]:
+        """(r, W): of W shares of the passes this rank scores the r-th; all with a model held in parts."""
+        return (0, 1) if model.together else (self.rank, self.size)
+
+    def _without_known(self, request: ScoreRequest) -> ScoreRequest:
+        """The request for the other ranks: its documents that have windows and are new to them."""
+        scored = {document for document, _ in request.windows}
+        documents = list(request.documents)
+        for index, (sha256, ids) in enumerate(zip(request.hashes, request.documents, strict=True)):
+            if index not in scored or sha256 in self.documents:
+                documents[index] = NOT_SENT
+            else:
+                self.documents[sha256] = ids
+        return replace(request, documents=documents)
+
+    def _with_known(self, request: ScoreRequest) -> ScoreRequest:
+        """What another rank makes of :meth:`_without_known`."""
+        documents = list(request.documents)
+        for index, (sha256, ids) in enumerate(zip(request.hashes, request.documents, strict=True)):
+            if len(ids):
+                self.documents[sha256] = ids
+            documents[index] = self.documents.get(sha256, NOT_SENT)
+        return replace(request, documents=documents)
 
     def release(self, result: Any = None, error: BaseException | None = None) -> None:
         try:
@@ -183,7 +217,8 @@ class RankGroup(SingleProcess):
     ) -> tuple[list[Batch], int]:
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
-        return list(request.run(model, budget, (self.rank, self.size))), budget.tokens
+        request = self._with_known(request)
+        return list(request.run(model, budget, self._share(model))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""
@@ -211,7 +246,7 @@ class RankGroup(SingleProcess):
         try:
             return work(), None
         except Exception as problem:
-            return None, self._portable(problem)
+            return None, self._portable(device_lost(problem) or problem)
 
     def _portable(self, error: Exception) -> Exception:
         """The error in a form that another rank can raise, with this rank's traceback as a note."""
@@ -248,8 +283,11 @@ def launched_rank() -> int | None:
     return int(os.environ["RANK"]) if several else None
 
 
-def join_ranks() -> SingleProcess:
-    """The ranks that share this process's run: a script's own group, torchrun's, or this process alone."""
+def join_ranks(*, parts: bool = False) -> SingleProcess:
+    """The ranks that share this process's run: a script's own group, torchrun's, or this process alone.
+
+    ``parts``: whether models are held in parts, one a rank.
+    """
     if dist.is_available() and dist.is_initialized():
         return RankGroup.beside() if dist.get_world_size() > 1 else SingleProcess()
-    return SingleProcess() if launched_rank() is None else RankGroup.start()
+    return SingleProcess() if launched_rank() is None else RankGroup.start(parts=parts)

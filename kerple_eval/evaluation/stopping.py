@@ -12,7 +12,6 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,6 @@ class StoppingRule(ABC):
     @abstractmethod
     def rounds(self) -> Iterator[list[Work]]:
         """Cells to compute; the caller computes those of a round before it asks for the next."""
-
-    def held(self, task: Work, cell: Cell) -> Work:
-        """The planned cell with the documents that ``cell`` holds."""
-        return task
 
     def header(self, task: Work) -> LookRecord | None:
         """What the header of a computed cell says of the rule."""
@@ -96,9 +91,6 @@ class UntilSure(StoppingRule):
     def drop(self, key: CellKey) -> None:
         self.sums.pop(key, None)
         self.failed.add(key)
-
-    def held(self, task: Work, cell: Cell) -> Work:
-        return replace(task, wanted=frozenset(document.name for document in cell.header.documents))
 
     def header(self, task: Work) -> LookRecord:
         until = {"share": self.precision.share, "against": self.precision.against}

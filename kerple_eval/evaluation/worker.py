@@ -1,7 +1,8 @@
-"""The cells of a run, one by one: skips finished ones, isolates failures, rewrites the summary after each."""
+"""The cells of a run, one by one: skips finished ones, isolates failures, keeps the summary up to date."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -19,17 +20,21 @@ from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.ranks import RankLostError, ScoreRequest, SingleProcess
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.stopping import AllDocuments, StoppingRule, UntilSure
-from kerple_eval.evaluation.verify import check_cell, document_numbers, document_records, planned_header
-from kerple_eval.evaluation.worklist import Work, before, cost, worklist
+from kerple_eval.evaluation.verify import checked_cells, document_numbers, document_records, planned_header
+from kerple_eval.evaluation.worklist import Earlier, Work, cost, worklist
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.flex import programs
-from kerple_eval.models.scoring import batches
-from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
+from kerple_eval.models.devices import device_lost
+from kerple_eval.models.scoring import batches, pass_ranks
+from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
 from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader
 from kerple_eval.records.run import Run, write_summary
 from kerple_eval.types import CellKey, Window
 
 Losses = list[NDArray[np.float32]]
+
+#: Seconds between two writes of ``summary.csv`` while cells are computed; it is whole whenever a run ends.
+SUMMARY_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +70,18 @@ class Worker:
         self.plan = plan
         self.on_progress = on_progress
         self.rows: dict[CellKey, dict[str, Any]] = {}
+        self.finished = 0  # of the rows, those of finished cells
+        self.summary_written = -math.inf  # when, by the monotonic clock
         self.every = list(worklist(plan))
+        self.earlier = Earlier(self.every)
         self.keys = run.keys()
         self.stopping: StoppingRule = (
             AllDocuments(self.every) if plan.precision is None else UntilSure(plan, plan.precision, self.keys)
         )
         self.deaths = Deaths(run.folder)
-        planned = {task.key: task for task in self.every}
-        for outcome in run.cells():
-            self.rows[outcome.key] = outcome.summary()
+        for outcome in checked_cells(run, plan, self.every):
+            self._add_row(outcome)
             if isinstance(outcome, Cell):
-                path = run.folder / "cells" / f"{file_name(outcome.key)}.parquet"
-                check_cell(outcome, self.stopping.held(planned[outcome.key], outcome), plan, str(path))
                 self.stopping.add(outcome)
             elif outcome.header.killed and not retry:
                 self.stopping.drop(outcome.key)
@@ -89,17 +94,25 @@ class Worker:
     def work(self) -> None:
         self._record_killed()
         self._write_summary()
-        for tasks in self.stopping.rounds():
-            self.work_total += sum(task.cost for task in tasks)
-            for task in tasks:
-                self._tell(task)
-                behind = self.work_done
-                with self.deaths.computing(task.key):
-                    self._record(self._outcome(task))
-                self.work_done = behind + task.cost
-                self._write_summary()
-                self._tell(task)
+        try:
+            for tasks in self.stopping.rounds():
+                self.work_total += sum(task.cost for task in tasks)
+                for task in tasks:
+                    self._compute(task)
+        finally:
+            self._write_summary()
         self.stopping.write(self.run.folder)
+
+    def _compute(self, task: Work) -> None:
+        """A cell from its forward passes to its file, and to the summary at most once a second."""
+        self._tell(task)
+        behind = self.work_done
+        with self.deaths.computing(task.key):
+            self._record(self._outcome(task))
+        self.work_done = behind + task.cost
+        if time.monotonic() - self.summary_written >= SUMMARY_EVERY:
+            self._write_summary()
+        self._tell(task)
 
     def _record(self, outcome: Cell | FailedCell) -> None:
         """What became of a cell, on disk, in the summary and for the stopping rule."""
@@ -109,7 +122,13 @@ class Worker:
         else:
             write_failure(self.run.folder, outcome)
             self.stopping.drop(outcome.key)
-        self.rows[outcome.key] = outcome.summary()
+        self._add_row(outcome)
+
+    def _add_row(self, outcome: Cell | FailedCell) -> None:
+        row = outcome.summary()
+        earlier = self.rows.get(outcome.key, {}).get("status")
+        self.finished += (row["status"] == "ok") - (earlier == "ok")
+        self.rows[outcome.key] = row
 
     def _record_killed(self) -> None:
         """A cell that ends every process that computes it becomes a failed one."""
@@ -131,6 +150,8 @@ class Worker:
         except RankLostError:
             raise
         except Exception as error:
+            if lost := device_lost(error):
+                raise lost from error
             failure = failure_of(error)
             failed = FailedHeader(**_fields(self._header(task)), traceback=failure.traceback)
             return FailedCell(task.key, failed, failure.error)
@@ -161,7 +182,7 @@ class Worker:
 
         Where the protocol scores answers, losses and hits, ``[2, targets]`` a window.
         """
-        reused = find(task, before(task, self.every), self._finished)
+        reused = find(task, self.earlier.than(task), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
         losses = [
@@ -170,7 +191,9 @@ class Worker:
         fresh = [number for number, row in enumerate(losses) if row is None]
         ids = [document.ids for document in task.documents]
         windows = [task.windows[number] for number in fresh]
-        request = ScoreRequest(ids, windows, task.reading.window_bos, task.plan.protocol.scores_answers)
+        request = ScoreRequest(
+            ids, task.cell.hashes, windows, task.reading.window_bos, task.plan.protocol.scores_answers
+        )
         self._tell(task, compiling=self._compiles(task, model, windows))
         for members, scored in self.ranks.score(model, request, self.budget.pass_):
             for index, row in zip(members, scored, strict=True):
@@ -185,9 +208,10 @@ class Worker:
         if model.attention != "flex":
             return False
         marker = 0 if task.reading.window_bos is None else 1
+        ranks = pass_ranks(model.device, self.ranks.size)
         shapes = {
             (task.model.description.scheme, *program)
-            for members in batches(windows, self.budget.pass_.tokens, marker)
+            for members in batches(windows, self.budget.pass_.tokens, marker, ranks)
             for window in [windows[members[0]][1]]
             for program in programs(len(members), window.inputs + marker, window.targets)
         }
@@ -196,7 +220,7 @@ class Worker:
         return fresh
 
     def _finished(self, key: CellKey) -> Cell | None:
-        cell = read_cell(self.run.folder, key)
+        cell = self.run.cell(key)
         return cell if isinstance(cell, Cell) else None
 
     def _header(self, task: Work) -> CellHeader:
@@ -204,14 +228,14 @@ class Worker:
         return planned_header(task, self.plan, tokens_per_pass=tokens, threads=torch.get_num_threads())
 
     def _tell(self, task: Work, *, compiling: bool = False) -> None:
-        done = sum(row["status"] == "ok" for row in self.rows.values())
         self.on_progress(
-            RunProgress(task.key, done, len(self.keys), self.work_done, self.work_total, compiling)
+            RunProgress(task.key, self.finished, len(self.keys), self.work_done, self.work_total, compiling)
         )
 
     def _write_summary(self) -> None:
         rows = (self.rows[key] for key in self.keys if key in self.rows)
         write_summary(self.run.folder, rows)
+        self.summary_written = time.monotonic()
 
 
 def _fields(header: CellHeader) -> dict[str, Any]:

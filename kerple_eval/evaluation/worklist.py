@@ -45,10 +45,17 @@ def worklist(plan: RunPlan, wanted: Mapping[str, frozenset[str]] | None = None) 
                     yield Work(key, model, protocol, cell, wanted[text] if wanted else None)
 
 
-def before(task: Work, every: Iterable[Work]) -> list[Work]:
-    """Cells of the same model and text that come before this one in the run's order."""
-    earlier = takewhile(lambda other: other.key != task.key, every)
-    return [o for o in earlier if (o.key.model, o.key.task) == (task.key.model, task.key.task)]
+class Earlier:
+    """Which cells come before another in a run's order, of the same model and text."""
+
+    def __init__(self, every: Iterable[Work]) -> None:
+        self._of: dict[tuple[str, str], list[Work]] = {}
+        for task in every:
+            self._of.setdefault((task.key.model, task.key.task), []).append(task)
+
+    def than(self, task: Work) -> list[Work]:
+        same = self._of[task.key.model, task.key.task]
+        return list(takewhile(lambda other: other.key != task.key, same))
 
 
 def cost(window: Window) -> float:

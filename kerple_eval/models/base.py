@@ -65,6 +65,7 @@ class LanguageModel(ABC):
     device: torch.device
     dtype: torch.dtype
     attention: str = "own"  # the backend that computes it ("own": the model's own code); cells record it
+    together: bool = False  # whether each rank holds a part of it, so that all of them score the same windows
 
     @abstractmethod
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
@@ -129,6 +130,13 @@ class Checkpoint(ABC):
             UserError: this model, device or dtype cannot be computed by the named backend.
         """
         self.attention = attention
+
+    def check_ranks(self, count: int) -> None:  # noqa: B027 - most can be scored by any number
+        """The model can be scored by ``count`` processes.
+
+        Raises:
+            UserError: it is to be held in parts, and cannot be cut into so many.
+        """
 
     def auto_dtype(self, device: torch.device) -> torch.dtype:
         """What ``--dtype auto`` scores the model in on ``device``."""

@@ -37,3 +37,24 @@ def precision_for(name: str, device: torch.device) -> str:
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: a torch may have others
     native = any(getattr(torch.cpu, test)() for test in tests if hasattr(torch.cpu, test))
     return "bfloat16" if native else "float32"
+
+
+class DeviceLostError(Exception):
+    """A card answers nothing but its first error from now on: the run stops, the same command continues."""
+
+
+def device_lost(error: Exception) -> DeviceLostError | None:
+    """Whether ``error`` left this process's card unusable, as an illegal memory access does; None: it works.
+
+    Such an error is sticky: every later call in the process fails with it.
+    """
+    if isinstance(error, DeviceLostError):
+        return error
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as problem:
+        words = str(problem).partition("\n")[0]
+        return DeviceLostError(f"the card answers no more ({words}): it needs a new process")
+    return None

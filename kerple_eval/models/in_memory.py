@@ -119,19 +119,19 @@ class InMemoryCheckpoint(Checkpoint):
         if is_transformers(self.model):
             from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
-            return HfModel(self.model, device, dtype, self.name)
+            return HfModel(self.model, device, dtype, self.name, placed=True)
         return CallableModel(self.model, device, dtype)
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
-        devices = {tensor.device for tensor in tensors}
+        devices = {tensor.device for tensor in tensors if not tensor.is_meta}  # a meta tensor lies on disk
         if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
             )
         floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-        device = tensors[0].device if tensors else torch.device("cpu")
+        device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         return device, floating[0] if floating else torch.float32
 
     @classmethod
@@ -247,7 +247,8 @@ class InMemoryCheckpoint(Checkpoint):
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tensors = dict(module.state_dict()) | dict(module.named_buffers())
         for name in sorted(tensors):
-            tensor = tensors[name].detach().cpu().contiguous()
+            tensor = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
+            tensor = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -289,6 +290,16 @@ def is_transformers(model: Any) -> bool:
         cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
         for cls in type(model).__mro__
     )
+
+
+def _offloaded(module: nn.Module, name: str) -> Tensor:
+    """A tensor that accelerate keeps on disk or in the CPU's memory, and a meta tensor in its place."""
+    if getattr(module, "hf_device_map", None) is None:
+        raise UserError(f"{type(module).__name__}: tensor {name} is on the meta device, without values")
+    from transformers.integrations.accelerate import load_offloaded_parameter  # noqa: PLC0415
+
+    found: Tensor = load_offloaded_parameter(module, name)
+    return found
 
 
 def _cached(module: nn.Module) -> dict[str, Any]:

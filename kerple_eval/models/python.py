@@ -12,14 +12,10 @@ scored, so that only one model of a run is in memory.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,14 +23,11 @@ import torch
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel
 from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of
-from kerple_eval.support.files import is_file
+from kerple_eval.models.user_code import load_file, load_module
 from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import typed_options
 from kerple_eval.types import UserError
-
-#: A user's file is imported under a name that begins so, since two files may have the same name.
-MODULE_PREFIX = "kerple_eval_user_"
 
 
 class PythonCheckpoint(Checkpoint):
@@ -44,7 +37,9 @@ class PythonCheckpoint(Checkpoint):
         source, colon, name = location.rpartition(":")
         if not (colon and source and name.isidentifier()):
             raise UserError(f"python:{location}: expected python:FILE.py:FUNCTION or python:module:function")
-        module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+        module = (
+            load_file(Path(source)) if source.endswith(".py") else load_module(source, f"python:{source}")
+        )
         self.location = location
         function = getattr(module, name, None)
         if not callable(function):
@@ -125,35 +120,3 @@ class PythonCheckpoint(Checkpoint):
         if built.module is not None:
             built.module.to(device)
         return built.load(device, dtype)
-
-
-def _load_file(path: Path) -> ModuleType:
-    """The module of a file, its folder on the import path while it is loaded, as Python runs a script."""
-    if not is_file(path):
-        raise UserError(f"python:{path}: no such file")
-    name = f"{MODULE_PREFIX}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise _refusal(f"python:{path}", error) from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise _refusal(f"python:{name}", error) from error
-
-
-def _refusal(what: str, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {quoted(str(error), 200)}"
-    return UserError(f"{what}: cannot be imported ({reason}); --traceback shows where")

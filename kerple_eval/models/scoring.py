@@ -8,7 +8,9 @@ puts one before every window; the logits at its last ``targets`` positions predi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,21 +29,33 @@ class NotFiniteError(ArithmeticError):
     """A loss is NaN or infinite."""
 
 
-def batches(windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix: int = 0) -> list[list[int]]:
+def batches(
+    windows: Sequence[tuple[int, Window]], tokens_per_pass: int, prefix: int = 0, ranks: int = 1
+) -> list[list[int]]:
     """Indices of (document, window) pairs that share a forward pass.
 
     Windows of one shape (inputs, targets) go together, in order, at most ``tokens_per_pass`` input
     tokens at a time: a function of the plan alone, so a resumed run repeats the same passes. ``prefix``
-    tokens stand before every window's own.
+    tokens stand before every window's own. ``ranks`` share the passes: none takes more than its part of a
+    shape's windows.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (_, window) in enumerate(windows):
         groups.setdefault((window.inputs, window.targets), []).append(index)
     passes = []
     for (inputs, _), members in groups.items():
-        size = max(1, tokens_per_pass // (inputs + prefix))
+        size = min(max(1, tokens_per_pass // (inputs + prefix)), -(-len(members) // ranks))
         passes += [members[i : i + size] for i in range(0, len(members), size)]
     return passes
+
+
+def pass_ranks(device: torch.device, ranks: int) -> int:
+    """By how many ranks the size of a pass is limited (:func:`batches`).
+
+    A card's pass is large enough to hold all windows of a cell, which would leave the other ranks idle. On
+    the CPU passes are small and do not depend on the ranks, so that the losses are the same to the bit.
+    """
+    return ranks if device.type == "cuda" else 1
 
 
 class Budget:
@@ -81,16 +95,36 @@ def score(
     """
     prefix = np.array([] if bos is None else [bos], dtype=np.int64)
     budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
-    passes = batches(windows, budget.tokens, len(prefix))
+    passes = batches(windows, budget.tokens, len(prefix), pass_ranks(model.device, share[1]))
     runner = _Passes(model, documents, windows, prefix, hits=hits)
-    waiting: list[tuple[list[int], Tensor]] = []  # on CUDA one pass computes while another's losses are read
+    waiting: list[_Pending] = []  # on CUDA a pass is computed while the losses of the one before are copied
     for members in passes[share[0] :: share[1]]:
         for part, found in runner.run(members, budget):
-            waiting.append((part, found))
+            waiting.append(_Pending(part, found))
             if len(waiting) > (model.device.type == "cuda"):
-                yield runner.read(*waiting.pop(0))
-    for part, found in waiting:
-        yield runner.read(part, found)
+                yield runner.read(waiting.pop(0))
+    for pending in waiting:
+        yield runner.read(pending)
+
+
+class _Pending:
+    """Losses of the windows ``members``; on CUDA on their way to the CPU, and no later pass is waited for."""
+
+    def __init__(self, members: list[int], losses: Tensor) -> None:
+        self.members = members
+        self._losses = losses
+        self._copied: torch.cuda.Event | None = None
+        if losses.device.type == "cuda":
+            self._losses = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+            self._losses.copy_(losses, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(losses.device))
+
+    def losses(self) -> NDArray[np.float32]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        found: NDArray[np.float32] = self._losses.numpy()
+        return found
 
 
 class _Passes:
@@ -154,20 +188,20 @@ class _Passes:
         for logits in self.model.logits(_to_device(np.stack(inputs), self.model.device), rows):
             chunk = wanted[:, done : done + logits.shape[1]]
             done += logits.shape[1]
-            losses = _cross_entropy(logits, chunk)
+            losses = _loss_on(logits.device.type)(logits, chunk)
             if self.hits:
                 losses = torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1)
             parts.append(losses)
         assert done == rows
         return torch.cat(parts, dim=-1).to(torch.float32)
 
-    def read(self, members: list[int], on_device: Tensor) -> Batch:
+    def read(self, pending: _Pending) -> Batch:
         """Losses ``[targets]`` of each window (or ``[2, targets]``), on the CPU.
 
         Raises:
             NotFiniteError: one of them is NaN or infinite.
         """
-        found = on_device.cpu().numpy()
+        members, found = pending.members, pending.losses()
         losses = found[:, 0] if self.hits else found
         if not np.isfinite(losses).all():
             at, target = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
@@ -189,6 +223,24 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
+
+
+@cache
+def _loss_on(device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """:func:`_cross_entropy`; on CUDA as one compiled kernel, which forms no float32 copy of the logits.
+
+    Where it cannot be compiled (triton needs a C compiler), torch's own operations compute the same, slower.
+    """
+    if device != "cuda":
+        return _cross_entropy
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(_cross_entropy, dynamic=True, fullgraph=True)
+    try:
+        compiled(torch.zeros(2, 3, 8, device=device), torch.zeros(2, 3, dtype=torch.int64, device=device))
+    except Exception as problem:  # torch, triton and the compiler share no class of errors
+        words = " ".join(str(problem).split())[:80]
+        warnings.warn(f"losses are computed uncompiled, which is slower: {words}", stacklevel=2)
+        return _cross_entropy
+    return compiled
 
 
 def _hits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -194,21 +194,6 @@ def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:
     return None
 
 
-def read_header(folder: Path, key: CellKey) -> FinishedHeader | None:
-    """What a finished cell says of itself, without its losses; None where there is no such file."""
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    path = folder / "cells" / f"{file_name(key)}.parquet"
-    if not _exists(path):
-        return None
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(cannot_read(path, error)) from None
-    with file, _readable(path):
-        return _checked(FinishedHeader, header_of(pq.read_schema(file))[0], path, key)
-
-
 def _exists(path: Path) -> bool:
     """Whether anything has that name; a link to nothing is a damaged cell, not one that was never run."""
     try:

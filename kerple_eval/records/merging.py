@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kerple_eval.records.cell import Cell, FailedCell, read_cell, write_cell, write_failure
+from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
 from kerple_eval.records.run import Run, open_run, write_summary
 from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.differences import differences
@@ -30,7 +30,7 @@ from kerple_eval.types import CellKey, UserError
 #: Parts of a specification -> one of them, and the key that names it.
 NAMED_PARTS = {"models": ("model", "label"), "tasks": ("task", "name"), "protocols": ("protocol", "protocol")}
 #: Keys of a task or protocol whose values are by model, tokeniser or length.
-BY_PART = ("first_token", "tokens_sha256", "drawn_sha256")
+BY_PART = ("first_token", "tokens_sha256", "drawn_sha256", "lost_bytes")
 
 
 def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> str:
@@ -63,7 +63,7 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
     with new_folder(out) as folder:
         rows = []
         for key, owner in owners.items():
-            cell = read_cell(owner.folder, key)
+            cell = owner.cell(key)
             assert cell is not None
             if isinstance(cell, Cell):
                 write_cell(folder, cell)
@@ -101,7 +101,11 @@ def _entry(
     left: dict[str, Any], right: dict[str, Any], where: str, first: Path, second: Path
 ) -> dict[str, Any]:
     """A model, task or protocol that two runs hold."""
-    united = {key: (left.get(key), right.get(key)) for key in BY_PART if isinstance(left.get(key), dict)}
+    united = {
+        key: (left.get(key) or {}, right.get(key) or {})  # absent: nothing to say of any of its models
+        for key in BY_PART
+        if any(isinstance(entry.get(key), dict) for entry in (left, right))
+    }
     apart = (*united, "lengths")
     rest = [{k: v for k, v in entry.items() if k not in apart} for entry in (left, right)]
     _same(rest[0], rest[1], where, first, second)
@@ -138,7 +142,7 @@ def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float
     found: tuple[Run, Cell] | None = None
     failed: Run | None = None
     for run, keys in held:
-        cell = read_cell(run.folder, key) if key in keys else None
+        cell = run.cell(key) if key in keys else None
         if isinstance(cell, FailedCell):
             failed = failed or run
         elif cell is not None and found is None:
@@ -155,10 +159,8 @@ def _disagreement(left: Cell, right: Cell, within: float) -> str:
         return "they scored other documents"
     if list(left.windows) != list(right.windows) or left.document.tolist() != right.document.tolist():
         return "they scored other windows"
-    for name in ("dtype", "first_token", "reduction"):
-        values = [to_json(getattr(cell.header, name)) for cell in (left, right)]
-        if values[0] != values[1]:
-            return f"{name} is {values[0]} in one and {values[1]} in the other"
+    if left.header.dtype != right.header.dtype:
+        return f"dtype is {left.header.dtype} in one and {right.header.dtype} in the other"
     apart = max(float(np.abs(a - b).max()) for a, b in zip(left.losses, right.losses, strict=True))
     if apart > within:
         return f"their losses differ by up to {apart:.3g} nats; --within NATS allows as much"

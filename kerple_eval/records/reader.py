@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from kerple_eval.records.cell import Cell, FailedCell, read_cell
+from kerple_eval.records.cell import Cell, FailedCell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.types import CellKey, UserError
 
@@ -30,12 +30,16 @@ class RunReader:
         """Opened at the first use, in the order given."""
         return tuple(map(open_run, self.folders))
 
+    @cached_property
+    def _by_folder(self) -> dict[Path, Run]:
+        return {run.folder: run for run in self.runs}
+
     def cell(self, folder: Path, key: CellKey) -> Cell | FailedCell | None:
         """The cell of the run in ``folder``; None where it has not been run."""
         name = (folder, key)
         if name in self._cells:
             return self._cells[name]
-        cell = read_cell(folder, key)
+        cell = self._by_folder[folder].cell(key)
         if self.keep:
             self._cells[name] = cell
         return cell

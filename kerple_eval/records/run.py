@@ -22,7 +22,8 @@ import numpy as np
 
 from kerple_eval.records import reductions
 from kerple_eval.records.answers import Answer, answers
-from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, read_cell
+from kerple_eval.records.cell import COLUMNS, Cell, FailedCell, file_name, read_cell
+from kerple_eval.records.cell_origin import check_origin
 from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.files import is_file, write_atomically
@@ -53,10 +54,26 @@ class Run:
             for length in plan.lengths
         ]
 
+    def cell(self, key: CellKey) -> Cell | FailedCell | None:
+        """The cell as it stands on disk; None where it has not been run.
+
+        Raises:
+            UserError: it cannot be read, or was computed from something else than ``run.json`` states.
+        """
+        cell = read_cell(self.folder, key)
+        if cell is not None:
+            check_origin(cell.header, key, self.specification, self.cell_path(cell))
+        return cell
+
+    def cell_path(self, cell: Cell | FailedCell) -> Path:
+        """The file of a cell."""
+        ending = ".parquet" if isinstance(cell, Cell) else ".json"
+        return self.folder / "cells" / f"{file_name(cell.key)}{ending}"
+
     def cells(self) -> Iterable[Cell | FailedCell]:
         """Cells that have been run, one at a time, in the summary's order."""
         for key in self.keys():
-            cell = read_cell(self.folder, key)
+            cell = self.cell(key)
             if cell is not None:
                 yield cell
 
@@ -119,7 +136,7 @@ class Run:
         for key in self.keys():
             if any(v is not None and getattr(key, k) != v for k, v in wanted.items()):
                 continue
-            cell = read_cell(self.folder, key)
+            cell = self.cell(key)
             if not isinstance(cell, Cell):
                 continue
             names = [document.name for document in cell.header.documents]

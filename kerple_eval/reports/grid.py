@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from kerple_eval.records.cell import COLUMNS
 from kerple_eval.records.notes import text_notes
 from kerple_eval.records.reader import RunReader
-from kerple_eval.records.run import own_label
+from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.groups import identities
 from kerple_eval.support.readers import LARGEST_JSON, quoted, read_bytes
 from kerple_eval.support.registry import unknown
@@ -27,6 +27,7 @@ WHOLE = frozenset({"seed", "train_length", "length", "documents", "windows", "ta
 REAL = frozenset({"nll", "ppl", "bits_per_byte"})
 ALWAYS = ("model", "scheme", "task", "protocol", "length", "dtype", "device")  # columns filled in every row
 MEASURED = ("documents", "windows", "targets", "targets_hash", "nll")  # and in those of finished cells
+_AGAIN = "delete it, and the run's command writes it anew"
 VALUES = {
     "ppl": "perplexity",
     "bits_per_byte": "bits per byte",
@@ -36,14 +37,11 @@ VALUES = {
 
 @dataclass(frozen=True, slots=True)
 class GridEntry:
-    """One cell of a grid: its row of ``summary.csv`` with numbers as numbers, its run and its key there.
-
-    ``key`` is None where ``run.json`` asks for no such cell.
-    """
+    """One cell of a grid: its row of ``summary.csv`` with numbers as numbers, its run and its key there."""
 
     row: dict[str, Any]
     folder: Path
-    key: CellKey | None
+    key: CellKey
 
     @property
     def ok(self) -> bool:
@@ -160,14 +158,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
     for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         known = identities(run)
-        asked = run.keys()
-        keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
-        path = run.folder / "summary.csv"
-        for row in _rows(path):
-            if row["model"] not in known:
-                raise UserError(
-                    f"{path}: a row of {quoted(row['model'])}, a model that run.json does not have"
-                )
+        for key, row in _rows_of(run):
             grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
             label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
             if label not in grid.models:
@@ -178,9 +169,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
             grid.tokenizers.add(readers[row["model"]])
             grid.identities[label] = known[row["model"]]
-            grid.entries[label, row["length"]] = GridEntry(
-                row, run.folder, keys.get((row["model"], grid.task, grid.protocol, row["length"]))
-            )
+            grid.entries[label, row["length"]] = GridEntry(row, run.folder, key)
     if not grids:
         raise UserError(f"{reader.names}: no cell has been run yet")
     return list(grids.values())
@@ -203,18 +192,43 @@ def chosen(grids: Sequence[Grid], task: str | None, protocol: str | None) -> lis
     return [g for g in grids if task in (None, g.task) and protocol in (None, g.protocol)]
 
 
+def _rows_of(run: Run) -> Iterator[tuple[CellKey, dict[str, Any]]]:
+    """The rows of a run's summary, each of a cell that ``run.json`` asks for, and of each cell one."""
+    path = run.folder / "summary.csv"
+    asked = run.keys()
+    keys = {(key.model, key.task, key.protocol, key.length): key for key in asked}
+    seen: set[CellKey] = set()
+    for row in _rows(path):
+        key = keys.get((row["model"], row["task"], row["protocol"], row["length"]))
+        if key is None:
+            name = ", ".join(str(row[column]) for column in ("model", "task", "protocol", "length"))
+            raise UserError(
+                f"{path}: a row of {quoted(name)}, a cell that run.json does not ask for; {_AGAIN}"
+            )
+        if key in seen:
+            raise UserError(f"{path}: two rows of {key}; {_AGAIN}")
+        seen.add(key)
+        model = run.specification.model(key.model)
+        for column in ("scheme", "seed", "train_length"):
+            if row[column] != getattr(model, column):
+                raise UserError(
+                    f"{path}: {column} of {key} is {quoted(row[column])}, in run.json "
+                    f"{quoted(getattr(model, column))}; {_AGAIN}"
+                )
+        yield key, row
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``summary.csv``, numbers as numbers; None is an empty field."""
-    again = "delete it, and the run's command writes it anew"
     try:
         file = io.StringIO(read_bytes(path, LARGEST_JSON).decode("utf-8"), newline="")
         reader = csv.reader(file, strict=True)
         if tuple(next(reader, ())) != COLUMNS:
-            raise UserError(f"{path}: not a summary: its columns are not the contract's; {again}")
+            raise UserError(f"{path}: not a summary: its columns are not the contract's; {_AGAIN}")
         return [_typed(row) for row in reader]
     except (ValueError, csv.Error) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-        raise UserError(f"{path}: damaged: {reason}; {again}") from None
+        raise UserError(f"{path}: damaged: {reason}; {_AGAIN}") from None
 
 
 def _typed(fields: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.records.answers import answers
-from kerple_eval.records.cell import Cell, FailedCell, read_cell
+from kerple_eval.records.cell import Cell, FailedCell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
@@ -104,7 +104,7 @@ def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
     seconds = 0.0
     dtype = device = None
     keys = [key for key in run.keys() if key.model == model]  # noqa: SIM118 - no mapping's
-    for cell in (read_cell(run.folder, key) for key in keys):
+    for cell in map(run.cell, keys):
         if cell is None:
             continue
         name = f"{cell.key.task}/{cell.key.protocol}/{cell.key.length}"

@@ -30,7 +30,7 @@ def read(reader: RunReader, grids: Sequence[Grid], fewest: int = 1) -> ScoredCel
     """The grids' finished cells of at least ``fewest`` documents whose files are here."""
     found: ScoredCells = {}
     for entry in (entry for grid in grids for entry in grid.entries.values()):
-        if entry.ok and entry.key is not None and entry.row["documents"] >= fewest:
+        if entry.ok and entry.row["documents"] >= fewest:
             cell = reader.cell(entry.folder, entry.key)
             if isinstance(cell, Cell):
                 found[entry.folder, entry.key] = scored(cell)
@@ -44,7 +44,7 @@ def for_bands(reader: RunReader, grids: Sequence[Grid]) -> ScoredCells:
 
 def of(entry: GridEntry | None, known: ScoredCells) -> Scored | None:
     """The sums of a cell of a grid; None where there is no such cell, or its file was not read."""
-    return None if entry is None or entry.key is None else known.get((entry.folder, entry.key))
+    return None if entry is None else known.get((entry.folder, entry.key))
 
 
 def band(entry: GridEntry, value: str, known: ScoredCells) -> Band | None:

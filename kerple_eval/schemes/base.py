@@ -14,6 +14,8 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
 * ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: the new scores, where content matters. A
   scheme that reads the hidden states too computes what it needs once a layer, ``observe(x [B, N, W])``, and
   receives that as the sixth argument of ``score``.
+* ``softcap`` c: scaled scores s become ``c tanh(s / c)``, before weight, kernel and bias.
+* ``sink() -> [H]``: one more logit of every row's softmax, without a key or value of its own.
 * ``window``: queries see only keys at D < window; ``visible(positions_q, positions_k) -> bool [Q, K]`` for
   any other mask, which ``masks`` states too where it has the form "D < near or j < first".
 * ``remap(positions_q, positions_k) -> [(far bool [Q, K], positions_q' [Q], positions_k' [K]), ...]``: where a
@@ -54,6 +56,9 @@ class Scheme(nn.Module):
 
     #: Keys at this distance and beyond are not seen; None: all are.
     window: int | None = None
+
+    #: Scaled scores are kept within (-softcap, softcap); None: they are not.
+    softcap: float | None = None
 
     #: Whether each layer has its own copy, with its own parameters.
     per_layer: ClassVar[bool] = False
@@ -117,6 +122,9 @@ class Scheme(nn.Module):
         observed: Any = None,
     ) -> Tensor:  # fmt: skip
         return scores
+
+    def sink(self) -> Tensor | None:
+        return None
 
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         return None

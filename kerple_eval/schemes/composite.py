@@ -2,8 +2,9 @@
 
 A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds no
 positional information itself. Of a combined scheme, the hooks that give a token its position (``embed``,
-``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's; ``row_scale`` is the product of all
-parts', ``window`` the smallest, ``visible`` true where all parts agree, and at most one part may ``remap``.
+``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's, and so are ``softcap`` and ``sink``;
+``row_scale`` is the product of all parts', ``window`` the smallest, ``visible`` true where all parts agree,
+and at most one part may ``remap``.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class Combined(Scheme):
         windows = [part.window for part in self.parts.values() if part.window is not None]
         self.window = min(windows, default=None)
         self.max_positions = base.max_positions
+        self.softcap = base.softcap
         self.prefix_invariant = all(part.prefix_invariant for part in self.parts.values())
         self._by_layer = (
             [Combined(base.at(i), modifiers) for i in range(base.geometry.layers)]
@@ -180,6 +182,9 @@ class Combined(Scheme):
     ) -> Tensor:  # fmt: skip
         extra = (observed,) if self.base.implements("observe") else ()
         return self.base.score(scores, q, k, positions_q, positions_k, *extra)
+
+    def sink(self) -> Tensor | None:
+        return self.base.sink()
 
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         found = (part.visible(positions_q, positions_k) for part in self.parts.values())

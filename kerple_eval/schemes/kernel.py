@@ -14,8 +14,6 @@ parameters for K names. Where a name occurs decides its interval and its initial
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -43,8 +41,3 @@ class FormulaKernel(Scheme):
     def kernel(self, distance: Tensor) -> Tensor:
         values = {name: self.get_parameter(name).to(distance.dtype)[:, None] for name in self.ranges}
         return self.expression(distance, values).expand(self.geometry.heads, len(distance))
-
-    def inline(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        values = {name: self.get_parameter(name).detach() for name in self.ranges}
-        expression = self.expression
-        return lambda distance, head: expression(distance, {name: x[head] for name, x in values.items()})

@@ -13,7 +13,7 @@ The bias joins *after* the 1/sqrt(d) scaling, as in the release (the paper's Eq.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,3 @@ class KerpleLog(Scheme):
     def kernel(self, distance: Tensor) -> Tensor:
         r1, r2 = (r.to(distance.dtype)[:, None] for r in (self.r1, self.r2))
         return log_kernel(distance, r1, r2)
-
-    def inline(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        r1, r2 = self.r1.detach(), self.r2.detach()
-        return lambda distance, head: log_kernel(distance, r1[head], r2[head])

@@ -12,7 +12,7 @@ The bias joins *after* the 1/sqrt(d) scaling, as in the release.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,3 @@ class KerplePower(Scheme):
     def kernel(self, distance: Tensor) -> Tensor:
         r1, r2 = (r.to(distance.dtype)[:, None] for r in (self.r1, self.r2))
         return power_kernel(distance, r1, r2)
-
-    def inline(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        r1, r2 = self.r1.detach(), self.r2.detach()
-        return lambda distance, head: power_kernel(distance, r1[head], r2[head])

@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
         ) as file:
             name = file.name
             with suppress(OSError):  # where the file system has no locks
-                _take_lock(file)  # while it is held, nobody sweeps the file
+                take_lock(file)  # while it is held, nobody sweeps the file
             file.write(content)
             file.flush()
             if durable:
@@ -84,7 +84,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise _cannot_write(folder, error) from None
     with file:
         try:
-            held = _take_lock(file) and _is_still(file, path)
+            held = take_lock(file) and _is_still(file, path)
         except OSError as error:  # some network file systems have none
             raise UserError(f"{folder}: cannot be locked: {error.strerror or error}") from None
         if not held:
@@ -131,7 +131,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def _take_lock(file: IO[Any]) -> bool:
+def take_lock(file: IO[Any]) -> bool:
     """Lock an open file until it is closed; False where another process has it."""
     if _fcntl is None:
         return True
@@ -154,7 +154,7 @@ def _sweep(paths: Iterable[Path]) -> None:
     for path in paths:
         if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             with suppress(OSError), path.open("rb") as file:
-                if _take_lock(file):
+                if take_lock(file):
                     path.unlink()
 
 

@@ -82,7 +82,9 @@ def test_the_smallest_budget_of_any_rank_is_kept(
     windows = [(0, w) for w in FullContext().plan(50, 6, 6)]
     budget = Budget(60)
     mine = list(
-        RankGroup(0, 2).score(cramped(9999), ScoreRequest([tiny.tokens(50)], windows, None, False), budget)
+        RankGroup(0, 2).score(
+            cramped(9999), ScoreRequest([tiny.tokens(50)], ["hash"], windows, None, False), budget
+        )
     )
     assert len(mine) == 1
     assert budget.tokens == kept

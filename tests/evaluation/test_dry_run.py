@@ -64,7 +64,7 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     assert not (tmp_path / "run" / "cells").exists()
     assert not (tmp_path / "run" / "summary.csv").exists()
     estimate = json.loads((tmp_path / "run" / "estimate.json").read_text())
-    assert verdict(tmp_path / "run") is None
+    assert verdict(tmp_path / "run", {}) is None
     ran = invoke(*words)
     assert ran.exit_code == 0
     summary = open_run(tmp_path / "run").summary()
@@ -88,7 +88,7 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}', f'{{"cells": [{key}]}}'):
         (tmp_path / "run" / "estimate.json").write_text(raw)
         with pytest.raises(UserError, match=r"estimate\.json: damaged: .*; delete it"):
-            verdict(tmp_path / "run")
+            verdict(tmp_path / "run", {})
 
 
 @pytest.mark.parametrize("tokens", [16, 64, 2048])

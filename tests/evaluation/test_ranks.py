@@ -19,10 +19,11 @@ import torch
 
 import kerple_eval
 from kerple_eval.evaluation.ranks import RankGroup, ScoreRequest
+from kerple_eval.models.devices import DeviceLostError, device_lost
 from kerple_eval.models.scoring import Batch, Budget
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import open_run
-from kerple_eval.types import UserError
+from kerple_eval.types import UserError, Window
 from tests.helpers.command import make_model
 from tests.helpers.ranks import Done, as_ranks, in_processes
 
@@ -135,10 +136,70 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(RankGroup, "_broadcast", lambda self, message: message)
     monkeypatch.setattr(RankGroup, "_gather", lambda self, error: others)
     budget = Budget(64)
-    found = RankGroup(0, 3).score(SimpleNamespace(), Fixed([], [], None, False), budget)  # type: ignore[arg-type]
+    found = RankGroup(0, 3).score(SimpleNamespace(), Fixed([], [], [], None, False), budget)  # type: ignore[arg-type]
     assert [members for members, _ in found] == [[0], [1], [2]]
     assert scored == [(64, (0, 3))]
     assert budget.tokens == 16
+
+
+def test_a_document_travels_once_and_only_where_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(RankGroup, "_broadcast", lambda self, message: sent.append(message))
+    monkeypatch.setattr(RankGroup, "_gather", lambda self, error: [None])
+    documents = [np.arange(n, n + 9) for n in range(3)]
+    received: list[ScoreRequest] = []
+    first, other = RankGroup(0, 2), RankGroup(1, 2)
+    monkeypatch.setattr(ScoreRequest, "run", lambda self, *_: received.append(self) or iter(()))  # type: ignore[func-returns-value]
+    for scored in ([0], [0, 2], [2, 2, 0]):
+        windows = [(index, Window(0, 8, 1)) for index in scored]
+        request = ScoreRequest(documents, ["a", "b", "c"], windows, None, False)
+        assert list(first.score(SimpleNamespace(), request, Budget(64))) == []  # type: ignore[arg-type]
+        other._score_share(SimpleNamespace(), *sent[-1][1])  # type: ignore[arg-type]
+        assert all(np.array_equal(received[-1].documents[i], documents[i]) for i in scored)
+    assert [[len(ids) for ids in request.documents] for _, (request, _) in sent] == [
+        [9, 0, 0],
+        [0, 0, 9],
+        [0, 0, 0],
+    ]
+
+
+def test_a_card_s_sticky_error_is_told_from_one_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    passing = ValueError("this cell's own")
+    assert device_lost(passing) is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert device_lost(passing) is None
+
+    def fails() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    lost = device_lost(passing)
+    assert "an illegal memory access was encountered)" in str(lost)
+    assert lost is not None
+    assert device_lost(lost) is lost
+    assert isinstance(RankGroup(1, 2)._attempt(fails)[1], DeviceLostError)
+
+
+def test_a_lost_card_ends_the_run_and_not_the_cells(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kerple_eval.cli.main import cli  # noqa: PLC0415
+    from kerple_eval.evaluation import worker  # noqa: PLC0415
+
+    asked = []
+
+    def third_is_lost(error: Exception) -> DeviceLostError | None:
+        asked.append(error)
+        return DeviceLostError("the card answers no more") if len(asked) == 3 else None
+
+    monkeypatch.setattr(worker, "device_lost", third_is_lost)
+    monkeypatch.setattr(ScoreRequest, "run", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit) as stopped:
+        cli(command(folder, "lost"))
+    assert stopped.value.code == 1
+    assert "the card answers no more; finished cells are kept" in capsys.readouterr().err
+    assert len(open_run(folder / "lost").summary()) == 2
 
 
 GUEST = """

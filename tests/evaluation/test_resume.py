@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import kerple_eval
+from kerple_eval.evaluation import worker
 from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.native import NativeCheckpoint
@@ -26,7 +27,8 @@ from tests.helpers.victim import killed_at
 PROTOCOLS = ("full-context", "sliding-window:stride=8", "prefix")
 LENGTHS = (16, 32, 64)
 CELLS = 2 * len(PROTOCOLS) * len(LENGTHS)
-WRITES = 2 + 3 * CELLS  # run.json and an empty summary.csv; then in_progress.json, a cell and summary.csv
+#: run.json and an empty summary.csv; then in_progress.json, a cell and summary.csv; summary.csv at the end
+WRITES = 3 + 3 * CELLS
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
 
 
@@ -281,3 +283,34 @@ def test_progress_reaches_the_end(arguments: dict[str, Any], tmp_path: Path) -> 
     assert shares[0] == 0
     assert shares[-1] == pytest.approx(1)
     assert (seen[0].cells_done, seen[-1].cells_done, seen[-1].cells) == (0, CELLS, CELLS)
+
+
+def test_the_summary_is_written_once_a_second_and_at_every_end(
+    arguments: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = worker.write_summary
+
+    def counted(folder: Path, rows: Any) -> None:
+        kept = list(rows)
+        written.append(len(kept))
+        write(folder, kept)
+
+    monkeypatch.setattr(worker, "write_summary", counted)
+    monkeypatch.setattr(worker, "SUMMARY_EVERY", 1e9)
+    kerple_eval.evaluate(**arguments, out=tmp_path / "quick")
+    assert written == [0, CELLS]
+    assert (tmp_path / "quick" / "summary.csv").read_bytes() == whole
+    written.clear()
+
+    def stop(progress: RunProgress) -> None:
+        if progress.cells_done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kerple_eval.evaluate(**arguments, out=tmp_path / "stopped", on_progress=stop)
+    assert written == [0, 2]
+    written.clear()
+    monkeypatch.setattr(worker, "SUMMARY_EVERY", 0.0)
+    kerple_eval.evaluate(**arguments, out=tmp_path / "each")
+    assert written == [*range(CELLS + 1), CELLS]

@@ -37,9 +37,9 @@ def test_cells_of_something_else(
     others = {
         "seed was 5 in it and is 0": {"models": f"m=native:{make_model(tmp_path / 'm', 'alibi', 5)}"},
         "scheme was 'rope'": {"models": f"m={models['rope']}"},
-        "dtype was 'bfloat16' in it and is 'float32' in the run's plan": {"dtype": "bfloat16"},
-        "documents[0].sha256 was": {"text": other_text},
-        "documents[0].tokens was 100": {"max_tokens": 100},
+        "dtype was 'bfloat16' in it and is 'float32' in run.json": {"dtype": "bfloat16"},
+        "another text, choice of documents or option": {"text": other_text},
+        "states: another text, choice of documents or option": {"max_tokens": 100},
     }
     base = {"models": f"m={models['alibi']}", "text": text, "lengths": [16, 32]}
     for number, (message, change) in enumerate(others.items()):
@@ -58,7 +58,7 @@ def test_a_checkpoint_trained_again(
     cell = read_cell(run.folder, run.keys()[1])
     assert isinstance(cell, Cell)
     write_cell(tmp_path / "r", replace(cell, header=replace(cell.header, weights_sha256="0" * 64)))
-    with pytest.raises(UserError, match=r"weights_sha256 was '0000.* in it and is '.*' in the run's plan"):
+    with pytest.raises(UserError, match=r"weights_sha256 was '0000.* in it and is '.*' in run.json"):
         kerple_eval.evaluate(f"m={models['alibi']}", text=text, lengths=[16, 32], out=tmp_path / "r")
 
 

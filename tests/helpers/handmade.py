@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from tests.helpers.records import model, write_run_json
@@ -29,16 +30,29 @@ def row(model: str, length: int, ppl: float | str | None, **changes: object) -> 
 
 
 def write_run(folder: Path, lines: list[str], tokenizers: dict[str, str] | None = None) -> Path:
-    """A run directory; every model reads bytes unless ``tokenizers`` says otherwise."""
-    names = list(dict.fromkeys(line.split(",")[0] for line in lines))
-    protocols = list(dict.fromkeys(line.split(",")[5] for line in lines))
-    readers = dict.fromkeys(names, "bytes") | (tokenizers or {})
+    """A run directory whose ``run.json`` states what the lines do; every model reads bytes unless
+    ``tokenizers`` says otherwise.
+    """
+    rows = list(csv.DictReader([HEADER, *lines]))
+    models = {row["model"]: row for row in reversed(rows)}
+    protocols = {p: sorted({int(row["length"]) for row in rows if row["protocol"] == p})
+                 for p in dict.fromkeys(row["protocol"] for row in rows)}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_run_json(
         folder,
-        models=[model(name, tokenizer=readers[name]) for name in names],
-        tasks=["sotu"],
-        protocols=[{"protocol": p, "lengths": [512, 1024], "longest": None} for p in protocols],
-    )
+        models=[
+            model(
+                name, scheme=models[name]["scheme"], tokenizer=(tokenizers or {}).get(name, "bytes"),
+                seed=_number(models[name]["seed"]), train_length=_number(models[name]["train_length"]),
+            )
+            for name in dict.fromkeys(row["model"] for row in rows)
+        ],
+        tasks=list(dict.fromkeys(row["task"] for row in rows)) or ["sotu"],
+        protocols=[{"protocol": p, "lengths": lengths, "longest": None} for p, lengths in protocols.items()],
+    )  # fmt: skip
     (folder / "summary.csv").write_text("\n".join([HEADER, *lines]) + "\n")
     return folder
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None

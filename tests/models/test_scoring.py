@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kerple_eval.models import scoring
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder import scored as decoder_model
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.devices import resolve_device
-from kerple_eval.models.scoring import NotFiniteError, batches, score
+from kerple_eval.models.scoring import NotFiniteError, batches, pass_ranks, score
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.protocols.last import Last
 from kerple_eval.protocols.sliding_window import SlidingWindow
@@ -125,6 +127,34 @@ def test_the_head_never_sees_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert [p.shape for p in parts] == [(3, 4, 11), (3, 4, 11), (3, 2, 11)]
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@each_case("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@each_case("shape", [(1, 1, 7), (3, 5, 50304), (2, 700, 999)])
+def test_the_compiled_loss_is_the_oracle(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = (20 * torch.randn(shape, generator=generator)).to("cuda", dtype)
+    targets = torch.randint(shape[2], shape[:2], generator=generator).cuda()
+    with torch.inference_mode():
+        found = scoring._loss_on("cuda")(logits, targets)
+    assert scoring._loss_on("cuda") is not scoring._cross_entropy
+    exact = -logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+
+
+def test_a_loss_that_cannot_be_compiled_is_computed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("no C compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuses)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    scoring._loss_on.cache_clear()
+    with pytest.warns(UserWarning, match="computed uncompiled, which is slower: no C compiler found"):
+        assert scoring._loss_on("cuda") is scoring._cross_entropy
+    scoring._loss_on.cache_clear()
+
+
 def test_a_loss_that_is_not_finite_names_its_place() -> None:
     model = Copying()
     model.poison = 5
@@ -173,6 +203,22 @@ def test_batches_are_a_function_of_the_plan_alone() -> None:
     moved = [(d + 5, Window(w.start + 3, w.stop + 3, w.first_target + 3)) for d, w in windows]
     assert batches(moved, 24) == first
     assert batches([], 24) == []
+
+
+def test_ranks_share_a_shape_s_windows_evenly() -> None:
+    """A pass as large as a cell would leave seven of eight ranks idle."""
+    for count, inputs, ranks in itertools.product((1, 7, 8, 64, 100), (512, 16384), (1, 3, 8)):
+        windows = [(0, Window(i, i + inputs, i + 1)) for i in range(count)]
+        passes = batches(windows, 32768, ranks=ranks)
+        assert sorted(itertools.chain(*passes)) == list(range(count))
+        assert max(map(len, passes)) <= -(-count // ranks)
+        busiest = max(sum(map(len, passes[rank::ranks])) for rank in range(ranks))
+        fits = max(1, 32768 // inputs)
+        assert busiest <= -(-count // ranks) + min(fits, -(-count // ranks)), (count, inputs, ranks)
+    eight = batches([(0, Window(i, i + 512, i + 1)) for i in range(64)], 32768, ranks=8)
+    assert [len(p) for p in eight] == [8] * 8
+    assert pass_ranks(torch.device("cpu"), 8) == 1
+    assert pass_ranks(torch.device("cuda"), 8) == 8
 
 
 def test_devices() -> None:

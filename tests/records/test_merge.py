@@ -167,10 +167,11 @@ def test_equal_cells_must_agree(whole: dict[str, kerple_eval.Run], tmp_path: Pat
     assert "they scored other windows" in refusal(invoke(*words[:2], str(other), *words[3:4], "x"))
     marker = replace(cell.header.first_token, rule="prefix", id=0)
     marked = changed(run, tmp_path / "marked", header=replace(cell.header, first_token=marker))
-    assert (
-        "alibi, text, aligned:k=4 at 32: first_token is {'rule': 'never', 'id': None} in one and "
-        "{'rule': 'prefix', 'id': 0} in the other"
-    ) in refusal(invoke(*words[:2], str(marked), *words[3:4], "x"))
+    line = refusal(invoke(*words[:2], str(marked), *words[3:4], "x"))
+    assert "first_token.rule was 'prefix' in it and is 'never' in run.json" in line
+    half = changed(run, tmp_path / "half", header=replace(cell.header, dtype="bfloat16"))
+    line = refusal(invoke(*words[:2], str(half), *words[3:4], "x"))
+    assert "alibi, text, aligned:k=4 at 32: dtype is float32 in one and bfloat16 in the other" in line
     documents = tuple(replace(document, sha256="0") for document in cell.header.documents)
     text = changed(run, tmp_path / "text", header=replace(cell.header, documents=documents))
     assert "they scored other documents" in refusal(invoke(*words[:2], str(text), *words[3:4], "x"))

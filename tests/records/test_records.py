@@ -166,13 +166,18 @@ def test_summary_does_not_see_times(tmp_path: Path) -> None:
 
 def test_run_frames_of_failed_and_missing_cells(tmp_path: Path) -> None:
     protocol = {"protocol": "full-context", "lengths": [4, 8], "longest": None}
-    write_run_json(tmp_path, models=[model("a"), model("b")], tasks=["text"], protocols=[protocol])
+    write_run_json(
+        tmp_path,
+        models=[model("a", scheme="alibi", train_length=16), model("b")],
+        tasks=["text"],
+        protocols=[protocol],
+    )
     run = open_run(tmp_path)
     run.write_specification()
     assert open_run(tmp_path) == run
     assert len(run.summary()) == 0
     assert len(run.losses()) == 0
-    failed = FailedCell(CellKey("b", "text", "full-context", 8), failed_header(scheme="rope"), "boom")
+    failed = FailedCell(CellKey("b", "text", "full-context", 8), failed_header(train_length=64), "boom")
     write_failure(tmp_path, failed)
     frame = run.summary()
     assert frame["nll"].dtype == np.float64

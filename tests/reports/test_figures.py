@@ -151,7 +151,7 @@ def with_cells(folder: Path, models: tuple[str, ...] = tuple(LOSS), shift: float
     """A run of two lengths whose losses are functions of context."""
     write_run_json(
         folder,
-        models=[model_record(m, tokenizer="bytes") for m in models],
+        models=[model_record(m, scheme="nope", train_length=16, tokenizer="bytes") for m in models],
         tasks=["text"],
         protocols=[{"protocol": "full-context", "lengths": [16, 64], "longest": None}],
     )

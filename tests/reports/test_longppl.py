@@ -35,7 +35,9 @@ def made(
     path = folder / "run.json"
     data = json.loads(path.read_text())
     readers = dict.fromkeys(models, "bytes") | (tokenizers or {})
-    data["specification"]["models"] = [model_record(m, tokenizer=readers[m]) for m in models]
+    data["specification"]["models"] = [
+        model_record(m, scheme=m, train_length=16, tokenizer=readers[m]) for m in models
+    ]
     data["specification"]["protocols"] = [{"protocol": protocol, "lengths": [16, 32, 64], "longest": 64}]
     path.write_text(json.dumps(data))
     rows = []

@@ -286,7 +286,10 @@ def test_a_damaged_summary_is_one_line_that_names_the_file(tmp_path: Path) -> No
         ("no length in the row", whole.replace(",512,3,", ",,3,")),
         ("a row of 3 fields, expected 18", whole + "a,b,c\n"),
         ("a row of 19 fields, expected 18", whole.replace("no room", "no room,x")),
-        ("a row of 'other', a model that run.json does not have", whole.replace("\nrope,", "\nother,")),
+        (
+            "a row of 'other, sotu, full-context, 512', a cell that run.json does not",
+            whole.replace("\nrope,", "\nother,"),
+        ),
         ("not UTF-8", whole.encode() + b"\xff"),
         ("damaged: field larger than", whole + "x" * 200_000),
         ("its columns are not the contract's", ""),

@@ -42,8 +42,8 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path: Path) -> None:
     dead = tmp_path / "cells" / ".x.parquet.abcdef_1.tmp"
     dead.write_bytes(b"half")
     alive = tmp_path / ".state.abcdefgh.tmp"
-    code = f"{HOLDER}file = open({str(alive)!r}, 'w')\nassert _take_lock(file)\nprint(flush=True)\ninput()"
-    code = code.replace("import *", "import _take_lock")
+    code = f"{HOLDER}file = open({str(alive)!r}, 'w')\nassert take_lock(file)\nprint(flush=True)\ninput()"
+    code = code.replace("import *", "import take_lock")
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -109,13 +109,13 @@ def test_two_builders_of_one_folder(tmp_path: Path) -> None:
 
 def test_a_lock_on_a_folder_that_was_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file was opened before its holder renamed the folder, and locked after."""
-    real = files._take_lock
+    real = files.take_lock
 
     def moved(file: object) -> bool:
         (tmp_path / "a").rename(tmp_path / "b")
         return real(file)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "_take_lock", moved)
+    monkeypatch.setattr(files, "take_lock", moved)
     with pytest.raises(UserError, match="another kerple-eval is writing here"), locked(tmp_path / "a"):
         pass
 

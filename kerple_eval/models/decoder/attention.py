@@ -73,7 +73,8 @@ class KernelTable:
 
 def uses_general_path(scheme: Scheme) -> bool:
     """Whether the scheme needs score chunks in memory (weights, absolute biases, content)."""
-    return any(scheme.implements(hook) for hook in ("weight", "bias", "score", "visible", "remap"))
+    hooks = ("weight", "bias", "score", "sink", "visible", "remap")
+    return scheme.softcap is not None or any(scheme.implements(hook) for hook in hooks)
 
 
 class EagerScores:
@@ -189,13 +190,13 @@ def _aligned(bias: Tensor) -> Tensor:
 def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
-    turned_q, turned_k = _rotated(q, k, scheme)
+    turned = _rotated(q, k, scheme)
     anew = torch.is_grad_enabled() and batch * heads * queries * keys > RECOMPUTE_ELEMENTS
     most = min(GENERAL_CHUNK_ELEMENTS, RECOMPUTE_ELEMENTS) if anew else GENERAL_CHUNK_ELEMENTS
     rows = max(1, min(queries, most // (batch * heads * keys)))
     out = []
     for start in range(0, queries, rows):
-        block = _Block(q, k, turned_q, turned_k, start, min(start + rows, queries))
+        block = _Block(q, k, turned, (start, min(start + rows, queries)), scheme)
         args = (block, v, scheme, observed)
         out.append(
             checkpoint(_score_block, *args, use_reentrant=False, preserve_rng_state=False)
@@ -209,14 +210,35 @@ class _Block:
     """Rows ``start:stop`` of the queries and every key one of them may see, plain and rotated."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, start: int, stop: int
+        self, q: Tensor, k: Tensor, turned: tuple[Tensor, Tensor], rows: tuple[int, int], scheme: Scheme
     ) -> None:  # fmt: skip
+        turned_q, turned_k = turned
+        start, stop = rows
         offset = k.shape[2] - q.shape[2]
-        seen = offset + stop
-        self.q, self.k = q[:, :, start:stop], k[:, :, :seen]
-        self.turned_q, self.turned_k = turned_q[:, :, start:stop], turned_k[:, :, :seen]
-        self.positions_q = torch.arange(offset + start, seen, device=q.device)
-        self.positions_k = torch.arange(seen, device=q.device)
+        self.q, self.turned_q = q[:, :, start:stop], turned_q[:, :, start:stop]
+        self.positions_q = torch.arange(offset + start, offset + stop, device=q.device)
+        self.positions_k = _keys_of(scheme, offset + start, offset + stop, q.device)
+        self.k, self.turned_k = self.keys(k), self.keys(turned_k)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """``x [B, H, K, d]`` at the block's keys."""
+        count = len(self.positions_k)
+        if count == self.positions_q[-1] + 1:
+            return x[:, :, :count]
+        return x.index_select(2, self.positions_k)
+
+
+def _keys_of(scheme: Scheme, first: int, stop: int, device: torch.device) -> Tensor:
+    """Positions of the keys that the queries ``first .. stop - 1`` may see, ascending.
+
+    A mask hides the keys between its first ones and those near the chunk's first query from the whole chunk.
+    Content is read from every key: a scheme that changes scores by it takes all.
+    """
+    positions = torch.arange(stop, device=device)
+    masks = [] if scheme.implements("score") else scheme.masks()
+    for near, kept in masks:
+        positions = positions[(positions < kept) | (positions > first - near)]
+    return positions
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
@@ -242,13 +264,16 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
-    every, index = _distances(distance.clamp(min=0), dtype)
-    weight = scheme.weight(every)
-    if weight is not None:
-        scores = scores * weight[:, index]
-    kernel = scheme.kernel(every)
-    if kernel is not None:
-        scores = scores + kernel[:, index]
+    if scheme.softcap is not None:
+        scores = scheme.softcap * torch.tanh(scores / scheme.softcap)
+    if scheme.implements("weight") or scheme.implements("kernel"):
+        every, index = _distances(distance.clamp(min=0), dtype)
+        weight = scheme.weight(every)
+        if weight is not None:
+            scores = scores * weight[:, index]
+        kernel = scheme.kernel(every)
+        if kernel is not None:
+            scores = scores + kernel[:, index]
     bias = scheme.bias(positions_q, positions_k)
     if bias is not None:
         scores = scores + bias.to(dtype)
@@ -256,7 +281,11 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
     scores = scores.masked_fill(~seen, -math.inf)
-    out: Tensor = scores.softmax(dim=-1) @ v[:, :, : len(positions_k)].to(scores.dtype)
+    sink = scheme.sink()
+    if sink is not None:  # one more input of the softmax, without a value
+        sink = sink.to(dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    out: Tensor = scores.softmax(dim=-1)[..., : len(positions_k)] @ block.keys(v).to(scores.dtype)
     return out.to(v.dtype)
 
 
@@ -272,4 +301,5 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    return _score_block(_Block(q, k, *_rotated(q, k, scheme), 0, q.shape[2]), v, scheme, observed)
+    block = _Block(q, k, _rotated(q, k, scheme), (0, q.shape[2]), scheme)
+    return _score_block(block, v, scheme, observed)

@@ -20,6 +20,7 @@ import torch
 
 from kerple_eval.models.decoder.attention import uses_general_path
 from kerple_eval.models.decoder.flex import flex_serves
+from kerple_eval.models.decoder.flex_blocks import choose, shared_memory_limit, tables_of
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 
@@ -66,7 +67,16 @@ def _flex_obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch
         return "computes in float32 at most"
     if scheme.geometry.head_dim < SMALLEST_HEAD:
         return f"heads of {scheme.geometry.head_dim} are too small for it (at least {SMALLEST_HEAD})"
-    return None if _has_triton() else "needs triton, which is not installed or does not run here"
+    return _card_obstacle(scheme, name, device, dtype)
+
+
+def _card_obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if not _has_triton():
+        return "needs triton, which is not installed or does not run here"
+    dim, limit = scheme.geometry.head_dim, shared_memory_limit(device)
+    if choose(dim, dtype.itemsize, tables_of(scheme), limit) is None:
+        return f"at head size {dim} {name} needs more shared memory than this card's {limit:,} bytes"
+    return None
 
 
 def _has_triton() -> bool:

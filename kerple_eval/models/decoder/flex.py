@@ -1,9 +1,10 @@
-"""Attention through torch's FlexAttention: the kernel's formula inside the fused loop, windows as blocks.
+"""Attention through torch's FlexAttention: the kernel looked up inside the fused loop, windows as blocks.
 
 For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
-bias is ever stored but a table ``[H, reach]`` where a scheme gives no formula
-(``Scheme.inline``), or where its parameters are being trained: the backward pass then adds each score's
-gradient at its distance, not at one of H places, and autograd goes on from there. Blocks of 128 x 128
+bias is ever stored but a table ``[H, reach]``, which the loop reads (8 instructions a score more than none,
+compiled for an H100; kerple-log's formula takes 41, kerple-power's 129). A scheme whose formula is cheaper
+than that, as alibi's (4), gives it as ``Scheme.inline``. In training the backward pass adds each score's
+gradient at its distance, and autograd goes on from there. Blocks of 128 x 128
 that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the
 model's dtype.
 
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kerple_eval.models.decoder.flex_blocks import choose, shared_memory_limit
 from kerple_eval.schemes.base import Scheme
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
 
 def flex_serves(scheme: Scheme) -> bool:
     """Whether position enters through functions of distance (and rotations) alone."""
-    return not any(scheme.implements(hook) for hook in ("bias", "score", "visible", "remap"))
+    hooks = ("bias", "score", "sink", "visible", "remap")
+    return scheme.softcap is None and not any(scheme.implements(hook) for hook in hooks)
 
 
 class FlexScores:
@@ -83,18 +86,29 @@ class FlexScores:
         mask = _blocks(all_rows, all_keys, self.window, q.device)
         score_mod = self._score_mod(all_keys - all_rows)
         run = _compiled() if q.device.type == "cuda" else _uncompiled()
+        options = self._options(q)
         outs, start = [], 0
         for count, compiled in groups(len(q), all_keys):
             part, extra = slice(start, start + count), compiled - count
             out = run(
-                F.pad(q[part], (0, 0, before, behind, 0, 0, 0, extra)),
-                *(F.pad(x[part], (0, 0, 0, behind, 0, 0, 0, extra)) for x in (k, v)),
+                _padded(q[part], before, behind, extra),
+                *(_padded(x[part], 0, behind, extra) for x in (k, v)),
                 score_mod=score_mod,
                 block_mask=mask,
+                kernel_options=options,
             )
             outs.append(out[:count, :, before : before + rows])
             start += count
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _options(self, q: Tensor) -> dict[str, int] | None:
+        """Block sizes that fit the card; ``backends`` has found that there are some."""
+        if q.device.type != "cuda":
+            return None
+        tables = (self.kernel is not None) + (self.weight is not None)
+        blocks = choose(q.shape[3], q.dtype.itemsize, tables, shared_memory_limit(q.device))
+        assert blocks is not None
+        return blocks.options()
 
     def _score_mod(self, offset: int) -> Any:
         """What happens to the score of query row i, at position ``offset + i``, and key j in head h."""
@@ -111,6 +125,13 @@ class FlexScores:
             return score if kernel is None else score + kernel[h, distance]
 
         return change
+
+
+def _padded(x: Tensor, before: int, behind: int, extra: int) -> Tensor:
+    """``[B, H, N, d]`` with zeros around its rows and after its windows; itself where none are asked for."""
+    if not (before or behind or extra):
+        return x
+    return F.pad(x, (0, 0, before, behind, 0, 0, 0, extra))
 
 
 @lru_cache(maxsize=64)

@@ -4,9 +4,12 @@
     hf:DIR,gguf=FILE          a GGUF file in it, unpacked (hf:DIR/FILE.gguf is the same)
     hf:org/name@revision      a repository of the hub, or the copy in its cache
 
-    rope=linear|dynamic|yarn|llama3|ntk,factor=F[,original=N]   extend rotary positions (rope.py)
+    extend=NAME,...           extend rotary positions, no weight touched (extension.py); or rope=NAME
     tokenizer=FILE            a tokenizer.json, in location of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
+    import=MODULE             import the package that registers the architecture with transformers
+    devices=auto              spread over cards, memory and disk (placement.py)
+    parallel=tensor           each rank of torchrun holds a part of every layer (placement.py)
 
 Numbers are those of the model's own ``forward``: soft-capped and scaled logits stay as they are. Pickled
 weights are read by the restricted reader of ``pickles.py``. Everything is validated from headers, on
@@ -23,24 +26,26 @@ from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description
-from kerple_eval.models.hf import gguf
+from kerple_eval.models.hf import gguf, gguf_claims
 from kerple_eval.models.hf.files import CONFIG, check_links, find_weights, locate, only_gguf, stamp
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
+from kerple_eval.models.hf.placement import Placement
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
 from kerple_eval.models.hf.sizes import check_sizes
+from kerple_eval.models.user_code import load_module, sources_sha256
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.support.readers import quoted, read_json
-from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from kerple_eval.models.decoder.network import Decoder
+    from kerple_eval.models.hf.extension import Method
     from kerple_eval.models.hf.model import HfModel
 
-OPTIONS = ("gguf", "rope", "factor", "original", "tokenizer", "trust-remote-code")
+OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "devices", "parallel")
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -50,6 +55,8 @@ _SHOWN = (
 
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
+    method: Method | None = None
+    extension: Extension | None = None  # the method's frequencies
 
     def __init__(self, location: str, options: dict[str, str]) -> None:
         from kerple_eval.models.hf import config as configs  # noqa: PLC0415 - transformers, torch
@@ -57,10 +64,9 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.tokenizer import read_tokenizer  # noqa: PLC0415
 
         options = dict(options)
-        for key in options:
-            if key not in OPTIONS:
-                raise unknown("option of a Hugging Face checkpoint", key, OPTIONS)
-        self.extension = Extension.from_options(options)
+        self._changes = _changes(options)
+        self.placement = Placement.from_options(options)
+        self.imported = _imported(options["import"]) if "import" in options else None
         flag = options.get("trust-remote-code", "false")
         if flag not in ("true", "false"):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
@@ -106,20 +112,38 @@ class HfCheckpoint(Checkpoint):
         raw = configs.raw_config(self._source)
         check_sizes(raw, shapes, self.where)
         if self.weights.kind == "gguf":
-            raw = gguf.claim(raw, self.gguf_path, self.headers)
-            if self.extension is None:
-                gguf.refuse_unread_scaling(self.gguf_path, self.headers)
+            raw = gguf_claims.claim(raw, self.gguf_path, self.headers)
         self.config = configs.build_config(raw, self.folder, remote=remote)
         self.text = configs.text_config(self.config, self.where)
         self.fingerprint = configs.fingerprint(raw)
         self.train_length = train_length(self.text, raw)
         self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
-        if self.extension is not None:
-            with foreign(self.where, f"rope={self.extension.kind} cannot be set"):
-                replaced = self.extension.apply(self.text, self.where)
-            if replaced:
-                self.warnings += (f"rope={self.extension.kind} replaces the config's own {replaced}",)
+        if self.imported is not None:
+            self.warnings += (f"Python code was run: the package {self.imported[0]} (import=)",)
+        if self._changes:
+            self._extend()
+        if self.weights.kind == "gguf":
+            self.warnings += tuple(
+                gguf_claims.check_scaling(self.gguf_path, self.headers, self.extension, self.text)
+            )
         return raw
+
+    def _extend(self) -> None:
+        """``method``, and its frequencies set in the configuration."""
+        from kerple_eval.models.hf.describe import shape  # noqa: PLC0415
+        from kerple_eval.models.hf.extension import read_method  # noqa: PLC0415
+
+        with foreign(self.where, "its sizes cannot be read"):
+            sizes = shape(self.text)
+        known = (*OPTIONS, "rope")
+        self.method = read_method(self._changes, self.text, sizes, self.train_length, self.where, known)
+        self.extension = self.method.frequencies
+        if self.extension is None:
+            return
+        with foreign(self.where, f"{self.extension.kind} cannot be set"):
+            replaced = self.extension.apply(self.text, self.where)
+        if replaced:
+            self.warnings += (f"{self.extension.kind} replaces the config's own {replaced}",)
 
     def _build(self, *, remote: bool) -> None:
         """``model_class``, and ``empty``: the model without weights, its tensors those of the files."""
@@ -130,15 +154,27 @@ class HfCheckpoint(Checkpoint):
         self.own_code = not self.model_class.__module__.startswith("transformers.")
         if self.weights.kind == "gguf":
             self.empty = hf_weights.empty(self.model_class, self.config, self.where)
-            gguf.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
+            gguf_claims.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
         else:
             self.empty, left_out = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
             if left_out:
                 name = type(self.empty).__name__
                 self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
+        self.placement.check(self.empty, self.weights.kind, self.where)
+        if self.placement.word and self.method is not None and self.method.modifiers:
+            raise UserError(
+                f"{self.where}: {next(iter(self._changes))}= replaces the attention of a model on one "
+                f"device; leave {self.placement.word} out"
+            )
         if self.extension is not None and not serves(self.empty, self.extension):
             raise UserError(
-                f"{self.where}: {type(self.empty).__name__} has no rotary positions that rope= could extend"
+                f"{self.where}: {type(self.empty).__name__} has no rotary positions that "
+                f"{self.extension.kind} could extend"
+            )
+        if self.method is not None and not any("rope" in name or name == "unknown" for name in self._layers):
+            raise UserError(
+                f"{self.where}: {next(iter(self._changes))}= extends rotary positions, and "
+                f"{type(self.empty).__name__} has none"
             )
 
     def _vocabulary(self) -> int:
@@ -189,7 +225,7 @@ class HfCheckpoint(Checkpoint):
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
             details=self._details(text),
             warnings=(*self.warnings, *more, *rounding(text)),
-            eager=attends_eagerly(self.empty),
+            eager=attends_eagerly(self.empty) and not (self.method and self.method.modifiers),
         )
 
     @cached_property
@@ -199,7 +235,9 @@ class HfCheckpoint(Checkpoint):
 
         with foreign(self.where, "its positions cannot be read"):
             names = list(layer_schemes(type(self.empty), self.empty.config).values()) or ["unknown"]
-        return names if self.extension is None else self.extension.renamed(names, self.text)
+        if self.extension is not None:
+            names = self.extension.renamed(names, self.text)
+        return names if self.method is None else self.method.renamed(names)
 
     @property
     def _prefix_invariant(self) -> bool:
@@ -212,6 +250,8 @@ class HfCheckpoint(Checkpoint):
         """
         types = rope_types(self.text)
         if self.own_code or getattr(self.text, "index_topk", None):
+            return False
+        if self.method is not None and not self.method.prefix_invariant:
             return False
         known = not any(word in name for name in self._layers for word in ("unknown", "t5"))
         return known and not any(name in types for name in LENGTH_DEPENDENT)
@@ -227,13 +267,17 @@ class HfCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "config_sha256": self.fingerprint,
         }
-        if self.own_code:
+        if self.imported is not None:
+            details["import"], details["code_sha256"] = self.imported
+        elif self.own_code:
             details["code_sha256"] = code_sha256(self.model_class, type(self.config))
         rope = dict(rope_dicts(text))
         if rope:
             details["rope_parameters"] = rope.get("", rope)
         if self.extension is not None:
             details["extension"] = self.extension.record()
+        if self.method is not None and self.method.modifiers:
+            details |= {"modifiers": self.method.modifiers, "attention": "chunks"}
         for key in _SHOWN:
             value = getattr(text, key, None)
             if value is not None and isinstance(value, int | float | str):
@@ -259,36 +303,47 @@ class HfCheckpoint(Checkpoint):
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention == "flex" and device.type != "cuda":
             raise UserError(f"attention flex: is compiled for CUDA, the device is {device.type}")
+        if attention != "auto" and self.method is not None and self.method.modifiers:
+            raise UserError(
+                f"attention {attention}: {', '.join(self.method.modifiers)} is computed by chunks of "
+                "scores here; use auto"
+            )
         if attention != "auto":
             set_attention(self.empty, attention, str(self.weights.files[0]))
         self.attention = attention
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
-        from kerple_eval.models.hf import loaded  # noqa: PLC0415
-        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
         from kerple_eval.models.hf.config import quiet  # noqa: PLC0415
-        from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
+        from kerple_eval.models.hf.loading import Source  # noqa: PLC0415
 
         where = str(self.weights.files[0])
+        gguf_path = self.gguf_path if self.weights.kind == "gguf" else None
+        source = Source(self.weights, self.model_class, self.config, self.placement, self.own_code, gguf_path)
         with quiet():
-            if self.weights.kind == "gguf":
-                model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf_path, dtype)
-                hf_weights.refuse_gaps(info, where)
-            else:
-                read = hf_weights.read_state
-                model, info = hf_weights.load(
-                    self.model_class, self.config, read(self.weights), where, dtype=dtype
-                )
-                hf_weights.refuse_gaps(info, where)
-                loaded.take_over(model, read(self.weights), where)
-            if self.own_code:
-                loaded.compute_buffers(model, self.model_class, self.config, dtype, where)
+            model, scratch = source.load(device, dtype)
             if self.attention != "auto":
                 set_attention(model, self.attention, where)
             described = self.description
-            made = HfModel(model, device, dtype, where)
+            made = self._ready(model, device, dtype, where)
+            made.scratch = scratch
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
             return made
+
+    def _ready(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> HfModel:
+        from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
+        from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
+
+        if self.method is None or not self.method.modifiers:
+            return HfModel(
+                model, device, dtype, where, placed=bool(self.placement.word), together=self.placement.tensor
+            )
+        return ExtendedModel(
+            model, device, dtype, where, modifiers=self.method.modifiers, geometry=self.method.geometry,
+            special=self._special_ids(), longest=self.description.max_length,
+        )  # fmt: skip
+
+    def check_ranks(self, count: int) -> None:
+        self.placement.check_ranks(count, self.description.shape, self.where)
 
     def auto_dtype(self, device: torch.device) -> torch.dtype:
         from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
@@ -301,6 +356,22 @@ class HfCheckpoint(Checkpoint):
         marked = [] if self._tokenizer is None else self._tokenizer.special_ids
         ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
         return {number for number in (*ids, *marked) if isinstance(number, int)}
+
+
+def _imported(name: str) -> tuple[str, str | None]:
+    """The module's name and the sha256 of its sources, after it was imported."""
+    module = load_module(name, f"hf: import={name}")
+    return name, sources_sha256(module)
+
+
+def _changes(options: dict[str, str]) -> dict[str, str]:
+    """The options that change positions, ``rope=`` respelt as ``extend=``; removed from ``options``."""
+    if "rope" in options and "extend" in options:
+        raise UserError("hf: rope= is another spelling of extend=; give one of them")
+    extend = options.get("extend")
+    extension = Extension.from_options(options) if extend is None else None
+    given = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
+    return given if extension is None else extension.options() | given
 
 
 def _need(packages: tuple[str, ...]) -> None:

@@ -122,7 +122,7 @@ def build_config(raw: dict[str, Any], folder: CheckpointFolder, *, remote: bool)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise UserError(
             f"{where}: model_type {quoted(kind)} is not known to transformers "
-            f"{transformers.__version__}{hint}"
+            f"{transformers.__version__}{hint}; import=MODULE would import a package that registers it"
         )
     config = _read_by_transformers(_cleaned(raw), where, f"not a valid {kind} configuration")
     _check_rope_types(config, where)

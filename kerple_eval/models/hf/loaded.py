@@ -19,16 +19,17 @@ def take_over(model: Any, state: Mapping[str, Any], where: str) -> None:
 
     transformers' classes may write into weights after loading them (some zero an embedding's row of padding).
     ``state`` must have been read anew: tensors that were given to the loader share the model's memory.
-    Tensors that are merged or reordered on loading have passed through its own conversion.
+    Tensors that are merged or reordered on loading have passed through its own conversion; those on disk (a
+    meta tensor stands for them) are read from the file at each use.
     """
     own = model.state_dict()
     for name, claimed in claimed_names(model, state).items():
         target = None if claimed is None else own.get(claimed)
-        if target is None:
+        if target is None or target.is_meta:
             continue
         value = state[name]
         stored = value if isinstance(value, Tensor) else value[...]
-        stored = stored.to(target.dtype)
+        stored = stored.to(target.device, target.dtype)
         if stored.shape != target.shape:
             raise UserError(
                 f"{where}: tensor {name} has shape {list(target.shape)} in the model, "
@@ -80,7 +81,9 @@ def compute_buffers(model: Any, model_class: Any, config: Any, dtype: torch.dtyp
             raise UserError(f"{where}: its own code builds another model each time: no {path}")
         for name in module._non_persistent_buffers_set:
             if source._buffers.get(name) is not None:
-                module._buffers[name] = source._buffers[name].clone()
+                old = module._buffers.get(name)
+                new = source._buffers[name].clone()
+                module._buffers[name] = new if old is None or old.is_meta else new.to(old.device)
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_meta:
                 setattr(module, name, getattr(source, name))

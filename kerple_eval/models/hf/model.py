@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
+from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
 
 HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
@@ -26,10 +27,24 @@ _PROBE = 32  # tokens of the checks after loading
 
 
 class HfModel(LanguageModel):
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> None:
+    """``placed``: the model stays on the devices where it is, ``device`` being that of ids and logits."""
+
+    scratch: ScratchFolder | None = None  # the files that its weights are read from, where that is during use
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        where: str,
+        *,
+        placed: bool = False,
+        together: bool = False,
+    ) -> None:
         self.where = where
+        self.together = together
         with foreign(where, "its own code fails"):
-            self.model = model.to(device).eval()
+            self.model = (model if placed else model.to(device)).eval()
         self.device = device
         self.dtype = dtype
         self.config = model.config
@@ -52,17 +67,18 @@ class HfModel(LanguageModel):
         with _trunk_runs_once(self.model):
             for start in range(first, inputs.shape[1], step):
                 stop = min(start + step, inputs.shape[1])
-                keep = torch.arange(start, stop, device=self.device)
-                with foreign(self.where, "its own code fails"):
-                    part = self.model(input_ids=inputs, use_cache=False, logits_to_keep=keep).logits
-                yield part
+                yield self._call(inputs, torch.arange(start, stop, device=self.device))
 
     def _forward(self, inputs: Tensor, rows: int) -> Tensor:
         """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
-        keep = {"logits_to_keep": rows} if self.keeps_rows else {}
+        return self._call(inputs, rows if self.keeps_rows else None)[:, -rows:]
+
+    def _call(self, inputs: Tensor, keep: int | Tensor | None) -> Tensor:
+        """Logits of the last ``keep`` positions, or of those that it names; of all where None."""
+        named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
-            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **keep).logits
-        return logits[:, -rows:]
+            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **named).logits
+        return logits
 
     @torch.inference_mode()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:

@@ -1,8 +1,8 @@
 """Rotary positions of a transformers model: what the config says, and extensions applied at evaluation.
 
-``rope=NAME,factor=F[,original=N]`` changes the config's ``rope_parameters`` before the model is built;
-no weight is touched. With theta the base, d the rotated dimensions of a head, L the original length,
-and inv_freq_i = theta^(-2i/d), i = 0 .. d/2-1:
+``extend=NAME,factor=F[,original=N]``, or ``rope=`` in its place, changes the config's ``rope_parameters``
+before the model is built; no weight is touched. With theta the base, d the rotated dimensions of a head, L
+the original length, and inv_freq_i = theta^(-2i/d), i = 0 .. d/2-1:
 
 linear   inv_freq / F (Chen et al., Position Interpolation, arXiv 2306.15595)
 ntk      theta * F^(d/(d-2)) (NTK-aware scaling, bloc97; Peng et al., YaRN, arXiv 2309.00071, eq. 10)
@@ -13,14 +13,19 @@ yarn     a ramp over dimensions between inv_freq / F and inv_freq, and cos, sin 
 llama3   inv_freq / F at wavelengths above L, inv_freq below L / 4, smooth between (Llama 3.1 herd of
          models, arXiv 2407.21783; low_freq_factor 1, high_freq_factor 4)
 
-All but ``ntk`` are transformers' own (``modeling_rope_utils.py``, release 5.24).
+longrope inv_freq_i / lambda_i, one list of lambda for windows of more than L tokens and one for others
+         (arXiv 2402.13753)
+theta    another base
+
+All but ``ntk`` and ``theta`` are transformers' own (``modeling_rope_utils.py``, release 5.24); options and
+their defaults are those of the scheme of that name in :mod:`kerple_eval.schemes`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.support.registry import unknown
@@ -29,22 +34,30 @@ from kerple_eval.types import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+#: What ``rope=`` may name.
 EXTENSIONS = ("linear", "dynamic", "yarn", "llama3", "ntk")
 _WITH_ORIGINAL = ("dynamic", "yarn", "llama3")
 #: Frequencies that follow the length of the window: a loss then depends on more than its context.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 #: Keys of a rope_parameters dict that stay when the type is replaced.
 _KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+#: How the scheme of such a layer says so.
+LOCAL_MASKS = (",window=", ",chunk=")
 _LOCAL = ("sliding_attention", "chunked_attention")  # layers that never see far: not extended
 
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """``rope=kind,factor=F[,original=N]``."""
+    """``extend=kind,factor=F[,original=N][,more]``, or ``rope=``.
+
+    ``more`` are further options as given; ``parameters`` what transformers calls them and their values.
+    """
 
     kind: str
-    factor: float
+    factor: float | None
     original: int | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_options(cls, options: dict[str, str]) -> Extension | None:
@@ -71,10 +84,15 @@ class Extension:
             raise UserError(f"hf: original={text} must be a whole number of tokens, at least 1")
         return cls(kind, factor, int(text))
 
+    def options(self) -> dict[str, str]:
+        """As ``extend=`` has them."""
+        found = {"extend": self.kind, "factor": str(self.factor)}
+        return found if self.original is None else found | {"original": str(self.original)}
+
     def record(self) -> dict[str, Any]:
         """As written, for the run's specification."""
-        given: dict[str, Any] = {"rope": self.kind, "factor": self.factor}
-        return given if self.original is None else given | {"original": self.original}
+        given: dict[str, Any] = {"rope": self.kind, "factor": self.factor, "original": self.original}
+        return {key: value for key, value in given.items() if value is not None} | self.more
 
     def apply(self, config: Any, where: str) -> str | None:
         """Set ``config.rope_parameters``; what was replaced, if the config had an extension of its own.
@@ -84,7 +102,7 @@ class Extension:
         """
         parameters = dict(rope_dicts(config))
         if not parameters:
-            raise UserError(f"{where}: rope={self.kind} extends rotary positions, and this model has none")
+            raise UserError(f"{where}: {self.kind} extends rotary positions, and this model has none")
         if len(parameters) > 1:
             parameters = {name: old for name, old in parameters.items() if name not in _LOCAL}
         own = [old for old in parameters.values() if old.get("rope_type", "default") != "default"]
@@ -100,27 +118,30 @@ class Extension:
         return replaced or None
 
     def renamed(self, layers: Sequence[str], config: Any) -> list[str]:
-        """``ntk`` named in the layers it extends: transformers sees another base, of the default type."""
-        if self.kind != "ntk":
+        """``ntk`` or ``theta`` named in the layers: transformers sees another base, of the default type."""
+        if self.kind not in ("ntk", "theta"):
             return list(layers)
         local = len(dict(rope_dicts(config))) > 1  # local layers have frequencies of their own
         return [
             name
-            if local and any(word in name for word in (",window=", ",chunk="))
-            else re.sub(r"\brope\b(?!-)", "rope-ntk", name)
+            if local and any(mask in name for mask in LOCAL_MASKS)
+            else re.sub(r"\brope\b(?!-)", f"rope-{self.kind}", name)
             for name in layers
         ]
 
     def _parameters(self, config: Any, old: dict[str, Any], where: str) -> dict[str, Any]:
         new = {key: old[key] for key in _KEPT if key in old}
+        if self.kind == "theta":
+            return new | {"rope_type": "default"} | self.parameters
         if self.kind == "ntk":
+            assert self.factor is not None
             d = rotated(config, old)
             if d <= 2:
                 raise UserError(f"{where}: rope=ntk needs more than 2 rotated dimensions, got {d}")
             theta = float(old["rope_theta"]) * self.factor ** (d / (d - 2))
             return new | {"rope_type": "default", "rope_theta": theta}
         new |= {"rope_type": self.kind, "factor": self.factor}
-        if self.kind in ("yarn", "llama3"):
+        if self.kind in ("yarn", "llama3", "longrope"):
             original = self.original or original_length(config, old)
             if original is None:
                 raise UserError(f"{where}: its config names no trained length; give original=N")
@@ -130,7 +151,7 @@ class Extension:
                 config.original_max_position_embeddings = original
         if self.kind == "llama3":
             new |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        return new
+        return new | self.parameters
 
 
 def rope_dicts(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -171,7 +192,7 @@ def serves(model: nn.Module, extension: Extension) -> bool:
     """Whether some module of the built model makes its frequencies as ``extension`` says."""
     if getattr(model.config, "alibi", False):  # Falcon keeps rotary settings that it does not use
         return False
-    kind = "default" if extension.kind == "ntk" else extension.kind
+    kind = "default" if extension.kind in ("ntk", "theta") else extension.kind
     for module in model.modules():
         own = getattr(module, "rope_type", None)
         if own == kind or (isinstance(own, dict) and kind in own.values()):

@@ -46,16 +46,15 @@ def provenance(data: Gathered) -> Section:
 
 def _cell(data: Gathered, page_cell: PageCell) -> TableRow:
     entry, row = page_cell.entry, page_cell.entry.row
-    name = "" if entry.key is None else file_name(entry.key)
-    cell = None if entry.key is None or not entry.ok else data.reader.cell(entry.folder, entry.key)
+    cell = data.reader.cell(entry.folder, entry.key) if entry.ok else None
     header = cell.header if isinstance(cell, Cell) else None
     number = data.run_of(entry)
     models = data.runs[number - 1].specification.models
     recorded = next((model.weights_sha256 for model in models if model.label == row["model"]), "")
     weights = (header.weights_sha256 if header else None) or recorded
     ending = ".parquet" if entry.ok else ".json"
-    file = f"cells/{name}{ending}" if name else ""
-    mark = "" if not file or (entry.folder / file).exists() else " (not here)"
+    file = f"cells/{file_name(entry.key)}{ending}"
+    mark = "" if (entry.folder / file).exists() else " (not here)"
     if header is not None and header.verified is False:
         mark = " (not verified: written before 0.2, without checksums)"
     values = (

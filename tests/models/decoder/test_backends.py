@@ -24,6 +24,11 @@ def backend(asked: str, scheme: str, device: torch.device = CPU, dtype: torch.dt
     return resolve_backend(asked, scheme_of(tiny.config(scheme, width=48)), scheme, device, dtype)
 
 
+@pytest.fixture(autouse=True)
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "shared_memory_limit", lambda _: 232_448)
+
+
 def test_auto_on_the_cpu() -> None:
     assert {backend("auto", name) for name in tiny.SCHEMES} == {"sdpa"}
     assert {backend("auto", name) for name in ("fire", "cope", "kerple-bias-wht")} == {"chunks"}
@@ -60,6 +65,15 @@ def test_heads_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SMALLEST_HEAD", 17)
     with pytest.raises(UserError, match="heads of 16 are too small"):
         backend("flex", "kerple-log", CUDA)
+
+
+def test_a_card_with_too_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setattr(module, "shared_memory_limit", lambda _: 8_000)
+    assert backend("auto", "kerple-log", CUDA, torch.bfloat16) == "sdpa"
+    assert backend("auto", "kerple-bias-wht", CUDA, torch.bfloat16) == "chunks"
+    with pytest.raises(UserError, match="kerple-log needs more shared memory than this card's 8,000"):
+        backend("flex", "kerple-log", CUDA, torch.bfloat16)
 
 
 def evaluated(place: Path, model: str, asked: str, **more: Any) -> kerple_eval.Run:

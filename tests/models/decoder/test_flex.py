@@ -95,7 +95,7 @@ def test_inline_formulas_are_the_kernels() -> None:
                 value = float(inline(distance[d], torch.tensor(head)))
                 assert value == pytest.approx(kernel[head, d].item(), rel=1e-12, abs=1e-15), (name, head, d)
         compared.add(name)
-    assert compared >= {"kerple-log", "kerple-power", "alibi", "kernel"}
+    assert compared == {"alibi"}  # of the others a table costs fewer instructions
 
 
 @each_case("window", [None, 1, 127, 128, 129, 255, 256, 300, 1000])

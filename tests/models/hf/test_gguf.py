@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.models.hf import gguf as reading
+from kerple_eval.models.hf import gguf_claims as reading
 from kerple_eval.models.hf import kept
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.open import open_model, parse_model
@@ -156,6 +156,40 @@ def test_scaling_that_transformers_leaves_out(made: Any, tmp_path: Path) -> None
     path = write(tmp_path / "b.gguf", made, more=linear)
     refused(path, "scaled (linear, factor 4.0)", "rope=linear,factor=4.0")
     HfCheckpoint.open(str(path), {"rope": "linear", "factor": "4.0"})
+
+
+def test_frequencies_in_the_file_are_compared_with_what_is_given(tmp_path: Path) -> None:
+    """As llama.cpp writes Llama 3's (convert_hf_to_gguf.py, ``generate_extra_tensors``): literally."""
+    factor, low, high, original, d = 8.0, 1.0, 4.0, 16, 8
+    divided = []
+    for frequency in 1.0 / 500.0 ** (np.arange(0, d, 2) / d):
+        wavelength = 2 * np.pi / frequency
+        if wavelength < original / high:
+            divided.append(1.0)
+        elif wavelength > original / low:
+            divided.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            divided.append(1 / ((1 - smooth) / factor + smooth))
+    rope = ROPE | {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }  # fmt: skip
+    made = folders.model(transformers.LlamaConfig(**folders.sized(rope_parameters=rope)))
+    table = np.array(divided, "f4")
+    path = write(tmp_path / "a.gguf", made, more=lambda w: w.add_tensor("rope_freqs.weight", table))
+    refused(path, "rope=llama3,factor=8,original=N")
+    given = {"rope": "llama3", "factor": "8", "original": "16", "gguf": path.name}
+    window = Window(0, 40, 1)
+    for document, row in zip(
+        folders.documents(), folders.scored(tmp_path, [window], **given)[0], strict=True
+    ):
+        np.testing.assert_allclose(row, folders.expected(made, document, window), rtol=0, atol=1e-5)
+    for changes in ({"factor": "4"}, {"original": "32"}):
+        with pytest.raises(UserError, match=r"is not the scaling that its rope_freqs\.weight holds"):
+            HfCheckpoint.open(str(tmp_path), given | changes)
+    other = HfCheckpoint.open(str(path), {"rope": "linear", "factor": "2"}).description.warnings
+    assert "linear replaces the frequencies that the file holds" in other
 
 
 def test_the_advice_for_scaling_is_whole_and_possible(made: Any, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Block sizes of FlexAttention's compiled loop: the widest whose program fits the card's shared memory.
+
+torch's own choice does not look at what the score reads. At head size 64 in two bytes it is 128 x 128 with
+three stages: with one table in the score that asks for 245,760 bytes, where an H100 allows 232,448, and every
+call fails. With M queries and N keys a block, d the head size rounded up to a power of two, b bytes a number
+and S stages, a forward program holds the block's queries, S blocks of keys and of values, and S - 1 blocks of
+each table's values in float32:
+
+    M d b + 2 S N d b + tables (S - 1) M N 4
+
+Compiled for sm_90 (torch 2.11, Triton 3.6; ``tests/gpu``) that is the figure to the byte, at head sizes 64 to
+128, in two bytes and in four.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from kerple_eval.schemes.base import Scheme
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Queries and keys of a block, and stages of the loop that loads keys ahead."""
+
+    queries: int
+    keys: int
+    stages: int
+
+    def shared_memory(self, head_dim: int, itemsize: int, tables: int) -> int:
+        """Bytes of the forward program."""
+        dim = max(16, 1 << (head_dim - 1).bit_length())
+        own = self.queries * dim * itemsize
+        loaded = 2 * self.stages * self.keys * dim * itemsize
+        return own + loaded + tables * (self.stages - 1) * self.queries * self.keys * 4
+
+    def options(self) -> dict[str, int]:
+        """``kernel_options`` of ``flex_attention``."""
+        forward = {"BLOCK_M": self.queries, "BLOCK_N": self.keys, "num_stages": self.stages}
+        return {f"fwd_{name}": value for name, value in forward.items()} | {"bwd_num_stages": 2}
+
+
+#: Widest first. 128 x 64 with two stages serves every scheme at head sizes up to 128 on an H100.
+CHOICES = (BlockSizes(128, 64, 2), BlockSizes(64, 64, 2), BlockSizes(64, 32, 2), BlockSizes(32, 32, 2))
+RESERVED = 2048  # bytes that the card and the compiler keep: 1024 and some alignment
+
+
+def tables_of(scheme: Scheme) -> int:
+    """How many tables of distance the loop reads for a score."""
+    looked_up = scheme.implements("kernel") and not scheme.implements("inline")
+    return int(looked_up) + int(scheme.implements("weight"))
+
+
+def choose(head_dim: int, itemsize: int, tables: int, limit: int) -> BlockSizes | None:
+    """The widest of :data:`CHOICES` within ``limit`` bytes of shared memory; None where none is."""
+    fitting = (c for c in CHOICES if c.shared_memory(head_dim, itemsize, tables) + RESERVED <= limit)
+    return next(fitting, None)
+
+
+@lru_cache
+def shared_memory_limit(device: torch.device) -> int:
+    """Bytes of shared memory that a block of threads may ask for."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 49152))  # torch has no promise of it

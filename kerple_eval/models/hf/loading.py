@@ -1,0 +1,87 @@
+"""From a validated checkpoint to its model on the device, with its weights, adapter and placement."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kerple_eval.models.hf import loaded
+from kerple_eval.models.hf import weights as hf_weights
+from kerple_eval.models.hf.files import Weights
+from kerple_eval.models.hf.foreign import foreign
+from kerple_eval.models.hf.placement import Placement
+from kerple_eval.support.scratch import ScratchFolder
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is loaded from. ``gguf``: the one file of GGUF weights."""
+
+    weights: Weights
+    model_class: Any
+    config: Any
+    placement: Placement
+    own_code: bool
+    gguf: Path | None = None
+
+    @property
+    def where(self) -> str:
+        return str(self.weights.files[0])
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ScratchFolder | None]:
+        """The model, and the folder that its weights are read from during use.
+
+        Raises:
+            UserError: transformers finds no place for a tensor, or none for a parameter.
+        """
+        scratch = None
+        if self.gguf is not None:
+            model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf, dtype)
+            hf_weights.refuse_gaps(info, self.where)
+        elif self.placement.word:
+            scratch = ScratchFolder("model")
+            model = self._from_files(scratch.path, device, dtype)
+        else:
+            state = hf_weights.read_state(self.weights)
+            model, info = hf_weights.load(self.model_class, self.config, state, self.where, dtype=dtype)
+            hf_weights.refuse_gaps(info, self.where)
+            loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
+        if self.own_code:
+            loaded.compute_buffers(model, self.model_class, self.config, dtype, self.where)
+        return model, scratch
+
+    def _from_files(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+        """Loaded from a folder of the weight files alone, where transformers must read them itself."""
+        link_weights(self.weights, folder)
+        with foreign(self.where, "transformers cannot load it"):
+            model, info = self.model_class.from_pretrained(
+                str(folder),
+                config=self.config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **self.placement.arguments(device, folder),
+            )
+        hf_weights.refuse_gaps(info, self.where)
+        if not self.placement.tensor:  # of which each rank holds a part
+            loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
+        return model
+
+
+def link_weights(weights: Weights, folder: Path) -> None:
+    """Links to safetensors files in ``folder``, under the names that transformers reads."""
+    (folder / "generation_config.json").write_text("{}", encoding="utf-8")  # it fails without one
+    if weights.index is None:
+        (folder / "model.safetensors").symlink_to(weights.files[0].resolve())
+        return
+    for name, path in zip(sorted(set(weights.index.values())), weights.files, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(path.resolve())
+    index = {"metadata": {}, "weight_map": weights.index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -1,0 +1,324 @@
+"""``extend=`` on transformers' models: against attention written out in float64, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kerple_eval.models.decoder import attention as decoder_attention
+from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.types import UserError, Window
+from tests.helpers import hf_folders as folders
+from tests.helpers.hf_folders import CPU, MODELS, sized, transformers
+from tests.helpers.literal_attention import Literal, Positions, install, plain
+from tests.schemes.test_modifiers import lm_infinite, rerope, self_extend, streaming
+
+N = 44  # tokens, trained at 32
+FAR, NEAR = (None, None), (8, 8)
+BASE = (10000.0, 10000.0)
+
+
+def gpt_oss() -> Any:
+    rope = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 16,
+        "truncate": False,
+    }  # fmt: skip
+    return transformers.GptOssConfig(
+        **sized(
+            head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters=rope
+        )
+    )
+
+
+def yarn_divisors() -> tuple[float, ...]:
+    """Of gpt-oss above: YaRN's ramp (arXiv 2309.00071, section 3.2) without rounding its ends."""
+
+    def pair(rotations: float) -> float:
+        return 8 * math.log(16 / (rotations * 2 * math.pi)) / (2 * math.log(10000.0))
+
+    low, high = max(pair(32), 0), min(pair(1), 7)
+    keep = [1 - min(max((t - low) / (high - low), 0), 1) for t in range(4)]
+    return tuple(1 / (share + (1 - share) / 2.0) for share in keep)
+
+
+#: name -> (configuration, what its attention is)
+ARCHITECTURES: dict[str, tuple[Callable[[], Any], Literal]] = {
+    "llama": (MODELS["llama"][0], Literal(FAR, BASE)),
+    "mistral": (MODELS["mistral"][0], Literal(NEAR, BASE)),
+    "qwen2": (MODELS["qwen2"][0], Literal(FAR, BASE)),
+    "qwen3": (lambda: transformers.Qwen3Config(**sized(head_dim=8)), Literal(FAR, BASE, norm="head")),
+    "phi3": (
+        MODELS["phi3"][0],
+        Literal(
+            FAR, BASE, packed="phi3", divisors=(1.0, 2.0, 4.0, 8.0),
+            stretch=math.sqrt(1 + math.log(2) / math.log(16)),
+        ),
+    ),
+    "gemma2": (MODELS["gemma2"][0], Literal((8, None), BASE, scale=256**-0.5, softcap=5.0)),
+    "gemma3": (
+        MODELS["gemma3"][0],
+        Literal((8, None), (10000.0, 1000000.0), norm="head", scale=256**-0.5),
+    ),
+    "gpt-neox": (MODELS["gpt-neox"][0], Literal(FAR, BASE, fraction=0.5, packed="neox")),
+    "olmo2": (lambda: transformers.Olmo2Config(**sized()), Literal(FAR, BASE, norm="all")),
+    "smollm3": (
+        lambda: transformers.SmolLM3Config(**sized(no_rope_layers=[1, 0])),
+        Literal(FAR, (2000000.0, None)),
+    ),
+    "gpt-oss": (gpt_oss, Literal((8, None), BASE, divisors=yarn_divisors(), stretch=0.1 * math.log(2) + 1)),
+}  # fmt: skip
+
+#: options -> the oracle of positions, at the trained length of 32.
+METHODS: dict[str, tuple[dict[str, str], Positions]] = {
+    "self-extend": (
+        {"extend": "self-extend", "window": "12", "group": "3"}, lambda i, j: self_extend(i, j, 12, 3),
+    ),
+    "leaky-rerope": ({"extend": "rerope", "window": "10", "leak": "4"}, lambda i, j: rerope(i, j, 10, 4.0)),
+    "rerope": ({"rerope": "10"}, lambda i, j: rerope(i, j, 10)),
+    "streaming-sink": (
+        {"extend": "streaming-sink", "recent": "14", "sinks": "2"}, lambda i, j: streaming(i, j, 14, 2),
+    ),
+    "lm-infinite": (
+        {"extend": "lm-infinite", "recent": "12", "start": "3", "limit": "20"},
+        lambda i, j: lm_infinite(i, j, 12, 3, 20),
+    ),
+    "window": ({"window": "11"}, lambda i, j: (i - j < 11, i - j, 1.0)),
+    "log-n": ({"log-n": "16"}, lambda i, j: (True, i - j, max(1.0, math.log(i + 1) / math.log(16)))),
+}  # fmt: skip
+ALWAYS = ("self-extend", "streaming-sink")  # the others in the slow sweep
+
+
+def options(name: str) -> dict[str, str]:
+    return METHODS[name][0]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def of(name: str) -> tuple[Any, Path]:
+        if name not in made:
+            model = folders.model(ARCHITECTURES[name][0]())
+            made[name] = model, folders.save(tmp_path_factory.mktemp(name), model)
+        return made[name]
+
+    return of
+
+
+def literal_losses(model: Any, literal: Literal, positions: Positions) -> Any:
+    wide = copy.deepcopy(model).double()
+    wide.config._attn_implementation = wide.config._experts_implementation = "eager"
+    install(wide, literal, positions)
+    return folders.expected(wide, folders.documents()[0], Window(0, N, 1))
+
+
+def found(place: Path, given: dict[str, str]) -> Any:
+    return folders.scored(place, [Window(0, N, 1)], **given)[0][0]
+
+
+def local_log_n(i: int, j: int) -> tuple[bool, float, float]:
+    """Mistral's layers see 8 keys at most, and log-n counts those."""
+    return True, i - j, max(1.0, math.log(min(i + 1, 8)) / math.log(16))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_literal_attention_is_the_models_own(name: str, saved: Any) -> None:
+    """The oracle itself, without a method, against transformers."""
+    model, _ = saved(name)
+    own = folders.expected(model, folders.documents()[0], Window(0, N, 1))
+    np.testing.assert_allclose(literal_losses(model, ARCHITECTURES[name][1], plain), own, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        m if m in ("self-extend", "streaming-sink") else pytest.param(m, marks=pytest.mark.slow)
+        for m in METHODS
+    ],
+)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_are_the_literal_computations(name: str, method: str, saved: Any) -> None:
+    model, place = saved(name)
+    positions = METHODS[method][1]
+    if method == "log-n" and name == "mistral":
+        positions = local_log_n
+    expected = literal_losses(model, ARCHITECTURES[name][1], positions)
+    np.testing.assert_allclose(found(place, options(method)), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_method_changes_something_and_its_identity_nothing(name: str, saved: Any) -> None:
+    _, place = saved(name)
+    own = found(place, {})
+    identities: list[dict[str, str]] = [
+        {"extend": "self-extend", "window": "5", "group": "1"}, {"window": "100"}, {"log-n": "100"},
+        {"extend": "rerope", "window": "100"},
+    ]  # fmt: skip
+    for identity in identities:
+        np.testing.assert_allclose(found(place, identity), own, rtol=0, atol=2e-5)
+    changed = found(place, {"extend": "rerope", "window": "3"})
+    assert np.abs(changed - own).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "further"),
+    [
+        ("linear", {}), ("ntk", {}), ("dynamic", {}), ("dynamic", {"original": "20"}), ("yarn", {}),
+        ("yarn", {"original": "16"}), ("llama3", {"original": "16"}),
+    ],
+)  # fmt: skip
+def test_rope_is_another_spelling(kind: str, further: dict[str, str], saved: Any) -> None:
+    _, place = saved("llama")
+    given = {"factor": "4"} | further
+    old, new = (
+        HfCheckpoint.open(str(place), {"rope": kind} | given),
+        HfCheckpoint.open(str(place), {"extend": kind} | given),
+    )
+    assert old.description == new.description
+    np.testing.assert_array_equal(
+        found(place, {"rope": kind} | given), found(place, {"extend": kind} | given)
+    )
+
+
+def test_the_record_names_method_and_options(saved: Any) -> None:
+    _, place = saved("gemma3")
+    opened = HfCheckpoint.open(
+        str(place), {"extend": "self-extend", "window": "12", "group": "3", "log-n": "16"}
+    )
+    said = opened.description
+    assert said.scheme == "rope,window=8 1/2 + rope,self-extend=12,group=3,log-n=16 1/2"
+    assert said.details["modifiers"] == {"self-extend": {"window": 12, "group": 3}, "log-n": {"original": 16}}
+    assert said.details["attention"] == "chunks"
+    assert opened.load(CPU, torch.float32).attention == "chunks"
+    both = HfCheckpoint.open(str(place), {"extend": "linear", "factor": "2", "window": "20"}).description
+    assert both.scheme == "rope,window=8 1/2 + rope-linear,window=20 1/2"
+    assert both.details["extension"] == {"rope": "linear", "factor": 2.0}
+    assert said.weights_sha256 == both.weights_sha256
+
+
+def test_frequencies_and_modifiers_together(saved: Any) -> None:
+    """YaRN's frequencies in a window: the literal computation with both."""
+    model, place = saved("llama")
+    literal = Literal(FAR, BASE, divisors=(2.0,) * 4)
+    expected = literal_losses(model, literal, lambda i, j: (i - j < 11, i - j, 1.0))
+    got = found(place, {"extend": "linear", "factor": "2", "window": "11"})
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-5)
+
+
+def test_longrope_has_the_lists_that_are_given(saved: Any) -> None:
+    model, place = saved("llama")
+    stretch = math.sqrt(1 + math.log(2) / math.log(32))
+    literal = Literal(FAR, BASE, divisors=(1.0, 2.0, 4.0, 8.0), stretch=stretch)
+    got = found(place, {"extend": "longrope", "factor": "2", "long": "1/2/4/8"})
+    np.testing.assert_allclose(got, literal_losses(model, literal, plain), rtol=0, atol=5e-5)
+
+
+def test_theta_is_another_base(saved: Any) -> None:
+    model, place = saved("llama")
+    literal = Literal(FAR, (5e5, 5e5))
+    got = found(place, {"extend": "theta", "theta": "5e5"})
+    np.testing.assert_allclose(got, literal_losses(model, literal, plain), rtol=0, atol=5e-5)
+
+
+REFUSED: list[tuple[str, dict[str, str], str]] = [
+    ("llama", {"rope": "yarn", "extend": "yarn", "factor": "4"}, "another spelling of extend="),
+    ("llama", {"rope": "yarn", "factor": "4", "extend": "rerope"}, "another spelling of extend="),
+    ("llama", {"extend": "self-extnd"}, "did you mean 'self-extend'"),
+    ("llama", {"extend": "self-extend", "grup": "3"}, "did you mean 'group'"),
+    ("llama", {"extend": "yarn"}, "needs factor=F"),
+    ("llama", {"extend": "yarn", "factor": "0.5"}, "at least 1"),
+    ("llama", {"extend": "yarn", "factor": "2", "base": "7"}, "base keeps the value"),
+    ("llama", {"extend": "alibi"}, "does not fit"),
+    ("llama", {"extend": "longrope", "factor": "2", "long": "1/2"}, "4 frequencies"),
+    ("llama", {"extend": "rerope", "self-extend": "4"}, "both move positions"),
+    ("llama", {"ssmax": "1"}, "has parameters"),
+    ("llama", {"tokeniser": "x"}, "did you mean 'tokenizer'"),
+    ("gpt2", {"extend": "self-extend"}, "rotary positions"),
+    ("bloom", {"window": "8"}, "rotary positions"),
+    ("falcon-alibi", {"extend": "self-extend"}, "rotary positions"),
+    ("mamba", {"extend": "rerope"}, "rotary positions"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "part"), REFUSED, ids=str)
+def test_refused_before_any_weight_is_read(
+    name: str, given: dict[str, str], part: str, saved: Any, tmp_path: Path
+) -> None:
+    place = saved(name)[1] if name in ARCHITECTURES else folders.save(tmp_path, folders.model(name))
+    folders.refused(place, part, **given)
+
+
+def hunyuan() -> Any:
+    return transformers.HunYuanDenseV1Config(**sized(head_dim=8))  # norms queries after it has rotated them
+
+
+def falcon() -> Any:
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return transformers.FalconConfig(**sizes, **folders.MARKS)  # adds a mask of its own
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (
+            hunyuan,
+            "HunYuanDenseV1ForCausalLM cannot be extended by other attention: without a method its logits",
+        ),
+        (falcon, "FalconForCausalLM cannot be extended by other attention: its code fails with it"),
+    ],
+    ids=["hunyuan", "falcon"],
+)
+def test_another_attention_is_refused_by_name(config: Any, part: str, tmp_path: Path) -> None:
+    place = folders.save(tmp_path, folders.model(config()))
+    opened = HfCheckpoint.open(str(place), {"extend": "self-extend"})
+    with pytest.raises(UserError) as caught:
+        opened.load(CPU, torch.float32)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_choice_of_attention_is_refused(saved: Any) -> None:
+    opened = HfCheckpoint.open(str(saved("llama")[1]), {"window": "8"})
+    with pytest.raises(UserError, match="attention sdpa: window is computed by chunks"):
+        opened.set_attention("sdpa", CPU, torch.float32)
+
+
+def test_half_precision_is_checked_in_float32_and_scored_as_it_is(saved: Any) -> None:
+    _, place = saved("gemma2")
+    loaded = HfCheckpoint.open(str(place), {"extend": "self-extend", "window": "9"}).load(CPU, torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    ids = torch.from_numpy(folders.documents()[0][:N])[None]
+    with torch.inference_mode():
+        (logits,) = loaded.logits(ids, N)
+    wide = HfCheckpoint.open(str(place), {"extend": "self-extend", "window": "9"}).load(CPU, torch.float32)
+    with torch.inference_mode():
+        (exact,) = wide.logits(ids, N)
+    assert logits.dtype == torch.bfloat16
+    assert float((logits.float() - exact).abs().max()) < 0.2
+
+
+def test_no_matrix_of_scores_is_formed(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of scores has the keys of its window and no others; small chunks give the same."""
+    _, place = saved("llama")
+    given = {"extend": "streaming-sink", "recent": "8", "sinks": "2"}
+    whole = found(place, given)
+    monkeypatch.setattr(
+        decoder_attention, "GENERAL_CHUNK_ELEMENTS", 3 * 4 * N * 4
+    )  # three documents, four rows
+    widest: list[int] = []
+    scored = decoder_attention._scored
+
+    def counted(block: Any, *words: Any) -> Any:
+        widest.append(len(block.positions_k))
+        return scored(block, *words)
+
+    monkeypatch.setattr(decoder_attention, "_scored", counted)
+    np.testing.assert_allclose(found(place, given), whole, rtol=0, atol=1e-5)
+    assert min(widest[-6:]) == max(widest[-6:]) == 2 + 8 + 4  # sinks, recent keys, the chunk's own
