@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kerple_eval.evaluation.budget import measured
+from kerple_eval.evaluation.continuing import refuse_another
 from kerple_eval.evaluation.forecast import Forecast, forecast
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
-from kerple_eval.evaluation.run import refuse_another
 from kerple_eval.evaluation.verify import checked_cells
 from kerple_eval.evaluation.worklist import worklist
 from kerple_eval.records.cell import Cell

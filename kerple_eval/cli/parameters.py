@@ -15,8 +15,24 @@ from kerple_eval.support.specs import whole_number
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _print_traceback(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().params["traceback"] = True
+
+
 class Command(click.Command):
-    """A command that refuses words that are not UTF-8, and options given twice (unless they collect)."""
+    """A command that refuses words that are not UTF-8, and options given twice (unless they collect).
+
+    ``--traceback`` of the whole command is taken after a command's name too.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not isinstance(self, click.Group):
+            flag = click.Option(
+                ["--traceback"], is_flag=True, hidden=True, expose_value=False, callback=_print_traceback
+            )
+            self.params.append(flag)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for word in args:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from kerple_eval.evaluation.continuing import refuse_another
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.ranks import RankGroup, SingleProcess, join_ranks
@@ -19,10 +20,8 @@ from kerple_eval.evaluation.worker import RunProgress, Worker
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.open import in_memory_spec, open_model, parse_model
 from kerple_eval.records.run import Run, open_run
-from kerple_eval.records.specification import RunSpecification, Session
-from kerple_eval.support.differences import differences
+from kerple_eval.records.specification import Session
 from kerple_eval.support.files import is_file, locked, write_atomically
-from kerple_eval.support.typed_json import to_json
 from kerple_eval.support.version import VERSION
 from kerple_eval.types import UserError
 
@@ -103,17 +102,6 @@ def _open_or_start(request: RunRequest, plan: RunPlan, ranks: int) -> Run:
     refuse_another(run, plan.specification)
     run.provenance = replace(run.provenance, sessions=(*run.provenance.sessions, session))
     return run
-
-
-def refuse_another(run: Run, specification: RunSpecification) -> None:
-    """Refuse to go on into a run that was asked for otherwise."""
-    different = differences(to_json(run.specification), to_json(specification))
-    if different:
-        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-        raise UserError(
-            f"{run.folder}: holds a run with another specification: {different[0].describe()}{more}; "
-            "choose another --out"
-        )
 
 
 def _transformers() -> str | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from kerple_eval.support.readers import quoted
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -37,5 +39,5 @@ def _brief(value: Any) -> str:
     if value is None:
         return "absent"
     if isinstance(value, dict):
-        return next((repr(value[k]) for k in ("label", "protocol", "name") if k in value), repr(value))
-    return repr(value)
+        return next((quoted(value[k]) for k in ("label", "protocol", "name") if k in value), quoted(value))
+    return quoted(value)

@@ -79,6 +79,8 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and not path.is_file():  # opening a pipe would wait for its reader
+            raise UserError(f"{path}: not a regular file; delete it")
         file = path.open("a")
     except OSError as error:
         raise _cannot_write(folder, error) from None

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
@@ -79,16 +79,26 @@ def _pieces(value: object, most: int) -> Iterator[str]:
 def read_bytes(path: Path, most: int) -> bytes:
     """The content of a regular file of at most ``most`` bytes."""
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would never end
-            raise UserError(f"{path}: not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UserError(cannot_read(path, error)) from None
     if len(raw) > most:
         raise UserError(f"{path}: larger than {most:,} bytes, the most that is read of such a file")
     return raw
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, open for reading bytes; a pipe, a terminal and the like are refused: they may never end.
+
+    Raises:
+        UserError: it is no regular file.
+        OSError, ValueError: it cannot be opened.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: not a regular file; write what it gives into one")
+    return path.open("rb")
 
 
 def cannot_read(path: object, error: OSError | ValueError) -> str:

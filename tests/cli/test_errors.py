@@ -58,5 +58,8 @@ def test_traceback_comes_before_the_line(invoke: Cli) -> None:
     assert done.stderr.endswith(line + "\n")
     assert done.stderr.startswith("Traceback (most recent call last):\n")
     assert "in open_run" in done.stderr
+    after = invoke(*words, "--traceback")
+    assert (after.exit_code, after.stderr.count("error: ")) == (2, 1)
+    assert after.stderr.startswith("Traceback (most recent call last):\n")
     done = invoke("--traceback", "inspect", str(Path(__file__)))
     assert done.stderr.count("error: ") == 1

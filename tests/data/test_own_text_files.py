@@ -216,6 +216,11 @@ def test_a_json_file_of_texts_or_of_one_object(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("a.zip", b"PK\x03\x04rest", "is a zip archive, not UTF-8 text; "),
     ("a.txt", b"%PDF-1.4", "is a PDF, not UTF-8 text; "),
+    ("a.html", b"<p>text</p>", "is HTML, whose markup would be scored as text; extract the text ("),
+    ("a.HTM.gz", gzip.compress(b"<p>text</p>"), "is HTML, whose markup"),
+    ("a.docx", b"PK\x03\x04rest", "is a Word document, whose markup"),
+    ("a.rtf", b"{\\rtf1 text}", "is RTF, whose markup would be scored as text; "),
+    ("a.txt", b"{\\rtf1 text}", "is RTF, not UTF-8 text; "),
     ("a.txt", "text".encode("utf-16"), "is UTF-16 text, not UTF-8 text; convert it, for example with iconv"),
     ("a.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "damaged or cut off: "),
     ("a.txt.gz", b"\x1f\x8b\x08\x00broken", ": "),
@@ -245,6 +250,7 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
     for name, content in (
         ("b.txt", b"b"), ("deep/a.txt", b"a"), ("rows.jsonl", LINES), ("empty.txt", b" "), (".hidden", b"no"),
         ("picture.png", b"\x89PNG\r\n"), ("deep/bytes.bin", b"\xff\x00"), ("settings.json", b'{"a": 1}'),
+        ("page.html", b"<p>c</p>"),
     ):  # fmt: skip
         written(tmp_path / "texts" / name, content)
     found = text_files([tmp_path / "texts"])
@@ -252,7 +258,7 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
         ("b.txt", "b"), ("deep/a.txt", "a"), ("rows.jsonl:1", "one\n"), ("rows.jsonl:3", 'two, "é"'),
     ]  # fmt: skip
     assert found.passed_over == {
-        "rows without text": 2, "empty files": 1, "hidden files": 1, "files that hold no text": 3,
+        "rows without text": 2, "empty files": 1, "hidden files": 1, "files that hold no text": 4,
     }  # fmt: skip
     (tmp_path / "none").mkdir()
     assert refusal(text_files, str(tmp_path / "none")).endswith("empty; a document needs text")

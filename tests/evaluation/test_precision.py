@@ -310,7 +310,7 @@ def test_the_command_says_what_was_saved(
     assert "10 of 44 documents, every perplexity within 60 %" in line
     assert "% saved" in line
     other = refusal(invoke(*words, "--precision", "50%"))
-    assert "precision.share was 0.6 there and is 0.5 now" in other
+    assert "--precision was 0.6 there and is 0.5 now" in other
     assert "precision was" in refusal(invoke(*words))
 
 

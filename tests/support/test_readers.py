@@ -104,7 +104,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     large.write_bytes(b"#" * (LARGEST_YAML + 1))
     assert "cannot be read: " in refusal(read_json, loop)
-    assert refusal(read_json, pipe) == f"{pipe}: not a regular file"
+    assert refusal(read_json, pipe) == f"{pipe}: not a regular file; write what it gives into one"
     assert refusal(read_json, tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
     assert "cannot be read: " in refusal(read_json, Path("n" * 300))
     assert "cannot be read: " in refusal(read_json, Path("a\0b"))

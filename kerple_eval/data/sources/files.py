@@ -21,7 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from kerple_eval.support.readers import LARGEST_JSON, cannot_read, json_lines, parse_json, quoted
+from kerple_eval.support.readers import (
+    LARGEST_JSON,
+    cannot_read,
+    json_lines,
+    open_regular,
+    parse_json,
+    quoted,
+)
 from kerple_eval.types import UserError
 
 LARGEST_TEXT = 1 << 30  # bytes of one plain text, decompressed
@@ -35,6 +42,14 @@ _FOREIGN = {
     b"PK\x03\x04": "a zip archive", b"%PDF": "a PDF", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!": "a rar archive", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
     b"SQLite format 3": "an SQLite data base", b"\x89PNG": "an image", b"\x7fELF": "a program",
+    b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0": "an Office document",
+}  # fmt: skip
+
+#: Endings of documents whose text is not what the file holds -> what they are.
+_DOCUMENTS = {
+    ".html": "HTML", ".htm": "HTML", ".xhtml": "HTML", ".rtf": "RTF", ".pdf": "PDF", ".ps": "PostScript",
+    ".doc": "a Word document", ".docx": "a Word document", ".odt": "an OpenDocument text",
+    ".epub": "an e-book",
 }  # fmt: skip
 
 NumberedRow = tuple[int, Any]  # number of the line or row, counted from 1; its content
@@ -46,16 +61,31 @@ class NoTextError(UserError):
 
 def kind_of(name: str) -> str:
     """text, jsonl, json, csv or parquet."""
+    return _KINDS.get(_ending(name), "text")
+
+
+def _ending(name: str) -> str:
+    """The last ending without those of compressions, in small letters."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     while suffixes and suffixes[-1] in _COMPRESSIONS:
         suffixes.pop()
-    return _KINDS.get(suffixes[-1] if suffixes else "", "text")
+    return suffixes[-1] if suffixes else ""
+
+
+def refuse_markup(name: str, where: object) -> None:
+    """Refuse a file whose ending says that its text stands between markup."""
+    what = _DOCUMENTS.get(_ending(name))
+    if what is not None:
+        raise NoTextError(
+            f"{where}: is {what}, whose markup would be scored as text; extract the text (pandoc -t plain, "
+            "say), or name the file .txt to score it as it is"
+        )
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The decompressed content of a file; an error of reading it becomes a UserError."""
-    with reading(path), path.open("rb") as file, decompressed(file, path) as content:
+    with reading(path), open_regular(path) as file, decompressed(file, path) as content:
         yield content
 
 

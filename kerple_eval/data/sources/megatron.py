@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from kerple_eval.data.documents import TokenDocument
 from kerple_eval.support.files import is_file
-from kerple_eval.support.readers import cannot_read
+from kerple_eval.support.readers import cannot_read, open_regular
 from kerple_eval.types import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -156,9 +156,10 @@ def open_megatron(path: str | Path) -> MegatronDocuments:
 
 def _mapped(path: Path, beside: Path | None = None) -> NDArray[np.uint8]:
     try:
-        if path.stat().st_size == 0:
-            return np.zeros(0, dtype=np.uint8)
-        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)  # memmap slices slowly
+        with open_regular(path) as file:
+            if path.stat().st_size == 0:
+                return np.zeros(0, dtype=np.uint8)
+            return np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)  # memmap slices slowly
     except (OSError, ValueError) as error:
         with_what = f" (it belongs beside {beside.name})" if beside else ""
         raise UserError(cannot_read(path, error) + with_what) from None

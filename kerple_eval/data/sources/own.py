@@ -19,6 +19,7 @@ from kerple_eval.data.sources.files import (
     lines,
     opened,
     plain_text,
+    refuse_markup,
     rows,
     texts,
 )
@@ -88,6 +89,7 @@ def _read_folder(folder: Path, found: TextFiles, column: str) -> None:
 
 def _read_file(path: Path, name: str, found: TextFiles, column: str) -> None:
     check_name(name)
+    refuse_markup(name, path)
     with opened(path) as file:
         if kind_of(name) == "text":
             text = plain_text(file, path)
