@@ -77,7 +77,7 @@ def cli(traceback: bool) -> None:
 @out("Run directory. If it holds a run of the same command, that run is continued.")
 @click.option(
     "--documents", type=at_least(1), metavar="N",
-    help="FiniteNumber of documents of each task; all that are long enough unless given.",
+    help="Number of documents of each task; all that are long enough unless given.",
 )  # fmt: skip
 @click.option("--keep-short", is_flag=True, help="Score also documents shorter than the longest length.")
 @click.option("--max-tokens", type=Tokens(2), metavar="N", help="Cut each document after N tokens.")

@@ -124,8 +124,9 @@ class InMemoryCheckpoint(Checkpoint):
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
-        devices = {tensor.device for tensor in tensors if not tensor.is_meta}  # a meta tensor lies on disk
-        if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
+        spread = getattr(self.model, "hf_device_map", None) is not None  # then a meta tensor lies on disk
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1 and not spread:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
@@ -169,10 +170,14 @@ class InMemoryCheckpoint(Checkpoint):
             yield
             return
         before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
+        config: Any = getattr(module, "config", None)
+        longest = getattr(config, "max_seq_len", None)
         module.eval()
         try:
             yield
         finally:
+            if longest is not None:
+                config.max_seq_len = longest  # MPT's is raised for windows beyond it
             for part, training, buffers, cached in before:
                 part.training = training
                 part._buffers.update(buffers)
@@ -181,6 +186,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def description(self) -> Description:
+        _ = self.state_sha256  # of the model as it was given
         vocabulary = self._vocabulary()
         facts = self._facts()
         measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))
