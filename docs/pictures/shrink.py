@@ -20,7 +20,7 @@ PICTURES = {
     "position": "demo/position.png",
     "ratio": "zoo/ratio.png",
     "kernels": "zoo-kernels/kernels.png",
-    "effective-length": "zoo-kernels/effective-length.png",
+    "kernel-reach": "zoo-kernels/kernel-reach.png",
     "matrix": "zoo-kernels/matrix.png",
     "depth": "smollm2/told.png",
 }

@@ -21,7 +21,7 @@ class Run(RunDirectory):
     """
 
     def table(self, style: str = "text", **options: Any) -> str:
-        """Perplexity against length: ``over_seeds``, ``reference``, ``against``, ``down``."""
+        """Perplexity against length: ``over_seeds``, ``reference``, ``against``, ``down``, ``reach``."""
         return self._text("table", style=style, **options)
 
     def compare(self, against: str, style: str = "text", **options: Any) -> str:
@@ -31,6 +31,10 @@ class Run(RunDirectory):
     def intervals(self, style: str = "text", **options: Any) -> str:
         """How sure each number is: ``task``, ``protocol``, ``level``, ``seed``."""
         return self._text("intervals", style=style, **options)
+
+    def reach(self, style: str = "text", **options: Any) -> str:
+        """How far each model holds, and what context it uses: ``task``, ``protocol``, ``margin`` ("1%")."""
+        return self._text("reach", style=style, **options)
 
     def explain(self, style: str = "text", **options: Any) -> str:
         """Why loss changed with length: ``lengths``, two of them."""

@@ -15,6 +15,11 @@ from kerple_eval.support.registry import load, unknown
 from kerple_eval.types import UserError
 
 MODEL = "MODEL (zoo:NAME, native:DIR, neox:DIR, ...)"
+#: Kinds of earlier releases, and what is asked for now.
+RENAMED = {
+    "effective-length": "--kind effective-length is called kernel-reach now: how far a model's kernels "
+    "reach; how far the model itself holds is kerple-eval reach DIR"
+}
 
 
 def kinds() -> dict[str, ReportEntry]:
@@ -31,6 +36,8 @@ def run(
     Raises:
         UserError: an unknown kind, an option that the kind lacks, or no ``out`` where it is not plain.
     """
+    if kind in RENAMED:
+        raise UserError(RENAMED[kind])
     if kind not in kinds():
         raise unknown("kind of figure", kind, kinds())
     entry = kinds()[kind]

@@ -39,6 +39,10 @@ from kerple_eval.cli.parameters import (
     "--down", default="models", show_default=True, metavar="WHAT",
     help="What the rows are: models or lengths.",
 )  # fmt: skip
+@click.option(
+    "--reach", is_flag=True,
+    help="Two more columns: how far each model holds and what context it uses (see kerple-eval reach).",
+)  # fmt: skip
 def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of runs: perplexity and bits per byte by model and length.
 
@@ -81,7 +85,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True, metavar="KIND",
-    help="Of runs: curve, position, ratio, scatter or depth. Of models: kernels, effective-length or matrix.",
+    help="Of runs: curve, position, ratio, scatter or depth. Of models: kernels, kernel-reach or matrix.",
 )  # fmt: skip
 @out("Figure to write: .png, .pdf or .svg; KIND.png in DIR where there is exactly one.", required=False)
 @click.option(
@@ -148,6 +152,30 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
       kerple-eval intervals runs/first
     """
     from kerple_eval.reports.tables.intervals import make  # noqa: PLC0415
+
+    click.echo(make(folders, **options), nl=False)
+
+
+@click.command(cls=Command, short_help="How far does each model hold, and what context does it use?")
+@folders
+@click.option("--task", metavar="NAME", help="Only this task.")
+@click.option("--protocol", metavar="NAME", help="Only this protocol, written as in the table.")
+@click.option(
+    "--margin", metavar="P%", default="1%", show_default=True,
+    help="A length holds where perplexity is within P% of the best shorter length's.",
+)  # fmt: skip
+@table_format
+def reach(folders: tuple[str, ...], **options: Any) -> None:
+    """How far each model holds (its perplexity stays as low as at shorter lengths), and what context it uses.
+
+    Both are tests over documents on the same targets, so that "not enough documents" is an answer too. Of
+    tasks with answers (passkey, ...): up to which length exact match is above RULER's 85.6 %.
+
+    \b
+    Example:
+      kerple-eval reach runs/first
+    """
+    from kerple_eval.reports.tables.reach import make  # noqa: PLC0415
 
     click.echo(make(folders, **options), nl=False)
 
@@ -242,4 +270,4 @@ def export(folder: str, style: str, out: str, model: str | None) -> None:
         click.echo(path)
 
 
-COMMANDS = (table, report, plot, compare, intervals, explain, answers, longppl_, export)
+COMMANDS = (table, report, plot, compare, intervals, reach, explain, answers, longppl_, export)

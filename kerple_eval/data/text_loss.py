@@ -15,7 +15,9 @@ from typing import Any
 def lost_bytes(fast: Any, text: str, encoding: Any) -> int:
     """UTF-8 bytes of ``text`` that ``encoding``, its encoding by the tokeniser ``fast``, does not keep."""
     decoder = _decoder(fast)
-    if decoder.decode(encoding.tokens) == text:
+    names = {number: fast.id_to_token(number) for number in set(encoding.ids)}
+    pieces = [names[number] for number in encoding.ids]  # a Unigram's unknown piece has the text's own name
+    if decoder.decode(pieces) == text:
         return 0
     known: dict[tuple[str, ...], str] = {}
 
@@ -26,7 +28,7 @@ def lost_bytes(fast: Any, text: str, encoding: Any) -> int:
 
     lost = reached = 0
     before: tuple[str, ...] = ()
-    for tokens, start, stop in _groups(encoding):
+    for tokens, start, stop in _groups(pieces, encoding.offsets):
         gap, part, kept = text[reached:start], text[max(start, reached) : stop], decoded(tokens)
         if gap and not (gap == " " and decoded(before + tokens) == f"{decoded(before)} {kept}"):
             lost += len(gap.encode("utf-8"))
@@ -36,11 +38,11 @@ def lost_bytes(fast: Any, text: str, encoding: Any) -> int:
     return lost + len(text[reached:].encode("utf-8"))
 
 
-def _groups(encoding: Any) -> Iterator[tuple[tuple[str, ...], int, int]]:
+def _groups(pieces: list[str], offsets: list[tuple[int, int]]) -> Iterator[tuple[tuple[str, ...], int, int]]:
     """Tokens of the same characters together, and where those start and stop in the text."""
     group: list[str] = []
     first = last = 0
-    for token, (start, stop) in zip(encoding.tokens, encoding.offsets, strict=True):
+    for token, (start, stop) in zip(pieces, offsets, strict=True):
         if group and start >= last:
             yield tuple(group), first, last
             group = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kerple_eval.data.documents import choose
 from kerple_eval.data.texts import TokenizedText
 from kerple_eval.records.specification import PrecisionRecord
-from kerple_eval.stats.looks import LEVEL, parse_precision, schedule
+from kerple_eval.stats.looks import LEVEL, parse_percent, schedule
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
@@ -52,7 +52,7 @@ def plan_looks(
                 "kerple-eval compare"
             )
         return None
-    share = parse_precision(precision)
+    share = parse_percent(precision, "--precision")
     if against is not None:
         if against not in labels:
             raise unknown("model", against, labels)

@@ -57,12 +57,13 @@ REPORTS = Registry(
         _table("longppl", "perplexity on the tokens that need long context, chosen by a reference model"),
         _figure("kernels", "learned kernels against distance", "models"),
         _figure(
-            "effective-length",
+            "kernel-reach",
             "how many heads' kernels have fallen by more than 2 within a distance",
             "models",
         ),
         _figure("matrix", "one head's bias as a causal heat map", "models"),
         _table("compare", "schemes against one: difference, interval, tests"),
+        _table("reach", "how far each model holds, and the longest context it is shown to use"),
         _table("intervals", "how sure each number is: text, seeds, both"),
     ),
 )

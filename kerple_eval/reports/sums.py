@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
@@ -18,6 +20,7 @@ from kerple_eval.stats.intervals import (
     shortage,
     sums_interval,
 )
+from kerple_eval.stats.reach import losses_hold
 from kerple_eval.types import CellKey
 
 #: What the bands of a figure are, for its caption.
@@ -68,6 +71,20 @@ def ratio_band(entry: GridEntry, reference: GridEntry, known: ScoredCells) -> Ba
     found: Interval = ratio_interval(*paired_sums(a, b))
     low, high = perplexity(found.low), perplexity(found.high)
     return None if low is None or high is None else (low, high)
+
+
+def holds_to(entries: Sequence[GridEntry], known: ScoredCells) -> int | None:
+    """The length a model holds to, of its cells in order of length; None where it is shown to hold to the
+    last, or where too little is known."""
+    cells = [cell for entry in entries if (cell := of(entry, known)) is not None]
+    if len(cells) < 2 or len(cells) < len(entries) or shortage(cells[0].sums.counts):
+        return None
+    counts = cells[0].sums.counts
+    if any(different_targets(c, cells[0]) or not np.array_equal(c.sums.counts, counts) for c in cells):
+        return None
+    steps = losses_hold([(cell.key.length, cell.sums.sums) for cell in cells], counts)
+    held = [cells[0].key.length, *(step.length for step in steps if step.outcome == "holds")][-1]
+    return None if held == cells[-1].key.length else held
 
 
 def columns(bands: Sequence[Band | None]) -> tuple[list[float], list[float]] | tuple[None, None]:

@@ -53,7 +53,7 @@ def title(model: KernelView, width: int) -> str:
     return fill(name.replace(",", ", "), width, break_long_words=False, break_on_hyphens=False)
 
 
-def effective_lengths(kernel: Array, window: int | None = None) -> list[int | None]:
+def kernel_reaches(kernel: Array, window: int | None = None) -> list[int | None]:
     """Per head ``min {D : k(D) - k(0) < -2}``; None where there is no such distance below n.
 
     ``kernel [H, n]`` at *every* distance 0..n-1. Source: KERPLE (Chi et al. 2022, arXiv 2205.09921),

@@ -93,7 +93,7 @@ class Comparison:
     def verdict(self) -> str:
         if self.difference is None or self.p_corrected is None:
             return self.reason or ""
-        low, high = (_percent(end) for end in (self.difference.low, self.difference.high))
+        low, high = (change_of_perplexity(end) for end in (self.difference.low, self.difference.high))
         if self.p_corrected >= ALPHA and self.too_few:
             return (
                 f"not enough documents: {self.documents} for {self.family} comparisons, no p below "
@@ -102,10 +102,11 @@ class Comparison:
         if self.p_corrected >= ALPHA:
             return f"no difference shown: perplexity {low} to {high}"
         word = "worse" if self.difference.estimate > 0 else "better"
-        return f"{word}: perplexity {_percent(self.difference.estimate)} ({low} to {high})"
+        return f"{word}: perplexity {change_of_perplexity(self.difference.estimate)} ({low} to {high})"
 
 
-def _percent(nats: float) -> str:
+def change_of_perplexity(nats: float) -> str:
+    """``+1.3 %``, or ``x 2.47`` from a doubling on."""
     ratio = perplexity(nats)
     if ratio is None:
         return f"x e^{nats:.0f}"

@@ -31,12 +31,12 @@ LEVEL = 0.95
 _PERCENT = re.compile(r"(?P<number>[0-9]*\.?[0-9]+)\s*(?P<percent>%?)")
 
 
-def parse_precision(text: object) -> float:
+def parse_percent(text: object, option: str) -> float:
     """``0.5%`` -> 0.005; a share without the sign is refused, since 0.5 could mean either."""
     match = _PERCENT.fullmatch(text.strip()) if isinstance(text, str) else None
     value = float(match["number"]) if match else 0.0
     if match is None or not match["percent"] or not 0 < value < 100:
-        raise UserError(f"--precision {text}: expected a share of perplexity in percent, as in 0.5%")
+        raise UserError(f"{option} {text}: expected a share of perplexity in percent, as in 0.5%")
     return value / 100
 
 

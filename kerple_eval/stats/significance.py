@@ -1,6 +1,15 @@
 """Tests of paired differences, and the correction for asking many of them.
 
 SciPy's routines; Holm's step-down correction (Holm 1979) is not in SciPy.
+
+One-sided, of a ratio of sums R against a bound: Student's t of the linearised ratio (:mod:`intervals`) and
+the same with its skewness removed, the less sure of the two. With T = (R - bound) / se, contributions x_i
+(residual x n / C) of sample skewness g, and Hall's transformation (1992, J. R. Statist. Soc. B 54, 221)
+
+    h(y) = y + g/3 y^2 + g^2/27 y^3 + g/(6n),      p = P(t < T),   p' = P(t < sqrt(n) h(T / sqrt(n))).
+
+Two-sided intervals hardly feel skewness, a one-sided bound does: of 20 documents whose differences have
+skewness 1, t alone is wrong 7.6 times in 100 at 0.05, and the two together 5.7 (results/statistics).
 """
 
 from __future__ import annotations
@@ -11,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kerple_eval.stats.documents import Counts, Sums
-from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, batch, not_enough
+from kerple_eval.stats.documents import Counts, Sums, effective_documents
+from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, batch, linearised, not_enough
 from kerple_eval.types import UserError
 
 ALPHA = 0.05
@@ -76,6 +85,50 @@ def sign_flip_p(differences: Sums, *, seed: int = 0, flips: int = FLIPS) -> floa
         batch=batch(len(differences)), alternative="two-sided", rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(result.pvalue)
+
+
+def below_p(sums: Sums, counts: Counts | Sums, bound: float) -> float:
+    """One-sided p of ``sum(sums) / sum(counts) >= bound``: small where the ratio is shown to be below it.
+
+    Ratios that do not vary at all are known: p is 0 or 1.
+    """
+    from scipy.special import stdtr  # noqa: PLC0415
+
+    sizes = np.asarray(counts, dtype=np.float64)
+    ratio, error = linearised(sums, sizes)
+    if error == 0:
+        return float(ratio >= bound)
+    root, skewness = math.sqrt(len(sums)), _skewness(sums, sizes)
+    y = (ratio - bound) / error / root
+    straight = y + skewness / 3 * y**2 + skewness**2 / 27 * y**3 + skewness / (6 * root**2)
+    return float(stdtr(effective_documents(sizes) - 1, root * max(y, straight)))
+
+
+def upper_bound(sums: Sums, counts: Counts | Sums, alpha: float = ALPHA) -> float:
+    """The least bound that ``below_p`` is no more than ``alpha`` for."""
+    from scipy.special import stdtrit  # noqa: PLC0415
+
+    sizes = np.asarray(counts, dtype=np.float64)
+    ratio, error = linearised(sums, sizes)
+    root, skewness = math.sqrt(len(sums)), _skewness(sums, sizes)
+    y = float(stdtrit(effective_documents(sizes) - 1, alpha)) / root
+    # h(y) = ((1 + g y / 3)^3 - 1) / g + g/(6n), turned round
+    straight = y - skewness / (6 * root**2)
+    if skewness:
+        change = skewness * straight
+        exact = math.expm1(math.log1p(change) / 3) if change > -0.5 else float(np.cbrt(1 + change)) - 1
+        straight = 3 / skewness * exact
+    return ratio - root * error * min(y, straight)
+
+
+def _skewness(sums: Sums, sizes: Sums) -> float:
+    """Of the documents' contributions to the ratio (adjusted Fisher-Pearson); 0 where they do not vary."""
+    n = len(sums)
+    residuals = sums - float(sums.sum() / sizes.sum()) * sizes
+    deviation = math.sqrt(float((residuals**2).sum()) / (n - 1))
+    if deviation == 0:
+        return 0.0
+    return float(((residuals / deviation) ** 3).sum()) * n / ((n - 1) * (n - 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

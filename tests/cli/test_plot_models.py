@@ -19,7 +19,7 @@ from tests.helpers import hf_folders
 from tests.helpers.command import Cli, imported, make_model, refusal
 from tests.helpers.neox_writer import draw, variant, write
 
-KINDS = ("kernels", "effective-length", "matrix")
+KINDS = ("kernels", "kernel-reach", "matrix")
 MAGIC = {"png": b"\x89PNG\r\n", "pdf": b"%PDF-", "svg": b"<?xml"}
 
 
@@ -54,22 +54,23 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["zoo:rope", "--kind", "kernels"], ["rope has no kernel or weight", "kerple-log", "alibi", "t5"]),
     (["zoo:kerple-log", "zoo:nope", "--kind", "matrix"], ["nope has no kernel or bias", "kerple-log"]),
     (["x=zoo:rope,window=64", "--kind", "matrix"], ["x (rope,window=64) has no kernel or bias"]),
-    (["{wht}", "--kind", "effective-length"], ["wht (kerple-gauss-1-para-wht) has no kernel to draw"]),
+    (["{wht}", "--kind", "kernel-reach"], ["wht (kerple-gauss-1-para-wht) has no kernel to draw"]),
     (["zoo:kerple-log", "--kind", "curve"], ["zoo:kerple-log is a model", "run directories", "kernels"]),
     (["x=zoo:kerple-log", "--kind", "position"], ["x=zoo:kerple-log is a model"]),
     (["zoo:kerple-log"], ["--kind curve takes run directories"]),
-    (["{wht}", "--kind", "curve"], ["is a model", "effective-length"]),
+    (["{wht}", "--kind", "curve"], ["is a model", "kernel-reach"]),
     (["{run}", "--kind", "kernels"], ["is a run directory", "zoo:NAME", "curve, position"]),
     (["zoo:alibi", "{run}", "--kind", "matrix"], ["is a run directory"]),
     (["{run}", "zoo:alibi", "--kind", "curve"], ["zoo:alibi is a model"]),
     (["{run}", "--head", "0"], ["--kind curve has no --head"]),
     (["{run}", "--length", "64"], ["--kind curve has no --length"]),
-    (["zoo:alibi", "--kind", "effective-length", "--head", "0"], ["effective-length has no --head"]),
+    (["zoo:alibi", "--kind", "kernel-reach", "--head", "0"], ["kernel-reach has no --head"]),
     (["zoo:alibi", "--kind", "kernels", "--head", "4"], ["--head 4: alibi has heads 0 to 3"]),
     (["zoo:alibi", "--kind", "kernels", "--layer", "0"], ["shared by all layers", "leave --layer 0 out"]),
     (["zoo:alibi", "--kind", "kernels", "--length", "2"], ["--length 2", "at least 3"]),
-    (["zoo:alibi", "--kind", "effective-length", "--length", "-1"], ["'-1' is not a number of tokens"]),
+    (["zoo:alibi", "--kind", "kernel-reach", "--length", "-1"], ["'-1' is not a number of tokens"]),
     (["zoo:alibi,self-extend=64", "--kind", "kernels"], ["alibi,self-extend=64", "--kind matrix"]),
+    (["zoo:alibi", "--kind", "effective-length"], ["called kernel-reach now", "kerple-eval reach DIR"]),
     (["zoo:alibi", "--kind", "kernel"], ["unknown kind of figure 'kernel'", "did you mean 'kernels'"]),
     (["zoo:alibbi", "--kind", "kernels"], ["unknown zoo model 'alibbi'"]),
     (["no/such", "--kind", "kernels"], ["no model 'no/such'"]),
@@ -135,5 +136,5 @@ def test_a_release_checkpoint(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_native_decoder(name: str, part: str, tmp_path: Path, invoke: Cli) -> None:
     folder = hf_folders.save(tmp_path / "m", hf_folders.model(name))
-    line = refusal(invoke("plot", f"m=hf:{folder}", "--kind", "effective-length", "--out", "x.png"))
+    line = refusal(invoke("plot", f"m=hf:{folder}", "--kind", "kernel-reach", "--out", "x.png"))
     assert part in line

@@ -56,6 +56,11 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
 
 def test_what_is_lost(tmp_path: Path) -> None:
     assert lost(words("▁the", "▁cat"), "the dog cat", tmp_path) == len(" dog")  # unknown
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), *((symbol, -1.0) for symbol in "▁abc")], 0, False))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.decoder = decoders.Metaspace()
+    assert unigram.encode("a xé b").tokens == ["▁", "a", "▁", "xé", "▁", "b"]  # as if it had them
+    assert lost(unigram, "a xé b", tmp_path) == len("xé".encode())
     assert lost(letters(LETTERS), "abé", tmp_path) == 2  # dropped
     assert lost(letters(LETTERS), "aéb", tmp_path) == 3  # and what follows, which the library then misplaces
     assert lost(letters(LETTERS), "ééé", tmp_path) == 6

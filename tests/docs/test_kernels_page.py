@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from kerple_eval.cli.main import cli
-from kerple_eval.schemes.kernel_view import effective_lengths
+from kerple_eval.schemes.kernel_view import kernel_reaches
 from kerple_eval.schemes.kernels import PD, ClosureError, is_cpd, is_pd, kernel_matrix, parse_kernel
 from kerple_eval.schemes.kernels.parameters import draw
 from tests.helpers.zoo_kernels import FORMULAS, zoo
@@ -156,7 +156,7 @@ def test_the_zoos_numbers() -> None:
     t5 = FORMULAS["t5"]()
     assert t5(0, 112) != t5(0, 113) == t5(0, 16384)
     assert "one bucket from distance 113 on" in text
-    assert effective_lengths(zoo("alibi").kernel(torch.arange(600).numpy())) == [9, 33, 129, 513]  # type: ignore[arg-type]
+    assert kernel_reaches(zoo("alibi").kernel(torch.arange(600).numpy())) == [9, 33, 129, 513]  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import kerple_eval
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.stats.intervals import ratio_interval
-from kerple_eval.stats.looks import half_width, look_level, parse_precision, schedule
+from kerple_eval.stats.looks import half_width, look_level, parse_percent, schedule
 from kerple_eval.types import UserError
 from tests.helpers.command import WORDS, Cli, contents, refusal, stamps
 from tests.helpers.victim import killed_at
@@ -85,12 +85,12 @@ def test_looks_double_up_to_the_budget() -> None:
 @pytest.mark.parametrize("text", ["0.5", "0%", "-1%", "100%", "half", "1e-3%", "", "%"])
 def test_a_precision_is_a_share_in_percent(text: str) -> None:
     with pytest.raises(UserError, match="expected a share of perplexity in percent"):
-        parse_precision(text)
+        parse_percent(text, "--precision")
 
 
 def test_percent() -> None:
-    assert parse_precision("0.5%") == 0.005
-    assert parse_precision(" 2 % ") == 0.02
+    assert parse_percent("0.5%", "--precision") == 0.005
+    assert parse_percent(" 2 % ", "--precision") == 0.02
 
 
 def test_every_document_used(looked: Path, arguments: dict[str, Any], tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_it_stops_when_it_is_sure(
         assert (entry["low"], entry["high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
         widest = max(widest, interval.half_width)
     assert len(record["intervals"]) == len(run.keys())
-    assert widest <= half_width(parse_precision(middle))
+    assert widest <= half_width(parse_percent(middle, "--precision"))
     targets = run.summary()["targets"].sum()
     assert record["targets"] == targets
     assert record["targets_of_every_document"] == kerple_eval.open_run(looked).summary()["targets"].sum()

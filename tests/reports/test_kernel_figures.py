@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.models.scheme_view import SchemeView, view
-from kerple_eval.reports.figures import effective_length, kernels, matrix
+from kerple_eval.reports.figures import kernel_reach, kernels, matrix
 from kerple_eval.schemes.base import Scheme
-from kerple_eval.schemes.kernel_view import KernelView, effective_lengths, title
+from kerple_eval.schemes.kernel_view import KernelView, kernel_reaches, title
 from kerple_eval.types import Geometry, UserError
 from tests.helpers.command import make_model
 from tests.helpers.figures import curves
@@ -36,20 +36,20 @@ def test_values_are_the_formula_in_float64(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_effective_lengths_are_the_first_of_all_distances(name: str) -> None:
+def test_kernel_reaches_are_the_first_of_all_distances(name: str) -> None:
     formula = FORMULAS[name]()
     kernel = zoo(name).kernel(np.arange(4097))
     assert kernel is not None
     expected = [next((d for d in range(4097) if formula(h, d) - formula(h, 0) < -2), None) for h in range(4)]
-    assert effective_lengths(kernel) == expected
+    assert kernel_reaches(kernel) == expected
     assert any(length is not None for length in expected)
 
 
 def test_effective_length_is_strict_and_none_where_no_head_falls() -> None:
     kernel = np.array([[0.0, -1.0, -2.0, -2.5, -1.0], [0.0, 0.0, 0.0, 0.0, -2.0], [7.0, 6.0, 5.0, 4.9, 9.0]])
-    assert effective_lengths(kernel) == [3, None, 3]
-    assert effective_lengths(kernel, window=2) == [2, 2, 2]
-    assert effective_lengths(kernel, window=9) == [3, None, 3]
+    assert kernel_reaches(kernel) == [3, None, 3]
+    assert kernel_reaches(kernel, window=2) == [2, 2, 2]
+    assert kernel_reaches(kernel, window=9) == [3, None, 3]
 
 
 def test_weights_are_read_too(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_numbers_of_the_legend(value: float, text: str) -> None:
 
 
 def test_effective_length_counts_heads(tmp_path: Path, drawn: list[Figure]) -> None:
-    effective_length.make([zoo("alibi"), zoo("t5"), zoo("alibi,window=100")], tmp_path / "e.png", length=301)
+    kernel_reach.make([zoo("alibi"), zoo("t5"), zoo("alibi,window=100")], tmp_path / "e.png", length=301)
     (axes,) = drawn[0].axes
     found = curves(axes)
     assert list(found) == ["alibi: 3 of 4 heads", "t5: 4 of 4 heads", "alibi, window=100: 4 of 4 heads"]

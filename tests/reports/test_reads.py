@@ -15,7 +15,7 @@ import pytest
 
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.models.scheme_view import view
-from kerple_eval.reports.figures import curve, effective_length, kernels, matrix, position, ratio, scatter
+from kerple_eval.reports.figures import curve, kernel_reach, kernels, matrix, position, ratio, scatter
 from kerple_eval.reports.lm_eval import export
 from kerple_eval.reports.page import page
 from kerple_eval.reports.tables import compare, explain, intervals, longppl
@@ -91,7 +91,7 @@ def test_matplotlib_is_left_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("curve", "ratio", "scatter", "position", "page"):
         REPORTS[name](run)
     models = [view(open_model(parse_model(f"zoo:{name}")), name, ("kernel",)) for name in ("alibi", "t5")]
-    for make in (kernels.make, matrix.make, effective_length.make):
+    for make in (kernels.make, matrix.make, kernel_reach.make):
         make(models, run / "k.svg", length=64)
     assert (dict(plt.rcParams), plt.get_fignums()) == (before, figures)
     drawn = (run / "c.svg").read_bytes()

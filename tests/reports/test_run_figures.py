@@ -83,7 +83,7 @@ def means(documents: dict[str, list[float]]) -> list[float]:
 def test_curves_have_the_intervals_of_their_documents(run: Path) -> None:
     (picture,) = curve.pictures(*read(run))
     axes = painted(picture)
-    assert picture.note == "bands: 95 % intervals over documents"
+    assert picture.note.startswith("bands: 95 % intervals over documents; |: holds to there")
     mean, low, high = t_interval(means(BASE))
     found = bands(axes)
     assert set(found) == set(COLORS[:2])

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from kerple_eval.stats.intervals import COVERAGE
+from kerple_eval.stats.reach import ERRORS
+from tests.simulations.reach import EDGE_CASES, holds_to, uses
 from tests.simulations.statistics import coverage, crossed_coverage, false_positives, stopping
 from tests.simulations.worlds import EVEN, UNEVEN, World
 
@@ -77,3 +79,17 @@ def test_the_interval_at_the_stop_covers() -> None:
     assert min(by_rule["corrected"]) > 95 - noise(95, 500)
     assert np.mean(by_rule["corrected"]) > 95
     assert np.mean(by_rule["uncorrected"]) < np.mean(by_rule["corrected"]) - 1
+
+
+@pytest.mark.parametrize("n", [5, 20, 100])
+def test_reach_goes_too_far_at_its_nominal_rate(n: int) -> None:
+    """At the edge: nominal where differences are symmetric, else within what is published."""
+    rng = np.random.default_rng(20261201 + n)
+    for world in (World(0.0, False), World(0.5, False), World(0.0, True), World(1.0, True)):
+        rows = [holds_to(rng, world, n, EDGE_CASES[0], 600)[0], uses(rng, world, n, EDGE_CASES[1], 600)[0]]
+        most = ERRORS[n][1] if world.skewed else 5.0
+        assert max(percents_wrong(rows)) < most + noise(most, 600)
+
+
+def percents_wrong(rows: list[dict[str, object]]) -> list[float]:
+    return [float(str(row["wrong"])) for row in rows]

@@ -57,8 +57,9 @@ def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
 
 def flex_serves(scheme: Scheme) -> bool:
     """Whether position enters through functions of distance (and rotations) alone."""
-    hooks = ("bias", "score", "sink", "visible", "remap")
-    return scheme.softcap is None and not any(scheme.implements(hook) for hook in hooks)
+    hooks = ("bias", "score", "sink", "visible", "remap", "attend")
+    changed = scheme.softcap is not None or scheme.augments
+    return not (changed or any(scheme.implements(hook) for hook in hooks))
 
 
 class FlexScores:

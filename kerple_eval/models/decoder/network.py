@@ -48,7 +48,10 @@ class Attention(nn.Module):
             k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
         with torch.autocast(x.device.type, enabled=False):
             observed = scheme.observe(x)
+            gate = scheme.output_gate(x[:, -rows:])
         y = attention(q, k, v, scheme, table, observed)
+        if gate is not None:
+            y = (y * gate).to(y.dtype)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, rows, width))
         return out
 
@@ -118,16 +121,18 @@ class Decoder(nn.Module):
         self.scheme.reset_parameters(torch.Generator().manual_seed(seed))
         self.scheme.project_()
 
-    def set_scheme(self, config: DecoderConfig) -> None:
+    def set_scheme(self, config: DecoderConfig, seed: int = 0) -> None:
         """Replace the scheme by that of ``config``; parameters that both schemes have keep their values.
 
-        ``config`` may differ from the decoder's only in scheme and modifiers, and what it adds must have no
-        parameters.
+        ``config`` may differ from the decoder's only in scheme, modifiers and lengths. What it adds gets its
+        initial values from ``seed``.
         """
         scheme = scheme_of(config)
+        scheme.reset_parameters(torch.Generator().manual_seed(seed))
         old = _scheme_parts(self.scheme)
         for name, part in _scheme_parts(scheme).items():
-            part.load_state_dict(old[name].state_dict() if name in old else {})
+            if name in old:
+                part.load_state_dict(old[name].state_dict())
         self.scheme = scheme.to(self.embedding.weight.dtype)
         self.config = config
 
@@ -146,7 +151,8 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         rows = length if rows is None else rows
         x = self.embedding(tokens)
-        x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
+        positions = self.scheme.augmented(torch.arange(length, device=tokens.device))
+        x = self.scheme.embed(x, positions)
         tables: dict[Scheme, SharedScores | None] = {}  # one serves all layers that share a scheme
         for index, layer in enumerate(self.layers):
             scheme = self.scheme.at(index)

@@ -24,8 +24,9 @@ class DecoderModel(LanguageModel):
         self, decoder: Decoder, device: torch.device, dtype: torch.dtype, attention: str = "auto"
     ) -> None:
         name = decoder.config.scheme_name
+        decoder.eval()  # before the choice of a backend: a scheme may do something else in training
         decoder.backend = self.attention = resolve_backend(attention, decoder.scheme, name, device, dtype)
-        self.decoder = decoder.cast(dtype).to(device).eval()
+        self.decoder = decoder.cast(dtype).to(device)
         self.device = device
         self.dtype = dtype
 

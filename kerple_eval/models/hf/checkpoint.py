@@ -8,6 +8,7 @@
     tokenizer=FILE            a tokenizer.json, in location of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
     import=MODULE             import the package that registers the architecture with transformers
+    adapter=DIR_OR_ID         an adapter on top, by peft (adapters.py); hf:DIR of an adapter names its base
     devices=auto              spread over cards, memory and disk (placement.py)
     parallel=tensor           each rank of torchrun holds a part of every layer (placement.py)
 
@@ -18,6 +19,7 @@ the meta device, before any weight is loaded.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -27,7 +29,16 @@ from typing import TYPE_CHECKING, Any
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description
 from kerple_eval.models.hf import gguf, gguf_claims
-from kerple_eval.models.hf.files import CONFIG, check_links, find_weights, locate, only_gguf, stamp
+from kerple_eval.models.hf.files import (
+    ADAPTER,
+    CONFIG,
+    CheckpointFolder,
+    check_links,
+    find_weights,
+    locate,
+    only_gguf,
+    stamp,
+)
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
 from kerple_eval.models.hf.placement import Placement
@@ -42,10 +53,11 @@ if TYPE_CHECKING:
     import torch
 
     from kerple_eval.models.decoder.network import Decoder
+    from kerple_eval.models.hf.adapters import Adapter
     from kerple_eval.models.hf.extension import Method
     from kerple_eval.models.hf.model import HfModel
 
-OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "devices", "parallel")
+OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "adapter", "devices", "parallel")
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -56,6 +68,7 @@ _SHOWN = (
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
     method: Method | None = None
+    merged: bool = False  # whether an adapter goes into the weights
     extension: Extension | None = None  # the method's frequencies
 
     def __init__(self, location: str, options: dict[str, str]) -> None:
@@ -72,7 +85,7 @@ class HfCheckpoint(Checkpoint):
             raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
         remote = flag == "true"
         with configs.quiet():
-            self._find_files(location, options.get("gguf"), code=remote)
+            self._find_files(location, options.get("gguf"), options.get("adapter"), code=remote)
             self.headers = hf_weights.headers(self.weights)
             raw = self._read_config(remote=remote)
             self._build(remote=remote)
@@ -84,15 +97,16 @@ class HfCheckpoint(Checkpoint):
                 f"{self.vocabulary}: a text with one of the others is refused",
             )
 
-    def _find_files(self, location: str, file: str | None, *, code: bool) -> None:
+    def _find_files(self, location: str, file: str | None, adapter: str | None, *, code: bool) -> None:
         """Where the checkpoint is, its weight files, and what transformers reads it from (``_source``)."""
         self.folder = locate(location, file, code=code)
+        self.adapter = self._find_adapter(adapter)
+        if self.adapter is not None and adapter is None:
+            self.folder = locate_base(self.adapter, file, code=code)
         if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
             self.folder = replace(self.folder, gguf=only)
         root = self.folder.root
         check_links(root)
-        if (root / "adapter_config.json").exists():
-            raise UserError(f"{root}: holds an adapter (adapter_config.json); merge it into its model first")
         self.where = str(root / (self.folder.gguf or CONFIG))
         self.weights = find_weights(self.folder)
         self._source = self.folder
@@ -100,6 +114,21 @@ class HfCheckpoint(Checkpoint):
             _need(("gguf", "accelerate"))
             self.gguf_path = _whole_gguf(self.weights.files)
             self._source = replace(self.folder, root=self.gguf_path.parent, gguf=self.gguf_path.name)
+
+    def _find_adapter(self, named: str | None) -> Adapter | None:
+        """The adapter that was named, or the one that the folder is."""
+        root = self.folder.root
+        if (root / ADAPTER).exists():
+            check_links(root)
+            if named is not None or any((*root.glob("model*"), *root.glob("pytorch_model*"))):
+                raise UserError(
+                    f"{root}: holds an adapter ({ADAPTER}) beside a model; take one of them out, or write "
+                    "hf:BASE,adapter=DIR with BASE a folder of the model alone"
+                    if named is None
+                    else f"{root}: is or holds an adapter ({ADAPTER}); adapter= goes with a base model alone"
+                )
+            return read_adapter(self.folder)
+        return None if named is None else read_adapter(locate(named, None, adapter=True))
 
     def _read_config(self, *, remote: bool) -> dict[str, Any]:
         """The raw configuration, its sizes checked, and ``config`` as transformers reads it."""
@@ -161,6 +190,8 @@ class HfCheckpoint(Checkpoint):
                 name = type(self.empty).__name__
                 self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
         self.placement.check(self.empty, self.weights.kind, self.where)
+        if self.adapter is not None:
+            self._fit(self.adapter)
         if self.placement.word and self.method is not None and self.method.modifiers:
             raise UserError(
                 f"{self.where}: {next(iter(self._changes))}= replaces the attention of a model on one "
@@ -177,6 +208,24 @@ class HfCheckpoint(Checkpoint):
                 f"{type(self.empty).__name__} has none"
             )
 
+    def _fit(self, adapter: Adapter) -> None:
+        """The adapter fits the model; ``merged``: whether it goes into the weights."""
+        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
+
+        if self.placement.tensor:
+            raise UserError(f"{self.where}: parallel=tensor loads no adapter; devices=auto does")
+        can = adapter.fits(
+            lambda: hf_weights.empty(self.model_class, self.config, self.where), self.folder.name
+        )
+        self.merged = can and not self.placement.word
+        how = "merged into the weights" if self.merged else "computed beside the weights"
+        self.warnings += (f"adapter ({adapter.kind}) on {self.folder.name}, {how}",)
+        if self.method is not None and self.method.modifiers and not self.merged:
+            raise UserError(
+                f"{self.where}: {next(iter(self._changes))}= replaces the attention of plain weights, and "
+                "the adapter cannot be merged into them"
+            )
+
     def _vocabulary(self) -> int:
         size = getattr(self.text, "vocab_size", None)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -187,9 +236,9 @@ class HfCheckpoint(Checkpoint):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        """config.json of a transformers model, or one GGUF file and no config.json."""
+        """config.json of a transformers model, an adapter, or one GGUF file and no config.json."""
         if not (folder / CONFIG).is_file():
-            return only_gguf(folder) is not None
+            return (folder / ADAPTER).is_file() or only_gguf(folder) is not None
         try:
             data = read_json(folder / CONFIG, non_finite=True)
         except UserError:
@@ -219,7 +268,7 @@ class HfCheckpoint(Checkpoint):
             seed=None,
             prefix_invariant=self._prefix_invariant,
             max_length=longest,
-            weights_sha256=self.weights.sha256(),
+            weights_sha256=self._weights_sha256,
             architecture=type(self.empty).__name__,
             shape=sizes,
             stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
@@ -227,6 +276,14 @@ class HfCheckpoint(Checkpoint):
             warnings=(*self.warnings, *more, *rounding(text)),
             eager=attends_eagerly(self.empty) and not (self.method and self.method.modifiers),
         )
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        """Of the files; with an adapter, of the hash of both."""
+        base = self.weights.sha256()
+        if self.adapter is None:
+            return base
+        return hashlib.sha256(f"{base} {self.adapter.sha256()}".encode()).hexdigest()
 
     @cached_property
     def _layers(self) -> list[str]:
@@ -267,6 +324,9 @@ class HfCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "config_sha256": self.fingerprint,
         }
+        if self.adapter is not None:
+            details["base_weights_sha256"] = self.weights.sha256()
+            details["adapter"] = self.adapter.record(merged=self.merged)
         if self.imported is not None:
             details["import"], details["code_sha256"] = self.imported
         elif self.own_code:
@@ -318,7 +378,10 @@ class HfCheckpoint(Checkpoint):
 
         where = str(self.weights.files[0])
         gguf_path = self.gguf_path if self.weights.kind == "gguf" else None
-        source = Source(self.weights, self.model_class, self.config, self.placement, self.own_code, gguf_path)
+        source = Source(
+            self.weights, self.model_class, self.config, self.placement, self.own_code, gguf_path,
+            self.adapter, self.merged,
+        )  # fmt: skip
         with quiet():
             model, scratch = source.load(device, dtype)
             if self.attention != "auto":
@@ -356,6 +419,28 @@ class HfCheckpoint(Checkpoint):
         marked = [] if self._tokenizer is None else self._tokenizer.special_ids
         ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
         return {number for number in (*ids, *marked) if isinstance(number, int)}
+
+
+def read_adapter(folder: CheckpointFolder) -> Adapter:
+    from kerple_eval.models.hf.adapters import Adapter  # noqa: PLC0415 - torch
+
+    return Adapter.read(folder)
+
+
+def locate_base(adapter: Adapter, file: str | None, *, code: bool) -> CheckpointFolder:
+    """The folder of the model that an adapter names as its base."""
+    right = "hf:BASE,adapter=DIR names it"
+    if adapter.base is None:
+        raise UserError(f"{adapter.where}: names no base model; {right}")
+    try:
+        found = locate(adapter.base, file, code=code)
+    except UserError as error:
+        raise UserError(f"{adapter.where}: its base model: {error}; {right}") from None
+    if (found.root / ADAPTER).exists():
+        raise UserError(
+            f"{adapter.where}: its base model {adapter.base} is an adapter itself; merge that first"
+        )
+    return found
 
 
 def _imported(name: str) -> tuple[str, str | None]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from kerple_eval.models.hf.files import CONFIG, CheckpointFolder, inside, stamp
 from kerple_eval.models.hf.foreign import foreign, one_line
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.hf.kept import kept
 from kerple_eval.models.hf.rope import rope_dicts
 from kerple_eval.support.readers import quoted, read_json
@@ -84,7 +85,7 @@ def _gguf_config(path: Path, stamp: tuple[int, int]) -> dict[str, Any]:
     from transformers import AutoConfig  # noqa: PLC0415
 
     def read() -> dict[str, Any]:
-        with foreign(str(path), "cannot be read"):
+        with foreign(str(path), "cannot be read"), quick_reader():
             made = AutoConfig.from_pretrained(
                 str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
             )

@@ -21,6 +21,7 @@ from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
 
 CONFIG = "config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _SECONDS = 10.0  # the hub answers within these or counts as out of reach
 #: What a checkpoint's folder may hold besides weights; only these are fetched from the hub.
@@ -39,6 +40,11 @@ class CheckpointFolder:
     hub: str | None = None
     revision: str | None = None  # the commit, where it came from the hub
     note: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages: the hub's id, or the folder's path."""
+        return self.hub or str(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +76,11 @@ class Weights:
         return digest.hexdigest()
 
 
-def locate(text: str, gguf: str | None, *, code: bool = False) -> CheckpointFolder:
+def locate(text: str, gguf: str | None, *, code: bool = False, adapter: bool = False) -> CheckpointFolder:
     """The folder that ``PATH_OR_ID[@revision]`` names; a hub id is fetched, or found in the hub's cache.
 
-    Python files are fetched only with ``code``.
+    Python files are fetched only with ``code``; of a repository that holds a model too, ``adapter`` fetches
+    the adapter.
     """
     local = Path(text).expanduser()
     if is_folder(local):
@@ -89,7 +96,7 @@ def locate(text: str, gguf: str | None, *, code: bool = False) -> CheckpointFold
         raise UserError(f"{text}: {name} is a local folder, which has no revisions")
     if revision == "" and "@" in text:
         raise UserError(f"{text}: no revision after '@'; as in hf:{name}@main")
-    return _from_hub(name, revision or None, gguf, code=code)
+    return _from_hub(name, revision or None, gguf, code=code, adapter=adapter)
 
 
 def inside(root: Path, name: str, named_by: str) -> Path:
@@ -179,7 +186,9 @@ def only_gguf(folder: Path) -> str | None:
 # --- The hub -------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) -> CheckpointFolder:
+def _from_hub(
+    name: str, revision: str | None, gguf: str | None, *, code: bool, adapter: bool
+) -> CheckpointFolder:
     import huggingface_hub as hub  # noqa: PLC0415 - comes with transformers
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
@@ -191,7 +200,7 @@ def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) 
     if not hub.is_offline_mode():
         try:
             about = hub.HfApi().model_info(name, revision=revision, timeout=_SECONDS)
-            patterns = _needed_files([file.rfilename for file in about.siblings or ()], what, gguf)
+            patterns = _needed_files([file.rfilename for file in about.siblings or ()], what, gguf, adapter)
             patterns += ["*.py"] if code else []
             folder = hub.snapshot_download(name, revision=about.sha, allow_patterns=patterns)
             return CheckpointFolder(Path(folder), gguf, name, str(about.sha))
@@ -215,9 +224,11 @@ def _from_hub(name: str, revision: str | None, gguf: str | None, *, code: bool) 
     return CheckpointFolder(Path(folder), gguf, name, Path(folder).name, note)
 
 
-def _needed_files(names: Sequence[str], what: str, gguf: str | None) -> list[str]:
+def _needed_files(names: Sequence[str], what: str, gguf: str | None, adapter: bool) -> list[str]:
     """The files of a hub repository that are needed: one kind of weights, and no code."""
     small = [name for name in names if name in _SMALL]
+    if ADAPTER in names and (adapter or not any(name.startswith("model") for name in names)):
+        return [name for name in names if name in (ADAPTER, ADAPTER_WEIGHTS)]
     if gguf is not None:
         if gguf not in names:
             available = ", ".join(n for n in names if n.endswith(".gguf")) or "none"

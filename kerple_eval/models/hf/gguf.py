@@ -26,7 +26,7 @@ def _table(path: Path, stamp: tuple[int, int]) -> tuple[dict[str, Any], list[tup
     from transformers.integrations.gguf import reader  # noqa: PLC0415
 
     try:
-        blob = reader._mapped(str(path))
+        blob: Any = memoryview(reader._mapped(str(path)))  # cut faster than an array is
         metadata, count, table_start = reader._read_metadata(blob, str(path))
         table, end = reader._read_tensor_table(blob, count, table_start)
     except (

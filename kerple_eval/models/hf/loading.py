@@ -11,6 +11,7 @@ import torch
 
 from kerple_eval.models.hf import loaded
 from kerple_eval.models.hf import weights as hf_weights
+from kerple_eval.models.hf.adapters import Adapter
 from kerple_eval.models.hf.files import Weights
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.placement import Placement
@@ -27,6 +28,8 @@ class Source:
     placement: Placement
     own_code: bool
     gguf: Path | None = None
+    adapter: Adapter | None = None
+    merge: bool = False  # the adapter into the weights
 
     @property
     def where(self) -> str:
@@ -52,6 +55,8 @@ class Source:
             loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
         if self.own_code:
             loaded.compute_buffers(model, self.model_class, self.config, dtype, self.where)
+        if self.adapter is not None:
+            model = self.adapter.put_on(model, merge=self.merge)
         return model, scratch
 
     def _from_files(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

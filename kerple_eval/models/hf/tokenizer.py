@@ -14,6 +14,7 @@ Which token begins and ends a document is what ``tokenizer_config.json``, ``spec
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from kerple_eval.data.tokenizer import JsonTokenizer, guarded, markers_around
 from kerple_eval.models.hf.files import CheckpointFolder, inside, stamp
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.hf.kept import kept
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
@@ -159,7 +161,8 @@ def _conversion(folder: CheckpointFolder) -> dict[str, Any]:
         options["gguf_file"] = folder.gguf
 
     def convert() -> dict[str, Any]:
-        made = AutoTokenizer.from_pretrained(str(folder.root), **options)
+        with quick_reader() if folder.gguf is not None else nullcontext():
+            made = AutoTokenizer.from_pretrained(str(folder.root), **options)
         return {"tokenizer": made.backend_tokenizer.to_str(), "markers": _markers(made)}
 
     where = folder.root / (folder.gguf or "")

@@ -24,6 +24,7 @@ from kerple_eval.models.hf import gguf
 from kerple_eval.models.hf.files import StoredTensor, Weights
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.models.hf.gguf import some
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.hf.loaded import claimed_names
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
@@ -52,7 +53,7 @@ def headers(weights: Weights) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for path in weights.files:
         if weights.kind == "safetensors":
-            part = _safetensors(path)
+            part = safetensors_headers(path)
         elif weights.kind == "gguf":
             part = gguf.tensors(path)
         else:
@@ -96,7 +97,8 @@ def stored_dtype(tensors: Mapping[str, StoredTensor], config: Any) -> torch.dtyp
     return torch.float32
 
 
-def _safetensors(path: Path) -> dict[str, StoredTensor]:
+def safetensors_headers(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file."""
     try:
         with safe_open(path, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -141,11 +143,7 @@ def check(
         UserError: names what is missing, not claimed, or of another shape or kind.
     """
     where = str(weights.files[0] if len(weights.files) == 1 else weights.files[0].parent)
-    state = {
-        name: torch.empty(header.shape, dtype=_DTYPES.get(header.dtype, torch.float32), device="meta")
-        for name, header in tensors.items()
-    }
-    model, info = load(model_class, config, state, where, meta=True)
+    model, info = load(model_class, config, meta_state(tensors), where, meta=True)
     refuse_gaps(info, where)
     kept = model.state_dict()
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
@@ -164,6 +162,14 @@ def check(
         if target is None or target.is_floating_point():
             raise UserError(f"{where}: tensor {name} is {header.dtype}, expected floating point")
     return model, left_out
+
+
+def meta_state(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Tensors of these shapes and dtypes, without values."""
+    return {
+        name: torch.empty(header.shape, dtype=_DTYPES.get(header.dtype, torch.float32), device="meta")
+        for name, header in tensors.items()
+    }
 
 
 def load(
@@ -246,7 +252,7 @@ def load_gguf(model_class: Any, config: Any, path: Path, dtype: torch.dtype) -> 
 
     bar, legacy.tqdm = legacy.tqdm, lambda items, **_: items  # its progress bar has no switch
     try:
-        with foreign(str(path), "transformers cannot load it"):
+        with foreign(str(path), "transformers cannot load it"), quick_reader():
             model, info = model_class.from_pretrained(
                 str(path.parent),
                 config=config,

@@ -1,7 +1,8 @@
 """Extrapolation curves: perplexity against length, both logarithmic, the trained length marked.
 
-Bands are 95 % intervals over documents, where the cells are at hand and documents suffice; over seeds they
-are one standard deviation to either side of the mean, as the paper's tables have it.
+A bar across a curve marks how far the model holds (:mod:`kerple_eval.stats.reach`), where it is not shown to
+hold to the end. Bands are 95 % intervals over documents, where the cells are at hand and documents suffice;
+over seeds they are one standard deviation to either side of the mean, as the paper's tables have it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kerple_eval.reports.grid import VALUES, Grid, chosen, model_names, read_gri
 from kerple_eval.reports.tables.seeds import Family, families_of_seeds
 from kerple_eval.reports.words import listing, trend
 
+HELD = "|: holds to there, within 1 % of the best shorter length (kerple-eval reach)"
 SEED_BANDS = "bands: mean ± standard deviation over seeds"
 
 
@@ -76,8 +78,9 @@ def _models(grid: Grid, names: list[str], known: sums.ScoredCells) -> list[Curve
         ]
         if cells:
             x, y = [e.row["length"] for e in cells], [e.row[value] for e in cells]
-            band = sums.columns([sums.band(e, value, known) for e in cells])
-            found.append(Curve(model, names.index(model), x, y, *band))
+            lower, upper = sums.columns([sums.band(e, value, known) for e in cells])
+            held = sums.holds_to(cells, known)
+            found.append(Curve(model, names.index(model), x, y, lower, upper, held))
     return found
 
 
@@ -115,5 +118,9 @@ def _picture(grid: Grid, found: Sequence[Curve], bands: str) -> Picture:
         if descriptions
         else ": no finished cell."
     )
-    banded = any(one.lower for one in found)
-    return Picture(f"{grid.task}, {grid.protocol}", paint, words, bands if banded else "")
+    notes = [bands] if any(one.lower for one in found) else []
+    marked = [one for one in found if one.holds_to is not None]
+    if marked:
+        notes.append(HELD)
+        words += f" {listing([f'{one.label} holds to {one.holds_to:g}' for one in marked])}."
+    return Picture(f"{grid.task}, {grid.protocol}", paint, words, "; ".join(notes))

@@ -44,7 +44,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Curve:
-    """One model's: ``index`` decides its look, ``lower`` and ``upper`` its band (NaN: none there)."""
+    """One model's: ``index`` decides its look, ``lower`` and ``upper`` its band (NaN: none there).
+
+    A mark at ``holds_to``, one of ``x``.
+    """
 
     label: str
     index: int
@@ -52,6 +55,7 @@ class Curve:
     y: Sequence[float]
     lower: Sequence[float] | None = None
     upper: Sequence[float] | None = None
+    holds_to: float | None = None  # where it is marked
 
 
 def line_style(index: int) -> dict[str, str]:
@@ -156,6 +160,9 @@ def curves(axes: Axes, found: Sequence[Curve]) -> None:
             axes.fill_between(
                 one.x, one.lower, one.upper, color=look["color"], alpha=0.15, linewidth=0, zorder=1
             )
+        if one.holds_to is not None:
+            y = one.y[list(one.x).index(one.holds_to)]
+            axes.plot([one.holds_to], [y], marker="|", markersize=13, color=look["color"], zorder=4)
 
 
 def length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:

@@ -12,6 +12,8 @@ from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run
 from kerple_eval.reports import sums
 from kerple_eval.reports.grid import Grid, GridEntry, model_names, read_grids
+from kerple_eval.stats.reach import Reaches, read_reach
+from kerple_eval.types import UserError
 
 #: The default reference of comparisons.
 REFERENCE = "kerple-log"
@@ -60,6 +62,14 @@ class Gathered:
         Only labels that one run alone has: of two, the table's and the grid's need not be the same.
         """
         return self.anchor(task, protocol, model, length) if model in self._unshared[task, protocol] else ""
+
+    @cached_property
+    def reaches(self) -> Reaches:
+        """How far models hold; none where nothing can be compared."""
+        try:
+            return read_reach(self.reader)
+        except UserError:
+            return Reaches([], [])
 
     @cached_property
     def _unshared(self) -> dict[tuple[str, str], set[str]]:

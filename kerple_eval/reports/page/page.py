@@ -20,6 +20,7 @@ from kerple_eval.reports.page.sections import (
     by_context,
     compared,
     explained,
+    reached,
     results,
     sure,
     warnings,
@@ -32,6 +33,7 @@ from kerple_eval.types import UserError
 SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     results,
     warnings,
+    reached,
     answered,
     compared,
     explained,

@@ -24,7 +24,8 @@ from kerple_eval.reports.page.blocks import (
 )
 from kerple_eval.reports.page.findings import in_words
 from kerple_eval.reports.page.gathered import Gathered
-from kerple_eval.reports.tables import answers, compare, explain, intervals, table
+from kerple_eval.reports.reach_columns import beside
+from kerple_eval.reports.tables import answers, compare, explain, intervals, reach, table
 from kerple_eval.reports.typeset import Table, TableCell
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
@@ -135,7 +136,9 @@ def results(data: Gathered) -> Section:
         if words := in_words(grid):
             blocks.append(Paragraph(words))
         values = grid.values()
-        tables = tuple(table.model_table(grid, value, data.anchor) for value in values)
+        tables = tuple(
+            beside(table.model_table(grid, value, data.anchor), grid, data.reaches) for value in values
+        )
         names = tuple(VALUES[value] for value in values)
         shown: list[Table | Switch] = [tables[0] if len(tables) == 1 else Switch(names, tables)]
         drawn = [picture]
@@ -144,6 +147,12 @@ def results(data: Gathered) -> Section:
             drawn = curve.seed_pictures([grid])
         blocks.append(Beside(tuple(shown), Figures("curve", tuple(drawn))))
     return Section("Results", "results", tuple(blocks))
+
+
+def reached(data: Gathered) -> Section | None:
+    """How far each model holds, and what context it uses."""
+    tables = reach.tables(data.reaches)
+    return Section("How far it reaches", "reach", tuple(tables)) if tables else None
 
 
 def answered(data: Gathered) -> Section | None:

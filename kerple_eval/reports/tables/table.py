@@ -15,6 +15,7 @@ from pathlib import Path
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.grid import VALUES, Grid, read_grids
 from kerple_eval.reports.numbers import number
+from kerple_eval.reports.reach_columns import beside
 from kerple_eval.reports.tables import paper
 from kerple_eval.reports.tables.seeds import (
     choose_reference,
@@ -33,6 +34,7 @@ from kerple_eval.reports.typeset import (
     records_table,
     typeset,
 )
+from kerple_eval.stats.reach import Reaches, read_reach
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
@@ -65,18 +67,27 @@ def make(
     reference: str | None = None,
     against: str | None = None,
     down: str = "models",
+    reach: bool = False,
 ) -> str:
     """The tables of one or several runs in one of :data:`~kerple_eval.reports.typeset.TABLE_FORMATS`.
 
     ``over_seeds`` makes one row of the seeds of a scheme, with daggers where ``reference`` beats it;
-    ``against`` ("paper[:table=T,dataset=NAME]") sets the paper's rows beside; ``down`` says what rows are.
+    ``against`` ("paper[:table=T,dataset=NAME]") sets the paper's rows beside; ``down`` says what rows are;
+    ``reach`` adds how far each model holds and what context it uses.
     """
     check_format(style)
     if down not in ("models", "lengths"):
         raise unknown("direction --down", down, ("models", "lengths"))
     if reference is not None and not over_seeds:
         raise UserError("--reference goes with --over-seeds: a dagger is a test over seeds")
-    grids = read_grids(RunReader(folders))
+    if reach and (over_seeds or against is not None or down != "models" or style == "csv"):
+        raise UserError(
+            "--reach adds columns to rows of models: leave out the options for the layout; as csv: "
+            "kerple-eval reach DIR --format csv"
+        )
+    reader = RunReader(folders)
+    grids = read_grids(reader)
+    reaches = read_reach(reader) if reach else Reaches([], [])
     if against is not None:
         paper.rows(against, grids[0].task)  # refuses a wrong name
         if not any(map(_papers, grids)):
@@ -90,7 +101,9 @@ def make(
     blocks = []
     for grid in grids:
         tables = [
-            seeds_table(grid, value, reference) if over_seeds else model_table(grid, value)
+            seeds_table(grid, value, reference)
+            if over_seeds
+            else beside(model_table(grid, value), grid, reaches)
             for value in grid.values()
         ]
         if against is not None and _papers(grid):

@@ -16,6 +16,7 @@ import torch
 from kerple_eval.models.hf import gguf_claims as reading
 from kerple_eval.models.hf import kept
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.types import UserError, Window
 from tests.helpers import hf_folders as folders
@@ -360,6 +361,32 @@ def test_a_large_vocabulary_is_read_once(
     other = write(tmp_path / "other.gguf", made, theta=7.0)
     assert HfCheckpoint.open(str(other), {}).description.details["rope_parameters"]["rope_theta"] == 7.0
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 4
+
+
+def test_the_quick_reader_reads_what_the_packages_own_does(made: Any, tmp_path: Path) -> None:
+    """Numbers, lengths and tensors; texts in arrays alone are left empty."""
+
+    def more(writer: Any) -> None:
+        writer.add_token_scores([-float(n) / 3 for n in range(V)])
+        writer.add_array("llama.flags", [True, False, True])
+        writer.add_array("llama.counts", [1 << 20, -5])
+        writer.add_array("llama.empty_list_of_one", [7])
+
+    path = write(tmp_path / "a.gguf", made, more=more)
+    own = gguf.GGUFReader(path)
+    with quick_reader():
+        quick = gguf.GGUFReader(path)
+    assert type(quick) is not type(own)
+    assert type(gguf.GGUFReader(path)) is type(own)
+    assert list(quick.fields) == list(own.fields)
+    for name, field in own.fields.items():
+        values, found = ([f.parts[n].tolist() for n in f.data] for f in (field, quick.fields[name]))
+        texts = field.types[0] == gguf.GGUFValueType.ARRAY and field.types[1] == gguf.GGUFValueType.STRING
+        assert found == ([[]] * len(values) if texts else values), name
+        assert quick.fields[name].types == field.types
+    for one, other in zip(own.tensors, quick.tensors, strict=True):
+        assert (one.name, one.data_offset) == (other.name, other.data_offset)
+        np.testing.assert_array_equal(one.data, other.data)
 
 
 def test_broken_files(path: Path, made: Any) -> None:

@@ -256,7 +256,7 @@ def test_mpt_settings_that_transformers_leaves_out(change: dict[str, Any], tmp_p
 
 def test_an_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}')
-    refused(folder, "adapter", "merge it")
+    refused(folder, "holds an adapter", "beside a model")
 
 
 def test_unknown_options(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""How many heads have an effective length of at most D (KERPLE, figure 6), a curve a model.
+"""How many heads' kernels reach at most to distance D (KERPLE, figure 6), a curve a model.
 
-The effective length of a head is the first distance at which its kernel lies more than 2 below its value at
-distance 0 (:func:`~kerple_eval.schemes.kernel_view.effective_lengths`), looked for among all of them. A
+A kernel's reach, the paper's effective length, is the first distance at which it lies more than 2 below its
+value at distance 0 (:func:`~kerple_eval.schemes.kernel_view.kernel_reaches`), looked for among all of them. A
 curve that ends below the number of heads has heads that see farther than the figure.
 """
 
@@ -23,7 +23,7 @@ from kerple_eval.reports.figures.style import (
     panels,
     save,
 )
-from kerple_eval.schemes.kernel_view import KernelView, effective_lengths, title
+from kerple_eval.schemes.kernel_view import KernelView, kernel_reaches, title
 from kerple_eval.types import UserError
 
 HOOKS = ("kernel",)
@@ -40,7 +40,7 @@ def make(models: Sequence[KernelView], out: Path, *, length: int | None = None) 
     for index, model in enumerate(models):
         kernel = model.kernel(np.arange(longest + 1))
         assert kernel is not None, "only models that have one are drawn"
-        reached = sorted(n for n in effective_lengths(kernel, model.window) if n is not None)
+        reached = sorted(n for n in kernel_reaches(kernel, model.window) if n is not None)
         panel.plot(
             [1, *reached, longest], [0, *range(1, len(reached) + 1), len(reached)], drawstyle="steps-post",
             color=COLORS[index % len(COLORS)], linewidth=1.6,
@@ -51,7 +51,7 @@ def make(models: Sequence[KernelView], out: Path, *, length: int | None = None) 
     mark_trained(panel, {n for m in models if (n := m.train_length) is not None and n < longest})
     panel.set_ylim(0, 1.08 * max(m.heads for m in models))
     panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    panel.set_xlabel("effective length (tokens)")
+    panel.set_xlabel("reach of a head's kernel (tokens)")
     panel.set_ylabel("heads within it")
     figure.legend(fontsize=7, loc="outside upper left", frameon=False, handlelength=2.8, labelspacing=0.25)
     save(figure, out)
