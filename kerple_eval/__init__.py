@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kerple_eval.api import register_scheme as register_scheme
     from kerple_eval.api import register_task as register_task
     from kerple_eval.api import score as score
+    from kerple_eval.api import train as train
 
 __all__ = [
     "LanguageModel",
@@ -46,6 +47,7 @@ __all__ = [
     "register_scheme",
     "register_task",
     "score",
+    "train",
 ]
 
 

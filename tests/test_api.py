@@ -272,3 +272,48 @@ def test_mpt_in_memory_keeps_its_length() -> None:
     frames = [kerple_eval.score(model, TEXT, length=length, tokenizer="bytes") for length in (128, 16, 128)]
     assert model.config.max_seq_len == 32
     np.testing.assert_array_equal(frames[0]["loss"], frames[2]["loss"])
+
+
+def test_train_from_python_is_the_command(tmp_path: Path) -> None:
+    from click.testing import CliRunner  # noqa: PLC0415
+
+    from kerple_eval.cli.main import cli  # noqa: PLC0415
+
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 40)
+    steps: list[int] = []
+    record = kerple_eval.train(
+        tmp_path / "a", scheme="alibi", text=text, length=16, steps=2, layers=1, width=16, heads=2, threads=1,
+        on_step=lambda step, loss: steps.append(step),
+    )  # fmt: skip
+    assert steps == [1, 2]
+    assert record["held_out"]["nll"] > 0
+    words = ["train", "--scheme", "alibi", "--text", str(text), "--length", "16", "--steps", "2"]
+    words += [
+        "--layers",
+        "1",
+        "--width",
+        "16",
+        "--heads",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    weights = [kerple_eval.inspect(tmp_path / name)["weights_sha256"] for name in "ab"]
+    assert weights[0] == weights[1]
+    for changes, message in (
+        ({"scheme": "alibbi"}, "did you mean 'alibi'"),
+        ({"scheme": None}, "needs either"),
+        ({"text": ()}, "needs text"),
+        ({"steps": 0}, "steps=0 must be a whole number, at least 1"),
+        ({"lr": float("nan")}, "lr=nan must be a number above 0"),
+        ({"store": "int8"}, "unknown store of train"),
+        ({"text": tmp_path / "none.txt"}, "none.txt"),
+    ):
+        given: dict[str, Any] = {"scheme": "alibi", "text": text, "length": 16} | changes
+        with pytest.raises(UserError, match=message):
+            kerple_eval.train(tmp_path / "c", **given)
+    assert not (tmp_path / "c").exists()

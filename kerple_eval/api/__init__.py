@@ -15,6 +15,7 @@ from kerple_eval.api.register import (
     register_task,
 )
 from kerple_eval.api.run import Run, merge, open_run
+from kerple_eval.api.training import train
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.reports.lm_eval import read_lm_eval
 from kerple_eval.support.version import VERSION
@@ -41,4 +42,5 @@ __all__ = [
     "register_scheme",
     "register_task",
     "score",
+    "train",
 ]

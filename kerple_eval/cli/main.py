@@ -270,11 +270,11 @@ def train(**options: Any) -> None:
     """
     source = click.get_current_context().get_parameter_source
     sizes = ("layers", "width", "heads", "tie_embeddings")
-    given = [name for name in sizes if source(name) is not ParameterSource.DEFAULT]
+    options |= {name: None for name in sizes if source(name) is ParameterSource.DEFAULT}
     with exit_on_interrupt():
         from kerple_eval.cli import train as command  # noqa: PLC0415
 
-    command.run(**options, sizes_given=given)
+    command.run(**options)
 
 
 @cli.command(short_help="Write any checkpoint in the native format.")

@@ -18,7 +18,7 @@ NAMES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 #: Sizes under all the names that configurations give them.
 _SIZES: dict[str, Any] = {
-    "vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "vocab_size": V, "is_decoder": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"), 48),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "shared_expert_intermediate_size"), 48),
@@ -79,7 +79,7 @@ OWN: dict[str, dict[str, Any]] = {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
-    "reformer": {"is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
+    "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
     "roc_bert": {
         "pronunciation_vocab_size": 9, "shape_vocab_size": 9, "pronunciation_embed_dim": 8,
         "shape_embed_dim": 8,
