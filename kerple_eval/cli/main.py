@@ -102,7 +102,8 @@ def cli(traceback: bool) -> None:
     "else float32.",
 )  # fmt: skip
 @click.option(
-    "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
+    "--attention", type=click.Choice(["auto", "flex", "sdpa", "pruned", "eager"]),
+    default="auto", show_default=True,
     help="How attention is computed; a backend chosen by name is used or refused, never replaced.",
 )  # fmt: skip
 @click.option(

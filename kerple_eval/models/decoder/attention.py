@@ -17,7 +17,8 @@ Schemes of weights, absolute positions or content take the general path, one chu
 training such a chunk would leave up to 15 tensors of its size for the backward pass; where a layer has many
 scores, the backward pass forms them anew instead and a chunk leaves nothing but its queries and keys.
 
-Those are the backends ``sdpa`` and ``chunks``; :mod:`kerple_eval.models.decoder.flex` is a third and
+Those are the backends ``sdpa`` and ``chunks``; ``pruned`` is sdpa without the keys whose weight is lost in
+rounding (:mod:`kerple_eval.models.decoder.pruning`), :mod:`kerple_eval.models.decoder.flex` is a third and
 ``eager`` the oracle. :func:`make_table` is told which, and :mod:`kerple_eval.models.decoder.backends`
 decides it for a checkpoint and device.
 """
@@ -34,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kerple_eval.models.decoder.attention_backward import kernel_attention
 from kerple_eval.models.decoder.flex import FlexScores
+from kerple_eval.models.decoder.pruning import KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.models.decoder.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
 
@@ -48,7 +50,9 @@ RECOMPUTE_ELEMENTS = (
 class KernelTable:
     """The scheme's kernel at every distance below ``reach``, shared by all layers of a pass."""
 
-    def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, *, prune: bool = False
+    ) -> None:
         self.reach = reach
         self.chunk = min(QUERY_CHUNK, reach)
         if device.type == "cpu":
@@ -63,6 +67,9 @@ class KernelTable:
             kernel = kernel.masked_fill(distance >= self.window, -math.inf)
         future = kernel.new_full((kernel.shape[0], self.chunk - 1), -math.inf)
         self.values = torch.cat([kernel, future], dim=1).contiguous()  # [H, reach + chunk - 1]
+        bounds = KernelBounds(self.values, reach) if prune else None
+        self.bounds = bounds if bounds is not None and bounds.worthwhile() else None
+        self.pruned = PrunedShare()
 
     def view(self, first: int, last: int) -> tuple[Tensor, int]:
         """Bias ``[1, H, last - first + 1, last + 1 - lowest]`` of query positions last, last-1, ...,
@@ -90,8 +97,8 @@ def make_table(
 ) -> SharedScores | None:
     """What all layers with one scheme share in a forward pass over at most ``reach`` tokens.
 
-    ``backend`` is sdpa, chunks, flex or eager. The scheme alone decides between sdpa and chunks, so these
-    two give the same: a kernel table, or None where the scheme needs none.
+    ``backend`` is sdpa, pruned, chunks, flex or eager. The scheme alone decides between sdpa and chunks, so
+    these two give the same: a kernel table, or None where the scheme needs none.
     """
     if backend == "eager":
         return EagerScores()
@@ -99,7 +106,7 @@ def make_table(
         return FlexScores(scheme, reach, dtype, device)
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
-    return KernelTable(scheme, reach, dtype, device)
+    return KernelTable(scheme, reach, dtype, device, prune=backend == "pruned")
 
 
 def attention(
@@ -120,6 +127,10 @@ def attention(
         return _plain(q, k, v)
     dtype = q.dtype
     training = torch.is_grad_enabled() and q.device.type == "cpu"
+    if table.bounds is not None and not training:
+        out, share = pruned_attention(q, k, v, table.bounds)
+        table.pruned.add(share)
+        return out.to(dtype)
     if training or q.device.type != "cpu":
         q, k, v = (x.to(table.values.dtype) for x in (q, k, v))
     out = kernel_attention(q, k, v, table.values, table.reach) if training else _kernel(q, k, v, table)

@@ -107,9 +107,10 @@ class FlexScores:
         if q.device.type != "cuda":
             return None
         tables = (self.kernel is not None) + (self.weight is not None)
-        blocks = choose(q.shape[3], q.dtype.itemsize, tables, shared_memory_limit(q.device))
+        limit = shared_memory_limit(q.device)
+        blocks = choose(q.shape[3], q.dtype.itemsize, tables, limit)
         assert blocks is not None
-        return blocks.options()
+        return blocks.options(limit)
 
     def _score_mod(self, offset: int) -> Any:
         """What happens to the score of query row i, at position ``offset + i``, and key j in head h."""

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kerple_eval.models.decoder.attention import SharedScores, attention, make_table
+from kerple_eval.models.decoder.attention import KernelTable, SharedScores, attention, make_table
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.pointwise import ACTIVATION_FUNCTIONS, NORM_LAYERS, RMSNorm
+from kerple_eval.models.decoder.pruning import PrunedShare
 from kerple_eval.schemes.assembly import build_scheme
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.composite import Combined
@@ -101,6 +102,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme: Scheme = scheme_of(config)
+        self.pruned = PrunedShare()  # of the passes so far, where the backend is "pruned"
         self.backend = "sdpa"  # how attention is computed: set to what ``resolve_backend`` answers
 
     def reset_parameters(self, seed: int) -> None:
@@ -159,6 +161,9 @@ class Decoder(nn.Module):
             if scheme not in tables:
                 tables[scheme] = make_table(scheme, length, x.dtype, tokens.device, self.backend)
             x = layer(x, scheme, tables[scheme], rows if index == len(self.layers) - 1 else length)
+        for table in tables.values():
+            if isinstance(table, KernelTable):
+                self.pruned.add(table.pruned)
         out: Tensor = self.norm(x)
         return out
 

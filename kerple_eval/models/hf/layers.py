@@ -58,7 +58,12 @@ _MASKS = {
 }
 
 
-def layer_schemes(model_class: Any, config: Any) -> dict[str, str]:
+def layer_schemes(model_class: Any, config: Any) -> list[str]:
+    """One name a layer, in order; see :func:`schemes_by_path`."""
+    return list(schemes_by_path(model_class, config).values())
+
+
+def schemes_by_path(model_class: Any, config: Any) -> dict[str, str]:
     """Path of a layer in ``model_class(config)`` -> its name, for all that text passes through, in order."""
     own = copy.deepcopy(config)
     own._attn_implementation_internal = None  # transformers' choice, whatever the model is scored with

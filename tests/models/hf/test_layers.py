@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.models.hf.layers import layer_schemes, text_layers
+from kerple_eval.models.hf.layers import layer_schemes, schemes_by_path, text_layers
 from kerple_eval.schemes.layers import format_layers
 from tests.helpers import architectures
 from tests.helpers.architectures import WINDOW, V
@@ -93,7 +93,7 @@ def check_layer(name: str, seen: tuple[int, int, bool]) -> None:
 def check(name: str) -> str:
     """The scheme of a tiny model of the architecture, each of its layers compared with the oracle."""
     model = architectures.model(architectures.config(name), noise=0.05)
-    names = layer_schemes(type(model), model.config)
+    names = schemes_by_path(type(model), model.config)
     ids = torch.randint(3, V, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     found = calls(model, ids)
     for path, layer in names.items():
@@ -160,7 +160,7 @@ def scheme_of(name: str) -> str:
     """The scheme alone, where no layer can be run by itself."""
     config = architectures.config(name)
     made = architectures.transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    return format_layers(list(layer_schemes(made, config).values()))
+    return format_layers(layer_schemes(made, config))
 
 
 def check_scheme(name: str) -> None:
