@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kerple_eval.api.checkpoints import convert
+from kerple_eval.models.conversion import convert
 
 
 def run(source: str, destination: str, dtype: str | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kerple_eval.api.checkpoints import facts
+from kerple_eval.evaluation.inspection import facts
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.open import open_model, parse_model
 
