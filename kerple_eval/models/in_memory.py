@@ -217,7 +217,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def description(self) -> Description:
-        _ = self.state_sha256  # of the model as it was given
+        _ = self.scored, self.state_sha256  # of the model as it was given
         vocabulary = self._vocabulary()
         facts = self._facts()
         measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))
