@@ -18,6 +18,8 @@ LENGTH = 24
 #: Architectures that are no causal models as they are built here, or that take no text alone: refused.
 REFUSED = {
     "cpmant": "sees tokens after the one it predicts from",
+    "xlm": "sees tokens after the one it predicts from",
+    "xlnet": "sees tokens after the one it predicts from",
     "emu3": "no causal language model of type emu3_text_model",
     "mllama": "no causal language model of type mllama_text_model",
 }
