@@ -99,7 +99,7 @@ def rounding(config: Any) -> tuple[str, ...]:
 
 
 def attends_eagerly(model: nn.Module) -> bool:
-    """Whether some module forms a matrix [L, L] for each head: scores, or the ALiBi that Falcon adds to them."""
+    """Whether a module forms a matrix [L, L] for each head: scores, or the ALiBi that Falcon adds to them."""
     if model.config.model_type == "rwkv":  # recurrent, whatever its modules are called
         return False
     if model.config.model_type == "falcon" and model.config.alibi:
