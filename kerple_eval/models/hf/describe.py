@@ -100,9 +100,10 @@ def rounding(config: Any) -> tuple[str, ...]:
 
 def attends_eagerly(model: nn.Module) -> bool:
     """Whether a module forms a matrix [L, L] for each head: scores, or the ALiBi that Falcon adds to them."""
-    if model.config.model_type == "rwkv":  # recurrent, whatever its modules are called
+    config: Any = model.config
+    if config.model_type == "rwkv":  # recurrent, whatever its modules are called
         return False
-    if model.config.model_type == "falcon" and model.config.alibi:
+    if config.model_type == "falcon" and config.alibi:
         return True
-    eager = getattr(model.config, "_attn_implementation", None) == "eager"
+    eager = getattr(config, "_attn_implementation", None) == "eager"
     return eager and any("Attention" in type(module).__name__ for module in model.modules())
