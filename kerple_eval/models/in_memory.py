@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
@@ -153,8 +154,9 @@ class InMemoryCheckpoint(Checkpoint):
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
-        devices = {tensor.device for tensor in tensors if not tensor.is_meta}  # a meta tensor lies on disk
-        if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
+        mapped = getattr(self.model, "hf_device_map", None) is not None  # a meta tensor then lies on disk
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1 and not mapped:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
@@ -200,10 +202,14 @@ class InMemoryCheckpoint(Checkpoint):
             yield
             return
         before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
+        config: Any = getattr(module, "config", None)
+        longest = getattr(config, "max_seq_len", None)
         module.eval()
         try:
             yield
         finally:
+            if longest is not None:
+                config.max_seq_len = longest  # MPT's is raised for windows beyond it
             for part, training, buffers, cached in before:
                 part.training = training
                 part._buffers.update(buffers)
@@ -212,6 +218,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def description(self) -> Description:
+        _ = self.scored, self.state_sha256  # of the model as it was given
         vocabulary = self._vocabulary()
         facts = self._facts()
         measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))
@@ -293,10 +300,11 @@ class InMemoryCheckpoint(Checkpoint):
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tensors = dict(module.state_dict()) | dict(module.named_buffers())
         for name in sorted(tensors):
-            tensor = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+            whole = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
+            for part, held in _plain_tensors(name, whole.detach()):
+                tensor = held.cpu().contiguous()
+                digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _named_identity(self) -> str:
@@ -336,6 +344,16 @@ def is_transformers(model: Any) -> bool:
         cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
         for cls in type(model).__mro__
     )
+
+
+def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensor, or those that a packed one (torchao's) consists of, by name."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    parts, _ = tensor.__tensor_flatten__()
+    for part in sorted(parts):
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
 
 
 def _offloaded(module: nn.Module, name: str) -> Tensor:
