@@ -14,6 +14,7 @@ from kerple_eval.api.register import (
     register_task,
 )
 from kerple_eval.api.run import Run, open_run
+from kerple_eval.api.watch import Watch
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.reports.lm_eval import read_lm_eval
 from kerple_eval.support.version import VERSION
@@ -25,6 +26,7 @@ __all__ = [
     "LanguageModel",
     "Run",
     "UserError",
+    "Watch",
     "Window",
     "__version__",
     "evaluate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kerple_eval.api.evaluate import from_module
+from kerple_eval.api.watch import Watch
 from kerple_eval.cli.errors import BrokenOffError, typed_words
 from kerple_eval.data.task import parse_task
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.decoder.config import DecoderConfig
-from kerple_eval.models.decoder.network import scheme_of
+from kerple_eval.models.decoder.network import Decoder, scheme_of
+from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.devices import DTYPES, precision_for, resolve_device
 from kerple_eval.models.training.corpus import Corpus, training_corpus
 from kerple_eval.models.training.ngram import bits_per_byte
@@ -38,7 +42,7 @@ def run(
     scheme: str, task: str | None, text: tuple[str, ...], length: int, seed: int, steps: int,
     out: str, tokenizer: str | None, layers: int, width: int, heads: int, batch: int, lr: float,
     warmup: int, weight_decay: float, clip: float, precision: str, store: str, ngram: int | None,
-    device: str, threads: int | None, tie_embeddings: bool,
+    device: str, threads: int | None, tie_embeddings: bool, watch: str | None, watch_every: int | None,
 ) -> None:  # fmt: skip
     if (task is None) == (not text):
         raise UserError("train needs text: either --task NAME or --text FILE")
@@ -61,6 +65,7 @@ def run(
         threads=threads or torch.get_num_threads(),
     )  # fmt: skip
     corpus = training_corpus(parse_task(task) if task else None, text, tokeniser)
+    watched = _watch(watch, watch_every, recipe, corpus, out)
     console = Console(stderr=True)
     record: dict[str, Any] = {"command": list(typed_words())}
     if ngram is not None:
@@ -92,6 +97,7 @@ def run(
             result = train(
                 recipe, corpus, Path(out), weights_dtype=DTYPES[store],
                 tokenizer=tokeniser, record=record, on_report=on_report, on_step=on_step,
+                watch=watched,
             )  # fmt: skip
         finally:
             if computed:
@@ -108,7 +114,35 @@ def run(
     figure = f"{bits:.4f} bits per byte" if bits is not None else f"{held_out['nll']:.4f} nats"
     print(f"{out}: held-out {figure} at {length} over {held_out['targets']} targets")
     source = ["--task", task] if task else ["--text", text[0]]
+    if watch is not None:
+        print(f"figure: kerple-eval plot {out}-watch --kind training --out {out}-watch/training.png")
     print("next: " + shlex.join(["kerple-eval", "run", f"native:{out}", *source, "--out", "runs/first"]))
+
+
+def _watch(
+    lengths: str | None, every: int | None, recipe: Recipe, corpus: Corpus, out: str
+) -> Callable[[Decoder, int], None]:
+    """Scores the held-out text at several lengths while it trains, into the run ``OUT-watch``."""
+    if lengths is None:
+        if every is not None:
+            raise UserError("--watch-every goes with --watch LENGTHS")
+        return lambda decoder, step: None
+    scored = Watch(
+        (), lengths, every=every or max(1, recipe.steps // 20), out=f"{out}-watch", name=Path(out).name,
+        tokens=[document.ids for document in corpus.held_out], keep_short=True,
+    )  # fmt: skip
+
+    def watched(decoder: Decoder, step: int) -> None:
+        if step % scored.every:
+            return
+        model = DecoderModel(decoder, torch.device(recipe.device), torch.float32)
+        about = from_module(
+            model, scheme=recipe.model.scheme_name, train_length=recipe.model.train_length, seed=recipe.seed
+        )  # fmt: skip
+        scored(about, step)
+        decoder.train()
+
+    return watched
 
 
 def _ngram(corpus: Corpus, order: int) -> float:

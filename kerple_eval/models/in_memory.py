@@ -107,8 +107,10 @@ class InMemoryCheckpoint(Checkpoint):
         """The module whose state the model is, where there is one."""
         if isinstance(self.model, nn.Module):
             return self.model
-        inner = getattr(self.model, "model", None) if isinstance(self.model, LanguageModel) else None
-        return inner if isinstance(inner, nn.Module) else None
+        if not isinstance(self.model, LanguageModel):
+            return None
+        inner = (getattr(self.model, name, None) for name in ("model", "decoder"))
+        return next((module for module in inner if isinstance(module, nn.Module)), None)
 
     @cached_property
     def scored(self) -> LanguageModel:

@@ -74,8 +74,11 @@ def train(
     reports: int = 20,
     on_report: Callable[[TrainingStep], None] = lambda report: None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    watch: Callable[[Decoder, int], None] = lambda decoder, step: None,
 ) -> dict[str, Any]:
     """Train to the end (or on from a saved state) and write the checkpoint to ``out``.
+
+    ``watch`` is called after each step and leaves the decoder as it was.
 
     Returns the training record that ``config.json`` carries.
 
@@ -98,6 +101,7 @@ def train(
         while run.step < recipe.steps:
             loss = run.advance()
             on_step(run.step, loss)
+            watch(run.decoder, run.step)
             if run.step % every == 0 or run.step == recipe.steps:
                 on_report(run.report())
             done = run.step == recipe.steps
