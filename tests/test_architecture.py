@@ -36,7 +36,17 @@ ROOMS = {
 
 #: A folder of plug-ins -> what they share. Its other modules do not know of each other.
 PLUG_INS = {
-    "schemes": {"adaptive", "base", "catalogue", "composite", "kernels", "networks", "rotary", "slopes"},
+    "schemes": {
+        "adaptive",
+        "augmented",
+        "base",
+        "catalogue",
+        "composite",
+        "kernels",
+        "networks",
+        "rotary",
+        "slopes",
+    },
     "protocols": {"base", "neox_split"},
     "data.synthetic": {"base", "haystack"},
     "reports.figures": {"style"},

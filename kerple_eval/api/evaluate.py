@@ -170,6 +170,7 @@ def from_module(
     prefix_invariant: bool | None = None,
     seed: int | None = None,
     identity: str | None = None,
+    extend: str | None = None,
 ) -> InMemoryCheckpoint:
     """A model in memory with what its code does not say; what stays unknown is recorded as unknown.
 
@@ -185,10 +186,13 @@ def from_module(
         seed: its training seed.
         identity: a name for its version, where it has no parameters whose sha256 could be taken. A run that
             is resumed trusts it.
+        extend: how a transformers model's rotary positions are extended while it is scored, as after
+            ``extend=`` in MODEL: ``"self-extend,group=4"``, ``"yarn,factor=4"``, ``"window=512"``.
     """
     from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of  # noqa: PLC0415 - imports torch
 
     return InMemoryCheckpoint(
         model, tokenizer=tokenizer_of(tokenizer), scheme=scheme, train_length=train_length,
         max_length=max_length, prefix_invariant=prefix_invariant, seed=seed, identity=identity,
+        extend=extend,
     )  # fmt: skip

@@ -102,7 +102,8 @@ def cli(traceback: bool) -> None:
     "else float32.",
 )  # fmt: skip
 @click.option(
-    "--attention", type=click.Choice(["auto", "flex", "sdpa", "eager"]), default="auto", show_default=True,
+    "--attention", type=click.Choice(["auto", "flex", "sdpa", "pruned", "eager"]),
+    default="auto", show_default=True,
     help="How attention is computed; a backend chosen by name is used or refused, never replaced.",
 )  # fmt: skip
 @click.option(
@@ -191,9 +192,17 @@ def list_(what: str | None, style: str) -> None:
 
 @cli.command(short_help="Train a small decoder with a positional scheme.")
 @click.option(
-    "--scheme", required=True, metavar="SCHEME",
+    "--scheme", metavar="SCHEME",
     help="Positional scheme: NAME, NAME:key=value (see kerple-eval list schemes), 'kernel: FORMULA', or a "
     "mix by layer, 'layers: (rope,window=512)*3 (nope)'.",
+)  # fmt: skip
+@click.option(
+    "--from", "start", metavar="MODEL",
+    help="Go on from a trained model: its scheme, sizes and tokeniser stay. In place of --scheme.",
+)  # fmt: skip
+@click.option(
+    "--extend", metavar="NAME,...",
+    help="Change the scheme of --from first, as in MODEL: yarn,factor=4; linear,factor=4,pose=2048; nope.",
 )  # fmt: skip
 @click.option("--task", metavar="TASK", help="The task whose training split to learn from.")
 @click.option("--text", multiple=True, metavar="FILE", help="A text file of your own. Repeat for more.")
@@ -206,7 +215,7 @@ def list_(what: str | None, style: str) -> None:
     "--steps", type=at_least(1), default=2000, show_default=True, metavar="N", help="Optimiser steps."
 )  # fmt: skip
 @out("Folder of the new checkpoint.")
-@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json; bytes unless given.")
+@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json; bytes unless given, or those of --from.")
 @click.option("--layers", type=at_least(1), default=4, show_default=True, metavar="N", help="Layers.")
 @click.option("--width", type=at_least(1), default=128, show_default=True, metavar="N", help="Hidden size.")
 @click.option(
@@ -263,14 +272,19 @@ def list_(what: str | None, style: str) -> None:
 def train(**options: Any) -> None:
     """Train a small decoder; after a kill or Ctrl-C the same command goes on.
 
+    With --from a trained model is trained further: --from zoo:rope --extend yarn,factor=4 --length 2048.
+
     \b
     Example:
       kerple-eval train --scheme kerple-log --task sotu --length 512 --out models/kerple-log
     """
+    source = click.get_current_context().get_parameter_source
+    sizes = ("layers", "width", "heads", "tie_embeddings")
+    given = [name for name in sizes if source(name) is not ParameterSource.DEFAULT]
     with exit_on_interrupt():
         from kerple_eval.cli import train as command  # noqa: PLC0415
 
-    command.run(**options)
+    command.run(**options, sizes_given=given)
 
 
 @cli.command(short_help="Write any checkpoint in the native format.")

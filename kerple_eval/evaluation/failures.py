@@ -33,7 +33,7 @@ class Failure:
     traceback: str
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """The record of an error raised by loading a model or scoring a cell."""
     words = " ".join(str(error).split())[:LONGEST]
     line = f"{type(error).__name__}: {words}"
@@ -42,7 +42,7 @@ def failure_of(error: Exception) -> Failure:
     return Failure(line, "".join(traceback.format_exception(error)))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """torch has no class for this error of its CPU allocator, a RuntimeError that names it."""
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
@@ -54,7 +54,7 @@ def _origin(frame: FrameType) -> str:
     return Path(file).name if module.startswith(MODULE_PREFIX) else module
 
 
-def _located(line: str, error: Exception) -> str:
+def _located(line: str, error: BaseException) -> str:
     frames = [(_origin(frame), number) for frame, number in traceback.walk_tb(error.__traceback__)]
     if not frames:
         return line

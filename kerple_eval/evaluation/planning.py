@@ -152,7 +152,7 @@ def _refused_as(label: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file of Python may leave the program
         raise UserError(f"model {label}: cannot be opened: {failure_of(error).error}") from error
 
 

@@ -27,7 +27,7 @@ from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.devices import device_lost
 from kerple_eval.models.scoring import batches, pass_ranks
 from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
-from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader
+from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader, PrunedRecord
 from kerple_eval.records.run import Run, write_summary
 from kerple_eval.types import CellKey, Window
 
@@ -145,23 +145,25 @@ class Worker:
         began = time.monotonic()
         try:
             model = self._load(task.model)
+            model.take_pruned()
             earlier = self._finished(task.key) if self.stopping.grows else None
             losses, source = self._losses(task, model, earlier)
         except RankLostError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a model's own code may leave the program
             if lost := device_lost(error):
                 raise lost from error
             failure = failure_of(error)
             failed = FailedHeader(**_fields(self._header(task)), traceback=failure.traceback)
             return FailedCell(task.key, failed, failure.error)
         seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
-        too_large = self.budget.keep()
+        too_large, pruned = self.budget.keep(), model.take_pruned()
         header = FinishedHeader(
             **_fields(self._header(task)),
             documents=document_records(task),
             losses_from=source,
             attention=model.attention,
+            pruned=PrunedRecord(round(pruned.left_out, 4), pruned.bound) if pruned else None,
             out_of_memory_at=too_large,
             seconds=round(seconds, 3),
             precision=self.stopping.header(task),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kerple_eval.models.decoder.network import Decoder
+    from kerple_eval.models.decoder.pruning import PrunedShare
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class LanguageModel(ABC):
     dtype: torch.dtype
     attention: str = "own"  # the backend that computes it ("own": the model's own code); cells record it
     together: bool = False  # whether each rank holds a part of it, so that all of them score the same windows
+
+    def take_pruned(self) -> PrunedShare | None:
+        """What attention left out since the last call; None where it leaves nothing out."""
+        return None
 
     @abstractmethod
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:

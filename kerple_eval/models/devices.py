@@ -43,7 +43,7 @@ class DeviceLostError(Exception):
     """A card answers nothing but its first error from now on: the run stops, the same command continues."""
 
 
-def device_lost(error: Exception) -> DeviceLostError | None:
+def device_lost(error: BaseException) -> DeviceLostError | None:
     """Whether ``error`` left this process's card unusable, as an illegal memory access does; None: it works.
 
     Such an error is sticky: every later call in the process fails with it.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shap
 from kerple_eval.models.probes import probe
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.types import UserError
+
+if TYPE_CHECKING:
+    from kerple_eval.models.hf.extension import Method
 
 Model = nn.Module | LanguageModel | Callable[[Tensor], Any]
 
@@ -73,6 +76,7 @@ class InMemoryCheckpoint(Checkpoint):
         prefix_invariant: bool | None = None,
         seed: int | None = None,
         identity: str | None = None,
+        extend: str | None = None,
     ) -> None:
         if not (isinstance(model, LanguageModel) or callable(model)):
             raise UserError(
@@ -87,6 +91,9 @@ class InMemoryCheckpoint(Checkpoint):
         self.prefix_invariant = prefix_invariant
         self.seed = seed
         self.identity = identity
+        self.extend = extend
+        if extend is not None and not is_transformers(model):
+            raise UserError(f"extend={extend}: {self.name} is no transformers model; only such are extended")
 
     def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
         """The same with a tokeniser and a name for its version where it has none of its own."""
@@ -94,6 +101,7 @@ class InMemoryCheckpoint(Checkpoint):
             self.model, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
             train_length=self.train_length, max_length=self.max_length,
             prefix_invariant=self.prefix_invariant, seed=self.seed, identity=self.identity or identity,
+            extend=self.extend,
         )  # fmt: skip
 
     @property
@@ -118,11 +126,30 @@ class InMemoryCheckpoint(Checkpoint):
         if isinstance(self.model, LanguageModel):
             return self.model
         device, dtype = self._device_and_dtype()
+        if self._method is not None:
+            from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
+            from kerple_eval.models.hf.extension import with_frequencies  # noqa: PLC0415
+
+            _, answering = with_frequencies(self.model, self._method, self.name)
+            with self.borrowed():
+                return ExtendedModel(
+                    self.model, device, dtype, self.name, method=self._method, answering=answering,
+                    placed=True,
+                )  # fmt: skip
         if is_transformers(self.model):
             from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
             return HfModel(self.model, device, dtype, self.name, placed=True)
         return CallableModel(self.model, device, dtype)
+
+    @cached_property
+    def _method(self) -> Method | None:
+        """What ``extend`` asks for."""
+        if self.extend is None:
+            return None
+        from kerple_eval.models.hf.extension import method_of  # noqa: PLC0415
+
+        return method_of(self.extend, self.model, self.train_length, self.name)
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
@@ -191,6 +218,9 @@ class InMemoryCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "identity": "the caller's word" if self.state_sha256 is None else "sha256 of the model's state",
         }
+        if self._method is not None:
+            details |= self._method.details()
+            measured = measured and self._method.prefix_invariant
         parameters = 0 if self.module is None else sum(p.numel() for p in self.module.parameters())
         return Description(
             format="memory",
@@ -216,11 +246,10 @@ class InMemoryCheckpoint(Checkpoint):
         if is_transformers(self.model):
             from kerple_eval.models.hf import describe  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
-            from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
             model: Any = self.model
             text = text_config(model.config, self.name)
-            layers = layer_schemes(type(model), model.config) or ["unknown"]
+            layers = self._layers(model)
             known = {
                 "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),
@@ -231,6 +260,19 @@ class InMemoryCheckpoint(Checkpoint):
             name: getattr(self, name) for name in ("scheme", "train_length", "max_length", "prefix_invariant")
         }
         return known | {name: value for name, value in told.items() if value is not None}
+
+    def _layers(self, model: Any) -> list[str]:
+        """The scheme of each layer."""
+        from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
+
+        if self._method is None:
+            return layer_schemes(type(model), model.config) or ["unknown"]
+        from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
+        from kerple_eval.models.hf.extension import with_frequencies  # noqa: PLC0415
+
+        config, _ = with_frequencies(model, self._method, self.name)
+        names = layer_schemes(type(model), config) or ["unknown"]
+        return self._method.renamed(names, text_config(config, self.name))
 
     def _vocabulary(self) -> int:
         with torch.inference_mode():

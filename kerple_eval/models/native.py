@@ -136,7 +136,7 @@ class NativeCheckpoint(Checkpoint):
 
     @cached_property
     def _evaluated(self) -> Scheme:
-        return scheme_of(self.config)
+        return scheme_of(self.config).eval()
 
     def _scheme(self) -> tuple[Scheme, dict[str, int]]:
         """The trained scheme with its parameters, projected, and how many values moved, by name."""

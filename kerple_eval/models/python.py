@@ -64,7 +64,7 @@ class PythonCheckpoint(Checkpoint):
         """
         try:
             found: Any = self.function(**self.options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"python:{self.location} raised {type(error).__name__}: {quoted(str(error), 200)}; "
                 "--traceback shows where"

@@ -33,7 +33,7 @@ def load_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _refusal(f"python:{path}", error) from error
     finally:
@@ -47,7 +47,7 @@ def load_module(name: str, what: str) -> ModuleType:
         raise UserError(f"{what}: {quoted(name)} is no module's name; as in package.module")
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refusal(what, error) from error
 
 
@@ -66,6 +66,6 @@ def sources_sha256(module: ModuleType) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _refusal(what: str, error: Exception) -> UserError:
+def _refusal(what: str, error: BaseException) -> UserError:
     reason = f"{type(error).__name__}: {quoted(str(error), 200)}"
     return UserError(f"{what}: cannot be imported ({reason}); --traceback shows where")

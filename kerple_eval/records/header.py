@@ -70,6 +70,18 @@ class FailedHeader(CellHeader):
     traceback: str | None = None
 
 
+@dataclass(frozen=True)
+class PrunedRecord:
+    """Of attention by the backend ``pruned``: the share of causal scores that were not computed, and the
+    largest certified change of an output, relative to the largest element of its row.
+
+    Under several ranks, of rank 0's part.
+    """
+
+    left_out: float
+    bound: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinishedHeader(CellHeader):
     """Of a finished cell too: its documents and how its losses were computed.
@@ -82,6 +94,7 @@ class FinishedHeader(CellHeader):
     documents: tuple[DocumentRecord, ...]
     losses_from: str | None = None
     attention: str | None = None
+    pruned: PrunedRecord | None = None
     out_of_memory_at: Positive | None = None
     seconds: float | None = None
     precision: LookRecord | None = None

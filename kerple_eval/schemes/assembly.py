@@ -35,20 +35,26 @@ def build_scheme(
     """
     options = dict(options)
     per_layer = _per_layer(name, options.pop(PER_LAYER)) if PER_LAYER in options else False
-    parts = {modifier: _made(modifier, given, geometry) for modifier, given in modifiers.items()}
+    parts = {modifier: _modifier(modifier, given, geometry) for modifier, given in modifiers.items()}
     for modifier in parts:
         if not SCHEMES.entry(modifier).stands_on:
             raise UserError(f"{modifier} is no modifier: it cannot be combined with {name}")
     if name == MIX:
         base: Scheme = _mixed(options, geometry)
     elif stands_on := SCHEMES.entry(name).stands_on:  # a modifier alone
-        parts = {name: _made(name, options, geometry), **parts}
+        parts = {name: _modifier(name, options, geometry), **parts}
         base = _made(stands_on, {}, geometry)
     elif SCHEMES.load(name).per_layer or per_layer:
         base = Stacked(_made(name, options, geometry) for _ in range(geometry.layers))
     else:
         base = _made(name, options, geometry)
     return Combined(base, parts) if parts else base
+
+
+def _modifier(name: str, options: Mapping[str, Any], geometry: Geometry) -> Scheme:
+    if not SCHEMES.load(name).per_layer:
+        return _made(name, options, geometry)
+    return Stacked(_made(name, options, geometry) for _ in range(geometry.layers))
 
 
 def _mixed(options: Mapping[str, Any], geometry: Geometry) -> Mixed:

@@ -22,12 +22,17 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
   ``far`` is true, ``rotate`` uses the positions i' and j', and ``kernel`` and ``weight`` use D' = i' - j'.
   No pair is far in two of them; one that is in none keeps its distance.
 
+* ``attend(scores [B, H, Q, K], seen bool [Q, K], positions_q [Q], positions_k [K]) -> [B, H, Q, K]``: the
+  weights of the values, in place of a softmax over the keys that are seen and the sink.
+* ``output_gate(x [B, N, W]) -> [B, H, N, d or 1]``: multiplies attention's output; x is the layer's input.
+* ``augmented(positions [N]) -> [N]``: other positions while training, increasing; all hooks get them.
+
 * ``inline(device) -> f(distance, head)``: ``kernel`` for one distance and one head number, both scalar
   tensors, for kernels that are cheaper to compute inside a fused loop than to look up.
 
-``bias``, ``score``, ``visible`` and ``remap`` are called for one chunk of queries at a time. Distances are
-float32, or float64 when the model runs in float64, never lower (the KERPLE release rounds them to bfloat16:
-distances above 256 collide there); kernels return the same dtype.
+``bias``, ``score``, ``visible``, ``remap`` and ``attend`` are called for one chunk of queries at a time.
+Distances are float32, or float64 when the model runs in float64, never lower (the KERPLE release rounds
+them to bfloat16: distances above 256 collide there); kernels return the same dtype.
 """
 
 from __future__ import annotations
@@ -63,6 +68,9 @@ class Scheme(nn.Module):
     #: Whether each layer has its own copy, with its own parameters.
     per_layer: ClassVar[bool] = False
 
+    #: Whether it needs ``factor=`` to extend a trained model (``extend=``).
+    needs_factor: ClassVar[bool] = False
+
     #: Whether losses are the same whatever follows; an instance may differ from its class by its options.
     prefix_invariant: bool = True
 
@@ -92,6 +100,14 @@ class Scheme(nn.Module):
 
     def begin_step(self, generator: torch.Generator) -> None:
         """Called before each training step, for schemes that augment positions at random."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether ``augmented`` may change positions now: while training alone."""
+        return False
+
+    def augmented(self, positions: Tensor) -> Tensor:
+        return positions
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x
@@ -148,6 +164,16 @@ class Scheme(nn.Module):
 
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> Sequence[Move]:
         return ()
+
+    def attend(self, scores: Tensor, seen: Tensor, positions_q: Tensor, positions_k: Tensor) -> Tensor:
+        scores, sink = scores.masked_fill(~seen, -torch.inf), self.sink()
+        if sink is None:
+            return scores.softmax(dim=-1)
+        column = sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+
+    def output_gate(self, x: Tensor) -> Tensor | None:
+        return None
 
     def implements(self, hook: str) -> bool:
         """Whether the scheme defines ``hook``."""

@@ -15,7 +15,8 @@ class SchemeEntry:
     (positions), K (names in a formula), M (units of a small network), C (columns of a convolution); "a
     layer" at its end says that each layer has its own. With the option ``per_layer=true`` a scheme
     whose layers share parameters has that many a layer (see ``assembly.may_be_per_layer``).
-    ``use`` is "trainable", or "post-hoc" for what is usually applied to a trained model. ``text_option``
+    ``use`` is "trainable", "post-hoc" for what is usually applied to a trained model, or "training" for what
+    does something in training alone. ``text_option``
     names the option that takes all the text after ``name:``. A modifier ``stands_on`` a scheme when
     it is named alone, and ``value_option`` is the option that ``name=VALUE`` gives it (see ``parse_scheme``).
     A scheme that ``extends`` another takes its place in a trained model by ``extend=``.
@@ -128,6 +129,11 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         use="post-hoc", extends="rope",
     ),
     SchemeEntry(
+        "p-rope", "kerple_eval.schemes.p_rope:PRope", 2024,
+        "Barbero et al., Round and Round We Go, arXiv 2410.06205",
+        "rotation", "0", True,
+    ),
+    SchemeEntry(
         "xpos", "kerple_eval.schemes.xpos:XPos", 2022,
         "Sun et al., A Length-Extrapolatable Transformer, arXiv 2212.10554",
         "rotation and decay", "0", True,
@@ -153,6 +159,7 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
     SchemeEntry(
         "nope", "kerple_eval.schemes.nope:Nope", 2022,
         "Haviv et al., arXiv 2203.16634; Kazemnejad et al., arXiv 2305.19466", "none", "0", True,
+        extends="rope",
     ),
     SchemeEntry(
         "fire", "kerple_eval.schemes.fire:Fire", 2023,
@@ -185,6 +192,16 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         "steps read from the text", "2 W M + W C + W H + H a layer", True,
     ),
     SchemeEntry(
+        "stick-breaking", "kerple_eval.schemes.stick_breaking:StickBreaking", 2024,
+        "Tan et al., Stick-Breaking Attention, arXiv 2410.17980",
+        "order of the keys, in place of softmax", "0", True,
+    ),
+    SchemeEntry(
+        "wall", "kerple_eval.schemes.wall:Wall", 2026,
+        "Pai et al., Wall Attention, Tilde Research",
+        "gates of channels, read from the text", "W W + W a layer", True,
+    ),
+    SchemeEntry(
         "window", "kerple_eval.schemes.window:SlidingWindowMask", 2020,
         "Beltagy et al., Longformer, arXiv 2004.05150; Chi et al., KERPLE, arXiv 2205.09921",
         "window, applied to any scheme", "0", True, stands_on="nope", value_option="width",
@@ -199,6 +216,34 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         "Su, kexue.fm 8823; Chiang and Cholak, arXiv 2202.12172",
         "scaling of scores, applied to any scheme", "0", True,
         use="post-hoc", stands_on="rope", value_option="original",
+    ),
+    SchemeEntry(
+        "temperature", "kerple_eval.schemes.temperature:Temperature", 2025,
+        "Meta, Llama 4; after Nakanishi, arXiv 2501.19399",
+        "scaling of scores, applied to any scheme", "0", True, stands_on="nope", value_option="floor",
+    ),
+    SchemeEntry(
+        "sink", "kerple_eval.schemes.sink:Sink", 2025,
+        "OpenAI, gpt-oss, arXiv 2508.10925",
+        "softmax with a learned sink, applied to any scheme", "H a layer", True,
+        stands_on="rope", value_option="start",
+    ),
+    SchemeEntry(
+        "gate", "kerple_eval.schemes.gate:Gate", 2025,
+        "Qiu et al., Gated Attention, arXiv 2505.06708",
+        "gated output, applied to any scheme", "W W a layer", True, stands_on="rope", value_option="by",
+    ),
+    SchemeEntry(
+        "random-positions", "kerple_eval.schemes.random_positions:RandomPositions", 2023,
+        "Ruoss et al., Randomized Positional Encodings, arXiv 2305.16843",
+        "positions drawn in training, applied to functions of position", "0", True,
+        use="training", stands_on="rope", value_option="longest",
+    ),
+    SchemeEntry(
+        "pose", "kerple_eval.schemes.pose:Pose", 2023,
+        "Zhu et al., PoSE, arXiv 2309.10400",
+        "positions skipped in training, applied to functions of position", "0", True,
+        use="training", stands_on="rope", value_option="longest",
     ),
     SchemeEntry(
         "streaming-sink", "kerple_eval.schemes.streaming_sink:StreamingSink", 2023,

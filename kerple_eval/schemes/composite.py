@@ -2,9 +2,10 @@
 
 A modifier changes what another scheme does (a window, a scaling of the scores, moved positions) and adds no
 positional information itself. Of a combined scheme, the hooks that give a token its position (``embed``,
-``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's, and so are ``softcap`` and ``sink``;
-``row_scale`` is the product of all parts', ``window`` the smallest, ``visible`` true where all parts agree,
-and at most one part may ``remap``.
+``rotate``, ``kernel``, ``weight``, ``bias``, ``score``) are the base's, and so is ``softcap``; ``row_scale``
+and ``output_gate`` are the products of all parts', ``window`` the smallest, ``visible`` true where all parts
+agree. At most one part may ``remap``, have a ``sink`` or ``attend`` otherwise, or give other positions in
+training (``augmented``).
 """
 
 from __future__ import annotations
@@ -102,9 +103,15 @@ class Combined(Scheme):
         self.base = base
         self.modifiers = nn.ModuleDict(modifiers)
         self.parts = {"": base, **modifiers}  # a plain dict of the modules registered above, by name
+        for hooks, does in _ONLY_ONE.items():
+            having = [key for key, part in self.parts.items() if any(map(part.implements, hooks))]
+            several = [key or type(base).__name__ for key in having]
+            if len(several) > 1:
+                raise UserError(f"{' and '.join(several)} both {does}; apply only one of them")
         remapping = [name for name, part in modifiers.items() if part.implements("remap")]
-        if len(remapping) > 1:
-            raise UserError(f"{' and '.join(remapping)} both move positions; apply only one of them")
+        for name, part in modifiers.items():
+            if part.implements("augmented"):
+                _check_augmented(name, part, base)
         absolute = [h for h in ("embed", "bias", "score") if base.implements(h)]
         if remapping and absolute:
             raise UserError(
@@ -121,8 +128,11 @@ class Combined(Scheme):
         self.softcap = base.softcap
         self.prefix_invariant = all(part.prefix_invariant for part in self.parts.values())
         self._by_layer = (
-            [Combined(base.at(i), modifiers) for i in range(base.geometry.layers)]
-            if base.at(0) is not base
+            [
+                Combined(base.at(i), {name: part.at(i) for name, part in modifiers.items()})
+                for i in range(base.geometry.layers)
+            ]
+            if any(part.at(0) is not part for part in self.parts.values())
             else []
         )
 
@@ -145,7 +155,17 @@ class Combined(Scheme):
         }
 
     def begin_step(self, generator: torch.Generator) -> None:
-        self.base.begin_step(generator)
+        for part in self.parts.values():
+            part.begin_step(generator)
+
+    @property
+    def augments(self) -> bool:
+        return any(part.augments for part in self.parts.values())
+
+    def augmented(self, positions: Tensor) -> Tensor:
+        for part in self.parts.values():
+            positions = part.augmented(positions)
+        return positions
 
     def masks(self) -> list[tuple[int, int]]:
         return [mask for part in self.parts.values() for mask in part.masks()]
@@ -184,7 +204,7 @@ class Combined(Scheme):
         return self.base.score(scores, q, k, positions_q, positions_k, *extra)
 
     def sink(self) -> Tensor | None:
-        return self.base.sink()
+        return next((sink for part in self.parts.values() if (sink := part.sink()) is not None), None)
 
     def visible(self, positions_q: Tensor, positions_k: Tensor) -> Tensor | None:
         found = (part.visible(positions_q, positions_k) for part in self.parts.values())
@@ -193,3 +213,33 @@ class Combined(Scheme):
 
     def remap(self, positions_q: Tensor, positions_k: Tensor) -> Sequence[Move]:
         return [move for part in self.parts.values() for move in part.remap(positions_q, positions_k)]
+
+    def attend(self, scores: Tensor, seen: Tensor, positions_q: Tensor, positions_k: Tensor) -> Tensor:
+        for part in self.parts.values():
+            if part.implements("attend"):
+                return part.attend(scores, seen, positions_q, positions_k)
+        return super().attend(scores, seen, positions_q, positions_k)
+
+    def output_gate(self, x: Tensor) -> Tensor | None:
+        gates = [gate for part in self.parts.values() if (gate := part.output_gate(x)) is not None]
+        return reduce(torch.mul, gates) if gates else None
+
+
+#: Hooks that one part may define, and what two parts with one of them would do both.
+_ONLY_ONE = {
+    ("remap",): "move positions",
+    ("sink", "attend"): "change the softmax",
+    ("augmented",): "change positions in training",
+}
+
+
+def _check_augmented(name: str, part: Scheme, base: Scheme) -> None:
+    """``base`` is a function of positions alone, and has values for all that ``part`` may give."""
+    who = type(base.at(0)).__name__
+    if base.implements("score") or not base.prefix_invariant:
+        raise UserError(
+            f"{name} needs a scheme that is a function of positions; {who} reads the text or the window"
+        )
+    longest = getattr(part, "longest", 0)
+    if base.max_positions is not None and longest > base.max_positions:
+        raise UserError(f"{name}: longest={longest} is beyond the {base.max_positions} positions of {who}")

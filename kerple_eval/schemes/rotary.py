@@ -38,7 +38,6 @@ def frequencies(dim: int, base: float, device: torch.device) -> Tensor:
 class Rotary(Scheme):
     """A rotation whose frequencies a subclass may change, also by the window's length."""
 
-    #: Whether applying it to a trained model (``extend=``) needs ``factor=``.
     needs_factor: ClassVar[bool] = True
 
     #: cos and sin are multiplied by it, so that scores are by its square.

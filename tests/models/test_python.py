@@ -105,6 +105,7 @@ def test_an_edit_of_the_code_is_another_run(folder: Path, invoke: Cli) -> None:
 def test_what_cannot_be_run_is_one_line(folder: Path, invoke: Cli) -> None:
     (folder / "broken.py").write_text("def build(:\n")
     (folder / "raises.py").write_text("raise ValueError('on import')\n")
+    (folder / "leaves.py").write_text("raise SystemExit(0)\n")
     file = folder / "own_models.py"
     for model, message in (
         (f"python:{file}", "expected python:FILE.py:FUNCTION"),
@@ -118,6 +119,7 @@ def test_what_cannot_be_run_is_one_line(folder: Path, invoke: Cli) -> None:
         (f"python:{file}:no_tokenizer", "has no tokeniser"),
         (f"python:{folder / 'broken.py'}:build", "cannot be imported .SyntaxError"),
         (f"python:{folder / 'raises.py'}:build", "on import"),
+        (f"python:{folder / 'leaves.py'}:build", "SystemExit"),
         ("python:kerple_eval_absent:build", "cannot be imported .ModuleNotFoundError"),
     ):
         line = refusal(invoke(*command(folder, f"m={model}")))

@@ -1,9 +1,12 @@
-"""PaTH, FoX and CoPE beside the reference libraries' own forms."""
+"""PaTH, FoX, Wall and CoPE beside the reference libraries' own forms."""
 
 from __future__ import annotations
 
+import math
+import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,14 @@ import torch
 from kerple_eval.models.decoder.attention import attention
 from tests.helpers.one_layer import DIM, HEADS, KEYS, drawn, made
 
+FLA = find_spec("fla")
+
 
 def fla_naive(kind: str) -> Any:
     """A reference form of flash-linear-attention, from its file: the package itself imports Triton."""
-    found = find_spec("fla")
-    if found is None or not found.submodule_search_locations:
+    if FLA is None or not FLA.submodule_search_locations:
         pytest.skip("flash-linear-attention (fla-core) is not installed")
-    place = Path(found.submodule_search_locations[0]) / "ops" / kind / "naive.py"
+    place = Path(FLA.submodule_search_locations[0]) / "ops" / kind / "naive.py"
     spec = spec_from_file_location(f"fla_{kind}", place)
     assert spec is not None
     assert spec.loader is not None
@@ -52,6 +56,43 @@ def test_fox_is_fla_s_naive_form() -> None:
         gates = observed.diff(dim=-1, prepend=torch.zeros(1, HEADS, 1))
         theirs = naive(*(z.transpose(1, 2) for z in (q, k, v)), gates.transpose(1, 2))
     np.testing.assert_allclose(found.numpy(), theirs.transpose(1, 2).numpy(), rtol=0, atol=2e-5)
+
+
+def test_wall_is_fla_s_naive_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two helpers, a constant and a cumulative sum, are stated here: their modules import Triton."""
+    constant, cumsum = ModuleType("fla.ops.utils.constant"), ModuleType("fla.ops.utils.cumsum")
+    vars(constant)["RCP_LN2"] = 1 / math.log(2)
+    vars(cumsum)["chunk_global_cumsum"] = lambda g, cu_seqlens, scale: g.cumsum(1) * scale
+    for module in (*map(ModuleType, ("fla", "fla.ops", "fla.ops.utils")), constant, cumsum):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    naive = fla_naive("wall_attn")
+    scheme = made("wall")
+    for length, queries in ((KEYS, KEYS), (KEYS, 5), (KEYS, 1)):
+        q, k, v, x = (torch.from_numpy(part)[None] for part in drawn(length))
+        with torch.no_grad():
+            observed = scheme.observe(x)
+            found = attention(q[:, :, -queries:], k, v, scheme, None, observed)
+            gates = observed.diff(dim=2, prepend=torch.zeros(1, HEADS, 1, DIM))
+            assert float(gates.max()) < 0
+            theirs = naive(*(z.transpose(1, 2) for z in (q, k, v, gates)), scale=DIM**-0.5)
+        np.testing.assert_allclose(
+            found.numpy(), theirs.transpose(1, 2)[:, :, -queries:].numpy(), rtol=0, atol=2e-5
+        )
+
+
+def test_wall_does_not_overflow_where_it_forgets_fast() -> None:
+    """Decays of e^-1000 over a window, in float32: each score is finite, and float64's."""
+    scheme = made("wall").float()
+    with torch.no_grad():
+        scheme.get_parameter("gate.bias").fill_(-20.0)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, HEADS, 300, DIM, generator=generator) for _ in range(3))
+    x = torch.randn(1, 300, HEADS * DIM, generator=generator)
+    with torch.no_grad():
+        observed = scheme.observe(x)
+        found = attention(q, k, v, scheme, None, observed)
+        exact = attention(*(z.double() for z in (q, k, v)), scheme.double(), None, observed)
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("positions", [64, 4])

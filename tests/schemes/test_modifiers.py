@@ -74,6 +74,10 @@ def shifted(i: int, j: int, shift: int, local: int, factor: float = 1.0) -> Pair
     return True, i - j if i - j < shift else i - shift + local - j, factor**2
 
 
+def tempered(i: int, floor: int, scale: float) -> float:
+    return 1 + scale * math.log(1 + (i + 1) // floor)
+
+
 #: modifier, its options, the oracle.
 CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
     ("window", "window", lambda i, j: (i - j < TRAINED, i - j, 1.0)),
@@ -89,6 +93,10 @@ CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
     ("lm-infinite", "lm-infinite=6,start=2,limit=4", lambda i, j: lm_infinite(i, j, 6, 2, 4)),
     ("self-extend", "self-extend", lambda i, j: self_extend(i, j, 4, 8)),
     ("self-extend", "self-extend=5,group=3", lambda i, j: self_extend(i, j, 5, 3)),
+    ("random-positions", "random-positions", lambda i, j: (True, i - j, 1.0)),  # before a training step
+    ("pose", "pose=99", lambda i, j: (True, i - j, 1.0)),
+    ("temperature", "temperature", lambda i, j: (True, i - j, tempered(i, 8, 0.1))),
+    ("temperature", "temperature=3,scale=0.7", lambda i, j: (True, i - j, tempered(i, 3, 0.7))),
     ("dca", "dca", lambda i, j: dual_chunk(i, j, 6, 1)),
     ("dca", "dca=7,local=3", lambda i, j: dual_chunk(i, j, 7, 3)),
     ("dca", "dca=9,local=7", lambda i, j: dual_chunk(i, j, 9, 7)),

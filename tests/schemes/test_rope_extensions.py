@@ -54,6 +54,26 @@ def test_theta_is_another_base() -> None:
     check(made("theta", theta=1e6), 60, [theta(t, base=1e6) for t in range(8)])
 
 
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.3, 0.75, 1.0])
+def test_p_rope_stills_the_slowest_pairs(p: float) -> None:
+    kept = int(p * DIM // 2)
+    check(made("p-rope", p=p), 60, [theta(t) if t < kept else 0.0 for t in range(8)])
+    utils = pytest.importorskip("transformers.modeling_rope_utils")
+    config = pytest.importorskip("transformers").LlamaConfig(
+        head_dim=DIM,
+        rope_parameters={"rope_type": "proportional", "rope_theta": 10000.0, "partial_rotary_factor": p},
+    )
+    theirs, factor = utils.ROPE_INIT_FUNCTIONS["proportional"](config, "cpu")
+    found = made("p-rope", p=p).frequencies(60, torch.device("cpu"))
+    np.testing.assert_allclose(found.numpy(), theirs.numpy(), rtol=1e-6)
+    assert factor == 1.0
+
+
+def test_p_rope_refuses_a_share_above_one() -> None:
+    with pytest.raises(UserError, match=r"p-rope: p=1\.5 must be at least 0 and at most 1"):
+        made("p-rope", p=1.5)
+
+
 def test_ntk_moves_the_base() -> None:
     base = 10000 * 4 ** (DIM / (DIM - 2))
     expected = [theta(t, base=base) for t in range(8)]

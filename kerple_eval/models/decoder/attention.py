@@ -17,7 +17,8 @@ Schemes of weights, absolute positions or content take the general path, one chu
 training such a chunk would leave up to 15 tensors of its size for the backward pass; where a layer has many
 scores, the backward pass forms them anew instead and a chunk leaves nothing but its queries and keys.
 
-Those are the backends ``sdpa`` and ``chunks``; :mod:`kerple_eval.models.decoder.flex` is a third and
+Those are the backends ``sdpa`` and ``chunks``; ``pruned`` is sdpa without the keys whose weight is lost in
+rounding (:mod:`kerple_eval.models.decoder.pruning`), :mod:`kerple_eval.models.decoder.flex` is a third and
 ``eager`` the oracle. :func:`make_table` is told which, and :mod:`kerple_eval.models.decoder.backends`
 decides it for a checkpoint and device.
 """
@@ -34,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kerple_eval.models.decoder.attention_backward import kernel_attention
 from kerple_eval.models.decoder.flex import FlexScores
+from kerple_eval.models.decoder.pruning import KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.models.decoder.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
 
@@ -48,7 +50,9 @@ RECOMPUTE_ELEMENTS = (
 class KernelTable:
     """The scheme's kernel at every distance below ``reach``, shared by all layers of a pass."""
 
-    def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, *, prune: bool = False
+    ) -> None:
         self.reach = reach
         self.chunk = min(QUERY_CHUNK, reach)
         if device.type == "cpu":
@@ -63,6 +67,9 @@ class KernelTable:
             kernel = kernel.masked_fill(distance >= self.window, -math.inf)
         future = kernel.new_full((kernel.shape[0], self.chunk - 1), -math.inf)
         self.values = torch.cat([kernel, future], dim=1).contiguous()  # [H, reach + chunk - 1]
+        bounds = KernelBounds(self.values, reach) if prune else None
+        self.bounds = bounds if bounds is not None and bounds.worthwhile() else None
+        self.pruned = PrunedShare()
 
     def view(self, first: int, last: int) -> tuple[Tensor, int]:
         """Bias ``[1, H, last - first + 1, last + 1 - lowest]`` of query positions last, last-1, ...,
@@ -72,9 +79,10 @@ class KernelTable:
 
 
 def uses_general_path(scheme: Scheme) -> bool:
-    """Whether the scheme needs score chunks in memory (weights, absolute biases, content)."""
-    hooks = ("weight", "bias", "score", "sink", "visible", "remap")
-    return scheme.softcap is not None or any(scheme.implements(hook) for hook in hooks)
+    """Whether the scheme needs score chunks in memory (weights, absolute biases, content, softmax)."""
+    hooks = ("weight", "bias", "score", "sink", "visible", "remap", "attend")
+    changed = scheme.softcap is not None or scheme.augments
+    return changed or any(scheme.implements(hook) for hook in hooks)
 
 
 class EagerScores:
@@ -89,8 +97,8 @@ def make_table(
 ) -> SharedScores | None:
     """What all layers with one scheme share in a forward pass over at most ``reach`` tokens.
 
-    ``backend`` is sdpa, chunks, flex or eager. The scheme alone decides between sdpa and chunks, so these
-    two give the same: a kernel table, or None where the scheme needs none.
+    ``backend`` is sdpa, pruned, chunks, flex or eager. The scheme alone decides between sdpa and chunks, so
+    these two give the same: a kernel table, or None where the scheme needs none.
     """
     if backend == "eager":
         return EagerScores()
@@ -98,7 +106,7 @@ def make_table(
         return FlexScores(scheme, reach, dtype, device)
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
-    return KernelTable(scheme, reach, dtype, device)
+    return KernelTable(scheme, reach, dtype, device, prune=backend == "pruned")
 
 
 def attention(
@@ -119,6 +127,10 @@ def attention(
         return _plain(q, k, v)
     dtype = q.dtype
     training = torch.is_grad_enabled() and q.device.type == "cpu"
+    if table.bounds is not None and not training:
+        out, share = pruned_attention(q, k, v, table.bounds)
+        table.pruned.add(share)
+        return out.to(dtype)
     if training or q.device.type != "cpu":
         q, k, v = (x.to(table.values.dtype) for x in (q, k, v))
     out = kernel_attention(q, k, v, table.values, table.reach) if training else _kernel(q, k, v, table)
@@ -127,16 +139,18 @@ def attention(
 
 def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Queries scaled and both rotated by their positions."""
-    positions = torch.arange(k.shape[2], device=q.device)
+    rows = torch.arange(k.shape[2], device=q.device)
+    positions = scheme.augmented(rows)
     first = k.shape[2] - q.shape[2]
-    q = _scaled(q, scheme, positions[first:])
+    q = _scaled(q, scheme, positions[first:], rows[first:])
     return scheme.rotate(q, k, positions[first:], positions)
 
 
-def _scaled(q: Tensor, scheme: Scheme, positions: Tensor) -> Tensor:
+def _scaled(q: Tensor, scheme: Scheme, positions: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` number the queries in their text; ``positions`` are the same but where training moves them."""
     if not scheme.implements("row_scale"):
         return q
-    scale = scheme.row_scale(positions, scheme.count_keys(positions))
+    scale = scheme.row_scale(positions, scheme.count_keys(rows))
     if scale is None:
         return q
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -196,7 +210,7 @@ def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> 
     rows = max(1, min(queries, most // (batch * heads * keys)))
     out = []
     for start in range(0, queries, rows):
-        block = _Block(q, k, turned, (start, min(start + rows, queries)), scheme)
+        block = _Block((q, k), turned, slice(start, min(start + rows, queries)), scheme)
         args = (block, v, scheme, observed)
         out.append(
             checkpoint(_score_block, *args, use_reentrant=False, preserve_rng_state=False)
@@ -207,38 +221,40 @@ def _general(q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any) -> 
 
 
 class _Block:
-    """Rows ``start:stop`` of the queries and every key one of them may see, plain and rotated."""
+    """Some rows of the queries and every key one of them may see, plain and rotated."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, turned: tuple[Tensor, Tensor], rows: tuple[int, int], scheme: Scheme
-    ) -> None:  # fmt: skip
-        turned_q, turned_k = turned
-        start, stop = rows
+        self, plain: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], rows: slice, scheme: Scheme
+    ) -> None:
+        (q, k), (turned_q, turned_k) = plain, turned
         offset = k.shape[2] - q.shape[2]
-        self.q, self.turned_q = q[:, :, start:stop], turned_q[:, :, start:stop]
-        self.positions_q = torch.arange(offset + start, offset + stop, device=q.device)
-        self.positions_k = _keys_of(scheme, offset + start, offset + stop, q.device)
+        first, stop = offset + rows.start, offset + rows.stop
+        self.q, self.turned_q = q[:, :, rows], turned_q[:, :, rows]
+        self.rows = torch.arange(first, stop, device=q.device)
+        self.columns = _keys_of(scheme, first, stop, q.device)
         self.k, self.turned_k = self.keys(k), self.keys(turned_k)
+        positions = scheme.augmented(torch.arange(k.shape[2], device=q.device))
+        self.positions_q, self.positions_k = positions[self.rows], positions[self.columns]
 
     def keys(self, x: Tensor) -> Tensor:
         """``x [B, H, K, d]`` at the block's keys."""
-        count = len(self.positions_k)
-        if count == self.positions_q[-1] + 1:
+        count = len(self.columns)
+        if count == self.rows[-1] + 1:
             return x[:, :, :count]
-        return x.index_select(2, self.positions_k)
+        return x.index_select(2, self.columns)
 
 
 def _keys_of(scheme: Scheme, first: int, stop: int, device: torch.device) -> Tensor:
-    """Positions of the keys that the queries ``first .. stop - 1`` may see, ascending.
+    """Numbers of the keys that the queries ``first .. stop - 1`` may see, ascending.
 
     A mask hides the keys between its first ones and those near the chunk's first query from the whole chunk.
     Content is read from every key: a scheme that changes scores by it takes all.
     """
-    positions = torch.arange(stop, device=device)
+    keys = torch.arange(stop, device=device)
     masks = [] if scheme.implements("score") else scheme.masks()
     for near, kept in masks:
-        positions = positions[(positions < kept) | (positions > first - near)]
-    return positions
+        keys = keys[(keys < kept) | (keys > first - near)]
+    return keys
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
@@ -260,7 +276,8 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
         seen = seen & visible
     scores = q.to(dtype) @ k.transpose(-1, -2).to(dtype)
     for far, moved_q, moved_k in scheme.remap(positions_q, positions_k):
-        far_q, far_k = scheme.rotate(_scaled(block.q, scheme, positions_q), block.k, moved_q, moved_k)
+        scaled = _scaled(block.q, scheme, positions_q, block.rows)
+        far_q, far_k = scheme.rotate(scaled, block.k, moved_q, moved_k)
         scores = torch.where(far, far_q.to(dtype) @ far_k.transpose(-1, -2).to(dtype), scores)
         distance = torch.where(far, moved_q[:, None] - moved_k, distance)
     scores = scores * q.shape[-1] ** -0.5
@@ -280,12 +297,8 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     if scheme.implements("score"):
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
-    scores = scores.masked_fill(~seen, -math.inf)
-    sink = scheme.sink()
-    if sink is not None:  # one more input of the softmax, without a value
-        sink = sink.to(dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, sink], dim=-1)
-    out: Tensor = scores.softmax(dim=-1)[..., : len(positions_k)] @ block.keys(v).to(scores.dtype)
+    weights = scheme.attend(scores, seen, positions_q, positions_k)
+    out: Tensor = weights @ block.keys(v).to(weights.dtype)
     return out.to(v.dtype)
 
 
@@ -301,5 +314,5 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, observed: Any = None
 ) -> Tensor:  # fmt: skip
     """The whole score matrix at once, as the KERPLE release does: the oracle, O(H L^2) memory."""
-    block = _Block(q, k, _rotated(q, k, scheme), (0, q.shape[2]), scheme)
+    block = _Block((q, k), _rotated(q, k, scheme), slice(0, q.shape[2]), scheme)
     return _score_block(block, v, scheme, observed)

@@ -2,6 +2,7 @@
 
     sdpa     torch's ``scaled_dot_product_attention`` by chunks of query rows, the kernel of distance as its
              additive mask
+    pruned   sdpa without the keys whose weight is lost in rounding (CPU, kernels that fall with distance)
     flex     torch's FlexAttention, with the scheme's formula inside the compiled loop (CUDA only)
     chunks   the scores of a chunk of query rows in memory, for schemes of weights, content or absolute
              positions
@@ -24,14 +25,14 @@ from kerple_eval.models.decoder.flex_blocks import choose, shared_memory_limit, 
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
 
-ATTENTION_CHOICES = ("auto", "flex", "sdpa", "eager")
+ATTENTION_CHOICES = ("auto", "flex", "sdpa", "pruned", "eager")
 SMALLEST_HEAD = 16  # smallest head dim that torch's generated kernels can multiply
 
 
 def resolve_backend(
     attention: str, scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype
 ) -> str:
-    """The backend that computes ``scheme`` on ``device`` in ``dtype``: sdpa, flex, chunks or eager.
+    """The backend that computes ``scheme`` on ``device`` in ``dtype``: sdpa, pruned, flex, chunks or eager.
 
     ``attention`` is one of :data:`ATTENTION_CHOICES`; ``name`` is what error messages call the scheme.
 
@@ -45,6 +46,13 @@ def resolve_backend(
     if attention == "sdpa":
         if general:
             raise UserError(f"attention sdpa: {name} needs its scores in memory; use auto or eager")
+        return attention
+    if attention == "pruned":
+        if general or device.type != "cpu" or not any(each.implements("kernel") for each in schemes):
+            raise UserError(
+                f"attention pruned: leaves out keys on the CPU by a kernel of distance; {name} on "
+                f"{device.type} has none; use auto"
+            )
         return attention
     obstacles = (_flex_obstacle(each, name, device, dtype) for each in schemes)
     obstacle = next((found for found in obstacles if found), None)

@@ -39,6 +39,7 @@ class DecoderConfig:
     tie_embeddings: bool = False
     activation: str = "gelu"
     norm: str = "layernorm"
+    original_length: int = 0  # tokens: what the scheme calls the trained length, where that was another
     parallel_residual: bool = False  # x + attention(norm1(x)) + mlp(norm2(x)), GPT-J's
 
     def __post_init__(self) -> None:
@@ -47,6 +48,8 @@ class DecoderConfig:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
             if getattr(self, name) > MOST:
                 raise UserError(f"{name} must be at most {MOST:,}, got {getattr(self, name)}")
+        if not 0 <= self.original_length <= MOST:
+            raise UserError(f"original_length must be 0 to {MOST:,}, got {self.original_length}")
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -62,7 +65,7 @@ class DecoderConfig:
             head_dim=self.width // self.heads,
             width=self.width,
             layers=self.layers,
-            train_length=self.train_length,
+            train_length=self.original_length or self.train_length,
         )
 
     @property
@@ -76,8 +79,9 @@ class DecoderConfig:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        if not self.modifiers:
-            del data["modifiers"]
+        for absent in ("modifiers", "original_length"):
+            if not data[absent]:
+                del data[absent]
         return data
 
     @classmethod

@@ -21,11 +21,19 @@ from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.schemes.spelling import parse_modifiers
 from kerple_eval.support.registry import unknown
-from kerple_eval.support.specs import typed_options
+from kerple_eval.support.specs import option_pairs, typed_options
 from kerple_eval.types import UserError
 
 #: Options that keep the value the model was trained with.
 TRAINED = ("base", "fraction")
+
+
+def extend_options(text: str) -> dict[str, str]:
+    """``--extend`` as options of MODEL: ``yarn,factor=4,pose=2048``, NAME first or NAME=VALUE throughout."""
+    first, *rest = (part.strip() for part in text.split(","))
+    named = [f"extend={first}"] if "=" not in first else [first]
+    bare = [f"{part}=" if part in SCHEMES else part for part in rest]
+    return dict(option_pairs([*named, *bare], text, may_be_empty=SCHEMES))
 
 
 def extended(
@@ -33,11 +41,14 @@ def extended(
     options: Mapping[str, str],
     format_name: str = "native",
     format_options: tuple[str, ...] = (),
+    *,
+    training: bool = False,
 ) -> DecoderConfig:
     """``config`` with its scheme changed as ``options`` ask; every option is used or refused.
 
     ``format_name`` and ``format_options`` are the checkpoint format and the options it reads itself; both
-    appear only in the message about an unknown option.
+    appear only in the message about an unknown option. In ``training`` modifiers may be added that have
+    parameters, or that act in training alone.
 
     Raises:
         UserError: an unknown option, or one that does not fit the trained scheme.
@@ -47,7 +58,7 @@ def extended(
     name = remaining.pop("extend", None)
     known = [*format_options, "extend"]
     if name is not None:
-        target = _target(config.scheme, name)
+        target = _target(config.scheme, name, training)
         known = _option_names(target)
         target_options = {key: remaining.pop(key) for key in list(remaining) if key in known}
         if SCHEMES[target].stands_on:
@@ -58,11 +69,12 @@ def extended(
         parsed = parse_modifiers(remaining.items())
     except UserError:
         owner = f"a {format_name} checkpoint" if name is None else name
-        raise unknown(f"option of {owner}", next(iter(remaining)), [*known, *_modifiers()]) from None
+        raise unknown(f"option of {owner}", next(iter(remaining)), [*known, *_modifiers(training)]) from None
     modifiers |= {modifier: {k: v for k, v in pairs if v} for modifier, pairs in parsed}
-    for modifier in modifiers.keys() - config.modifiers.keys() - set(_modifiers()):
+    for modifier in sorted(modifiers.keys() - config.modifiers.keys() - set(_modifiers(training))):
+        why = "has parameters" if SCHEMES[modifier].parameters != "0" else "acts in training alone"
         raise UserError(
-            f"{modifier} has parameters: it is trained (kerple-eval train --scheme), "
+            f"{modifier} {why}: it is trained (kerple-eval train --scheme, or --from and --extend), "
             "not applied to a trained model"
         )
     config = replace(config, modifiers={name: _typed(name, given) for name, given in modifiers.items()})
@@ -70,9 +82,9 @@ def extended(
     return config
 
 
-def _target(scheme: str, name: str) -> str:
+def _target(scheme: str, name: str, training: bool) -> str:
     """The scheme that ``extend=name`` means for a model trained with ``scheme``."""
-    fitting = _extensions(scheme)
+    fitting = _extensions(scheme, training)
     for target in (f"{scheme}-{name}", name):
         if target in fitting:
             return target
@@ -105,12 +117,18 @@ def _option_names(scheme: str) -> list[str]:
     return list(SCHEMES.load(scheme).__init__.__kwdefaults__ or ())
 
 
-def _modifiers() -> list[str]:
-    """Modifiers without parameters: only these can be applied to a trained model."""
-    return [name for name, entry in SCHEMES.items() if entry.stands_on and entry.parameters == "0"]
+def _modifiers(training: bool) -> list[str]:
+    """Modifiers that can be applied: to a trained model only those that have no parameters and act there."""
+    every = [name for name, entry in SCHEMES.items() if entry.stands_on]
+    able = [name for name in every if SCHEMES[name].parameters == "0" and SCHEMES[name].use != "training"]
+    return every if training else able
 
 
-def _extensions(scheme: str) -> list[str]:
+def _extensions(scheme: str, training: bool) -> list[str]:
     """What ``extend=`` may name for a model trained with ``scheme``."""
-    replacing = [name for name, entry in SCHEMES.items() if entry.extends == scheme]
-    return [*replacing, *_modifiers()]
+    replacing = [
+        name
+        for name, entry in SCHEMES.items()
+        if entry.extends == scheme and (training or entry.use == "post-hoc")
+    ]
+    return [*replacing, *_modifiers(training)]

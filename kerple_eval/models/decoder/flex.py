@@ -57,8 +57,9 @@ def programs(batch: int, inputs: int, rows: int) -> set[tuple[int, int, int]]:
 
 def flex_serves(scheme: Scheme) -> bool:
     """Whether position enters through functions of distance (and rotations) alone."""
-    hooks = ("bias", "score", "sink", "visible", "remap")
-    return scheme.softcap is None and not any(scheme.implements(hook) for hook in hooks)
+    hooks = ("bias", "score", "sink", "visible", "remap", "attend")
+    changed = scheme.softcap is not None or scheme.augments
+    return not (changed or any(scheme.implements(hook) for hook in hooks))
 
 
 class FlexScores:
@@ -106,9 +107,10 @@ class FlexScores:
         if q.device.type != "cuda":
             return None
         tables = (self.kernel is not None) + (self.weight is not None)
-        blocks = choose(q.shape[3], q.dtype.itemsize, tables, shared_memory_limit(q.device))
+        limit = shared_memory_limit(q.device)
+        blocks = choose(q.shape[3], q.dtype.itemsize, tables, limit)
         assert blocks is not None
-        return blocks.options()
+        return blocks.options(limit)
 
     def _score_mod(self, offset: int) -> Any:
         """What happens to the score of query row i, at position ``offset + i``, and key j in head h."""

@@ -8,8 +8,9 @@ each table's values in float32:
 
     M d b + 2 S N d b + tables (S - 1) M N 4
 
-Compiled for sm_90 (torch 2.11, Triton 3.6; ``tests/gpu``) that is the figure to the byte, at head sizes 64 to
-128, in two bytes and in four.
+Compiled for sm_90 (torch 2.11, Triton 3.6) that is the figure to the byte in two bytes, and above it in four.
+The backward program's blocks do not follow from the forward's: what its widest case (head size 128, a table
+and a weight) was compiled to stands in :data:`BACKWARD`.
 """
 
 from __future__ import annotations
@@ -37,14 +38,23 @@ class BlockSizes:
         loaded = 2 * self.stages * self.keys * dim * itemsize
         return own + loaded + tables * (self.stages - 1) * self.queries * self.keys * 4
 
-    def options(self) -> dict[str, int]:
-        """``kernel_options`` of ``flex_attention``."""
+    def options(self, limit: int) -> dict[str, int]:
+        """``kernel_options`` of ``flex_attention`` on a card that allows ``limit`` bytes."""
         forward = {"BLOCK_M": self.queries, "BLOCK_N": self.keys, "num_stages": self.stages}
-        return {f"fwd_{name}": value for name, value in forward.items()} | {"bwd_num_stages": 2}
+        backward = next((o for size, o in BACKWARD if size + RESERVED <= limit), BACKWARD[-1][1])
+        return {f"fwd_{name}": value for name, value in forward.items()} | {
+            f"bwd_{name}": value for name, value in backward.items()
+        }
 
 
 #: Widest first. 128 x 64 with two stages serves every scheme at head sizes up to 128 on an H100.
 CHOICES = (BlockSizes(128, 64, 2), BlockSizes(64, 64, 2), BlockSizes(64, 32, 2), BlockSizes(32, 32, 2))
+#: Bytes of the backward program and its options, the fastest first; torch chooses what is not named.
+BACKWARD: tuple[tuple[int, dict[str, int]], ...] = (
+    (200_704, {"num_stages": 2}),
+    (114_688, {"num_stages": 1}),
+    (32_768, {"num_stages": 1, "BLOCK_M1": 32, "BLOCK_N1": 32, "BLOCK_M2": 32, "BLOCK_N2": 32}),
+)
 RESERVED = 2048  # bytes that the card and the compiler keep: 1024 and some alignment
 
 

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kerple_eval.models.decoder.attention import SharedScores, attention, make_table
+from kerple_eval.models.decoder.attention import KernelTable, SharedScores, attention, make_table
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.pointwise import ACTIVATION_FUNCTIONS, NORM_LAYERS, RMSNorm
+from kerple_eval.models.decoder.pruning import PrunedShare
 from kerple_eval.schemes.assembly import build_scheme
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.composite import Combined
@@ -48,7 +49,10 @@ class Attention(nn.Module):
             k, v = self._split(F.linear(x, weight[width:], bias[width:]), 2)
         with torch.autocast(x.device.type, enabled=False):
             observed = scheme.observe(x)
+            gate = scheme.output_gate(x[:, -rows:])
         y = attention(q, k, v, scheme, table, observed)
+        if gate is not None:
+            y = (y * gate).to(y.dtype)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, rows, width))
         return out
 
@@ -98,6 +102,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.scheme: Scheme = scheme_of(config)
+        self.pruned = PrunedShare()  # of the passes so far, where the backend is "pruned"
         self.backend = "sdpa"  # how attention is computed: set to what ``resolve_backend`` answers
 
     def reset_parameters(self, seed: int) -> None:
@@ -118,16 +123,18 @@ class Decoder(nn.Module):
         self.scheme.reset_parameters(torch.Generator().manual_seed(seed))
         self.scheme.project_()
 
-    def set_scheme(self, config: DecoderConfig) -> None:
+    def set_scheme(self, config: DecoderConfig, seed: int = 0) -> None:
         """Replace the scheme by that of ``config``; parameters that both schemes have keep their values.
 
-        ``config`` may differ from the decoder's only in scheme and modifiers, and what it adds must have no
-        parameters.
+        ``config`` may differ from the decoder's only in scheme, modifiers and lengths. What it adds gets its
+        initial values from ``seed``.
         """
         scheme = scheme_of(config)
+        scheme.reset_parameters(torch.Generator().manual_seed(seed))
         old = _scheme_parts(self.scheme)
         for name, part in _scheme_parts(scheme).items():
-            part.load_state_dict(old[name].state_dict() if name in old else {})
+            if name in old:
+                part.load_state_dict(old[name].state_dict())
         self.scheme = scheme.to(self.embedding.weight.dtype)
         self.config = config
 
@@ -146,13 +153,17 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         rows = length if rows is None else rows
         x = self.embedding(tokens)
-        x = self.scheme.embed(x, torch.arange(length, device=tokens.device))
+        positions = self.scheme.augmented(torch.arange(length, device=tokens.device))
+        x = self.scheme.embed(x, positions)
         tables: dict[Scheme, SharedScores | None] = {}  # one serves all layers that share a scheme
         for index, layer in enumerate(self.layers):
             scheme = self.scheme.at(index)
             if scheme not in tables:
                 tables[scheme] = make_table(scheme, length, x.dtype, tokens.device, self.backend)
             x = layer(x, scheme, tables[scheme], rows if index == len(self.layers) - 1 else length)
+        for table in tables.values():
+            if isinstance(table, KernelTable):
+                self.pruned.add(table.pruned)
         out: Tensor = self.norm(x)
         return out
 

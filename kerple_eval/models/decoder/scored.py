@@ -10,6 +10,7 @@ from torch import Tensor
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.backends import resolve_backend
 from kerple_eval.models.decoder.network import Decoder
+from kerple_eval.models.decoder.pruning import PrunedShare
 
 HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
 
@@ -24,10 +25,15 @@ class DecoderModel(LanguageModel):
         self, decoder: Decoder, device: torch.device, dtype: torch.dtype, attention: str = "auto"
     ) -> None:
         name = decoder.config.scheme_name
+        decoder.eval()  # before the choice of a backend: a scheme may do something else in training
         decoder.backend = self.attention = resolve_backend(attention, decoder.scheme, name, device, dtype)
-        self.decoder = decoder.cast(dtype).to(device).eval()
+        self.decoder = decoder.cast(dtype).to(device)
         self.device = device
         self.dtype = dtype
+
+    def take_pruned(self) -> PrunedShare | None:
+        taken, self.decoder.pruned = self.decoder.pruned, PrunedShare()
+        return taken if self.attention == "pruned" else None
 
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
         features = self.decoder(inputs, rows)

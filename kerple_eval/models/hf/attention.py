@@ -73,21 +73,17 @@ class OwnAttention:
 
     As made it is the model's own in another way of computing; :meth:`apply` adds modifiers. ``ids [1, N]``
     are tokens of a short pass, which finds out how its layers rotate; ``geometry`` has its sizes and trained
-    length; ``where`` is the model in messages; ``replaced`` are rotary modules that answer in the place of
-    the model's, by name.
+    length; ``where`` is the model in messages.
 
     Raises:
         UserError: its attention cannot be computed here; says why.
     """
 
-    def __init__(
-        self, model: Any, ids: Tensor, geometry: Geometry, where: str,
-        replaced: Mapping[str, nn.Module] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: Any, ids: Tensor, geometry: Geometry, where: str) -> None:
         _register()
         self.model = model
         self.geometry = geometry
-        self.rotations = Rotations(model, where, replaced)
+        self.rotations = Rotations(model, where)
         self.modifiers: dict[str, Scheme] = {}
         self.local: dict[nn.Module, int | None] = {}
         self._received: list[tuple[nn.Module, Tensor]] | None = None

@@ -42,6 +42,7 @@ from kerple_eval.models.hf.files import (
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import some
 from kerple_eval.models.hf.placement import Placement
+from kerple_eval.models.hf.quantised import Quantisation
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
 from kerple_eval.models.hf.sizes import check_sizes
 from kerple_eval.models.user_code import load_module, sources_sha256
@@ -142,9 +143,10 @@ class HfCheckpoint(Checkpoint):
         check_sizes(raw, shapes, self.where)
         if self.weights.kind == "gguf":
             raw = gguf_claims.claim(raw, self.gguf_path, self.headers)
+        self.fingerprint = configs.fingerprint(raw)
+        self.quantisation = Quantisation.of(raw, self.where)
         self.config = configs.build_config(raw, self.folder, remote=remote)
         self.text = configs.text_config(self.config, self.where)
-        self.fingerprint = configs.fingerprint(raw)
         self.train_length = train_length(self.text, raw)
         self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
         if self.imported is not None:
@@ -185,11 +187,13 @@ class HfCheckpoint(Checkpoint):
             self.empty = hf_weights.empty(self.model_class, self.config, self.where)
             gguf_claims.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
         else:
-            self.empty, left_out = hf_weights.check(self.model_class, self.config, self.weights, self.headers)
+            self.empty, left_out = self._checked()
             if left_out:
                 name = type(self.empty).__name__
                 self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
         self.placement.check(self.empty, self.weights.kind, self.where)
+        if self.quantisation is not None:
+            self._check_quantised(self.quantisation)
         if self.adapter is not None:
             self._fit(self.adapter)
         if self.placement.word and self.method is not None and self.method.modifiers:
@@ -208,6 +212,37 @@ class HfCheckpoint(Checkpoint):
                 f"{type(self.empty).__name__} has none"
             )
 
+    def _checked(self) -> tuple[Any, list[str]]:
+        """The model without weights, and tensors that its class leaves out, once every tensor has a place."""
+        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
+
+        headers = self.headers
+        if self.quantisation is not None:
+            empty = hf_weights.empty(self.model_class, self.config, self.where)
+            plain = self.quantisation.plain(headers, empty, str(self.weights.files[0]))
+            if plain is None:
+                return empty, []
+            headers = plain
+        return hf_weights.check(self.model_class, self.config, self.weights, headers)
+
+    def _check_quantised(self, how: Quantisation) -> None:
+        """What goes with packed weights; the rest of what was asked for needs plain ones."""
+        if self.weights.kind != "safetensors":
+            raise UserError(
+                f"{self.where}: quantised weights are read from safetensors, not {self.weights.kind}"
+            )
+        if self.placement.tensor:
+            raise UserError(
+                f"{self.where}: parallel=tensor needs plain weights ({how.method}); use devices=auto"
+            )
+        if self.method is not None and self.method.modifiers:
+            raise UserError(
+                f"{self.where}: {next(iter(self._changes))}= replaces the attention of plain weights, and "
+                f"these are quantised ({how.method})"
+            )
+        unpacked = ", unpacked into the run's dtype" if how.method == "fp8" else ""
+        self.warnings += (f"the weights are quantised ({how.method}){unpacked}",)
+
     def _fit(self, adapter: Adapter) -> None:
         """The adapter fits the model; ``merged``: whether it goes into the weights."""
         from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
@@ -217,7 +252,7 @@ class HfCheckpoint(Checkpoint):
         can = adapter.fits(
             lambda: hf_weights.empty(self.model_class, self.config, self.where), self.folder.name
         )
-        self.merged = can and not self.placement.word
+        self.merged = can and not self.placement.word and self.quantisation is None
         how = "merged into the weights" if self.merged else "computed beside the weights"
         self.warnings += (f"adapter ({adapter.kind}) on {self.folder.name}, {how}",)
         if self.method is not None and self.method.modifiers and not self.merged:
@@ -292,9 +327,7 @@ class HfCheckpoint(Checkpoint):
 
         with foreign(self.where, "its positions cannot be read"):
             names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
-        if self.extension is not None:
-            names = self.extension.renamed(names, self.text)
-        return names if self.method is None else self.method.renamed(names)
+        return names if self.method is None else self.method.renamed(names, self.text)
 
     @property
     def _prefix_invariant(self) -> bool:
@@ -324,6 +357,8 @@ class HfCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "config_sha256": self.fingerprint,
         }
+        if self.quantisation is not None:
+            details["quantisation"] = self.quantisation.method
         if self.adapter is not None:
             details["base_weights_sha256"] = self.weights.sha256()
             details["adapter"] = self.adapter.record(merged=self.merged)
@@ -334,10 +369,8 @@ class HfCheckpoint(Checkpoint):
         rope = dict(rope_dicts(text))
         if rope:
             details["rope_parameters"] = rope.get("", rope)
-        if self.extension is not None:
-            details["extension"] = self.extension.record()
-        if self.method is not None and self.method.modifiers:
-            details |= {"modifiers": self.method.modifiers, "attention": "chunks"}
+        if self.method is not None:
+            details |= self.method.details()
         for key in _SHOWN:
             value = getattr(text, key, None)
             if value is not None and isinstance(value, int | float | str):
@@ -356,6 +389,10 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.convert import as_native, refuse_others  # noqa: PLC0415
 
         where = str(self.weights.files[0].parent)
+        if self.quantisation is not None:
+            raise UserError(
+                f"{where}: its weights are quantised ({self.quantisation.method}): no native form"
+            )
         refuse_others(self.empty, where)  # before the weights are read
         loaded = self.load(torch.device("cpu"), torch.float32)
         return as_native(loaded.model, self.train_length, where)
@@ -380,7 +417,7 @@ class HfCheckpoint(Checkpoint):
         gguf_path = self.gguf_path if self.weights.kind == "gguf" else None
         source = Source(
             self.weights, self.model_class, self.config, self.placement, self.own_code, gguf_path,
-            self.adapter, self.merged,
+            self.adapter, self.merged, self.quantisation,
         )  # fmt: skip
         with quiet():
             model, scratch = source.load(device, dtype)
@@ -396,13 +433,13 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
         from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
+        placed = bool(self.placement.word) or self.quantisation is not None
+        together = self.placement.tensor
         if self.method is None or not self.method.modifiers:
-            return HfModel(
-                model, device, dtype, where, placed=bool(self.placement.word), together=self.placement.tensor
-            )
+            return HfModel(model, device, dtype, where, placed=placed, together=together)
         return ExtendedModel(
-            model, device, dtype, where, modifiers=self.method.modifiers, geometry=self.method.geometry,
-            special=self._special_ids(), longest=self.description.max_length,
+            model, device, dtype, where, method=self.method, special=self._special_ids(),
+            longest=self.description.max_length, placed=placed, together=together,
         )  # fmt: skip
 
     def check_ranks(self, count: int) -> None:

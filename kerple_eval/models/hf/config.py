@@ -36,6 +36,8 @@ _LEFT_OUT = (
     "transformers_weights", "fusion_config", "kernel_config", "use_kernels", "_name_or_path", "name_or_path",
     "_commit_hash", "configuration_files", "auto_map",
 )  # fmt: skip
+#: Loggers of other packages that speak while a model is opened or loaded.
+_LOUD = ("huggingface_hub", "accelerate", "torchao", "torch.utils._pytree", "bitsandbytes")
 
 
 @contextlib.contextmanager
@@ -50,9 +52,10 @@ def quiet() -> Iterator[None]:
 
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     hub_bars = not are_progress_bars_disabled()
-    root_level = logging.getLogger("huggingface_hub").level
+    levels = {name: logging.getLogger(name).level for name in _LOUD}
     log.set_verbosity(logging.CRITICAL)
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     log.disable_progress_bar()
     disable_progress_bars()
     try:
@@ -61,7 +64,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.set_verbosity(level)
-        logging.getLogger("huggingface_hub").setLevel(root_level)
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)
         if bars:
             log.enable_progress_bar()
         if hub_bars:
@@ -101,18 +105,14 @@ def build_config(raw: dict[str, Any], folder: CheckpointFolder, *, remote: bool)
     from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415
 
     where = str(folder.root / (folder.gguf or CONFIG))
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise UserError(
-            f"{where}: the weights are quantised ({quoted(method)[:60].strip(chr(39))}); only plain weights "
-            "and GGUF are supported"
-        )
     kind = raw.get("model_type")
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if "auto_map" in raw and remote:
         with foreign(where, "its own code fails"):
-            return AutoConfig.from_pretrained(str(folder.root), local_files_only=True, trust_remote_code=True)
+            own = AutoConfig.from_pretrained(str(folder.root), local_files_only=True, trust_remote_code=True)
+        if getattr(own, "quantization_config", None) is not None:
+            del own.quantization_config  # which ``raw`` no longer has
+        return own
     if "auto_map" in raw and not known:
         raise UserError(
             f"{where}: auto_map asks for the checkpoint's own Python code; trust-remote-code=true would "

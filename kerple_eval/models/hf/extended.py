@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.models.hf.attention import OwnAttention
+from kerple_eval.models.hf.extension import Method
 from kerple_eval.models.hf.foreign import one_line
 from kerple_eval.models.hf.model import HfModel
-from kerple_eval.types import Geometry, UserError
+from kerple_eval.models.hf.rope import forget_lengths
+from kerple_eval.models.hf.rotation import answered_by
+from kerple_eval.types import UserError
 
 TOLERANCE = 1e-5  # of the largest logit
 _LENGTHS = (5, 24, 61)  # tokens of the check, and as many past a local mask as _PAST
@@ -25,10 +28,11 @@ _ROWS = 64  # last positions whose logits are compared
 
 
 class ExtendedModel(HfModel):
-    """``model`` with ``modifiers`` (name -> options) applied to its attention; no weight is touched.
+    """``model`` with the modifiers of ``method`` applied to its attention; no weight is touched.
 
-    ``special``: ids that are no plain text; ``longest``: the longest window its positions serve. Further
-    arguments as in :class:`HfModel` and :class:`OwnAttention`.
+    ``special``: ids that are no plain text; ``longest``: the longest window its positions serve;
+    ``answering``: rotary modules with the method's frequencies, by the names of the model's own, where its
+    configuration does not have them already. Further arguments as in :class:`HfModel`.
 
     Raises:
         UserError: the attention computed here is not the model's own.
@@ -36,21 +40,29 @@ class ExtendedModel(HfModel):
 
     def __init__(
         self, model: Any, device: torch.device, dtype: torch.dtype, where: str, *,
-        modifiers: Mapping[str, Mapping[str, Any]], geometry: Geometry, special: Collection[int] = (),
-        longest: int | None = None, replaced: Mapping[str, nn.Module] | None = None,
+        method: Method, special: Collection[int] = (), longest: int | None = None,
+        answering: Mapping[str, nn.Module] | None = None, placed: bool = False, together: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(model, device, dtype, where)
+        super().__init__(model, device, dtype, where, placed=placed, together=together)
         self.own: OwnAttention | None = None
+        self.answering: Mapping[str, nn.Module] = {}
+        if method.modifiers:
+            self.own = self._own_attention(method, special, longest)
+            self.own.rotations.answering |= answering or {}
+            self.attention = "chunks"
+        self.answering = answering or {}
+
+    def _own_attention(self, method: Method, special: Collection[int], longest: int | None) -> OwnAttention:
+        """The model's attention with the modifiers, after it was found to be the model's own without."""
         self.plain = torch.tensor([n for n in range(self.vocabulary) if n not in special] or [0])
-        attention = OwnAttention(self.model, self._ids(9), geometry, where, replaced)
+        attention = OwnAttention(self.model, self._ids(9), method.geometry, self.where)
         local = {size for size in attention.local.values() if size is not None}
         with torch.inference_mode(), in_float32(self.model):
             for length in (*_LENGTHS, *(size + _PAST for size in sorted(local))):
                 if longest is None or length <= longest:
                     self._compare(attention, length)
-        attention.apply(modifiers)
-        self.own = attention
-        self.attention = "chunks"
+        attention.apply(method.modifiers)
+        return attention
 
     def _ids(self, length: int) -> Tensor:
         drawn = torch.randint(len(self.plain), (1, length), generator=torch.Generator().manual_seed(length))
@@ -72,9 +84,9 @@ class ExtendedModel(HfModel):
             )
 
     def _call(self, inputs: Tensor, keep: int | Tensor | None) -> Tensor:
-        if self.own is None:
-            return super()._call(inputs, keep)
-        with self.own.installed():
+        for module in self.answering.values():
+            forget_lengths(module)
+        with self.own.installed() if self.own else answered_by(self.model, self.answering):
             return super()._call(inputs, keep)
 
 

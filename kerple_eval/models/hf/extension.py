@@ -4,24 +4,43 @@
     hf:DIR,extend=yarn,factor=4               other frequencies, by transformers' parameters (``rope.py``)
     hf:DIR,extend=yarn,factor=4,window=512    both
 
+    from_module(model, extend="self-extend,group=4")        of a model in memory
+
 ``rope=NAME,factor=F`` is another spelling of ``extend=NAME,factor=F``. Options are read by
 :mod:`kerple_eval.models.decoder.extend`, the trained length being the configuration's.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from kerple_eval.models.base import Shape
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.extend import extended
-from kerple_eval.models.hf.rope import LOCAL_MASKS, Extension, original_length, rope_dicts, rotated
+from kerple_eval.models.hf import describe
+from kerple_eval.models.hf.config import text_config
+from kerple_eval.models.hf.foreign import foreign
+from kerple_eval.models.hf.rope import (
+    LENGTH_DEPENDENT,
+    LOCAL_MASKS,
+    Extension,
+    original_length,
+    rope_dicts,
+    rotated,
+    serves,
+)
+from kerple_eval.models.hf.rotation import rotary_modules
 from kerple_eval.schemes.assembly import build_scheme
+from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.schemes.rope_longrope import RopeLongrope
 from kerple_eval.schemes.rotary import Rotary
 from kerple_eval.schemes.spelling import format_scheme
+from kerple_eval.support.specs import parse_options
 from kerple_eval.types import Geometry, UserError
 
 #: Layers that have no attention of this kind, or one that is left as it is.
@@ -39,8 +58,21 @@ class Method:
     modifiers: dict[str, dict[str, Any]]
     geometry: Geometry
 
-    def renamed(self, layers: Sequence[str]) -> list[str]:
-        """The schemes of ``layers`` with the modifiers after those of attention that they apply to."""
+    def details(self) -> dict[str, Any]:
+        """For the run's specification."""
+        said: dict[str, Any] = {}
+        if self.frequencies is not None:
+            said["extension"] = self.frequencies.record()
+        if self.modifiers:
+            said |= {"modifiers": self.modifiers, "attention": "chunks"}
+        return said
+
+    def renamed(self, layers: Sequence[str], config: Any) -> list[str]:
+        """The schemes of ``layers`` (of the changed ``config``) as the method makes them."""
+        if self.frequencies is not None:
+            layers = self.frequencies.renamed(layers, config)
+        if not self.modifiers:
+            return list(layers)
         added = format_scheme("", {}, self.modifiers)
         attending = [name for name in layers if not any(word in name for word in _OTHERS)]
         every = all(_is_local(name) for name in attending)
@@ -50,6 +82,8 @@ class Method:
 
     @property
     def prefix_invariant(self) -> bool:
+        if self.frequencies is not None and self.frequencies.kind in LENGTH_DEPENDENT:
+            return False
         return build_scheme("rope", {}, self.modifiers, self.geometry).prefix_invariant
 
 
@@ -92,6 +126,37 @@ def read_method(
         given = {k: v for k, v in changed.scheme_options.items() if k not in stored.scheme_options}
         frequencies = _frequencies(changed.scheme.removeprefix("rope-"), given, made)
     return Method(frequencies, changed.modifiers, stored.geometry)
+
+
+def method_of(text: str, model: Any, train_length: int | None, where: str) -> Method:
+    """The method ``text`` (what stands after ``extend=``, or modifiers alone) for a model in memory."""
+    given = text if "=" in text.partition(",")[0] else f"extend={text}"
+    options = dict(parse_options(given, text, may_be_empty=SCHEMES))
+    config = text_config(model.config, where)
+    trained = train_length or describe.train_length(config, {})
+    return read_method(options, config, describe.shape(config), trained, where, ())
+
+
+def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[str, nn.Module]]:
+    """For a model in memory: a copy of its configuration with the method's frequencies, and rotary modules
+    of that copy by the names of the model's own, which they answer for; none where the method has none.
+
+    Raises:
+        UserError: the model's rotary modules do not take their frequencies from the configuration.
+    """
+    config = copy.deepcopy(model.config)
+    if method.frequencies is None:
+        return config, {}
+    text = text_config(config, where)
+    method.frequencies.apply(text, where)
+    made: dict[str, nn.Module] = {}
+    for name, module in rotary_modules(model).items():
+        with foreign(where, "its rotary module cannot be made anew"):
+            made[name] = type(module)(text).to(next(module.buffers()).device).eval()
+    if not serves(model, method.frequencies, made.values()):
+        kind = method.frequencies.kind
+        raise UserError(f"{where}: {type(model).__name__} has no rotary positions that {kind} could extend")
+    return config, made
 
 
 def _frequencies(kind: str, given: Mapping[str, Any], made: Rotary) -> Extension:

@@ -17,14 +17,15 @@ def one_line(error: BaseException, most: int = 200) -> str:
 def foreign(where: str, failed: str) -> Iterator[None]:
     """Inside, whatever foreign code raises is one refusal: ``WHERE: FAILED: the error``.
 
-    Constructors, configurations and ``forward`` of models share no class of errors. Running out of memory
-    stays what it is, as do refusals; the original error is the cause of the new one.
+    Constructors, configurations and ``forward`` of models share no class of errors, and some leave the
+    program (``sys.exit``). Running out of memory stays what it is, as do refusals; the original error is the
+    cause of the new one.
     """
     try:
         yield
-    except (UserError, MemoryError, ArithmeticError):
+    except (UserError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             raise
         name = "" if str(error).strip() == "" else f"{type(error).__name__}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from kerple_eval.models.hf.adapters import Adapter
 from kerple_eval.models.hf.files import Weights
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.placement import Placement
+from kerple_eval.models.hf.quantised import Quantisation
 from kerple_eval.support.scratch import ScratchFolder
 
 
@@ -30,6 +32,7 @@ class Source:
     gguf: Path | None = None
     adapter: Adapter | None = None
     merge: bool = False  # the adapter into the weights
+    quantisation: Quantisation | None = None
 
     @property
     def where(self) -> str:
@@ -45,7 +48,7 @@ class Source:
         if self.gguf is not None:
             model, info = hf_weights.load_gguf(self.model_class, self.config, self.gguf, dtype)
             hf_weights.refuse_gaps(info, self.where)
-        elif self.placement.word:
+        elif self.placement.word or self.quantisation is not None:
             scratch = ScratchFolder("model")
             model = self._from_files(scratch.path, device, dtype)
         else:
@@ -62,10 +65,13 @@ class Source:
     def _from_files(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         """Loaded from a folder of the weight files alone, where transformers must read them itself."""
         link_weights(self.weights, folder)
+        config = copy.deepcopy(self.config)
+        if self.quantisation is not None:
+            config.quantization_config = dict(self.quantisation.settings)
         with foreign(self.where, "transformers cannot load it"):
             model, info = self.model_class.from_pretrained(
                 str(folder),
-                config=self.config,
+                config=config,
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
@@ -75,8 +81,18 @@ class Source:
             )
         hf_weights.refuse_gaps(info, self.where)
         if not self.placement.tensor:  # of which each rank holds a part
-            loaded.take_over(model, hf_weights.read_state(self.weights), self.where)
+            loaded.take_over(model, self._plain_state(), self.where)
         return model
+
+    def _plain_state(self) -> dict[str, Any]:
+        """Stored tensors that are no part of a packed weight."""
+        state = hf_weights.read_state(self.weights)
+        if self.quantisation is None:
+            return state
+        headers = hf_weights.headers(self.weights)
+        return {
+            name: part for name, part in state.items() if not self.quantisation.is_piece(name, headers[name])
+        }
 
 
 def link_weights(weights: Weights, folder: Path) -> None:

@@ -77,7 +77,18 @@ class HfModel(LanguageModel):
         """Logits of the last ``keep`` positions, or of those that it names; of all where None."""
         named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
-            logits: Tensor = self.model(input_ids=inputs, use_cache=False, **named).logits
+            logits = self.model(input_ids=inputs, use_cache=False, **named).logits
+        if (
+            not isinstance(logits, Tensor)
+            or logits.dim() != 3
+            or logits.shape[0] != inputs.shape[0]
+            or logits.shape[2] < self.vocabulary
+        ):
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"{self.where}: its own code gives logits {found}, expected a tensor "
+                f"[{inputs.shape[0]}, tokens, {self.vocabulary}]"
+            )
         return logits
 
     @torch.inference_mode()

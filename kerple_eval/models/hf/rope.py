@@ -24,7 +24,7 @@ their defaults are those of the scheme of that name in :mod:`kerple_eval.schemes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -188,12 +188,12 @@ def rope_types(config: Any) -> list[str]:
     return sorted({str(part.get("rope_type", "default")) for _, part in rope_dicts(config)})
 
 
-def serves(model: nn.Module, extension: Extension) -> bool:
-    """Whether some module of the built model makes its frequencies as ``extension`` says."""
+def serves(model: nn.Module, extension: Extension, modules: Iterable[nn.Module] | None = None) -> bool:
+    """Whether a module of the built model, or one of ``modules``, makes frequencies as ``extension`` says."""
     if getattr(model.config, "alibi", False):  # Falcon keeps rotary settings that it does not use
         return False
     kind = "default" if extension.kind in ("ntk", "theta") else extension.kind
-    for module in model.modules():
+    for module in model.modules() if modules is None else modules:
         own = getattr(module, "rope_type", None)
         if own == kind or (isinstance(own, dict) and kind in own.values()):
             return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from kerple_eval.types import UserError
 
-#: One call of a rotary module in a pass: the module's place, and what else than positions it was given.
-Call = tuple[int, tuple[tuple[str, Any], ...]]
+#: One call of a rotary module in a pass: the module's name, and what else than positions it was given.
+Call = tuple[str, tuple[tuple[str, Any], ...]]
 
 _OTHER_SENSES = ("vision", "visual", "image", "audio", "speech")
 
@@ -49,27 +49,28 @@ class Answer:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin ``[..., n, r]`` at ``positions [n]``, whole or fractional."""
-        if not positions.is_floating_point() and int(positions.max()) < self.cos.shape[-2]:
+        first, last = positions.aminmax()  # a pair that is not in a move may stand below 0
+        if not positions.is_floating_point() and first >= 0 and last < self.cos.shape[-2]:
             return self.cos.index_select(-2, positions), self.sin.index_select(-2, positions)
         found: tuple[Tensor, Tensor] = self.compute(positions.expand(*self.positions.shape[:-1], -1))
         return found
 
 
 class Rotations:
-    """The rotary modules of ``model``; ``replaced`` holds others to answer in the place of some, by name.
+    """The rotary modules of ``model``, and others that may come to answer in their place.
 
     Raises:
         UserError: the model has none that can be asked for other positions.
     """
 
-    def __init__(self, model: nn.Module, where: str, replaced: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, model: nn.Module, where: str) -> None:
         self.where = where
         self.name = type(model).__name__
         own = rotary_modules(model)
         if not own:
             raise self.refusal("no module of it answers with rotary positions")
-        self.modules = list(own.values())
-        self.answering = [(replaced or {}).get(name, module) for name, module in own.items()]
+        self.modules = own
+        self.answering = dict(own)
         self.answers: dict[Call, Answer] = {}
         self.calls: list[Call] = []
         self.zeroed: Call | None = None
@@ -86,16 +87,13 @@ class Rotations:
         """Inside, the rotary modules answer as if every position were 0, and ``answers`` has the truth."""
         self.answers = {}
         try:
-            for number, module in enumerate(self.modules):
-                module.forward = self._forward(number)  # shadows the class's
-            yield
+            with _forwards((module, self._forward(name)) for name, module in self.modules.items()):
+                yield
         finally:
-            for module in self.modules:
-                vars(module).pop("forward", None)
             self.answers = {}
 
-    def _forward(self, number: int) -> Callable[..., tuple[Tensor, Tensor]]:
-        module = self.answering[number]
+    def _forward(self, name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+        module = self.answering[name]
         forward = type(module).forward
         signature = inspect.signature(forward)
         frozen = inspect.unwrap(forward)  # without the update of frequencies by the window's length
@@ -114,7 +112,7 @@ class Rotations:
             def compute(at: Tensor) -> Any:
                 return frozen(module, position_ids=at, **further)
 
-            call = (number, tuple((k, v) for k, v in further.items() if not isinstance(v, Tensor)))
+            call = (name, tuple((k, v) for k, v in further.items() if not isinstance(v, Tensor)))
             self.answers[call] = Answer(*truth, positions, compute)
             if call not in self.calls:
                 self.calls.append(call)
@@ -163,6 +161,29 @@ class Rotations:
             raise self.refusal("its code has no apply_rotary_pos_emb")
         function: Callable[..., tuple[Tensor, Tensor]] = found
         return function
+
+
+@contextmanager
+def answered_by(model: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, ``others`` answer for the rotary modules of those names."""
+    with _forwards((model.get_submodule(name), other.forward) for name, other in others.items()):
+        yield
+
+
+@contextmanager
+def _forwards(given: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, each module computes by the function beside it."""
+    replaced = list(given)
+    before = [(vars(module), vars(module).get("forward")) for module, _ in replaced]  # None: the class's
+    try:
+        for module, function in replaced:
+            module.forward = function
+        yield
+    finally:
+        for held, forward in before:
+            held.pop("forward", None)
+            if forward is not None:
+                held["forward"] = forward
 
 
 def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:

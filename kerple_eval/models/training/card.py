@@ -20,6 +20,7 @@ def card(name: str, model: dict[str, Any], seed: int | None, training: dict[str,
         f"{model['heads']} heads, vocabulary {model['vocab_size']}, "
         f"{training['parameters']:,} parameters.",
         "",
+        *_start(training.get("from"), seed),
         *(["```", shlex.join(training["command"]), "```", ""] if "command" in training else []),
         "| | |",
         "|---|---|",
@@ -66,6 +67,19 @@ def card(name: str, model: dict[str, Any], seed: int | None, training: dict[str,
     ]
     lines += ["", f"Losses in nats per token. Seed {seed}.", ""]
     return "\n".join(lines)
+
+
+def _start(start: dict[str, Any] | None, seed: int | None) -> list[str]:
+    """What a model that was trained on says of where it came from."""
+    if start is None:
+        return []
+    extended = f", extended by `{start['extend']}`" if start["extend"] else ""
+    return [
+        f"Trained on from `{start['model']}` (`{start['scheme']}`, {start['train_length']} tokens, seed "
+        f"{start['seed']}, weights sha256 `{start['weights_sha256']}`){extended}. The order of the text is "
+        f"drawn anew from seed {seed}; AdamW begins without moments, the learning rate with its warm-up.",
+        "",
+    ]
 
 
 def _flat(values: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.decoder.backends import resolve_backend
 from kerple_eval.models.decoder.config import DecoderConfig
-from kerple_eval.models.decoder.network import Decoder
+from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.native import CONFIG, write_checkpoint
 from kerple_eval.models.scoring import NotFiniteError, score
@@ -61,6 +61,7 @@ class Recipe:
     precision: str  # float32 | bfloat16 (autocast)
     device: str
     threads: int
+    start: str = ""  # sha256 of the weights that training goes on from
 
 
 def train(
@@ -70,6 +71,7 @@ def train(
     *,
     weights_dtype: torch.dtype = torch.float32,
     tokenizer: Tokenizer | None = BYTE_TOKENIZER,
+    start: Decoder | None = None,
     record: dict[str, Any] | None = None,
     reports: int = 20,
     on_report: Callable[[TrainingStep], None] = lambda report: None,
@@ -77,6 +79,9 @@ def train(
     watch: Callable[[Decoder, int], None] = lambda decoder, step: None,
 ) -> dict[str, Any]:
     """Train to the end (or on from a saved state) and write the checkpoint to ``out``.
+
+    ``start`` is the model to go on from, of the recipe's configuration; it is trained in place. AdamW begins
+    without moments, and learning rate and order of the text are those of a new training.
 
     ``watch`` is called after each step and leaves the decoder as it was.
 
@@ -86,15 +91,19 @@ def train(
         UserError: ``out`` holds a finished checkpoint, another run's state, or foreign files.
         KeyboardInterrupt: Ctrl-C; the state is saved, the same command goes on from it.
     """
+    most, length = scheme_of(recipe.model).max_positions, recipe.model.train_length
+    if most is not None and length > most:
+        raise UserError(f"{recipe.model.scheme_name} has {most} positions: too few for {length} tokens")
     state_file = out / STATE
     if not is_file(state_file):  # it is there until all files are written
         if is_file(out / CONFIG):
             raise UserError(f"{out}: holds a finished checkpoint; choose another --out")
         if is_folder(out) and any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out}: is not empty and holds no training state to continue from")
-    identity = {"recipe": asdict(recipe), "data": corpus.record}
+    described = {key: value for key, value in asdict(recipe).items() if value != "" or key != "start"}
+    identity = {"recipe": described, "data": corpus.record}
     with _threads(recipe.threads), locked(out), interrupt_flag() as interrupted:
-        run = _Run(recipe, corpus)
+        run = _Run(recipe, corpus, start)
         if state_file.exists():
             run.restore(state_file, identity)
         every = max(1, recipe.steps // reports)
@@ -112,7 +121,7 @@ def train(
         final = run.finish(weights_dtype)
         training = {
             **(record or {}),
-            "recipe": {k: v for k, v in asdict(recipe).items() if k != "model"},
+            "recipe": {k: v for k, v in described.items() if k not in ("model", "start")},
             "data": corpus.record,
             "attention": run.backend,
             "parameters": sum(p.numel() for p in run.decoder.parameters()),
@@ -151,13 +160,14 @@ def _threads(count: int) -> Iterator[None]:
 class _Run:
     """Model, optimiser and position in the data: what a saved state holds."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
+    def __init__(self, recipe: Recipe, corpus: Corpus, start: Decoder | None = None) -> None:
         self.recipe = recipe
         self.corpus = corpus
         self.device = torch.device(recipe.device)
-        self.decoder = Decoder(recipe.model)
-        self.decoder.reset_parameters(recipe.seed)
-        self.decoder.to(self.device)
+        self.decoder = Decoder(recipe.model) if start is None else start
+        if start is None:
+            self.decoder.reset_parameters(recipe.seed)
+        self.decoder.to(self.device).train()
         narrow = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
         self.backend = resolve_backend(
             "auto", self.decoder.scheme, recipe.model.scheme_name, self.device, narrow

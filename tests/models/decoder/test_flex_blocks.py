@@ -26,6 +26,8 @@ H100 = 232_448
         (BlockSizes(128, 64, 2), 64, 2, 1, 81_920),
         (BlockSizes(128, 64, 2), 64, 2, 2, 114_688),
         (BlockSizes(128, 64, 2), 128, 2, 2, 163_840),
+        (BlockSizes(128, 64, 2), 80, 2, 1, 131_072),
+        (BlockSizes(64, 32, 2), 128, 2, 2, 65_536),
     ],
 )
 def test_the_formula_is_what_the_compiler_asks_for(
@@ -59,3 +61,16 @@ def test_tables_are_counted_from_the_class_as_the_loop_reads_them(name: str) -> 
     scheme = scheme_of(tiny.config(name)).at(0)
     scores = FlexScores(scheme, 128, torch.float32, torch.device("cpu"))
     assert tables_of(scheme) >= (scores.kernel is not None) + (scores.weight is not None)
+
+
+def test_options_are_torch_s_names() -> None:
+    from torch.nn.attention.flex_attention import FlexKernelOptions  # noqa: PLC0415
+
+    known = {*FlexKernelOptions.__annotations__}
+    plain = {name.removeprefix("fwd_").removeprefix("bwd_") for name in known}
+    for limit in (H100, 166_912, 101_376, 49_152):
+        options = CHOICES[0].options(limit)
+        assert {name.removeprefix("fwd_").removeprefix("bwd_") for name in options} <= plain
+    assert CHOICES[0].options(H100)["bwd_num_stages"] == 2
+    assert CHOICES[0].options(166_912)["bwd_num_stages"] == 1
+    assert CHOICES[0].options(101_376)["bwd_BLOCK_M1"] == 32

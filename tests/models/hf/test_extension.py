@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+import kerple_eval
 from kerple_eval.models.decoder import attention as decoder_attention
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.scoring import score
 from kerple_eval.types import UserError, Window
 from tests.helpers import hf_folders as folders
 from tests.helpers.hf_folders import CPU, MODELS, sized, transformers
 from tests.helpers.literal_attention import Literal, Positions, install, plain
-from tests.schemes.test_modifiers import lm_infinite, rerope, self_extend, streaming
+from tests.schemes.test_modifiers import dual_chunk, lm_infinite, rerope, self_extend, shifted, streaming
 
 N = 44  # tokens, trained at 32
 FAR, NEAR = (None, None), (8, 8)
@@ -88,6 +90,11 @@ METHODS: dict[str, tuple[dict[str, str], Positions]] = {
     "lm-infinite": (
         {"extend": "lm-infinite", "recent": "12", "start": "3", "limit": "20"},
         lambda i, j: lm_infinite(i, j, 12, 3, 20),
+    ),
+    "dca": ({"extend": "dca", "chunk": "16", "local": "4"}, lambda i, j: dual_chunk(i, j, 16, 4)),
+    "string": (
+        {"extend": "string", "shift": "12", "local": "5", "attention_factor": "1.25"},
+        lambda i, j: shifted(i, j, 12, 5, 1.25),
     ),
     "window": ({"window": "11"}, lambda i, j: (i - j < 11, i - j, 1.0)),
     "log-n": ({"log-n": "16"}, lambda i, j: (True, i - j, max(1.0, math.log(i + 1) / math.log(16)))),
@@ -302,6 +309,51 @@ def test_half_precision_is_checked_in_float32_and_scored_as_it_is(saved: Any) ->
         (exact,) = wide.logits(ids, N)
     assert logits.dtype == torch.bfloat16
     assert float((logits.float() - exact).abs().max()) < 0.2
+
+
+IN_MEMORY = [
+    ("llama", "self-extend,window=12,group=3"), ("gemma3", "window=11,log-n=16"), ("llama", "yarn,factor=4"),
+    ("gemma3", "dynamic,factor=4"), ("gpt-neox", "theta,theta=5e5"), ("llama", "linear,factor=2,window=11"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), IN_MEMORY)
+def test_a_model_in_memory_is_extended_while_it_is_scored(name: str, text: str, saved: Any) -> None:
+    """Its losses are those of the same weights on disk, and afterwards it is as it was."""
+    model, place = saved(name)
+    document, window = folders.documents()[0], Window(0, N, 1)
+    before = folders.expected(model, document, window)
+    settings = model.config.to_dict()
+    held = kerple_eval.from_module(model, extend=text)
+    given = dict(pair.split("=") for pair in (text if text[:6] == "window" else f"extend={text}").split(","))
+    on_disk = HfCheckpoint.open(str(place), given).description
+    assert held.description.scheme == on_disk.scheme
+    for key in ("modifiers", "extension"):
+        assert held.description.details.get(key) == on_disk.details.get(key)
+    with held.borrowed():
+        for longer in (Window(0, 60, 1), window):
+            (_, (losses,)) = next(iter(score(held.scored, [document], [(0, longer)])))
+    np.testing.assert_allclose(losses, found(place, given), rtol=0, atol=2e-6)
+    assert np.abs(losses - before).max() > 1e-3
+    np.testing.assert_array_equal(folders.expected(model, document, window), before)
+    assert model.config.to_dict() == settings
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("self-extnd", "did you mean"),
+        ("yarn", "needs factor"),
+        ("window=x", "window"),
+        ("", "expected key"),
+    ],
+)
+def test_a_wrong_extension_in_memory_is_refused(text: str, part: str, saved: Any) -> None:
+    with pytest.raises(UserError, match=part):
+        kerple_eval.from_module(saved("llama")[0], extend=text).description  # noqa: B018
+    with pytest.raises(UserError, match="no transformers model"):
+        kerple_eval.from_module(torch.nn.Linear(2, 2), extend=text)
 
 
 def test_no_matrix_of_scores_is_formed(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:

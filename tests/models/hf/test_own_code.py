@@ -102,7 +102,15 @@ def test_the_code_belongs_to_the_identity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", ["TypeError('x')", "AttributeError('x')", "AssertionError()", "KeyError(3)"]
+    "error",
+    [
+        "TypeError('x')",
+        "AttributeError('x')",
+        "AssertionError()",
+        "KeyError(3)",
+        "SystemExit(0)",
+        "OverflowError()",
+    ],
 )
 @pytest.mark.parametrize("code", ["self.post_init()", "super().__init__(**rest)", "n = input_ids.shape[1]"])
 def test_whatever_it_raises_is_this_models_refusal(error: str, code: str, tmp_path: Path) -> None:
@@ -114,6 +122,14 @@ def test_whatever_it_raises_is_this_models_refusal(error: str, code: str, tmp_pa
     assert "\n" not in str(caught.value)
     assert str(place) in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("given", ["None", "(self.head(x),)", "self.head(x)[0]", "self.head(x)[..., :-1]"])
+def test_logits_of_another_shape(given: str, tmp_path: Path) -> None:
+    """A narrower row would be normalised over fewer tokens than the vocabulary has."""
+    place = folder(tmp_path / "model", CODE.replace("logits=self.head(x)", f"logits={given}"))
+    with pytest.raises(UserError, match=r"gives logits .*, expected a tensor \[3, tokens, 97\]"):
+        HfCheckpoint.open(str(place), TRUST).load(CPU, torch.float32)
 
 
 def test_a_row_that_a_class_zeroes_is_the_files_again() -> None:

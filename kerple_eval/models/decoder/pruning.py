@@ -1,0 +1,162 @@
+"""Attention without the keys whose weight is lost in rounding: chosen by a bound, certified afterwards.
+
+Query i (row vector q_i, already rotated and scaled) gives key j at distance D = i - j the score
+``s_ij = q_i k_j / sqrt(d) + kernel(D)``, so that beside its own key, which always takes part,
+
+    exp(s_ij - s_ii) <= exp(|q_i| max |k| / sqrt(d) + max_{D' >= D} kernel(D') - s_ii)
+
+Let e_i be the sum of that over the n keys left out, V their largest |v| (over all elements), Z the
+softmax's denominator over the keys that took part, and o_i the output they give. The whole output is
+``(Z o_i + N) / (Z + z)`` with |N| <= e_i Z V and 0 <= z <= e_i Z, as Z >= exp(s_ii) after the same shift; so
+no element of it differs from o_i by more than ``e_i (V + max |o_i|)``. A row is certified where that is at
+most 2^-24 (2^-53 in float64) of ``max |o_i|``, the row's largest element: half a unit in the last place of a
+number of that size. The bound looks at values too: a key of weight 2^-25 whose value is 2^30 matters.
+
+Keys are left out by whole rows of a chunk of queries, head by head, where e_i alone lies ``MARGIN`` below the
+bound; a chunk with a row that is then not certified is computed again with all its keys. The same idea,
+without the values and the certificate, is Lin et al., "Adaptive Computation Pruning for the Forgetting
+Transformer" (arXiv 2504.06949).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kerple_eval.models.decoder.toeplitz import hankel
+
+CHUNK = 256  # query rows that attend at once
+BLOCK = 64  # keys are left out by so many
+MARGIN = 2.0**-10  # for values larger than outputs, which are not known beforehand
+SLACK = 1e-3  # of an exponent: the bound itself is computed in float32
+WORTHWHILE = 0.1  # of the causal scores: where the kernel alone could not leave out so many, nothing is tried
+
+
+@dataclass
+class PrunedShare:
+    """How many of the causal scores were computed, and the largest certified relative change of an output."""
+
+    scores: int = 0
+    causal: int = 0
+    bound: float = 0.0
+
+    def add(self, other: PrunedShare) -> None:
+        self.scores += other.scores
+        self.causal += other.causal
+        self.bound = max(self.bound, other.bound)
+
+    @property
+    def left_out(self) -> float:
+        return 1 - self.scores / self.causal if self.causal else 0.0
+
+
+class KernelBounds:
+    """A kernel ``[H, reach]`` by falling distance (``values``), and its most from a distance on."""
+
+    def __init__(self, values: Tensor, reach: int) -> None:
+        self.values = values  # [H, >= reach]; element t is the kernel at distance reach - 1 - t
+        self.reach = reach
+        self.highest = values[:, :reach].cummax(dim=1).values.contiguous()  # at that distance and beyond
+        self.nearest = values[:, reach - 1]  # [H], at distance 0
+        self.rounding = 2.0 ** (-53 if values.dtype == torch.float64 else -24)
+
+    def cut(self, excess: Tensor, keys: int) -> Tensor:
+        """The distance ``[H]`` from which ``keys`` keys weigh nothing in rows whose exponent without the
+        kernel, ``|q| max |k| / sqrt(d) - s_ii``, is at most ``excess [H]``."""
+        limit = math.log(self.rounding * MARGIN / keys) - SLACK - excess
+        beyond = torch.searchsorted(self.highest, limit[:, None].contiguous(), right=True)[:, 0]
+        return (self.reach - beyond).clamp(min=1)  # a query's own key takes part, even where it is NaN
+
+    def worthwhile(self) -> bool:
+        """Whether enough could be left out with the least excess there can be: -kernel(0)."""
+        near = self.cut(-self.nearest, self.reach).double() / self.reach
+        return float((1 - near).clamp(min=0).square().mean()) >= WORTHWHILE
+
+
+def pruned_attention(q: Tensor, k: Tensor, v: Tensor, bounds: KernelBounds) -> tuple[Tensor, PrunedShare]:
+    """Output ``[B, H, Q, d]``; the queries are the last Q of the K positions."""
+    work = _Pruned(q, k, v, bounds)
+    work.attend_near()
+    work.attend_uncertified()
+    return work.out, work.share
+
+
+class _Pruned:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, bounds: KernelBounds) -> None:
+        self.q, self.k, self.v, self.bounds = q, k, v, bounds
+        self.offset = k.shape[2] - q.shape[2]
+        wide, scale = bounds.highest.dtype, q.shape[-1] ** -0.5
+        self.q_norm = q.to(wide).norm(dim=-1) * scale  # [B, H, Q]
+        self.k_most = k.to(wide).norm(dim=-1).cummax(dim=-1).values  # [B, H, K], of keys 0..j
+        self.v_most = v.abs().amax(dim=-1).to(wide).cummax(dim=-1).values
+        diagonal = (q.to(wide) * k[:, :, self.offset :].to(wide)).sum(-1) * scale
+        self.own = diagonal + bounds.nearest[None, :, None]  # s_ii, [B, H, Q]
+        self.out = torch.empty_like(v[:, :, self.offset :])
+        self.lowest = torch.empty(q.shape[1:3], dtype=torch.int64)  # [H, Q]: the first key that takes part
+        self.share = PrunedShare()
+
+    def chunks(self) -> Iterator[slice]:
+        for start in range(0, self.q.shape[2], CHUNK):
+            yield slice(start, min(start + CHUNK, self.q.shape[2]))
+
+    def attend_near(self) -> None:
+        """Every query over the keys that its chunk's bound does not rule out."""
+        excess = (self.q_norm * self.k_most[:, :, self.offset :] - self.own).amax(dim=0)  # [H, Q]
+        for rows in self.chunks():
+            cut = self.bounds.cut(excess[:, rows].amax(dim=-1), self.offset + rows.stop)
+            first = ((self.offset + rows.start + 1 - cut).clamp(min=0) // BLOCK) * BLOCK
+            self.lowest[:, rows] = first[:, None]
+            heads = enumerate(first.tolist())
+            for lowest, group in groupby(heads, key=lambda pair: pair[1]):
+                members = [head for head, _ in group]
+                self._attend(slice(members[0], members[-1] + 1), rows, lowest)
+            self.share.causal += self._scores(rows, 0) * len(first)
+
+    def attend_uncertified(self) -> None:
+        """Chunks with a row whose bound is not met, head by head, over all keys."""
+        errors = self._errors()
+        for rows in self.chunks():
+            failing = (errors[:, rows] > self.bounds.rounding).any(dim=-1)
+            for head in failing.nonzero()[:, 0].tolist():
+                self._attend(slice(head, head + 1), rows, 0)
+                errors[head, rows] = 0
+        self.share.bound = float(errors.max())
+
+    def _attend(self, heads: slice, rows: slice, lowest: int) -> None:
+        seen = self.offset + rows.stop
+        values = self.bounds.values[heads]
+        bias = hankel(values, self.bounds.reach, self.offset + rows.start, seen - 1, lowest)
+        found = F.scaled_dot_product_attention(
+            self.q[:, heads, rows].flip(2),
+            self.k[:, heads, lowest:seen],
+            self.v[:, heads, lowest:seen],
+            attn_mask=bias.expand(len(self.q), -1, -1, -1),
+        )
+        self.out[:, heads, rows] = found.flip(2)
+        self.share.scores += self._scores(rows, lowest) * len(values)
+
+    def _scores(self, rows: slice, lowest: int) -> int:
+        """Scores of one head's rows over keys from ``lowest`` on, without the future ones."""
+        first, stop = int(rows.start), int(rows.stop)
+        count = stop - first
+        return count * (self.offset + first - lowest) + count * (count + 1) // 2
+
+    def _errors(self) -> Tensor:
+        """The bound ``e_i (V + max |o_i|) / max |o_i|`` of every row, the batch's largest: ``[H, Q]``."""
+        lowest, bounds = self.lowest, self.bounds
+        positions = torch.arange(self.offset, self.offset + self.q.shape[2])
+        left = (lowest - 1).clamp(min=0).expand(len(self.q), -1, -1)  # the nearest key that is left out
+        distance = (positions - lowest + 1).clamp(max=bounds.reach - 1)
+        highest = bounds.highest.gather(1, bounds.reach - 1 - distance)
+        count = lowest.clamp(min=1).to(highest.dtype).log()
+        exponent = self.q_norm * self.k_most.gather(2, left) + highest + count - self.own + SLACK
+        largest = self.out.abs().amax(dim=-1).to(highest.dtype)
+        relative = exponent.exp() * (self.v_most.gather(2, left) + largest) / largest
+        relative = torch.where(relative.isnan(), torch.inf, relative)  # an output of zeros is not certified
+        return torch.where(lowest > 0, relative, 0.0).amax(dim=0)

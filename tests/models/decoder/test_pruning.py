@@ -1,0 +1,207 @@
+"""Keys left out of attention: the certificate against the true change, in float64, for friend and foe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kerple_eval
+from kerple_eval.models.decoder import pruning as module
+from kerple_eval.models.decoder.attention import KernelTable, attention, eager_attention, make_table
+from kerple_eval.models.decoder.backends import resolve_backend
+from kerple_eval.models.decoder.network import scheme_of
+from kerple_eval.models.decoder.pruning import KernelBounds, pruned_attention
+from kerple_eval.records.cell import Cell
+from kerple_eval.schemes.base import Scheme
+from kerple_eval.types import UserError
+from tests.helpers import tiny
+from tests.helpers.cases import each_case
+from tests.helpers.command import make_model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that a short window has many of."""
+    monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(module, "BLOCK", 4)
+
+
+def drawn(rows: int, keys: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rows + 1000 * keys)
+    q, k, v = (torch.randn(2, 3, n, 4, generator=generator, dtype=torch.float64) for n in (rows, keys, keys))
+    return [(scale * q).to(dtype), k.to(dtype), v.to(dtype)]
+
+
+def bounds_of(kernel: Tensor) -> KernelBounds:
+    """Of ``kernel [H, reach]`` by rising distance."""
+    future = kernel.new_full((len(kernel), 15), -math.inf)
+    return KernelBounds(torch.cat([kernel.flip(1), future], 1).contiguous(), kernel.shape[1])
+
+
+def whole(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
+    """Attention written out, in float64."""
+    q, k, v, kernel = (x.double() for x in (q, k, v, kernel))
+    positions = torch.arange(k.shape[2])
+    distance = positions[k.shape[2] - q.shape[2] :, None] - positions
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + kernel[:, distance.clamp(min=0)]
+    return scores.masked_fill(distance < 0, -math.inf).softmax(-1) @ v
+
+
+def change(found: Tensor, exact: Tensor) -> Tensor:
+    """Of each row, relative to its largest element: ``[B, H, Q]``."""
+    return (found.double() - exact).abs().amax(-1) / exact.abs().amax(-1)
+
+
+def slopes(reach: int, steepest: float) -> Tensor:
+    return -torch.tensor([steepest, steepest / 4, steepest / 64])[:, None] * torch.arange(reach)
+
+
+@each_case("steepest", [0.1, 1.0, 8.0])
+@each_case("scale", [0.1, 1.0, 10.0])
+@each_case(("rows", "keys"), [(200, 200), (37, 200), (1, 150)])
+def test_what_is_left_out_is_within_rounding(steepest: float, scale: float, rows: int, keys: int) -> None:
+    q, k, v = drawn(rows, keys, scale, torch.float64)
+    bounds = bounds_of(slopes(keys, steepest).double())
+    out, share = pruned_attention(q, k, v, bounds)
+    assert change(out, whole(q, k, v, slopes(keys, steepest))).max() < 1e-14
+    assert share.bound <= 2**-53
+    assert 0 < share.scores <= share.causal == 3 * sum(range(keys - rows + 1, keys + 1))
+    if steepest == 8.0 and scale < 10 and rows > 1:
+        assert share.left_out > 0.5
+
+
+@each_case("rounding", [1e-2, 1e-4])
+@each_case("scale", [0.3, 3.0])
+def test_the_certificate_is_above_the_true_change(
+    rounding: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rounding so coarse that what is left out can be seen."""
+    monkeypatch.setattr(module, "MARGIN", 1.0)
+    q, k, v = drawn(200, 200, scale, torch.float64)
+    bounds = bounds_of(slopes(200, 2.0).double())
+    bounds.rounding = rounding
+    work = module._Pruned(q, k, v, bounds)
+    work.attend_near()
+    certified = work._errors()
+    true = change(work.out, whole(q, k, v, slopes(200, 2.0))).amax(0)
+    assert (true <= certified + 1e-14).all()
+    assert work.share.scores < work.share.causal
+    assert scale > 1 or true.max() > rounding * 1e-6  # what was left out can be seen
+    work.attend_uncertified()
+    assert change(work.out, whole(q, k, v, slopes(200, 2.0))).max() <= rounding
+    assert work.share.bound <= rounding
+
+
+def test_a_large_value_far_away_is_not_lost() -> None:
+    """A weight of 2^-25 on a value of 2^30 moves an output of 1 to 33."""
+    keys = 64
+    q, k = torch.zeros(1, 1, keys, 4), torch.zeros(1, 1, keys, 4)
+    v = torch.ones(1, 1, keys, 4)
+    v[:, :, 0] = 2.0**30
+    kernel = torch.full((1, keys), -40.0)
+    kernel[:, 0] = 0
+    kernel[:, keys - 1] = -25 * math.log(2)
+    out, share = pruned_attention(q, k, v, bounds_of(kernel))
+    assert out[0, 0, -1, 0].item() == pytest.approx(33, rel=1e-5)
+    assert change(out, whole(q, k, v, kernel)).max() < 1e-6
+    flat = torch.full((1, keys), -60.0)
+    flat[:, 0] = 0
+    v[:, :, 0] = 1e4
+    out, share = pruned_attention(q, k, v, bounds_of(flat))
+    assert share.left_out > 0.3
+    v[:, :, 0] = 1e20  # the same weights: only the certificate sees it
+    out, share = pruned_attention(q, k, v, bounds_of(flat))
+    assert share.left_out < 0.1
+    assert change(out, whole(q, k, v, flat)).max() < 1e-6
+
+
+def test_outputs_that_cancel_are_not_certified_by_their_values() -> None:
+    keys = 64
+    q, k, v = torch.zeros(1, 1, keys, 4), torch.zeros(1, 1, keys, 4), torch.zeros(1, 1, keys, 4)
+    v[:, :, 0] = 1.0  # all outputs are what little of it arrives
+    flat = torch.full((1, keys), -60.0)
+    flat[:, 0] = 0
+    out, share = pruned_attention(q, k, v, bounds_of(flat))
+    assert share.scores >= share.causal
+    assert change(out, whole(q, k, v, flat)).max() < 1e-6
+
+
+def test_numbers_that_are_not_finite_stay_so() -> None:
+    q, k, v = drawn(40, 40)
+    q[0, 0, 5], k[1, 1, 3] = math.nan, math.nan
+    kernel = slopes(40, 8.0)
+    distance = torch.arange(40)[:, None] - torch.arange(40)
+    bias = kernel[:, distance.clamp(min=0)].masked_fill(distance < 0, -math.inf).expand(2, -1, -1, -1)
+    out, share = pruned_attention(q, k, v, bounds_of(kernel))
+    assert share.left_out > 0
+    assert torch.equal(
+        out.isfinite(), F.scaled_dot_product_attention(q, k, v, attn_mask=bias.contiguous()).isfinite()
+    )
+
+
+@each_case("name", ["alibi", "kerple-power", "kerple-log", "t5", "kernel"])
+@each_case("window", [None, 40])
+def test_schemes_are_the_oracle(name: str, window: int | None) -> None:
+    modifiers = {"window": {"width": window}} if window else {}
+    scheme: Scheme = tiny.decoder(tiny.config(name, modifiers=modifiers)).scheme.at(0)
+    tensors = drawn(150, 150, dtype=torch.float64)
+    with torch.inference_mode():
+        table = make_table(scheme, 150, torch.float64, CPU, "pruned")
+        assert isinstance(table, KernelTable)
+        out = attention(*tensors, scheme, table)
+        torch.testing.assert_close(out, eager_attention(*tensors, scheme), rtol=0, atol=1e-12)
+    assert (table.bounds is not None) == (table.pruned.causal > 0)
+
+
+def test_a_flat_kernel_costs_no_norms() -> None:
+    steep = make_table(scheme_of(tiny.config("alibi")), 5000, torch.float32, CPU, "pruned")
+    assert isinstance(steep, KernelTable)
+    assert steep.bounds is not None
+    flat = make_table(tiny.decoder(tiny.config("kerple-log")).scheme, 5000, torch.float64, CPU, "pruned")
+    assert isinstance(flat, KernelTable)
+    assert flat.bounds is None
+
+
+def test_asked_for_by_name() -> None:
+    for name in ("rope", "fire", "nope"):
+        with pytest.raises(UserError, match=f"attention pruned: .* {name} on cpu has none; use auto"):
+            resolve_backend("pruned", scheme_of(tiny.config(name)), name, CPU, torch.float32)
+    assert resolve_backend("pruned", scheme_of(tiny.config("t5")), "t5", CPU, torch.float32) == "pruned"
+    with pytest.raises(UserError, match="alibi on cuda has none"):
+        resolve_backend(
+            "pruned", scheme_of(tiny.config("alibi")), "alibi", torch.device("cuda"), torch.float32
+        )
+
+
+def test_a_run_records_what_was_left_out(tmp_path: Path) -> None:
+    make_model(tmp_path / "alibi", "alibi")
+    (tmp_path / "text.txt").write_text("A line of text, and a longer one after it. " * 40)
+    runs = {
+        attention: kerple_eval.evaluate(
+            tmp_path / "alibi",
+            text=tmp_path / "text.txt",
+            lengths=[64, 1024],
+            device="cpu",
+            attention=attention,
+            out=tmp_path / attention,
+        )
+        for attention in ("sdpa", "pruned")
+    }
+    for with_all, cell in zip(runs["sdpa"].cells(), runs["pruned"].cells(), strict=True):
+        assert isinstance(with_all, Cell)
+        assert isinstance(cell, Cell)
+        assert with_all.header.pruned is None
+        assert cell.header.attention == "pruned"
+        assert cell.header.pruned is not None
+        assert cell.header.pruned.left_out >= 0
+        assert cell.header.pruned.bound <= 2**-24
+        for a, b in zip(with_all.losses, cell.losses, strict=True):
+            torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=0, atol=2e-6)
+    assert cell.header.pruned.left_out > 0.02
