@@ -40,6 +40,7 @@ def evaluate(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     attention: str = "auto",
+    piece: int | None = None,
     precision: str | None = None,
     against: str | None = None,
     retry: bool = False,
@@ -81,6 +82,9 @@ def evaluate(
             other checkpoint in float32.
         attention: auto, flex, sdpa or eager: how attention is computed. A named one is used or, where a
             model cannot be computed so, refused.
+        piece: feed windows longer than so many tokens in pieces of so many, with the model's own cache, so
+            that activations are those of a piece (models of transformers). Unless given, windows that
+            would not fit in memory are fed so.
         precision: a percentage (``"0.5%"``): documents are scored, 10, 20, 40, ..., until every perplexity,
             or its ratio to that of ``against``, is known within it with 95 % certainty; ``documents`` is
             then the most to score.
@@ -111,7 +115,7 @@ def evaluate(
             text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
             documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
             device=given.device(device, in_memory), dtype=given.dtype(dtype, in_memory),
-            attention=attention, precision=precision, against=against, retry=retry,
+            attention=attention, piece=piece, precision=precision, against=against, retry=retry,
         )  # fmt: skip
         run = run_request(request) if on_progress is None else run_request(request, on_progress)
     run.scratch = scratch

@@ -72,10 +72,16 @@ def _table(entries: Sequence[Forecast]) -> Table:
     rows = [_row(entry.model, [entry]) for entry in entries]
     if len(entries) > 1:
         rows.append(_row("all", entries))
-    note = "reused: windows whose losses come from other cells of the run"
-    notes = (note,) if any(entry.served for entry in entries) else ()
+    notes = [
+        f"{entry.model}: windows longer than {entry.piece:,} tokens are fed in pieces of as many, where its "
+        "cache gives the logits of one pass"
+        for entry in entries
+        if entry.piece is not None
+    ]
+    if any(entry.served for entry in entries):
+        notes.append("reused: windows whose losses come from other cells of the run")
     words = frozenset({0, len(HEAD) - 1})
-    return Table("What the run will take", HEAD, tuple(rows), notes, words)
+    return Table("What the run will take", HEAD, tuple(rows), tuple(notes), words)
 
 
 def _row(label: str, entries: Sequence[Forecast]) -> TableRow:

@@ -107,6 +107,11 @@ def cli(traceback: bool) -> None:
     help="How attention is computed; a backend chosen by name is used or refused, never replaced.",
 )  # fmt: skip
 @click.option(
+    "--piece", type=at_least(1), metavar="N",
+    help="Feed windows longer than N tokens in pieces of N, with the model's own cache, so that activations "
+    "are those of a piece (models of transformers). Unless given: where a window would not fit in memory.",
+)  # fmt: skip
+@click.option(
     "--precision", metavar="P%",
     help="Score 10 documents, 20, 40, ... until every perplexity is known within P% (as 0.5%), with 95 % "
     "certainty; --documents is then the most to score.",

@@ -32,7 +32,10 @@ DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapol
 
 @dataclass
 class Forecast:
-    """One model's part of a run. Work in FLOPs, memory in bytes (0: no window is computed)."""
+    """One model's part of a run. Work in FLOPs, memory in bytes (0: no window is computed).
+
+    ``piece``: longer windows are fed in pieces of so many tokens, if the model's cache allows it.
+    """
 
     model: str
     cells: int = 0
@@ -41,6 +44,7 @@ class Forecast:
     served: int = 0  # windows whose losses another cell holds
     work: float = 0.0
     memory: int = 0
+    piece: int | None = None
     seconds: float = 0.0
     passes: Counter[PassShape] = field(default_factory=Counter)
 
@@ -64,8 +68,9 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
 def _planned(
     plan: RunPlan, model: PlannedModel, tasks: Sequence[Work], finished: Collection[CellKey], budget: Budget
 ) -> Forecast:
-    entry = Forecast(model.label)
-    longest = 0
+    feeding = model.checkpoint.feeding
+    entry = Forecast(model.label, piece=None if feeding is None else feeding.piece)
+    lengths: set[int] = set()
     earlier = Earlier(tasks)
     for task in tasks:
         if task.key in finished:
@@ -80,10 +85,11 @@ def _planned(
         for members in batches(windows, budget.tokens, marker):
             window = windows[members[0]][1]
             entry.passes[PassShape(len(members), window.inputs + marker, window.targets)] += 1
-            longest = max(longest, window.inputs + marker)
+            lengths.add(window.inputs + marker)
     entry.work = sum(sum(pass_work(p, model.description)) * n for p, n in entry.passes.items())
-    if longest:
-        entry.memory = window_bytes(model.description, longest, model.dtype.itemsize, plan.device.type)
+    width, kind = model.dtype.itemsize, plan.device.type
+    sizes = [window_bytes(model.description, length, width, kind, entry.piece) for length in lengths]
+    entry.memory = max(sizes, default=0)
     return entry
 
 

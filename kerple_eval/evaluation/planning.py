@@ -29,6 +29,7 @@ from kerple_eval.evaluation.checks import (
     default_protocols,
 )
 from kerple_eval.evaluation.failures import failure_of
+from kerple_eval.evaluation.pieces import choose_pieces
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.stopping_plan import plan_looks
@@ -91,6 +92,8 @@ def make_plan(request: RunRequest) -> RunPlan:
             checkpoints.append(checkpoint)
             descriptions.append(checkpoint.description)
     longest = max(plan.longest for plan in plans)
+    for label, checkpoint, dtype in zip(labels, checkpoints, dtypes, strict=True):
+        choose_pieces(checkpoint, label, request.piece, longest, device, dtype)
     for label, description in zip(labels, descriptions, strict=True):
         limit = description.max_length
         if limit is not None and limit < longest:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
+from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
@@ -127,7 +128,7 @@ class RankGroup(SingleProcess):
     def load(
         self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
     ) -> LanguageModel:
-        self._broadcast(("load", argument))
+        self._broadcast(("load", (argument, checkpoint.feeding)))
         model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
@@ -269,11 +270,17 @@ class RankGroup(SingleProcess):
 
 
 def _load(
-    open_argument: Callable[[str], Checkpoint], argument: str, device_name: str, dtype: str, attention: str
+    open_argument: Callable[[str], Checkpoint],
+    named: tuple[str, Feeding | None],
+    device_name: str,
+    dtype: str,
+    attention: str,
 ) -> LanguageModel:
+    argument, feeding = named
     checkpoint, device = open_argument(argument), resolve_device(device_name)
     precision = scoring_dtype(dtype, checkpoint, device)
     checkpoint.set_attention(attention, device, precision)
+    checkpoint.feeding = feeding
     return checkpoint.load(device, precision)
 
 

@@ -51,6 +51,7 @@ class RunRequest:
     device: DeviceName = "auto"
     dtype: AskedDtype = "auto"
     attention: str = "auto"
+    piece: int | None = None  # None: pieces where one pass would not fit in memory
     precision: str | None = None
     against: str | None = None
     retry: bool = False
@@ -260,6 +261,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "device": _choice(*get_args(DeviceName)),
     "dtype": _choice("auto", *get_args(DtypeName)),
     "attention": _one_word,
+    "piece": _at_least(1),
     "precision": _as_printed,
     "against": _one_word,
     "retry": _truth,

@@ -76,6 +76,8 @@ def _run(
         run = _open_or_start(request, plan, ranks.size)
         # Reads every finished cell, so a damaged one is refused before anything is written.
         worker = Worker(run, plan, on_progress, ranks, retry=request.retry)
+        for model in worker.unfinished():
+            model.checkpoint.check_weights(plan.device, model.dtype)
         run.write_specification()
         worker.work()
     return run

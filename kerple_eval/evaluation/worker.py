@@ -27,7 +27,13 @@ from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.devices import device_lost
 from kerple_eval.models.scoring import batches, pass_ranks
 from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
-from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader, PrunedRecord
+from kerple_eval.records.header import (
+    CellHeader,
+    FailedHeader,
+    FeedingRecord,
+    FinishedHeader,
+    PrunedRecord,
+)
 from kerple_eval.records.run import Run, write_summary
 from kerple_eval.types import CellKey, Window
 
@@ -114,6 +120,11 @@ class Worker:
             self._write_summary()
         self._tell(task)
 
+    def unfinished(self) -> list[PlannedModel]:
+        """The models that have a cell to compute, in the plan's order."""
+        labels = {key.model for key in self.keys if self.rows.get(key, {}).get("status") != "ok"}
+        return [model for model in self.plan.models if model.label in labels]
+
     def _record(self, outcome: Cell | FailedCell) -> None:
         """What became of a cell, on disk, in the summary and for the stopping rule."""
         if isinstance(outcome, Cell):
@@ -163,6 +174,7 @@ class Worker:
             documents=document_records(task),
             losses_from=source,
             attention=model.attention,
+            feeding=self._feeding(task, model),
             pruned=PrunedRecord(round(pruned.left_out, 4), pruned.bound) if pruned else None,
             out_of_memory_at=too_large,
             seconds=round(seconds, 3),
@@ -204,6 +216,17 @@ class Worker:
             self._tell(task)
         source = reused.describe(task.key, len(task.windows))
         return [row for row in losses if row is not None], source
+
+    def _feeding(self, task: Work, model: LanguageModel) -> FeedingRecord | None:
+        """How the cell's windows longer than a piece were fed; None where no such window was."""
+        feeding = model.feeding
+        marker = 0 if task.reading.window_bos is None else 1
+        if feeding is None or max(w.inputs for _, w in task.windows) + marker <= feeding.piece:
+            return None
+        if feeding.refused is not None:
+            known = self.run.provenance.one_pass or {}
+            self.run.update_provenance(one_pass={**known, task.model.label: feeding.refused})
+        return FeedingRecord(feeding.piece, feeding.compared, feeding.refused)
 
     def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
         """Whether passes to come have a shape that this process has not compiled; it then has."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
+from kerple_eval.models.feeding import Feeding
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class LanguageModel(ABC):
     device: torch.device
     dtype: torch.dtype
     attention: str = "own"  # the backend that computes it ("own": the model's own code); cells record it
+    feeding: Feeding | None = None  # how windows longer than a piece are fed; None: each in one pass
     together: bool = False  # whether each rank holds a part of it, so that all of them score the same windows
 
     def take_pruned(self) -> PrunedShare | None:
@@ -86,6 +88,8 @@ class Checkpoint(ABC):
 
     tokenizer_option: str = ""  # how a tokeniser is given where the checkpoint has none
     attention: str = "auto"  # how the loaded model computes attention; see ``set_attention``
+    feeds_pieces: bool = False  # whether the loaded model can be fed a window in pieces
+    feeding: Feeding | None = None  # what the loaded model begins with as its own; for ``feeds_pieces`` alone
 
     @classmethod
     @abstractmethod
@@ -148,6 +152,13 @@ class Checkpoint(ABC):
         import torch  # noqa: PLC0415 - a checkpoint can be described without it
 
         return torch.float32
+
+    def check_weights(self, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027 - few need it
+        """Check what can be known from the weights alone; called before the first cell of a run.
+
+        Raises:
+            UserError: the model cannot be scored.
+        """
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which the model that ``load`` returns for ``dtype`` computes."""

@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 
 from kerple_eval.models.base import Checkpoint
+from kerple_eval.support import memory
 from kerple_eval.types import DtypeName, UserError
 
 
@@ -18,6 +19,14 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("device cuda: no CUDA device is visible here; use --device cpu or auto")
     return torch.device(name)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory of ``device`` that this process may still take; None where nothing tells."""
+    if device.type != "cuda":
+        return memory.available_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def scoring_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

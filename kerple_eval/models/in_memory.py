@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ class InMemoryCheckpoint(Checkpoint):
                 f"kerple_eval.LanguageModel, got {type(model).__name__}"
             )
         self.model = model
+        self.feeds_pieces = is_transformers(model)
         self._tokenizer = tokenizer
         self.scheme = scheme
         self.train_length = train_length
@@ -188,6 +190,8 @@ class InMemoryCheckpoint(Checkpoint):
         return self.scored.dtype
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        if self.feeds_pieces:
+            self.scored.feeding = copy(self.feeding)
         return self.scored
 
     @contextmanager

@@ -34,7 +34,7 @@ from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.zoo import shipped_folder
 from kerple_eval.schemes.base import Scheme
-from kerple_eval.support.files import inside, is_folder, write_atomically
+from kerple_eval.support.files import inside, is_file, is_folder, write_atomically
 from kerple_eval.support.readers import quoted, read_json
 from kerple_eval.types import UserError
 
@@ -99,7 +99,8 @@ class NativeCheckpoint(Checkpoint):
     def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
         folder = Path(location)
         if not is_folder(folder):
-            raise UserError(f"{location}: no such folder; a native checkpoint is one with {CONFIG}")
+            problem = "is a file" if is_file(folder) else "no such folder"
+            raise UserError(f"{location}: {problem}; a native checkpoint is a folder with {CONFIG}")
         return cls(folder, options)
 
     @cached_property

@@ -55,6 +55,7 @@ class PythonCheckpoint(Checkpoint):
         about = built.description
         details = about.details | {"function": name, "code_sha256": self.code_sha256}
         self._description = replace(about, format="python", details=details)
+        self.feeds_pieces = built.feeds_pieces
 
     def _build(self) -> InMemoryCheckpoint:
         """Call the function.
@@ -119,4 +120,5 @@ class PythonCheckpoint(Checkpoint):
             )
         if built.module is not None:
             built.module.to(device)
+        built.feeding = self.feeding
         return built.load(device, dtype)

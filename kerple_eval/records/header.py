@@ -37,6 +37,20 @@ class LookRecord:
     until: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class FeedingRecord:
+    """Windows longer than ``piece`` tokens were fed in pieces of so many, with the model's own cache.
+
+    Before that, pieces of the first ``compared`` tokens of a window had given the logits of one pass. Where
+    ``one_pass`` says why, such windows were scored in one pass all the same.
+    """
+
+    piece: Positive
+    compared: Count
+    one_pass: str | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellHeader:
     """What a cell was computed from and on, whether it finished or failed.
@@ -86,14 +100,16 @@ class PrunedRecord:
 class FinishedHeader(CellHeader):
     """Of a finished cell too: its documents and how its losses were computed.
 
-    ``losses_from`` says which losses are from other cells, ``out_of_memory_at`` the batch size in tokens that
-    did not fit, ``seconds`` how long the cell took. ``verified`` is False where losses were read from a file
-    without checksums (written before 0.2).
+    ``losses_from`` says which losses are from other cells, ``feeding`` how windows longer than a piece were
+    fed where there were any, ``out_of_memory_at`` the batch size in tokens that did not fit, ``seconds`` how
+    long the cell took. ``verified`` is False where losses were read from a file without checksums (written
+    before 0.2).
     """
 
     documents: tuple[DocumentRecord, ...]
     losses_from: str | None = None
     attention: str | None = None
+    feeding: FeedingRecord | None = None
     pruned: PrunedRecord | None = None
     out_of_memory_at: Positive | None = None
     seconds: float | None = None

@@ -190,8 +190,10 @@ def _provenance(runs: Sequence[Run]) -> Provenance:
     models: dict[str, str] = {}
     for run in runs:
         models = {**run.provenance.models, **models}
+    one_pass = {label: why for run in runs for label, why in (run.provenance.one_pass or {}).items()}
     return Provenance(
         models=models,
+        one_pass=one_pass or None,
         text_files=tuple(dict.fromkeys(path for run in runs for path in run.provenance.text_files)),
         tokens_files=tuple(dict.fromkeys(path for run in runs for path in run.provenance.tokens_files)),
         merged=tuple(run.folder.resolve().name for run in runs),

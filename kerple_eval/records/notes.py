@@ -1,8 +1,8 @@
-"""What a reader must know of how a model read a text, in words."""
+"""What a reader must know of how a model read a text and was fed with it, in words."""
 
 from __future__ import annotations
 
-from kerple_eval.records.specification import ModelRecord, RunSpecification
+from kerple_eval.records.specification import ModelRecord, Provenance, RunSpecification
 
 #: Types of Hugging Face models whose losses are far too high in a window that does not begin with BOS.
 NEEDS_BOS = ("gemma",)
@@ -29,6 +29,12 @@ def text_notes(specification: RunSpecification, model: str, task: str, protocol:
             "losses without it: --bos window puts it into each"
         )
     return notes
+
+
+def feeding_notes(provenance: Provenance, model: str) -> list[str]:
+    """Why windows of a model that were to be fed in pieces were not; none where they were."""
+    why = (provenance.one_pass or {}).get(model)
+    return [] if why is None else [f"its windows were scored in one pass, not in pieces: {why}"]
 
 
 def _kind(model: ModelRecord) -> str:

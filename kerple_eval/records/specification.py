@@ -216,6 +216,7 @@ class Provenance:
 
     ``merged``: names of the runs that were joined. ``tokens_per_pass``: the batch size in tokens that was
     measured for a CUDA device, or what is left of it after memory ran out.
+    ``one_pass``: of models whose windows were to be fed in pieces and were not, label -> why.
     """
 
     models: Mapping[str, str] = field(default_factory=dict)
@@ -224,4 +225,5 @@ class Provenance:
     merged: tuple[str, ...] | None = None
     sessions: tuple[Session, ...] = field(kw_only=True)
     tokens_per_pass: Positive | None = None
+    one_pass: Mapping[str, str] | None = None
     other: Mapping[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.cell import COLUMNS
-from kerple_eval.records.notes import text_notes
+from kerple_eval.records.notes import feeding_notes, text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.groups import identities
@@ -164,6 +164,7 @@ def read_grids(reader: RunReader) -> list[Grid]:
             if label not in grid.models:
                 grid.models.append(label)
                 notes = text_notes(run.specification, row["model"], grid.task, grid.protocol)
+                notes += feeding_notes(run.provenance, row["model"])
                 grid.text_notes += [f"{label}: {note}" for note in notes]
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])

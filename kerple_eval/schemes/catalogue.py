@@ -270,6 +270,12 @@ SCHEMES = Registry("scheme", "kerple_eval.schemes", SchemeEntry, (
         use="post-hoc", stands_on="rope", value_option="window",
     ),
     SchemeEntry(
+        "leaky-rerope", "kerple_eval.schemes.rerope:LeakyReRope", 2023,
+        "Su, bojone/rerope",
+        "moved positions, applied to relative schemes", "0", True,
+        use="post-hoc", stands_on="rope", value_option="window",
+    ),
+    SchemeEntry(
         "dca", "kerple_eval.schemes.dca:DualChunkAttention", 2024,
         "An et al., Dual Chunk Attention, arXiv 2402.17463",
         "moved positions, applied to relative schemes", "0", True,

@@ -4,7 +4,8 @@ Source: Su, "Rectified Rotary Position Embeddings" (2023), code bojone/rerope, `
 ``leaky_rerope_patch.py``.
 
 For D = i - j < w positions stay; for D >= w the query takes position w and the key position 0. With
-``leak`` k > 1 (Leaky ReRoPE) the far pair has the distance ``w + (D - w) / k``. ``window`` w (tokens) is
+``leak`` k > 1 (Leaky ReRoPE) the far pair has the distance ``w + (D - w) / k``; ``leaky-rerope`` is that
+with k = 16, its author's "Leaky ReRoPE-w1024-k16". ``window`` w (tokens) is
 half the trained length unless given. A modifier of relative schemes, applied to a trained model; no
 parameters; prefix-invariant. The released code also sharpens queries beyond the trained length:
 ``rope,rerope=256,log-n=512`` applies both.
@@ -37,3 +38,8 @@ class ReRope(Scheme):
             return [(far, torch.full_like(positions_q, self.near), torch.zeros_like(positions_k))]
         start = self.near * (1 - 1 / self.leak)
         return [(far, positions_q.double() / self.leak + start, positions_k.double() / self.leak)]
+
+
+class LeakyReRope(ReRope):
+    def __init__(self, geometry: Geometry, *, window: int = 0, leak: float = 16.0) -> None:
+        super().__init__(geometry, window=window, leak=leak)

@@ -86,3 +86,32 @@ def test_text_without_a_tokeniser(llama: Path, text: str, invoke: Cli, tmp_path:
     line = refusal(invoke("run", str(llama), "--text", text, "--length", "8", "--out", str(tmp_path / "run")))
     assert "no tokeniser" in line
     assert "--tokens" in line
+
+
+def test_an_extended_row(llama: Path, tokens: str, invoke: Cli, tmp_path: Path) -> None:
+    models = [f"plain=hf:{llama}", f"se=hf:{llama},extend=self-extend,window=8,group=4"]
+    words = ["--tokens", tokens, "--length", "8,60", "--out", str(tmp_path / "run")]
+    done = invoke("run", *models, *words)
+    assert done.exit_code == 0, done.output
+    table = {(row["model"], row["length"]): row for row in rows(tmp_path / "run")}
+    assert table["se", "60"]["scheme"] == "rope,self-extend=8,group=4"
+    assert float(table["se", "8"]["nll"]) == pytest.approx(float(table["plain", "8"]["nll"]), abs=1e-5)
+    assert abs(float(table["se", "60"]["nll"]) - float(table["plain", "60"]["nll"])) > 1e-3
+    shown = invoke("inspect", f"hf:{llama},extend=self-extend,window=8,group=4").stdout
+    assert "rope,self-extend=8,group=4" in shown
+    assert any(line.split() == ["modifiers.self-extend.group", "4"] for line in shown.splitlines())
+
+
+def test_an_attention_that_is_not_known_is_refused_before_the_run(
+    tokens: str, invoke: Cli, tmp_path: Path
+) -> None:
+    config = folders.transformers.HunYuanDenseV1Config(**folders.sized(head_dim=8))
+    place = folders.save(tmp_path / "hunyuan", folders.model(config))
+    out = tmp_path / "run"
+    message = refusal(
+        invoke(
+            "run", f"hf:{place},extend=self-extend", "--tokens", tokens, "--length", "16", "--out", str(out)
+        )
+    )
+    assert "HunYuanDenseV1ForCausalLM cannot be extended by other attention" in message
+    assert not (out / "run.json").exists()

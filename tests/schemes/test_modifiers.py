@@ -108,6 +108,7 @@ CASES: list[tuple[str, str, Callable[[int, int], Pair]]] = [
     ("rerope", "rerope", lambda i, j: rerope(i, j, 4)),
     ("rerope", "rerope=6", lambda i, j: rerope(i, j, 6)),
     ("rerope", "rerope=3,leak=4", lambda i, j: rerope(i, j, 3, 4.0)),
+    ("leaky-rerope", "leaky-rerope", lambda i, j: rerope(i, j, 4, 16.0)),
     (
         "log-n",
         "log-n=3,window=5",

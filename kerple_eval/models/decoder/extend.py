@@ -24,6 +24,12 @@ from kerple_eval.support.registry import unknown
 from kerple_eval.support.specs import option_pairs, typed_options
 from kerple_eval.types import UserError
 
+#: Options of modifiers up to which distances stay as they are.
+_KEEPS = {
+    "self-extend": ("window",), "rerope": ("window",), "leaky-rerope": ("window",), "dca": ("chunk",),
+    "streaming-sink": ("recent",), "lm-infinite": ("recent", "limit"),
+}  # fmt: skip
+
 #: Options that keep the value the model was trained with.
 TRAINED = ("base", "fraction")
 
@@ -78,8 +84,23 @@ def extended(
             "not applied to a trained model"
         )
     config = replace(config, modifiers={name: _typed(name, given) for name, given in modifiers.items()})
+    if not training:
+        _refuse_untrained_distances(config)
     scheme_of(config)  # refuses what does not fit
     return config
+
+
+def _refuse_untrained_distances(config: DecoderConfig) -> None:
+    """A method that keeps distances known to the model is not given ones that it never saw in training."""
+    for name, given in config.modifiers.items():
+        for option in _KEEPS.get(name, ()):
+            # recent keys of a sink lie at 1 to recent, those of the others at 0 to one less
+            value = given.get(option, 0)
+            if value + (name == "streaming-sink") > config.train_length:
+                raise UserError(
+                    f"{name}: {option}={value} contradicts the trained length, {config.train_length} tokens: "
+                    "no distance so large was trained"
+                )
 
 
 def _target(scheme: str, name: str, training: bool) -> str:

@@ -20,6 +20,7 @@ the meta device, before any weight is loaded.
 from __future__ import annotations
 
 import hashlib
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from kerple_eval.models.hf.model import HfModel
 
 OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "adapter", "devices", "parallel")
+#: Models whose attention was compared in this process: weights, configuration, frequencies.
+_CHECKED: set[tuple[str, str, str]] = set()
 #: Settings of a configuration that decide losses and are worth a line of their own.
 _SHOWN = (
     "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
@@ -68,6 +71,7 @@ _SHOWN = (
 
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
+    feeds_pieces = True
     method: Method | None = None
     merged: bool = False  # whether an adapter goes into the weights
     extension: Extension | None = None  # the method's frequencies
@@ -427,6 +431,7 @@ class HfCheckpoint(Checkpoint):
             made = self._ready(model, device, dtype, where)
             made.scratch = scratch
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
+            made.feeding = copy(self.feeding)
             return made
 
     def _ready(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> HfModel:
@@ -441,6 +446,15 @@ class HfCheckpoint(Checkpoint):
             model, device, dtype, where, method=self.method, special=self._special_ids(),
             longest=self.description.max_length, placed=placed, together=together,
         )  # fmt: skip
+
+    def check_weights(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Loading compares the attention computed here with the model's own, whatever the method is."""
+        if self.method is None or not self.method.modifiers:
+            return
+        key = (self.weights.sha256(), self.fingerprint, str(self.extension))
+        if key not in _CHECKED:
+            self.load(device, dtype)
+            _CHECKED.add(key)
 
     def check_ranks(self, count: int) -> None:
         self.placement.check_ranks(count, self.description.shape, self.where)

@@ -83,11 +83,13 @@ class ExtendedModel(HfModel):
                 "so it does something that is not known here"
             )
 
-    def _call(self, inputs: Tensor, keep: int | Tensor | None) -> Tensor:
+    def _call(
+        self, inputs: Tensor, keep: int | Tensor | None, *, use_cache: bool = False, **cache: Any
+    ) -> Any:
         for module in self.answering.values():
             forget_lengths(module)
         with self.own.installed() if self.own else answered_by(self.model, self.answering):
-            return super()._call(inputs, keep)
+            return super()._call(inputs, keep, use_cache=use_cache, **cache)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import nn
 
 from kerple_eval.models.base import Shape
 from kerple_eval.models.decoder.config import DecoderConfig
-from kerple_eval.models.decoder.extend import extended
+from kerple_eval.models.decoder.extend import extend_options, extended
 from kerple_eval.models.hf import describe
 from kerple_eval.models.hf.config import text_config
 from kerple_eval.models.hf.foreign import foreign
@@ -36,11 +36,9 @@ from kerple_eval.models.hf.rope import (
 )
 from kerple_eval.models.hf.rotation import rotary_modules
 from kerple_eval.schemes.assembly import build_scheme
-from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.schemes.rope_longrope import RopeLongrope
 from kerple_eval.schemes.rotary import Rotary
 from kerple_eval.schemes.spelling import format_scheme
-from kerple_eval.support.specs import parse_options
 from kerple_eval.types import Geometry, UserError
 
 #: Layers that have no attention of this kind, or one that is left as it is.
@@ -130,8 +128,7 @@ def read_method(
 
 def method_of(text: str, model: Any, train_length: int | None, where: str) -> Method:
     """The method ``text`` (what stands after ``extend=``, or modifiers alone) for a model in memory."""
-    given = text if "=" in text.partition(",")[0] else f"extend={text}"
-    options = dict(parse_options(given, text, may_be_empty=SCHEMES))
+    options = extend_options(text)
     config = text_config(model.config, where)
     trained = train_length or describe.train_length(config, {})
     return read_method(options, config, describe.shape(config), trained, where, ())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
 from kerple_eval.support.scratch import ScratchFolder
@@ -56,28 +57,48 @@ class HfModel(LanguageModel):
         self.chunked = self.chunked and _trunk(model) is not None
 
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        """By chunk; in pieces with the model's own cache where ``feeding`` says so and the model can."""
         forget_lengths(self.model)
         if self.config.model_type == "mpt":  # its ALiBi table is cut from one of max_seq_len
             self.config.max_seq_len = max(self.config.max_seq_len, inputs.shape[1])
-        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.vocabulary))
-        if not self.chunked or rows <= step:
-            yield self._forward(inputs, rows)
+        feeding = self.feeding
+        if feeding is not None and pieces.serves(feeding, self._pass, self.model, inputs, self.dtype):
+            yield from pieces.in_pieces(self._pass, self.model, inputs, rows, feeding.piece)
             return
-        first = inputs.shape[1] - rows
+        for logits, _ in self._pass(inputs, rows):
+            yield logits
+
+    def _pass(self, inputs: Tensor, rows: int, **cache: Any) -> Iterator[tuple[Tensor, Any]]:
+        """One pass over ``inputs [B, N]``: logits of the last ``rows`` positions, ``[B, r, V]`` a chunk, each
+        with what the model returned; one chunk without rows where ``rows`` is 0.
+        """
+        length = inputs.shape[1]
+        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.vocabulary))
+        if not self.chunked or 0 < rows <= step:
+            output = self._call(inputs, max(rows, 1) if self.keeps_rows else None, **cache)
+            yield output.logits[:, output.logits.shape[1] - rows :], output
+            return
         with _trunk_runs_once(self.model):
-            for start in range(first, inputs.shape[1], step):
-                stop = min(start + step, inputs.shape[1])
-                yield self._call(inputs, torch.arange(start, stop, device=self.device))
+            for start in range(length - rows, length, step) if rows else (length,):
+                keep = torch.arange(start, min(start + step, length), device=self.device)
+                output = self._call(inputs, keep, **cache)
+                yield output.logits, output
 
     def _forward(self, inputs: Tensor, rows: int) -> Tensor:
         """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
-        return self._call(inputs, rows if self.keeps_rows else None)[:, -rows:]
+        logits: Tensor = self._call(inputs, rows if self.keeps_rows else None).logits
+        return logits[:, -rows:]
 
-    def _call(self, inputs: Tensor, keep: int | Tensor | None) -> Tensor:
-        """Logits of the last ``keep`` positions, or of those that it names; of all where None."""
+    def _call(
+        self, inputs: Tensor, keep: int | Tensor | None, *, use_cache: bool = False, **cache: Any
+    ) -> Any:
+        """What the model returns, with logits of the last ``keep`` positions, or of those that it names; of
+        all where None.
+        """
         named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
-            logits = self.model(input_ids=inputs, use_cache=False, **named).logits
+            output = self.model(input_ids=inputs, use_cache=use_cache, **named, **cache)
+            logits = output.logits
         if (
             not isinstance(logits, Tensor)
             or logits.dim() != 3
@@ -89,7 +110,7 @@ class HfModel(LanguageModel):
                 f"{self.where}: its own code gives logits {found}, expected a tensor "
                 f"[{inputs.shape[0]}, tokens, {self.vocabulary}]"
             )
-        return logits
+        return output
 
     @torch.inference_mode()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:

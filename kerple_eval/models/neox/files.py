@@ -58,11 +58,13 @@ def looks_like_neox(folder: Path) -> bool:
 
 def locate(location: str) -> NeoxFiles:
     folder = Path(location)
-    if folder.suffix == ".zip" and is_file(folder):
-        raise UserError(
-            f"{location}: a zip archive, as the release ships them; unpack it, and give the folder with "
-            "`latest`"
+    if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and is_file(folder):
+        kind = (
+            "zip archive, as the release ships them" if folder.suffix.lower() == ".zip" else "packed archive"
         )
+        raise UserError(f"{location}: a {kind}; unpack it, and give the folder with `latest`")
+    if is_file(folder):
+        raise UserError(f"{location}: is a file; neox: takes the folder with `latest` and global_stepN")
     if not is_folder(folder):
         raise UserError(
             f"{location}: no such folder; a GPT-NeoX checkpoint is one with `latest` and global_stepN"

@@ -82,7 +82,7 @@ METHODS: dict[str, tuple[dict[str, str], Positions]] = {
     "self-extend": (
         {"extend": "self-extend", "window": "12", "group": "3"}, lambda i, j: self_extend(i, j, 12, 3),
     ),
-    "leaky-rerope": ({"extend": "rerope", "window": "10", "leak": "4"}, lambda i, j: rerope(i, j, 10, 4.0)),
+    "leaky-rerope": ({"leaky-rerope": "10", "leak": "4"}, lambda i, j: rerope(i, j, 10, 4.0)),
     "rerope": ({"rerope": "10"}, lambda i, j: rerope(i, j, 10)),
     "streaming-sink": (
         {"extend": "streaming-sink", "recent": "14", "sinks": "2"}, lambda i, j: streaming(i, j, 14, 2),
@@ -166,10 +166,14 @@ def test_a_method_changes_something_and_its_identity_nothing(name: str, saved: A
     own = found(place, {})
     identities: list[dict[str, str]] = [
         {"extend": "self-extend", "window": "5", "group": "1"}, {"window": "100"}, {"log-n": "100"},
-        {"extend": "rerope", "window": "100"},
     ]  # fmt: skip
     for identity in identities:
         np.testing.assert_allclose(found(place, identity), own, rtol=0, atol=2e-5)
+    trained = [Window(0, 32, 1)]
+    (own_short,) = folders.scored(place, trained)
+    for method in ("lm-infinite", "window", "log-n"):  # at their defaults they begin past the trained length
+        (short,) = folders.scored(place, trained, extend=method)
+        np.testing.assert_allclose(short[0], own_short[0], rtol=0, atol=2e-5)
     changed = found(place, {"extend": "rerope", "window": "3"})
     assert np.abs(changed - own).max() > 1e-2
 
@@ -246,6 +250,16 @@ REFUSED: list[tuple[str, dict[str, str], str]] = [
     ("llama", {"extend": "longrope", "factor": "2", "long": "1/2"}, "4 frequencies"),
     ("llama", {"extend": "rerope", "self-extend": "4"}, "both move positions"),
     ("llama", {"ssmax": "1"}, "has parameters"),
+    (
+        "llama",
+        {"extend": "self-extend", "window": "33"},
+        "window=33 contradicts the trained length, 32 tokens",
+    ),
+    ("llama", {"leaky-rerope": "33"}, "window=33 contradicts the trained length"),
+    ("llama", {"extend": "lm-infinite", "limit": "40"}, "limit=40 contradicts"),
+    ("llama", {"extend": "streaming-sink", "recent": "32"}, "recent=32 contradicts"),
+    ("llama", {"extend": "streaming-sink", "sinks": "32"}, "leave no recent key"),
+    ("llama", {"extend": "dca", "chunk": "64"}, "chunk=64 contradicts"),
     ("llama", {"tokeniser": "x"}, "did you mean 'tokenizer'"),
     ("gpt2", {"extend": "self-extend"}, "rotary positions"),
     ("bloom", {"window": "8"}, "rotary positions"),

@@ -98,7 +98,15 @@ def test_the_code_belongs_to_the_identity(tmp_path: Path) -> None:
     first = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
     again = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
     changed = folder(tmp_path / "model", CODE.replace("2.0 ** -", "3.0 ** -"))
-    assert first == again != HfCheckpoint.open(str(changed), TRUST).description.details["code_sha256"]
+    second = HfCheckpoint.open(str(changed), TRUST).description.details["code_sha256"]
+    assert first == again != second
+    lazy = CODE.replace("        n = input_ids", "        from .later import slope\n        n = input_ids")
+    helper = place / "later.py"  # imported by the forward pass alone
+    helper.write_text("slope = 1\n")
+    folder(place, lazy)
+    third = HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
+    helper.write_text("slope = 2\n")
+    assert third != HfCheckpoint.open(str(place), TRUST).description.details["code_sha256"]
 
 
 @pytest.mark.parametrize(

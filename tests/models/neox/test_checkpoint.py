@@ -250,6 +250,14 @@ def test_an_archive_and_a_folder_too_high(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "release.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match="a zip archive, as the release ships them; unpack it"):
         NeoxCheckpoint.open(str(tmp_path / "release.zip"), {})
+    for name, problem in (
+        ("a.ZIP", "a zip archive"),
+        ("a.tar.gz", "a packed archive"),
+        ("a.yml", "is a file"),
+    ):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=problem):
+            NeoxCheckpoint.open(str(tmp_path / name), {})
     with pytest.raises(UserError) as caught:
         NeoxCheckpoint.open(str(folder.parent), {})
     assert f"give neox:{folder}" in str(caught.value)
