@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -17,9 +18,12 @@ from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.models.devices import DeviceLostError
-from kerple_eval.records.cell import Cell, FailedCell
+from kerple_eval.records.cell import Cell, FailedCell, file_name
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run
+from kerple_eval.reports.grid import read_grids
 from kerple_eval.reports.tables import answers, table
+from kerple_eval.support.files import is_file
 from kerple_eval.types import CellKey, UserError
 
 
@@ -45,8 +49,19 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
     return finish(result)
 
 
+def _lost_cells(folder: Path) -> int:
+    """How many finished cells of the summary have no file, as in a copy without ``cells/``."""
+    if is_file(folder / "summary.csv"):
+        with suppress(UserError):  # the run says what is wrong, or writes the summary anew
+            entries = [entry for grid in read_grids(RunReader([folder])) for entry in grid.entries.values()]
+            files = [folder / "cells" / f"{file_name(entry.key)}.parquet" for entry in entries if entry.ok]
+            return sum(not is_file(file) for file in files)
+    return 0
+
+
 def _watched(request: RunRequest) -> Run:
     """Do the run; on a terminal, show its progress."""
+    lost = _lost_cells(request.out)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.fields[cells]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -58,7 +73,11 @@ def _watched(request: RunRequest) -> Run:
         computed = 0.0
 
         def show(state: RunProgress) -> None:
-            nonlocal computed
+            nonlocal computed, lost
+            if lost:  # said once nothing refuses the run any more
+                line = f"{request.out}: finished cells of its summary without a file, computed again: {lost}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                lost = 0
             computed = state.work_done
             key = state.key
             progress.update(

@@ -75,8 +75,11 @@ class RunBudget:
         self.chosen = False
 
     def choose(self, model: LanguageModel, longest: int) -> None:
-        """When the first model is loaded: the budget that ``run.json`` keeps, or else a measured one."""
-        if self.chosen or model.device.type != "cuda":
+        """When the first model is loaded: the budget that ``run.json`` keeps, or else a measured one.
+
+        A model held in parts by several ranks is not measured: this rank alone cannot run it.
+        """
+        if self.chosen or model.device.type != "cuda" or model.together:
             return
         self.chosen = True
         kept = self.run.provenance.tokens_per_pass

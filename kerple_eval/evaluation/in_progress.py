@@ -2,9 +2,10 @@
 
 The kernel's out-of-memory killer gives a process no time to record a failure, so the same command would be
 killed at the same cell for ever. The file is written before a cell is computed and removed after it, however
-it ends, but for a kill. A run that finds the file left behind records its cell as failed where
+it ends, but for a kill, of this process or another rank, and a card that is lost. A run that finds the file
+left behind records its cell as failed where
 
-* the same cell was being computed when two processes in a row ended, or
+* the same cell was being computed when two processes in a row ended so, or
 * the control group's count of out-of-memory kills has risen since the file was written.
 
 Otherwise it computes the cell again: one kill, anywhere, changes nothing.
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kerple_eval.evaluation.ranks import RankLostError
+from kerple_eval.models.devices import DeviceLostError
 from kerple_eval.support.files import write_atomically
 from kerple_eval.support.readers import read_json
 from kerple_eval.support.typed_json import Count, from_json, to_json
@@ -65,20 +68,28 @@ class Deaths:
         if now is not None and then is not None and now.group == then.group and now.kills > then.kills:
             return "the kernel's out-of-memory killer ended the process that computed this cell"
         if self.left.deaths > 0:
-            return "two processes in a row were killed while they computed this cell"
+            return "two processes in a row ended while they computed this cell"
         return None
 
     @contextmanager
     def computing(self, key: CellKey) -> Iterator[None]:
-        """Around the computation of a cell."""
+        """Around the computation of a cell; the file stays where another rank or the card was lost in it."""
         deaths = 1 if self.left is not None and self.left.cell == key else 0
         content = json.dumps(to_json(InProgress(key, deaths, kill_count()))).encode()
         write_atomically(self.path, content, durable=False)
         try:
             yield
-        finally:
-            self.path.unlink(missing_ok=True)
-            self.left = None
+        except (RankLostError, DeviceLostError):
+            raise
+        except BaseException:
+            self.forget()
+            raise
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is in progress any more."""
+        self.path.unlink(missing_ok=True)
+        self.left = None
 
 
 def kill_count() -> KillCount | None:

@@ -150,6 +150,7 @@ class Worker:
             if self.stopping.grows or self.rows.get(task.key, {}).get("status") != "ok":
                 header = FailedHeader(**_fields(self._header(task)), killed=True)
                 self._record(FailedCell(task.key, header, f"killed: {reason}; --retry tries again"))
+            self.deaths.forget()
 
     def _outcome(self, task: Work) -> Cell | FailedCell:
         """The cell computed, or why it could not be."""

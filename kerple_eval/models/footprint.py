@@ -13,13 +13,12 @@ The process itself (interpreter, libraries: about 0.4 GB) comes on top.
 
 from __future__ import annotations
 
-from kerple_eval.models.base import Description
+from kerple_eval.models.base import HEAD_CHUNK_ELEMENTS, Description
 from kerple_eval.models.decoder.attention import QUERY_CHUNK
 from kerple_eval.models.scoring import TOKENS_PER_PASS
 
 WORKSPACE = 1.4  # measured on the CPU: tests/models/test_footprint.py
 MASK = 5  # bytes a query and key: a truth value, and the number that attention makes of it
-LOGIT_CHUNK = 2 * (1 << 23) * 4  # a chunk of logits and its log-softmax, float32
 
 
 def window_bytes(
@@ -43,4 +42,5 @@ def window_bytes(
     rows = QUERY_CHUNK if device == "cuda" else 1
     kernel = shape.heads * (length + QUERY_CHUNK) * 4 * rows
     scores = 3 * tokens * shape.heads * length * width if description.eager else 0
-    return description.parameters * width + int(WORKSPACE * layer) + cache + kernel + scores + LOGIT_CHUNK
+    logits = 2 * 4 * min(HEAD_CHUNK_ELEMENTS[device], tokens * description.vocab_size)  # and log-softmax
+    return description.parameters * width + int(WORKSPACE * layer) + cache + kernel + scores + logits

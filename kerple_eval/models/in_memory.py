@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
@@ -155,8 +156,9 @@ class InMemoryCheckpoint(Checkpoint):
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
-        devices = {tensor.device for tensor in tensors if not tensor.is_meta}  # a meta tensor lies on disk
-        if len(devices) > 1 and getattr(self.model, "hf_device_map", None) is None:
+        mapped = getattr(self.model, "hf_device_map", None) is not None  # a meta tensor then lies on disk
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1 and not mapped:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
@@ -295,10 +297,11 @@ class InMemoryCheckpoint(Checkpoint):
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tensors = dict(module.state_dict()) | dict(module.named_buffers())
         for name in sorted(tensors):
-            tensor = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+            whole = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
+            for part, held in _plain_tensors(name, whole.detach()):
+                tensor = held.cpu().contiguous()
+                digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _named_identity(self) -> str:
@@ -338,6 +341,16 @@ def is_transformers(model: Any) -> bool:
         cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
         for cls in type(model).__mro__
     )
+
+
+def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensor, or those that a packed one (torchao's) consists of, by name."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    parts, _ = tensor.__tensor_flatten__()
+    for part in sorted(parts):
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
 
 
 def _offloaded(module: nn.Module, name: str) -> Tensor:

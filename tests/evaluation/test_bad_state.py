@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,16 @@ def test_a_failed_cell_that_is_no_cell(invoke: Cli, good: dict[str, list[str]], 
     cell.unlink()
     cell.with_suffix(".json").write_text('{"schema_version": 1, "error": "MemoryError: no room"}')
     assert "not a readable cell (it holds the cell None); delete it" in refusal(invoke(*command(good)))
+
+
+def test_cells_that_are_not_here_are_said(invoke: Cli, good: dict[str, list[str]], tmp_path: Path) -> None:
+    """A copy without ``cells/`` is computed again, and a run refused for another reason says that alone."""
+    assert invoke(*command(good)).stderr == ""
+    whole = (tmp_path / "out" / "summary.csv").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "cells")
+    refusal(invoke(*command(good, length=["--length", "16"])))
+    done = invoke(*command(good))
+    said = f"{tmp_path / 'out'}: finished cells of its summary without a file, computed again: 2\n"
+    assert (done.exit_code, done.stderr) == (0, said)
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == whole
+    assert invoke(*command(good)).stderr == ""

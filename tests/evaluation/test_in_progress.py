@@ -10,6 +10,8 @@ import pytest
 import kerple_eval
 from kerple_eval.evaluation import in_progress
 from kerple_eval.evaluation.in_progress import FILE, Deaths, KillCount, kill_count
+from kerple_eval.evaluation.ranks import RankLostError
+from kerple_eval.models.devices import DeviceLostError
 from kerple_eval.types import CellKey, UserError
 from tests.helpers.victim import killed_at
 
@@ -27,7 +29,7 @@ def die(folder: Path, key: CellKey, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_two_deaths_in_a_row_in_one_cell_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_progress, "kill_count", lambda: None)
     assert Deaths(tmp_path).reason() is None
-    twice = "two processes in a row were killed while they computed this cell"
+    twice = "two processes in a row ended while they computed this cell"
     deaths = [(KEY, None), (OTHER, None), (KEY, None), (KEY, twice), (KEY, twice), (OTHER, None)]
     for key, expected in deaths:
         die(tmp_path, key, monkeypatch)
@@ -78,6 +80,22 @@ def test_a_file_that_is_not_ours(tmp_path: Path) -> None:
             Deaths(tmp_path)
 
 
+@pytest.mark.parametrize("error", [RankLostError(), DeviceLostError("the card answers no more")])
+def test_a_lost_rank_or_card_is_a_death(tmp_path: Path, error: Exception) -> None:
+    """The kernel may kill another rank, whose loss this process survives to report."""
+    key = CellKey("m", "t", "full-context", 16)
+    for deaths in (0, 1):
+        with pytest.raises(type(error)), Deaths(tmp_path).computing(key):
+            raise error
+        left = Deaths(tmp_path).left
+        assert left is not None and (left.cell, left.deaths) == (key, deaths)
+    assert Deaths(tmp_path).reason() == "two processes in a row ended while they computed this cell"
+    for other in (KeyboardInterrupt(), UserError("a full disk"), ValueError()):
+        with pytest.raises(type(other)), Deaths(tmp_path).computing(key):
+            raise other
+        assert not (tmp_path / FILE).exists()
+
+
 def test_killed_twice_in_one_cell_then_tried_again(
     models: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +109,7 @@ def test_killed_twice_in_one_cell_then_tried_again(
     assert run.summary()["status"].tolist() == ["failed", "ok"]
     error = run.summary()["error"][0]
     assert error == (
-        "killed: two processes in a row were killed while they computed this cell; --retry tries again"
+        "killed: two processes in a row ended while they computed this cell; --retry tries again"
     )
     assert not (out / FILE).exists()
     assert kerple_eval.evaluate(**arguments, out=out).summary()["error"][0] == error  # not tried again

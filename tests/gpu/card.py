@@ -16,8 +16,6 @@ from typing import Any
 import torch
 import torch.utils._triton
 import triton
-from torch._inductor.fx_passes import joint_graph, post_grad
-from torch._inductor.graph import GraphLowering
 from torch._subclasses import fake_tensor
 from triton.backends.compiler import GPUTarget
 
@@ -65,7 +63,7 @@ class _Driver:
         return torch.cuda
 
 
-def _keep_source(graph: GraphLowering) -> Any:
+def _keep_source(graph: Any) -> Any:
     """In place of loading a compiled module: its source is kept, its graph interpreted."""
     wrapper = (graph.codegen_with_cpp_wrapper() if graph.cpp_wrapper else graph.codegen())[0]
     SOURCES.append(wrapper.value if hasattr(wrapper, "value") else wrapper)
@@ -97,10 +95,14 @@ def pretend(devices: Path) -> None:
         setattr(torch._C, f"_cuda_{name}", lambda *_: 0)
     for name in ("has_triton", "has_triton_package"):
         setattr(torch.utils._triton, name, lambda: True)
-    for module in (joint_graph, post_grad):
-        module.lazy_init = lambda *_, **__: None
     fake_tensor.init_gpu_context = lambda *_: None
     triton.runtime.driver.set_active(_Driver())
+    # Only now, as Inductor keeps the functions that it finds when it is imported.
+    from torch._inductor.fx_passes import joint_graph, post_grad  # noqa: PLC0415
+    from torch._inductor.graph import GraphLowering  # noqa: PLC0415
+
+    for module in (joint_graph, post_grad):
+        module.lazy_init = lambda *_, **__: None
     GraphLowering.compile_to_module = _keep_source
     torch._inductor.config.fx_graph_cache = False
     torch._inductor.config.joint_graph_constant_folding = False

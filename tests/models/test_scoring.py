@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kerple_eval.models import scoring
+from kerple_eval.models import base, scoring
 from kerple_eval.models.base import LanguageModel
-from kerple_eval.models.decoder import scored as decoder_model
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.devices import resolve_device
 from kerple_eval.models.scoring import NotFiniteError, batches, pass_ranks, score
@@ -42,7 +41,7 @@ def test_losses_are_those_of_one_target_at_a_time(
     scheme: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every loss of a native decoder, whatever the batch and however the head is cut."""
-    monkeypatch.setattr(decoder_model, "HEAD_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setitem(base.HEAD_CHUNK_ELEMENTS, "cpu", chunk)
     made = tiny.decoder(tiny.config(scheme, layers=1))
     weights = tiny.weights(made)
     documents = [tiny.tokens(n, seed=n) for n in (12, 9, 12)]
@@ -119,7 +118,7 @@ def test_half_precision_logits_lose_nothing_more_in_the_loss() -> None:
 
 def test_the_head_never_sees_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most HEAD_CHUNK_ELEMENTS logits exist at a time, and only for scored rows."""
-    monkeypatch.setattr(decoder_model, "HEAD_CHUNK_ELEMENTS", 11 * 4 * 3)
+    monkeypatch.setitem(base.HEAD_CHUNK_ELEMENTS, "cpu", 11 * 4 * 3)
     model = DecoderModel(tiny.decoder(tiny.config("kerple-log")), CPU, torch.float32)
     inputs = torch.from_numpy(np.stack([tiny.tokens(20, seed=s) for s in range(3)]))
     with torch.no_grad():

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.base import LanguageModel, head_rows
 from kerple_eval.models.decoder.backends import resolve_backend
 from kerple_eval.models.decoder.network import Decoder
 from kerple_eval.models.decoder.pruning import PrunedShare
-
-HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
 
 
 class DecoderModel(LanguageModel):
@@ -37,6 +35,6 @@ class DecoderModel(LanguageModel):
 
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
         features = self.decoder(inputs, rows)
-        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.decoder.config.vocab_size))
+        step = head_rows(self.device, inputs.shape[0], self.decoder.config.vocab_size)
         for chunk in features.split(step, dim=1):
             yield self.decoder.head(chunk)

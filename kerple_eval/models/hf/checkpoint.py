@@ -432,6 +432,8 @@ class HfCheckpoint(Checkpoint):
             made.scratch = scratch
             made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
             made.feeding = copy(self.feeding)
+            if made.feeding is not None and self.method is not None and not self.method.prefix_invariant:
+                made.feeding.refused = "its positions follow the length of the window"
             return made
 
     def _ready(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> HfModel:

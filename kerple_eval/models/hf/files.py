@@ -227,7 +227,9 @@ def _from_hub(
 def _needed_files(names: Sequence[str], what: str, gguf: str | None, adapter: bool) -> list[str]:
     """The files of a hub repository that are needed: one kind of weights, and no code."""
     small = [name for name in names if name in _SMALL]
-    if ADAPTER in names and (adapter or not any(name.startswith("model") for name in names)):
+    if ADAPTER in names and (
+        adapter or not any(name.startswith(("model", "pytorch_model")) for name in names)
+    ):
         return [name for name in names if name in (ADAPTER, ADAPTER_WEIGHTS)]
     if gguf is not None:
         if gguf not in names:

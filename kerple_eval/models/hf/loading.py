@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,8 @@ class Source:
         config = copy.deepcopy(self.config)
         if self.quantisation is not None:
             config.quantization_config = dict(self.quantisation.settings)
-        with foreign(self.where, "transformers cannot load it"):
+        bars = contextlib.redirect_stderr(io.StringIO())  # compressed-tensors' progress bars have no switch
+        with foreign(self.where, "transformers cannot load it"), bars:
             model, info = self.model_class.from_pretrained(
                 str(folder),
                 config=config,

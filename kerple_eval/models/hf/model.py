@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.base import LanguageModel, head_rows
 from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
 from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
 
-HEAD_CHUNK_ELEMENTS = 1 << 23  # logits formed at once: 32 MB in float32
 _PROBE = 32  # tokens of the checks after loading
 
 
@@ -73,7 +72,7 @@ class HfModel(LanguageModel):
         with what the model returned; one chunk without rows where ``rows`` is 0.
         """
         length = inputs.shape[1]
-        step = max(1, HEAD_CHUNK_ELEMENTS // (inputs.shape[0] * self.vocabulary))
+        step = head_rows(self.device, inputs.shape[0], self.vocabulary)
         if not self.chunked or 0 < rows <= step:
             output = self._call(inputs, max(rows, 1) if self.keeps_rows else None, **cache)
             yield output.logits[:, output.logits.shape[1] - rows :], output

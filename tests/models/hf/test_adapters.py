@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from kerple_eval.models.hf import placement
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.files import _needed_files
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
@@ -236,3 +237,17 @@ def test_on_a_spread_base(base: Path, lora: Path, monkeypatch: pytest.MonkeyPatc
 def test_parallel_tensor_loads_none(base: Path, lora: Path, invoke: Cli) -> None:
     said = refusal(invoke("inspect", f"hf:{base},adapter={lora},parallel=tensor"))
     assert "parallel=tensor loads no adapter" in said
+
+
+def test_of_a_hub_repository_the_adapter_alone_is_fetched() -> None:
+    both = ["adapter_config.json", "adapter_model.safetensors"]
+    names = [*both, "README.md", "training_args.bin", "tokenizer.json"]
+    for adapter in (False, True):
+        assert _needed_files(names, "hf:org/name", None, adapter) == both
+    whole = [*names, "config.json", "model.safetensors"]
+    assert _needed_files(whole, "hf:org/name", None, True) == both
+    assert _needed_files(whole, "hf:org/name", None, False) == [
+        "tokenizer.json",
+        "config.json",
+        "model.safetensors",
+    ]

@@ -15,6 +15,7 @@ from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers.command import Cli, refusal
+from tests.helpers.ranks import as_ranks
 from tests.models.hf.test_own_code import CODE, folder
 
 REGISTER = """
@@ -82,6 +83,18 @@ def test_the_losses_are_those_of_the_package_s_model(
     cell = next(open_run(tmp_path / "run").cells())
     found = np.concatenate(cell.losses)  # type: ignore[union-attr]
     assert np.abs(found[:48] - torch.cat(parts).numpy()[:48]).max() < 1e-5
+
+
+def test_under_torchrun_every_rank_imports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, "own_package_c", "own-kind-c")
+    place = checkpoint(tmp_path / "model", "own-kind-c")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ids.jsonl").write_text(json.dumps({"tokens": [3 + i * i % 90 for i in range(50)]}))
+    words = ["run", f"hf:{place},import=own_package_c", "--tokens", str(tmp_path / "ids.jsonl")]
+    more = ["--length", "16", "--device", "cpu", "--out", str(tmp_path / "run")]
+    for done in as_ranks(tmp_path / "log", 2, [*words, *more]):
+        assert done.returncode == 0, done.stderr
+    assert [cell.summary()["status"] for cell in open_run(tmp_path / "run").cells()] == ["ok"]
 
 
 def test_a_changed_package_is_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

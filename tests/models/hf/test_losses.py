@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kerple_eval.models.hf import model as hf_model
+from kerple_eval.models import base
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.scoring import NotFiniteError, score
 from kerple_eval.types import Window
@@ -35,7 +35,7 @@ def test_losses(
     name: str, rows_at_once: int, saved: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To 1e-5, with a batch of three, the head by chunks of two or three rows and at once."""
-    monkeypatch.setattr(hf_model, "HEAD_CHUNK_ELEMENTS", rows_at_once * V)
+    monkeypatch.setitem(base.HEAD_CHUNK_ELEMENTS, "cpu", rows_at_once * V)
     folder, made = saved[name]
     if name == "mpt":  # transformers' own refuses windows past max_seq_len
         made.config.max_seq_len = 64
@@ -98,7 +98,9 @@ def test_a_sliding_window_matters(saved: dict[str, tuple[Path, Any]], tmp_path: 
     assert np.abs(far[0] - folders.expected(made, document, Window(0, 60, 1))).max() > 1e-2
 
 
-def test_only_scored_rows_reach_the_head(saved: dict[str, tuple[Path, Any]]) -> None:
+def test_only_scored_rows_reach_the_head(
+    saved: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The vocabulary matrix sees 5 rows of 40; the trunk runs once however many chunks there are."""
     folder, _ = saved["llama"]
     loaded = HfCheckpoint.open(str(folder), {}).load(CPU, torch.float32)
@@ -110,12 +112,8 @@ def test_only_scored_rows_reach_the_head(saved: dict[str, tuple[Path, Any]]) -> 
     with torch.inference_mode():
         assert [c.shape for c in loaded.logits(inputs, 5)] == [(1, 5, V)]
         assert (seen, trunk) == ([5], [1])
-        hf_chunks = hf_model.HEAD_CHUNK_ELEMENTS
-        try:
-            hf_model.HEAD_CHUNK_ELEMENTS = 2 * V
-            assert [c.shape[1] for c in loaded.logits(inputs, 5)] == [2, 2, 1]
-        finally:
-            hf_model.HEAD_CHUNK_ELEMENTS = hf_chunks
+        monkeypatch.setitem(base.HEAD_CHUNK_ELEMENTS, "cpu", 2 * V)
+        assert [c.shape[1] for c in loaded.logits(inputs, 5)] == [2, 2, 1]
     assert (seen, trunk) == ([5, 2, 2, 1], [1, 1])
     assert "forward" not in vars(loaded.model.model)
 

@@ -95,6 +95,13 @@ def test_a_spread_model_in_memory(llama: Path, ids: str, tmp_path: Path) -> None
     assert len({run.specification.models[0].weights_sha256 for run in runs}) == 1
 
 
+def test_a_model_in_parts_without_a_map(ids: str) -> None:
+    model = folders.model("llama")
+    model.model.layers[1].to("meta")
+    with pytest.raises(UserError, match=r"is on several devices \(cpu, meta\) without a device map"):
+        kerple_eval.evaluate({"m": model}, tokens=Path(ids), lengths=[16])
+
+
 def losses(folder: Path) -> np.ndarray[Any, Any]:
     cells = [cell for cell in open_run(folder).cells() if isinstance(cell, Cell)]
     assert len(cells) == 2

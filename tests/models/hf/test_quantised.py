@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import kerple_eval
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.hf.quantised import PACKAGES
 from kerple_eval.records.cell import Cell
@@ -63,11 +64,38 @@ def by_hand(plain: Path, folder: Path) -> None:
     folders.edit_config(folder, quantization_config=settings)
 
 
+def by_compressed_tensors(plain: Path, folder: Path) -> None:
+    """4 bits, packed into int32, with a scale for each row."""
+    from compressed_tensors.compressors import ModelCompressor  # noqa: PLC0415
+    from compressed_tensors.quantization import (  # noqa: PLC0415
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(plain)
+    weights = QuantizationArgs(num_bits=4, strategy="channel", symmetric=True)
+    groups = {"all": QuantizationScheme(targets=["Linear"], weights=weights)}
+    config = QuantizationConfig(
+        config_groups=groups, ignore=["lm_head"], format="pack-quantized", quantization_status="compressed"
+    )
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if hasattr(module, "weight_scale"):
+            module.weight_scale.data = module.weight.abs().amax(1, keepdim=True) / 7
+    compressor = ModelCompressor(quantization_config=config)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(str(folder))
+
+
 #: name -> (method, package, writer)
 KINDS = {
     "bnb-4bit": ("bitsandbytes", "bitsandbytes", by_bitsandbytes(4)),
     "bnb-8bit": ("bitsandbytes", "bitsandbytes", by_bitsandbytes(8)),
     "torchao-int8": ("torchao", "torchao", by_torchao),
+    "compressed-int4": ("compressed-tensors", "compressed_tensors", by_compressed_tensors),
     "fp8": ("fp8", "accelerate", by_hand),
 }
 
@@ -119,6 +147,17 @@ def test_logits_are_those_of_transformers_own_loading(
     assert about.parameters == HfCheckpoint.open(str(plain), {}).description.parameters
     assert any(f"quantised ({KINDS[kind][0]})" in line for line in about.warnings)
     assert float((ours(folder, devices="auto") - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_model_in_memory(kind: str, packed: Callable[[str], Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device_map": "cpu", "dtype": torch.float32}
+    model = transformers.AutoModelForCausalLM.from_pretrained(packed(kind), **options)
+    run = kerple_eval.evaluate({"m": model}, tokens=IDS * 3, lengths=[16])
+    with torch.inference_mode():
+        logits = model(torch.tensor([IDS[:16]])).logits[0].float()
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(IDS[1:17]), reduction="none")
+    assert np.abs(run.losses()["loss"].to_numpy()[:16] - expected.numpy()).max() < 1e-5
 
 
 def test_a_run_records_it(packed: Callable[[str], Path], tmp_path: Path, invoke: Cli) -> None:
@@ -176,7 +215,7 @@ def test_damaged_ones_are_one_line_before_loading(
     if kind.startswith("bnb"):
         piece = "weight.absmax" if kind == "bnb-4bit" else "SCB"
         assert f"missing tensor {LAYER}.{piece}" in refused(lambda state: state.pop(f"{LAYER}.{piece}"))
-    if kind != "torchao-int8":
+    if kind in ("bnb-4bit", "bnb-8bit", "fp8"):
         packed_as = {"bnb-4bit": torch.uint8, "bnb-8bit": torch.int8, "fp8": torch.float8_e4m3fn}[kind]
         short = torch.zeros(3, 3).to(packed_as)
         assert f"{LAYER}.weight has shape [3, 3]" in refused(
