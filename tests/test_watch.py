@@ -160,7 +160,7 @@ def test_in_a_trainer(tmp_path: Path) -> None:
 
 SCRIPT = """
 import os, sys, time, torch, torch.distributed as dist
-import kerple_eval, kerple_eval.api.watch as module
+import kerple_eval, kerple_eval.evaluation.watch as module
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Embedding(256, 4), torch.nn.Linear(4, 256))

@@ -20,16 +20,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from kerple_eval.api.evaluate import from_module
-from kerple_eval.api.watch import Watch
 from kerple_eval.cli.errors import BrokenOffError, typed_words
 from kerple_eval.data.task import parse_task
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer
 from kerple_eval.evaluation.request import parse_lengths
+from kerple_eval.evaluation.watch import Watch
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.devices import DTYPES, precision_for, resolve_device
+from kerple_eval.models.in_memory import InMemoryCheckpoint
 from kerple_eval.models.training.corpus import Corpus, training_corpus
 from kerple_eval.models.training.ngram import bits_per_byte
 from kerple_eval.models.training.start import start_from
@@ -147,7 +147,7 @@ def _watch(
         if step % scored.every:
             return
         model = DecoderModel(decoder, torch.device(recipe.device), torch.float32)
-        about = from_module(
+        about = InMemoryCheckpoint(
             model, scheme=recipe.model.scheme_name, train_length=recipe.model.train_length, seed=recipe.seed
         )  # fmt: skip
         scored(about, step)
