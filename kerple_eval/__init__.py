@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from kerple_eval.api import Watch as Watch
     from kerple_eval.api import Window as Window
     from kerple_eval.api import __version__ as __version__
+    from kerple_eval.api import convert as convert
     from kerple_eval.api import evaluate as evaluate
     from kerple_eval.api import from_module as from_module
+    from kerple_eval.api import inspect as inspect
+    from kerple_eval.api import merge as merge
     from kerple_eval.api import open_run as open_run
     from kerple_eval.api import read_lm_eval as read_lm_eval
     from kerple_eval.api import register_format as register_format
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from kerple_eval.api import register_scheme as register_scheme
     from kerple_eval.api import register_task as register_task
     from kerple_eval.api import score as score
+    from kerple_eval.api import train as train
 
 __all__ = [
     "LanguageModel",
@@ -32,8 +36,11 @@ __all__ = [
     "Watch",
     "Window",
     "__version__",
+    "convert",
     "evaluate",
     "from_module",
+    "inspect",
+    "merge",
     "open_run",
     "read_lm_eval",
     "register_format",
@@ -42,6 +49,7 @@ __all__ = [
     "register_scheme",
     "register_task",
     "score",
+    "train",
 ]
 
 

@@ -219,3 +219,101 @@ def test_a_model_of_few_positions_is_probed_within_them() -> None:
     assert len(kerple_eval.score(model, ids, length=12)) == 29
     with pytest.raises(UserError, match="end at 12"):
         kerple_eval.score(model, ids, length=13)
+
+
+def test_inspect_says_what_the_command_says() -> None:
+    from kerple_eval.cli.inspect import lines  # noqa: PLC0415
+
+    found = kerple_eval.inspect("zoo:kerple-log")
+    assert (found["scheme"], found["train_length"], found["max_length"]) == ("kerple-log", 512, None)
+    assert set(found["scheme_parameters"]) == {"r1", "r2"}
+    shown = dict(line.split(maxsplit=1) for line in lines("zoo:kerple-log"))
+    assert shown["parameters"] == f"{found['parameters']:,}"
+    model = Bigram().train()
+    held = kerple_eval.inspect(model, tokenizer="bytes")
+    assert (held["format"], held["vocab_size"], held["tokenizer"]) == ("memory", V, "bytes")
+    assert held["memory"] == {}
+    assert model.training
+    with pytest.raises(UserError, match="unknown zoo model"):
+        kerple_eval.inspect("zoo:alibbi")
+
+
+def test_convert_and_merge_from_python(tmp_path: Path) -> None:
+    written = kerple_eval.convert("zoo:alibi", tmp_path / "alibi", dtype="float32")
+    assert (written.scheme, written.train_length, written.stored_dtypes) == ("alibi", 512, ("F32",))
+    runs = [
+        kerple_eval.evaluate(
+            {label: model}, text=TEXT, tokenizer="bytes", lengths=[32], out=tmp_path / label, bos="never"
+        )
+        for label, model in (("a", "zoo:alibi"), ("b", str(tmp_path / "alibi")))
+    ]
+    joined = kerple_eval.merge([runs[0], tmp_path / "b"], tmp_path / "joined")
+    assert joined.summary()["model"].tolist() == ["a", "b"]
+    assert joined.summary()["nll"].nunique() == 1
+    for call, message in (
+        (lambda: kerple_eval.merge(tmp_path / "a", tmp_path / "x"), "two run directories or more"),
+        (lambda: kerple_eval.merge([runs[0], runs[0]], tmp_path / "x"), "is given twice"),
+        (lambda: kerple_eval.convert("zoo:alibi", tmp_path / "alibi"), "alibi"),
+        (lambda: kerple_eval.convert("zoo:alibi", tmp_path / "y", dtype="int8"), "unknown dtype 'int8'"),
+        (lambda: kerple_eval.convert(Bigram(), tmp_path / "y"), "takes a MODEL"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "y").exists()
+
+
+def test_mpt_in_memory_keeps_its_length() -> None:
+    """Windows beyond ``max_seq_len`` are scored by raising it for a while."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MptConfig(vocab_size=V, d_model=32, n_layers=1, n_heads=2, max_seq_len=32)
+    model = transformers.MptForCausalLM(config)
+    frames = [kerple_eval.score(model, TEXT, length=length, tokenizer="bytes") for length in (128, 16, 128)]
+    assert model.config.max_seq_len == 32
+    np.testing.assert_array_equal(frames[0]["loss"], frames[2]["loss"])
+
+
+def test_train_from_python_is_the_command(tmp_path: Path) -> None:
+    from click.testing import CliRunner  # noqa: PLC0415
+
+    from kerple_eval.cli.main import cli  # noqa: PLC0415
+
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 40)
+    steps: list[int] = []
+    record = kerple_eval.train(
+        tmp_path / "a", scheme="alibi", text=text, length=16, steps=2, layers=1, width=16, heads=2, threads=1,
+        on_step=lambda step, loss: steps.append(step),
+    )  # fmt: skip
+    assert steps == [1, 2]
+    assert record["held_out"]["nll"] > 0
+    words = ["train", "--scheme", "alibi", "--text", str(text), "--length", "16", "--steps", "2"]
+    words += [
+        "--layers",
+        "1",
+        "--width",
+        "16",
+        "--heads",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    weights = [kerple_eval.inspect(tmp_path / name)["weights_sha256"] for name in "ab"]
+    assert weights[0] == weights[1]
+    for changes, message in (
+        ({"scheme": "alibbi"}, "did you mean 'alibi'"),
+        ({"scheme": None}, "needs either"),
+        ({"text": ()}, "needs text"),
+        ({"steps": 0}, "steps=0 must be a whole number, at least 1"),
+        ({"lr": float("nan")}, "lr=nan must be a number above 0"),
+        ({"store": "int8"}, "unknown store of train"),
+        ({"text": tmp_path / "none.txt"}, "none.txt"),
+    ):
+        given: dict[str, Any] = {"scheme": "alibi", "text": text, "length": 16} | changes
+        with pytest.raises(UserError, match=message):
+            kerple_eval.train(tmp_path / "c", **given)
+    assert not (tmp_path / "c").exists()

@@ -173,7 +173,7 @@ if dist.get_rank() == 0:
     try:
         watch(model, 2)
     except kerple_eval.UserError as error:
-        print("alone:", error, time.monotonic() - began < 30)
+        print("alone:", error, time.monotonic() - began < 30, flush=True)
 else:
     time.sleep(8)
 os._exit(0)
@@ -185,6 +185,8 @@ def test_on_all_ranks_or_not_at_all(tmp_path: Path) -> None:
     script.write_text(SCRIPT.format(text=TEXT, out=str(tmp_path / "r")))
     done = as_ranks(tmp_path / "o", 2, [], script)
     assert [one.returncode for one in done] == [0, 0], [one.stderr[-800:] for one in done]
+    assert "alone: watch at step 2: the other ranks did not come within 4 s" in done[0].stdout
+    assert "True" in done[0].stdout
     assert kerple_eval.open_run(tmp_path / "r").summary().step.tolist() == [1]
 
 

@@ -5,6 +5,7 @@ Imports no torch: reading a run stays quick.
 
 from __future__ import annotations
 
+from kerple_eval.api.checkpoints import convert, inspect
 from kerple_eval.api.evaluate import evaluate, from_module, score
 from kerple_eval.api.register import (
     register_format,
@@ -13,7 +14,8 @@ from kerple_eval.api.register import (
     register_scheme,
     register_task,
 )
-from kerple_eval.api.run import Run, open_run
+from kerple_eval.api.run import Run, merge, open_run
+from kerple_eval.api.training import train
 from kerple_eval.api.watch import Watch
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.reports.lm_eval import read_lm_eval
@@ -29,8 +31,11 @@ __all__ = [
     "Watch",
     "Window",
     "__version__",
+    "convert",
     "evaluate",
     "from_module",
+    "inspect",
+    "merge",
     "open_run",
     "read_lm_eval",
     "register_format",
@@ -39,4 +44,5 @@ __all__ = [
     "register_scheme",
     "register_task",
     "score",
+    "train",
 ]

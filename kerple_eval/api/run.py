@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.records import merging
 from kerple_eval.records.run import Run as RunDirectory
 from kerple_eval.records.run import open_run as open_directory
 from kerple_eval.reports.catalogue import REPORTS
@@ -50,9 +52,7 @@ class Run(RunDirectory):
         """
         from kerple_eval.cli.plot import run as plot  # noqa: PLC0415
 
-        path = self.folder / f"{kind}.png" if out is None else Path(out)
-        plot([str(self.folder)], kind, path, **options)
-        return path
+        return plot([str(self.folder)], kind, None if out is None else Path(out), **options)
 
     def report(
         self, out: str | PathLike[str] | None = None, style: str | None = None, **options: Any
@@ -82,6 +82,26 @@ def open_run(folder: str | PathLike[str]) -> Run:
         UserError: no run directory, or one that is damaged or was written by a newer release.
     """
     return with_reports(open_directory(fspath(folder)))
+
+
+def merge(
+    folders: Sequence[str | PathLike[str] | RunDirectory], out: str | PathLike[str], *, within: float = 0.0
+) -> Run:
+    """Join runs of other models, lengths, protocols or tasks into one, in the new folder ``out``.
+
+    Args:
+        folders: two run directories or more, or runs.
+        out: a folder that does not exist, or is empty.
+        within: the largest difference, in nats, between losses of a cell that several runs hold; the first
+            run's cell is kept.
+
+    Raises:
+        UserError: runs that do not join, cells that do not agree, or an ``out`` that is not empty.
+    """
+    several = [folders] if isinstance(folders, str | PathLike | RunDirectory) else folders
+    paths = [run.folder if isinstance(run, RunDirectory) else Path(run) for run in several]
+    merging.merge(paths, Path(out), within=within)
+    return open_run(out)
 
 
 def with_reports(run: RunDirectory) -> Run:

@@ -77,7 +77,7 @@ def cli(traceback: bool) -> None:
 @out("Run directory. If it holds a run of the same command, that run is continued.")
 @click.option(
     "--documents", type=at_least(1), metavar="N",
-    help="FiniteNumber of documents of each task; all that are long enough unless given.",
+    help="Number of documents of each task; all that are long enough unless given.",
 )  # fmt: skip
 @click.option("--keep-short", is_flag=True, help="Score also documents shorter than the longest length.")
 @click.option("--max-tokens", type=Tokens(2), metavar="N", help="Cut each document after N tokens.")
@@ -285,11 +285,11 @@ def train(**options: Any) -> None:
     """
     source = click.get_current_context().get_parameter_source
     sizes = ("layers", "width", "heads", "tie_embeddings")
-    given = [name for name in sizes if source(name) is not ParameterSource.DEFAULT]
+    options |= {name: None for name in sizes if source(name) is ParameterSource.DEFAULT}
     with exit_on_interrupt():
         from kerple_eval.cli import train as command  # noqa: PLC0415
 
-    command.run(**options, sizes_given=given)
+    command.run(**options)
 
 
 @cli.command(short_help="Write any checkpoint in the native format.")

@@ -28,10 +28,14 @@ def kinds() -> dict[str, ReportEntry]:
 
 
 def run(
-    sources: Sequence[str], kind: str, out: Path, *,
+    sources: Sequence[str], kind: str, out: Path | None, *,
     head: int | None = None, layer: int | None = None, over_seeds: bool = False, **options: int | str | None,
-) -> None:  # fmt: skip
-    """Write the figure ``kind`` of ``sources`` to ``out``; an option that the kind lacks is refused."""
+) -> Path:  # fmt: skip
+    """Write the figure ``kind`` of ``sources`` to ``out``, or to ``KIND.png`` in the one run directory.
+
+    Raises:
+        UserError: an unknown kind, an option that the kind lacks, or no ``out`` where it is not plain.
+    """
     if kind in RENAMED:
         raise UserError(RENAMED[kind])
     if kind not in kinds():
@@ -49,10 +53,19 @@ def run(
     if "against" in known and "against" not in given:
         raise UserError(f"--kind {kind} needs --against MODEL, the model that the others are compared with")
     given.pop("layer", None)
+    out = out or _default_out(sources, entry)
     if entry.takes == "runs":
         make(sources, out, **given)
     else:
         make(_views(sources, make, head, layer), out, **given)
+    return out
+
+
+def _default_out(sources: Sequence[str], entry: ReportEntry) -> Path:
+    if entry.takes == "models" or len(sources) > 1:
+        what = "of models" if entry.takes == "models" else f"of {len(sources)} runs"
+        raise UserError(f"a figure {what} needs --out FILE, as in --out {entry.name}.png")
+    return Path(sources[0]) / f"{entry.name}.png"
 
 
 def _check_sources(sources: Sequence[str], entry: ReportEntry) -> None:

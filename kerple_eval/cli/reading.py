@@ -88,7 +88,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
     help="Of runs: curve, position, ratio, scatter, depth or training. Of models: kernels, kernel-reach or "
     "matrix.",
 )  # fmt: skip
-@out("Figure to write: .png, .pdf or .svg.")
+@out("Figure to write: .png, .pdf or .svg; KIND.png in DIR where there is exactly one.", required=False)
 @click.option(
     "--against", metavar="MODEL", help="ratio, scatter: the model that the others are compared with."
 )  # fmt: skip
@@ -109,7 +109,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
     "--layer", type=at_least(0), metavar="N",
     help="Of models whose layers differ: this layer, counted from 0.",
 )  # fmt: skip
-def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
+def plot(sources: tuple[str, ...], kind: str, out: str | None, **options: Any) -> None:
     """Draw a figure of runs, or of the positional kernels that models have learned.
 
     \b
@@ -118,8 +118,7 @@ def plot(sources: tuple[str, ...], kind: str, out: str, **options: Any) -> None:
     """
     from kerple_eval.cli import plot as command  # noqa: PLC0415
 
-    command.run(sources, kind, Path(out), **options)
-    click.echo(out)
+    click.echo(command.run(sources, kind, Path(out) if out else None, **options))
 
 
 @click.command(cls=Command, short_help="Is the difference between schemes real?")

@@ -204,10 +204,14 @@ class InMemoryCheckpoint(Checkpoint):
             yield
             return
         before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
+        config: Any = getattr(module, "config", None)
+        longest = getattr(config, "max_seq_len", None)
         module.eval()
         try:
             yield
         finally:
+            if longest is not None:
+                config.max_seq_len = longest  # MPT's is raised for windows beyond it
             for part, training, buffers, cached in before:
                 part.training = training
                 part._buffers.update(buffers)
@@ -216,6 +220,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def description(self) -> Description:
+        _ = self.scored, self.state_sha256  # of the model as it was given
         vocabulary = self._vocabulary()
         facts = self._facts()
         measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))

@@ -18,6 +18,7 @@ from kerple_eval.types import UserError
 
 _LABEL = re.compile(r"(?P<label>[^=:,/\\]+)=(?P<rest>.+)", re.DOTALL)
 _FORMAT = re.compile(r"(?P<format>[A-Za-z][A-Za-z0-9_-]*):(?P<rest>.*)", re.DOTALL)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?(@[\w./-]+)?")
 _OPTIONS = re.compile(r",(?=[A-Za-z][A-Za-z0-9_-]*=)")
 
 
@@ -99,7 +100,8 @@ def _recognise(location: str) -> str:
     folder = Path(location)
     if not is_folder(folder):
         names = ", ".join(f"{known}:" for known in CHECKPOINT_FORMATS)
-        raise UserError(f"no model {location!r}: not a directory, and no format before it ({names})")
+        hub = f"; as a model of the hub it is hf:{location}" if _HUB_ID.fullmatch(location) else ""
+        raise UserError(f"no model {location!r}: not a directory, and no format before it ({names}){hub}")
     candidates = [name for name in CHECKPOINT_FORMATS if CHECKPOINT_FORMATS.load(name).recognises(folder)]
     if len(candidates) == 1:
         return candidates[0]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.blocks import blocks
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "score_your_model.ipynb"
 
@@ -33,6 +35,21 @@ def test_every_example_is_listed_and_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
     page = (EXAMPLES / "README.md").read_text()
     assert all(f"]({path.name})" in page for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))
+
+
+def test_packages_are_those_of_the_pages() -> None:
+    """The pages' tests install and run them; here, that examples/ holds the same files and no others."""
+    shown = {
+        EXAMPLES / block.marks["file"]: block.body
+        for page in sorted((EXAMPLES.parent / "docs" / "extending").glob("*.md"))
+        for block in blocks(page)
+        if block.marks.get("file", "").startswith("kerple-")
+    }
+    held = {path for path in EXAMPLES.glob("kerple-*/**/*") if path.suffix in (".py", ".toml", ".yaml")}
+    assert held == set(shown)
+    assert all(path.read_text() == body for path, body in shown.items())
+    listed = (EXAMPLES / "README.md").read_text()
+    assert {f"]({path.name})" in listed for path in EXAMPLES.glob("kerple-*")} == {True}
 
 
 def test_the_notebook_is_the_script() -> None:

@@ -2,8 +2,8 @@
 
 A label marks a tensor that says where tokens stand (a table of frequencies, of learned positions, a mask).
 Whatever is computed from it carries the label too. On the meta device shapes are computed and numbers are
-not, so that the pass of a large model takes no memory and little time; a branch that asks for a number is
-taken as if it were zero.
+not, so that the pass of a large model takes no memory and little time. A branch that asks for a number takes
+it for zero, a choice of tokens for all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Labels(TorchFunctionMode):
     """Inside, every torch function passes on the labels of its arguments.
 
     ``on_attention`` is called for each softmax over keys and each scaled dot product, with the labels of all
-    that it is given. ``tokens``: how many the pass is over.
+    that it is given; that a query alone is scaled by where it stands tells keys nothing and is left out.
+    ``tokens``: how many the pass is over.
     """
 
     def __init__(self, tokens: int, on_attention: Callable[[frozenset[str]], None]) -> None:
@@ -63,19 +64,35 @@ class Labels(TorchFunctionMode):
         labels = self.of((args, kwargs))
         if name in _COUNTS:
             labels |= {POSITION}
-        if self._is_attention(name, args, kwargs):
+        if name == "scaled_dot_product_attention":
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            shown = self.of([named["key"], named.get("attn_mask")])
+            self.on_attention(self.of(named["query"]) - {POSITION} | shown)
+        elif name == "softmax" and self._is_over_keys(args[0] if args else kwargs["input"]):
             self.on_attention(labels)
-        result = func(*args, **kwargs)
+        result = _all_chosen(name, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         self.mark(args[0] if name in _IN_PLACE else result, labels)
         return result
 
-    def _is_attention(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _is_over_keys(self, scores: Tensor) -> bool:
         """Scores ``[B, H, N, K]`` or ``[B H, N, N]``; a softmax over experts is ``[B, N, E]`` at most."""
-        if name != "softmax":
-            return name == "scaled_dot_product_attention"
-        scores: Tensor = args[0] if args else kwargs["input"]
         square = scores.dim() == 3 and scores.shape[-1] == scores.shape[-2] >= self.tokens
         return scores.dim() > 3 or square
+
+
+def _all_chosen(name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What a choice by a mask gives where it chooses all; None for other functions."""
+    chosen = args[1] if name == "__getitem__" else args[0] if args else None
+    if not isinstance(chosen, Tensor):
+        return None
+    if name == "__getitem__" and chosen.dtype == torch.bool:
+        return args[0].flatten(0, chosen.dim() - 1)
+    if name == "nonzero" or (name == "where" and len(args) == 1):
+        indices = torch.zeros(chosen.numel(), chosen.dim(), dtype=torch.int64, device=chosen.device)
+        return indices.unbind(1) if name == "where" or kwargs.get("as_tuple") else indices
+    return None
 
 
 def plain(tensor: Tensor) -> Tensor:

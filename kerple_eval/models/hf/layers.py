@@ -59,7 +59,12 @@ _MASKS = {
 
 
 def layer_schemes(model_class: Any, config: Any) -> list[str]:
-    """One name a layer, in the order in which ``model_class(config)`` runs them; empty where it has none."""
+    """One name a layer, in order; see :func:`schemes_by_path`."""
+    return list(schemes_by_path(model_class, config).values())
+
+
+def schemes_by_path(model_class: Any, config: Any) -> dict[str, str]:
+    """Path of a layer in ``model_class(config)`` -> its name, for all that text passes through, in order."""
     own = copy.deepcopy(config)
     own._attn_implementation_internal = None  # transformers' choice, whatever the model is scored with
     with torch.device("meta"):
@@ -160,36 +165,41 @@ class _Trace:
         if self.current is not None:
             self.found[self.current] |= {"attention", *labels}
 
-    def names(self) -> list[str]:
+    def names(self) -> dict[str, str]:
         """One name a layer that text passes through; lists of other modules (norms, say) are no layers."""
         named = {layer: self._name(layer) for layer in self.layers if not self.whole or layer in self.found}
         lists = {layer.rpartition(".")[0] for layer, name in named.items() if name not in ("unknown", "mlp")}
-        return [name for layer, name in named.items() if not lists or layer.rpartition(".")[0] in lists]
+        return {k: name for k, name in named.items() if not lists or k.rpartition(".")[0] in lists}
 
     def _name(self, layer: str) -> str:
         if layer not in self.ended:
             return "unknown"
         found, ran = self.found[layer], self.ran[layer]
         parts = []
+        family = type(self.model).__name__.removesuffix("ForCausalLM").lower()  # Kimi*Linear*'s attention
         if "attention" in found:
             parts.append(self._position(layer) + self._mask(layer))
         for kind, words in (("recurrent", _RECURRENT), ("conv", _CONVOLUTION)):
-            if any(word in name for name in ran for word in words):
+            if any(word in name for name in ran - {f"{family}attention"} for word in words):
                 parts.append(kind)
-        if not parts and any(word in name for name in ran for word in _NO_MIXING):
-            return "mlp"
-        return "&".join(parts) or "unknown"
+        if parts:
+            return "&".join(parts)
+        children = [child for child in self.model.get_submodule(layer).children() if list(child.children())]
+        classes = [type(child).__name__.lower() for child in children]
+        apart = all(any(word in name for word in _NO_MIXING) for name in classes)
+        return "mlp" if classes and apart else "unknown"
 
     def _position(self, layer: str) -> str:
         """How attention knows positions: by its own means, else by what was added to the embeddings."""
         found, kind = self.found[layer], self.text.model_type
         embedded = self.embedded or frozenset()
-        counted = POSITION in embedded or (POSITION in found and not self._has_temperature(layer))
+        counted = POSITION in embedded or POSITION in found
         rotary = sorted(label for label in found if label.startswith("rope"))
         signs = {
             "rope": "sinusoidal" in found,  # sines that reach the scores rotate
             "alibi": kind in _ALIBI or getattr(self.text, "alibi", False),
-            "t5": "t5" in found or kind in _BUCKETS,
+            "learned&t5": "learned" in embedded and kind in _BUCKETS,
+            "t5": "t5" in found,
             "sinusoidal": kind in _SINUSOIDAL or "sinusoidal" in embedded,
             "learned": "learned" in embedded,
             "unknown": counted,
@@ -198,15 +208,12 @@ class _Trace:
             return rotary[0]
         return next((name for name, seen in signs.items() if seen), "nope")
 
-    def _has_temperature(self, layer: str) -> bool:
-        """Whether queries are scaled by where they stand (Llama 4), which tells keys nothing."""
-        return any(
-            getattr(module, "attn_temperature_tuning", False)
-            for module in self.model.get_submodule(layer).modules()
-        )
-
     def _mask(self, layer: str) -> str:
         masks = sorted(label for label in self.found[layer] if label.startswith(("window=", "chunk=")))
+        if any(
+            getattr(m, "attention_type", "") == "local" for m in self.model.get_submodule(layer).modules()
+        ):
+            masks.append(f"window={self.text.window_size}")  # GPT-Neo's mask is a buffer of its own
         compressed = any("compressor" in name for name in self.ran[layer])
         return "".join(f",{label}" for label in (*masks, *(["compressed"] if compressed else [])))
 

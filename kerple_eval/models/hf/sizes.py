@@ -19,9 +19,9 @@ from kerple_eval.types import UserError
 _COUNTS = re.compile(r"(layers?|blocks?|block_count|num_stages|n_layer|loops?)$")
 _EXPERTS = re.compile(r"expert")
 _MOST_EXPERTS = 1 << 16  # stacked in one tensor, or stated by a default where a model has none
-#: Keys that count positions or tokens: no tensor need be as long.
+#: Keys that count positions, tokens or hashes of n-grams: no tensor need be as long.
 _POSITIONS = re.compile(
-    r"(position|context|window|chunk|length|seq|_len$|distance|token|_id$|max_|time|seed)"
+    r"(position|context|window|chunk|length|seq|_len$|distance|token|_id$|max_|time|seed|ngram)"
 )
 _FRACTIONS = re.compile(r"(rotary_pct|partial_rotary_factor|rotary_percent|rotary_emb_fraction)$")
 _LEAST = 512  # layers: built in a second, whatever the file holds
