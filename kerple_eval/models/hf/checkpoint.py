@@ -438,8 +438,11 @@ class HfCheckpoint(Checkpoint):
         )  # fmt: skip
 
     def check_weights(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Loading compares the attention computed here with the model's own, whatever the method is."""
-        if self.method is None or not self.method.modifiers:
+        """Loading compares the attention computed here with the model's own, whatever the method is.
+
+        A model over several ranks is loaded by all of them together, so there it is the first cell's load.
+        """
+        if self.method is None or not self.method.modifiers or self.placement.tensor:
             return
         key = (self.weights.sha256(), self.fingerprint, str(self.extension))
         if key not in _CHECKED:
