@@ -24,8 +24,8 @@ COLUMNS = (
     "nll,ppl,bits_per_byte,dtype,device,status,error"
 )
 COMMANDS = {
-    "run", "table", "answers", "longppl", "merge", "export", "compare", "intervals", "plot", "explain", "reach",
-    "report", "train", "inspect", "convert", "list", "demo",
+    "run", "table", "answers", "longppl", "merge", "export", "compare", "intervals", "plot", "explain",
+    "reach", "report", "train", "inspect", "convert", "list", "demo",
 }  # fmt: skip
 LISTS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")
