@@ -254,7 +254,7 @@ def _check_megatron(task: Task, source: MegatronSource, path: str) -> None:
     if task.split.test != 1:
         raise UserError(f"{path}: split.test: must be 1.0, as source.part says which documents to score")
     if task.bos in ("document", "window"):
-        raise UserError(f"{path}: bos: must be never, as token ids are used as given, got {task.bos!r}")
+        raise UserError(f"{path}: bos: must be never, as token ids are used as given, got {quoted(task.bos)}")
 
 
 def _check_synthetic_task(task: Task, source: SyntheticSource, path: str) -> None:

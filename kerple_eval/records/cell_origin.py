@@ -76,7 +76,8 @@ def check_origin(header: CellHeader, key: CellKey, specification: RunSpecificati
     elif header.specification_sha256 in (None, specification_sha256(specification, key)):
         return
     elif header.dtype != specification.dtype_of(key.model):
-        what = f"dtype was {header.dtype!r} in it and is {specification.dtype_of(key.model)!r} in run.json"
+        stated = {"dtype": specification.dtype_of(key.model)}
+        what = differences({"dtype": header.dtype}, stated)[0].describe("in it", "in run.json")
     else:
         what = "another text, choice of documents or option of the model"
     raise UserError(

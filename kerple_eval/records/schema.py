@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
 SCHEMA_VERSION = 2
@@ -59,11 +60,11 @@ def up_to_date(data: dict[str, Any], steps: Mapping[int, Step], path: Path) -> d
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < min(steps):
         raise UserError(
-            f"{path}: schema version {version!r}; this release reads {min(steps)} to {SCHEMA_VERSION}"
+            f"{path}: schema version {quoted(version)}; this release reads {min(steps)} to {SCHEMA_VERSION}"
         )
     if version > SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema version {version}, of a newer kerple-eval; this release reads up to "
+            f"{path}: schema version {quoted(version)}, of a newer kerple-eval; this release reads up to "
             f"{SCHEMA_VERSION}: upgrade it"
         )
     for old in range(version, SCHEMA_VERSION):

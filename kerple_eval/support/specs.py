@@ -20,9 +20,9 @@ def parse_spec(text: str) -> Spec:
     name, colon, rest = text.partition(":")
     name = name.strip()
     if not name:
-        raise UserError(f"no name in {text!r}; expected NAME or NAME:key=value")
+        raise UserError(f"no name in {text[:80]!r}; expected NAME or NAME:key=value")
     if colon and not rest.strip():
-        raise UserError(f"nothing after the colon in {text!r}; expected NAME:key=value")
+        raise UserError(f"nothing after the colon in {text[:80]!r}; expected NAME:key=value")
     return Spec(name, parse_options(rest, text) if colon else ())
 
 
@@ -43,9 +43,9 @@ def option_pairs(
     for part in parts:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and (value or key in may_be_empty)):
-            raise UserError(f"expected key=value, got {part!r} in {where!r}")
+            raise UserError(f"expected key=value, got {part[:80]!r} in {where[:80]!r}")
         if key in pairs:
-            raise UserError(f"option {key!r} given twice in {where!r}")
+            raise UserError(f"option {key[:80]!r} given twice in {where[:80]!r}")
         pairs[key] = value
     return list(pairs.items())
 

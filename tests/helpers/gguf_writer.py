@@ -204,6 +204,7 @@ def write(path: Path, family: str, made: Any, kind: Any, more: Sequence[tuple[st
     writer.add_token_merges(['! "'])
     writer.add_eos_token_id(0)
     for method, key, value in more:
+        writer.kv_data[0].pop(key, None)
         getattr(writer, method)(key, value)
     for name, weight in tensors(family, made):
         if kind is not None and fits(name, weight):

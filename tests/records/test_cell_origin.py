@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -163,3 +164,16 @@ def test_rows_of_a_summary(
     for command in (["table"], ["report"]):
         line = refusal(invoke(*command, str(folder)))
         assert says in line and "summary.csv" in line and "delete it" in line
+
+
+def test_a_long_value_of_run_json_is_cut(run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    whole = json.loads((folder / "run.json").read_text())
+    for changed in (
+        whole | {"schema_version": "v" * 5000},
+        whole | {"specification": whole["specification"] | {"dtype": "d" * 5000}},
+        whole | {"specification": whole["specification"] | {"device": "d" * 5000}},
+    ):
+        (folder / "run.json").write_text(json.dumps(changed))
+        assert "..." in (line := refusal(invoke("intervals", str(folder)))) and len(line) < 600

@@ -20,7 +20,15 @@ from typing import Any
 
 import torch
 
-from kerple_eval.models.hf.files import ADAPTER, ADAPTER_WEIGHTS, CheckpointFolder, StoredTensor, inside
+from kerple_eval.models.hf.files import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    CheckpointFolder,
+    StoredTensor,
+    check_links,
+    inside,
+    locate,
+)
 from kerple_eval.models.hf.foreign import foreign, one_line
 from kerple_eval.models.hf.weights import meta_state, safetensors_headers
 from kerple_eval.support.readers import quoted, read_json
@@ -81,6 +89,21 @@ class Adapter:
             base = f"{base}@{revision}"
         tensors = safetensors_headers(weights)
         return cls(str(where), weights, settings, tensors, base or None, folder.hub, folder.revision)
+
+    def locate_base(self, gguf: str | None, *, code: bool) -> CheckpointFolder:
+        """The folder of the model that the configuration names as its base."""
+        right = "hf:BASE,adapter=DIR names it"
+        if self.base is None:
+            raise UserError(f"{self.where}: names no base model; {right}")
+        try:
+            found = locate(self.base, gguf, code=code)
+        except UserError as error:
+            raise UserError(f"{self.where}: its base model: {error}; {right}") from None
+        if (found.root / ADAPTER).exists():
+            raise UserError(
+                f"{self.where}: its base model {self.base} is an adapter itself; merge that first"
+            )
+        return found
 
     @property
     def kind(self) -> str:
@@ -157,6 +180,26 @@ class Adapter:
 
     def _config(self) -> Any:
         return _config_class(self.settings, self.where)(**self.settings, inference_mode=True)
+
+
+def find(folder: CheckpointFolder, named: str | None) -> Adapter:
+    """The adapter at ``named`` for the model in ``folder``; None names the one that the folder is.
+
+    Raises:
+        UserError: there is none, or a model and an adapter are in one folder.
+    """
+    root = folder.root
+    if named is not None and (root / ADAPTER).exists():
+        raise UserError(f"{root}: is or holds an adapter ({ADAPTER}); adapter= goes with a base model alone")
+    if named is not None:
+        return Adapter.read(locate(named, None, adapter=True))
+    check_links(root)
+    if any((*root.glob("model*"), *root.glob("pytorch_model*"))):
+        raise UserError(
+            f"{root}: holds an adapter ({ADAPTER}) beside a model; take one of them out, or write "
+            "hf:BASE,adapter=DIR with BASE a folder of the model alone"
+        )
+    return Adapter.read(folder)
 
 
 def _config_class(settings: dict[str, Any], where: str) -> Any:

@@ -33,7 +33,6 @@ from kerple_eval.models.hf import gguf, gguf_claims
 from kerple_eval.models.hf.files import (
     ADAPTER,
     CONFIG,
-    CheckpointFolder,
     check_links,
     find_weights,
     locate,
@@ -72,6 +71,7 @@ _SHOWN = (
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
     feeds_pieces = True
+    adapter: Adapter | None = None
     method: Method | None = None
     merged: bool = False  # whether an adapter goes into the weights
     extension: Extension | None = None  # the method's frequencies
@@ -105,9 +105,12 @@ class HfCheckpoint(Checkpoint):
     def _find_files(self, location: str, file: str | None, adapter: str | None, *, code: bool) -> None:
         """Where the checkpoint is, its weight files, and what transformers reads it from (``_source``)."""
         self.folder = locate(location, file, code=code)
-        self.adapter = self._find_adapter(adapter)
-        if self.adapter is not None and adapter is None:
-            self.folder = locate_base(self.adapter, file, code=code)
+        if adapter is not None or (self.folder.root / ADAPTER).exists():
+            from kerple_eval.models.hf.adapters import find  # noqa: PLC0415 - torch
+
+            self.adapter = find(self.folder, adapter)
+            if adapter is None:
+                self.folder = self.adapter.locate_base(file, code=code)
         if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
             self.folder = replace(self.folder, gguf=only)
         root = self.folder.root
@@ -119,21 +122,6 @@ class HfCheckpoint(Checkpoint):
             _need(("gguf", "accelerate"))
             self.gguf_path = _whole_gguf(self.weights.files)
             self._source = replace(self.folder, root=self.gguf_path.parent, gguf=self.gguf_path.name)
-
-    def _find_adapter(self, named: str | None) -> Adapter | None:
-        """The adapter that was named, or the one that the folder is."""
-        root = self.folder.root
-        if (root / ADAPTER).exists():
-            check_links(root)
-            if named is not None or any((*root.glob("model*"), *root.glob("pytorch_model*"))):
-                raise UserError(
-                    f"{root}: holds an adapter ({ADAPTER}) beside a model; take one of them out, or write "
-                    "hf:BASE,adapter=DIR with BASE a folder of the model alone"
-                    if named is None
-                    else f"{root}: is or holds an adapter ({ADAPTER}); adapter= goes with a base model alone"
-                )
-            return read_adapter(self.folder)
-        return None if named is None else read_adapter(locate(named, None, adapter=True))
 
     def _read_config(self, *, remote: bool) -> dict[str, Any]:
         """The raw configuration, its sizes checked, and ``config`` as transformers reads it."""
@@ -450,8 +438,11 @@ class HfCheckpoint(Checkpoint):
         )  # fmt: skip
 
     def check_weights(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Loading compares the attention computed here with the model's own, whatever the method is."""
-        if self.method is None or not self.method.modifiers:
+        """Loading compares the attention computed here with the model's own, whatever the method is.
+
+        A model over several ranks is loaded by all of them together, so there it is the first cell's load.
+        """
+        if self.method is None or not self.method.modifiers or self.placement.tensor:
             return
         key = (self.weights.sha256(), self.fingerprint, str(self.extension))
         if key not in _CHECKED:
@@ -472,28 +463,6 @@ class HfCheckpoint(Checkpoint):
         marked = [] if self._tokenizer is None else self._tokenizer.special_ids
         ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
         return {number for number in (*ids, *marked) if isinstance(number, int)}
-
-
-def read_adapter(folder: CheckpointFolder) -> Adapter:
-    from kerple_eval.models.hf.adapters import Adapter  # noqa: PLC0415 - torch
-
-    return Adapter.read(folder)
-
-
-def locate_base(adapter: Adapter, file: str | None, *, code: bool) -> CheckpointFolder:
-    """The folder of the model that an adapter names as its base."""
-    right = "hf:BASE,adapter=DIR names it"
-    if adapter.base is None:
-        raise UserError(f"{adapter.where}: names no base model; {right}")
-    try:
-        found = locate(adapter.base, file, code=code)
-    except UserError as error:
-        raise UserError(f"{adapter.where}: its base model: {error}; {right}") from None
-    if (found.root / ADAPTER).exists():
-        raise UserError(
-            f"{adapter.where}: its base model {adapter.base} is an adapter itself; merge that first"
-        )
-    return found
 
 
 def _imported(name: str) -> tuple[str, str | None]:

@@ -99,6 +99,11 @@ def rounding(config: Any) -> tuple[str, ...]:
 
 
 def attends_eagerly(model: nn.Module) -> bool:
-    """Whether some module forms the whole matrix of attention's scores."""
-    eager = getattr(model.config, "_attn_implementation", None) == "eager"
+    """Whether a module forms a matrix [L, L] for each head: scores, or the ALiBi that Falcon adds to them."""
+    config: Any = model.config
+    if config.model_type == "rwkv":  # recurrent, whatever its modules are called
+        return False
+    if config.model_type == "falcon" and config.alibi:
+        return True
+    eager = getattr(config, "_attn_implementation", None) == "eager"
     return eager and any("Attention" in type(module).__name__ for module in model.modules())

@@ -137,6 +137,9 @@ def stated_sizes(path: Path) -> dict[str, Any]:
     """What the file states of its architecture; what GGUF calls a length and is a width, as such."""
     keys = metadata(path)
     prefix = f"{keys['general.architecture']}."
+    for needed in ("block_count", "embedding_length"):
+        if f"{prefix}{needed}" not in keys:  # transformers would take those of some other model
+            raise UserError(f"{path}: states no {prefix[:80]}{needed}")
     stated = {full.removeprefix(prefix): value for full, value in keys.items() if full.startswith(prefix)}
     return {
         key if "context" in key else key.replace("length", "width"): value for key, value in stated.items()

@@ -147,7 +147,11 @@ def claim(raw: dict[str, Any], path: Path, names: Mapping[str, Any]) -> dict[str
     for key in sorted(stated, key=lambda key: key != "attention.key_length"):  # others are told by it
         if not key.startswith("rope.scaling.") and key != "rope.scale_linear" and not _PLAIN.fullmatch(key):
             full = quoted(f"{architecture}.{key}")[1:-1]
-            _claim_one(raw, key, stated[key], f"{path}: states {full} = {quoted(stated[key])}")
+            states = f"{path}: states {full} = {quoted(stated[key])}"
+            try:
+                _claim_one(raw, key, stated[key], states)
+            except (TypeError, ValueError, ArithmeticError):
+                raise UserError(f"{states}, which is no value of that key") from None
     if architecture == "gpt2" and "context_length" in stated:
         raw["n_positions"] = stated["context_length"]
     if architecture in _GEMMA_27B and "query_pre_attn_scalar" in raw:
@@ -196,6 +200,8 @@ def _claim_one(raw: dict[str, Any], key: str, value: Any, states: str) -> None:
         rope = _rope(raw, "sliding_attention" if key.endswith("swa") else "full_attention")
         if rope is None:
             raise refusal
+        if not 0 < float(value) < math.inf:
+            raise ValueError("a base of frequencies is above 0")
         rope["rope_theta"] = float(value)
     elif key == "rope.dimension_count":
         _claim_rotated(raw, int(value), refusal)
@@ -265,6 +271,8 @@ def _claim_setting(raw: dict[str, Any], key: str, value: Any, refusal: UserError
         if value != implied:
             raise refusal
         return
+    if isinstance(value, list) and not key.startswith("attention.head_count"):
+        raise refusal
     if isinstance(value, list) or (key.endswith("sliding_window") and not value):
         return  # one number per layer (transformers' own reading), or none
     now = raw[name]

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kerple_eval.models.footprint import window_bytes
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.describe import attends_eagerly
 from kerple_eval.types import Window
 from tests.helpers import hf_folders as folders
 from tests.helpers.hf_folders import CPU, refused, transformers
@@ -170,3 +172,36 @@ def test_attributes_that_each_layer_has_of_its_own(tmp_path: Path) -> None:
     found = HfCheckpoint.open(str(place), {}).description
     assert (found.shape.layers, found.shape.heads) == (2, 4)
     assert found.shape.head_dim >= 8
+
+
+class _Matrices(TorchDispatchMode):
+    """Counts how many matrices [n, n] of floats the largest tensor of a forward pass holds."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.most = n, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(item, torch.Tensor) and item.shape[-2:] == (self.n, self.n):
+                self.most = max(self.most, item.numel() // self.n**2 if item.is_floating_point() else 0)
+        return out
+
+
+@pytest.mark.parametrize("name", [*folders.MODELS, "rwkv", "xglm", "gpt-neo"])
+def test_who_forms_whole_matrices_is_what_is_seen(name: str) -> None:
+    sizes = {"vocab_size": folders.V, "hidden_size": 32}
+    others = {
+        "rwkv": lambda: transformers.RwkvConfig(num_hidden_layers=2, attention_hidden_size=32, **sizes),
+        "xglm": lambda: transformers.XGLMConfig(
+            vocab_size=folders.V, d_model=32, num_layers=2, attention_heads=4, ffn_dim=48
+        ),
+        "gpt-neo": lambda: transformers.GPTNeoConfig(
+            num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], **sizes
+        ),
+    }
+    made = folders.model(others[name]() if name in others else name)
+    with torch.no_grad(), _Matrices(29) as seen:
+        made(input_ids=torch.arange(29)[None], use_cache=False)
+    assert attends_eagerly(made) == (seen.most >= 4), seen.most

@@ -399,6 +399,9 @@ def test_broken_files(path: Path, made: Any) -> None:
         refused(path, str(path))
     path.write_bytes(b"MUGG" + raw[4:])
     refused(path, str(path))
+    for key in ("llama.block_count", "llama.embedding_length"):
+        write(path, made, more=lambda writer, key=key: writer.kv_data[0].pop(key))
+        refused(path, f"states no {key}")
     write(path, made, leave_out="blk.1.ffn_up.weight")
     refused(path, str(path), "missing tensor blk.1.ffn_up.weight")
 

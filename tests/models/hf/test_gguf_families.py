@@ -65,6 +65,11 @@ UNREAD = [  # family, key, value; None: it must change nothing
     ("llama", "rope.scaling.attn_factor", 1.0, None),
     ("llama", "rope.scaling.finetuned", True, None),
     ("llama", "nextn_predict_layers", 0, None),
+    ("qwen3", "attention.value_length", "abc", "no value of that key"),
+    ("gemma2", "rope.dimension_count", [7], "no value of that key"),
+    ("stablelm", "rope.freq_base", "abc", "no value of that key"),
+    ("qwen3", "rope.freq_base", -5.0, "no value of that key"),
+    ("gemma2", "attn_logit_softcapping", [1.0, 2.0, 3.0], "does not have"),
 ]
 
 
@@ -73,8 +78,11 @@ def test_keys_that_decide_losses(
     family: str, key: str, value: Any, refusal: str | None, tmp_path: Path
 ) -> None:
     model = folders.model(FAMILIES[family]())
-    add = {bool: "add_bool", int: "add_uint32", float: "add_float32"}[type(value)]
-    path = gguf_writer.write(tmp_path / "m.gguf", family, model, None, [(add, f"{family}.{key}", value)])
+    adds = {
+        bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string", list: "add_array",
+    }  # fmt: skip
+    more = [(adds[type(value)], f"{family}.{key}", value)]
+    path = gguf_writer.write(tmp_path / "m.gguf", family, model, None, more)
     if refusal is None:
         HfCheckpoint.open(str(path), {})
         return
