@@ -264,7 +264,7 @@ class InMemoryCheckpoint(Checkpoint):
             known = {
                 "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),
-                "max_length": describe.longest_window(text, model, layers),
+                "max_length": describe.longest_window(text, model),
                 "shape": describe.shape(text),
             }
         told = {
