@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kerple_eval.api import LanguageModel as LanguageModel
     from kerple_eval.api import Run as Run
     from kerple_eval.api import UserError as UserError
+    from kerple_eval.api import Watch as Watch
     from kerple_eval.api import Window as Window
     from kerple_eval.api import __version__ as __version__
     from kerple_eval.api import convert as convert
@@ -32,6 +33,7 @@ __all__ = [
     "LanguageModel",
     "Run",
     "UserError",
+    "Watch",
     "Window",
     "__version__",
     "convert",

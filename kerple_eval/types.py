@@ -29,12 +29,14 @@ class FirstToken:
     ``prefix``: one marker more before what the model's tokeniser makes of a document (its own BOS, where
     it puts one, included): BOS, or the end-of-document token where there is none (lm-eval).
     ``window``: BOS before the inputs of every window where the tokeniser has one, else nothing (YaRN).
+    ``where_added``: only where the tokeniser puts BOS by itself too (llama.cpp).
     ``tokenizer``: as the model's tokeniser does by itself.
     ``id`` is the marker where it was given; token ids used as given get no other.
     """
 
     rule: Literal["prefix", "window", "tokenizer"]
     id: int | None = None
+    where_added: bool = False
 
 
 class UserError(Exception):

@@ -317,3 +317,15 @@ def test_train_from_python_is_the_command(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             kerple_eval.train(tmp_path / "c", **given)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_figure_of_one_run_is_written_into_it(tmp_path: Path) -> None:
+    from click.testing import CliRunner  # noqa: PLC0415
+
+    from kerple_eval.cli.main import cli  # noqa: PLC0415
+
+    tokens = [list(TEXT.encode())]
+    kerple_eval.evaluate({"m": Bigram()}, tokens=tokens, lengths=[16, 32], out=tmp_path / "run")
+    done = CliRunner().invoke(cli, ["plot", str(tmp_path / "run")])
+    assert (done.exit_code, done.output.strip()) == (0, str(tmp_path / "run" / "curve.png"))
+    assert (tmp_path / "run" / "curve.png").stat().st_size

@@ -31,6 +31,8 @@ PICTURES: dict[str, list[tuple[str, int, int, int]]] = {
     "lm-eval-rolling": [("lm-eval-rolling", 20, 8, 8)],
     "yarn": [("yarn:stride=4", 25, 8, 8)],
     "hf-guide": [("hf-guide:stride=4", 25, 8, 8)],
+    "llama-cpp": [("llama-cpp", 25, 8, 8)],
+    "gptq": [("gptq", 25, 8, 8)],
     "dape": [("dape:k=3", 25, 8, 8)],
     "kerple-release": [("kerple-release:split=all,samples=2,seed=1", 9, 8, 8)],
 }

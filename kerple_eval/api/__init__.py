@@ -16,6 +16,7 @@ from kerple_eval.api.register import (
 )
 from kerple_eval.api.run import Run, merge, open_run
 from kerple_eval.api.training import train
+from kerple_eval.api.watch import Watch
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.reports.lm_eval import read_lm_eval
 from kerple_eval.support.version import VERSION
@@ -27,6 +28,7 @@ __all__ = [
     "LanguageModel",
     "Run",
     "UserError",
+    "Watch",
     "Window",
     "__version__",
     "convert",

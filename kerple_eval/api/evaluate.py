@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -99,27 +97,14 @@ def evaluate(
     Raises:
         UserError: something that was asked for is wrong, in one line; nothing was computed.
     """
-    from kerple_eval.evaluation import given  # noqa: PLC0415 - what follows imports torch
-    from kerple_eval.evaluation.request import RunRequest  # noqa: PLC0415
-    from kerple_eval.evaluation.run import run_request  # noqa: PLC0415
+    from kerple_eval.evaluation.values import run_values  # noqa: PLC0415 - imports torch
 
-    scratch = tempfile.TemporaryDirectory(prefix="kerple-eval-") if out is None else None
-    names, in_memory = given.models(models, tokenizer, recorded=out is not None)
-    text_files, token_files, values = given.texts(text, tokens, column, bos)
-    with ExitStack() as stack:
-        for model in in_memory.values():
-            stack.enter_context(model.borrowed())
-        request = RunRequest.of(
-            models=names, in_memory=in_memory, out=out if scratch is None else scratch.name,
-            temporary=scratch is not None, tasks=tasks,
-            text=text_files, tokens=token_files, values=values, protocols=protocols, lengths=lengths,
-            documents=documents, keep_short=keep_short, max_tokens=max_tokens, seed=seed, bos=bos,
-            device=given.device(device, in_memory), dtype=given.dtype(dtype, in_memory),
-            attention=attention, piece=piece, precision=precision, against=against, retry=retry,
-        )  # fmt: skip
-        run = run_request(request) if on_progress is None else run_request(request, on_progress)
-    run.scratch = scratch
-    return with_reports(run)
+    return with_reports(run_values(
+        models, out=out, tokenizer=tokenizer, tasks=tasks, protocols=protocols, lengths=lengths, text=text,
+        column=column, tokens=tokens, documents=documents, keep_short=keep_short, max_tokens=max_tokens,
+        seed=seed, bos=bos, device=device, dtype=dtype, attention=attention, piece=piece,
+        precision=precision, against=against, retry=retry, on_progress=on_progress,
+    ))  # fmt: skip
 
 
 def score(

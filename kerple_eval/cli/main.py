@@ -265,6 +265,15 @@ def list_(what: str | None, style: str) -> None:
 @click.option(
     "--threads", type=at_least(1), metavar="N", help="CPU threads; torch's own choice unless given."
 )
+@click.option(
+    "--watch", metavar="LENGTHS",
+    help="Score the held-out text at these lengths (512,1024 or 512..4k) while it trains, into the run "
+    "PATH-watch.",
+)  # fmt: skip
+@click.option(
+    "--watch-every", type=at_least(1), metavar="N",
+    help="Steps between two scorings of --watch; a twentieth of all unless given.",
+)  # fmt: skip
 def train(**options: Any) -> None:
     """Train a small decoder; after a kill or Ctrl-C the same command goes on.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,16 +21,22 @@ from rich.progress import (
 )
 
 from kerple_eval.cli.errors import BrokenOffError, typed_words
-from kerple_eval.models.training.request import TrainingRequest
+from kerple_eval.evaluation.request import parse_lengths
+from kerple_eval.evaluation.watch import Watch
+from kerple_eval.models.decoder.network import Decoder
+from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.in_memory import InMemoryCheckpoint
+from kerple_eval.models.training.request import Training, TrainingRequest
 from kerple_eval.models.training.state import TrainingStep
 from kerple_eval.types import UserError
 
 
-def run(out: str, **options: Any) -> None:
+def run(out: str, watch: str | None = None, watch_every: int | None = None, **options: Any) -> None:
     """Train as the options of the command say, with a bar; ends with the held-out loss."""
     request = TrainingRequest(**options, command=typed_words())
     training = request.prepared()
     name = training.recipe.model.scheme_name
+    watched = _watch(watch, watch_every, training, out)
     console = Console(stderr=True)
     progress = Progress(
         TextColumn(f"train {name}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -54,7 +62,7 @@ def run(out: str, **options: Any) -> None:
 
     try:
         try:
-            result = training.run(Path(out), on_report=on_report, on_step=on_step)
+            result = training.run(Path(out), on_report=on_report, on_step=on_step, watch=watched)
         finally:
             if computed:
                 progress.stop()
@@ -66,12 +74,41 @@ def run(out: str, **options: Any) -> None:
         console.out(f"stopped; the same command continues from {out}", highlight=False)
         sys.exit(130)
     source = ["--task", request.task] if request.task else ["--text", request.text[0]]
-    _say_result(out, result, request.length, source)
+    _say_result(out, result, request.length, source, watched=watch is not None)
 
 
-def _say_result(out: str, result: dict[str, Any], length: int, source: list[str]) -> None:
+def _say_result(out: str, result: dict[str, Any], length: int, source: list[str], *, watched: bool) -> None:
     held_out = result["held_out"]
     bits = held_out["bits_per_byte"]
     figure = f"{bits:.4f} bits per byte" if bits is not None else f"{held_out['nll']:.4f} nats"
     print(f"{out}: held-out {figure} at {length} over {held_out['targets']} targets")
+    if watched:
+        print(f"figure: kerple-eval plot {out}-watch --kind training --out {out}-watch/training.png")
     print("next: " + shlex.join(["kerple-eval", "run", f"native:{out}", *source, "--out", "runs/first"]))
+
+
+def _watch(
+    lengths: str | None, every: int | None, training: Training, out: str
+) -> Callable[[Decoder, int], None]:
+    """Scores the held-out text at several lengths while it trains, into the run ``OUT-watch``."""
+    if lengths is None:
+        if every is not None:
+            raise UserError("--watch-every goes with --watch LENGTHS")
+        return lambda decoder, step: None
+    recipe = training.recipe
+    scored = Watch(
+        (), parse_lengths(lengths), every=every or max(1, recipe.steps // 20), out=f"{out}-watch",
+        name=Path(out).name, tokens=[document.ids for document in training.corpus.held_out], keep_short=True,
+    )  # fmt: skip
+
+    def watched(decoder: Decoder, step: int) -> None:
+        if step % scored.every:
+            return
+        model = DecoderModel(decoder, torch.device(recipe.device), torch.float32)
+        about = InMemoryCheckpoint(
+            model, scheme=recipe.model.scheme_name, train_length=recipe.model.train_length, seed=recipe.seed
+        )
+        scored(about, step)
+        decoder.train()
+
+    return watched

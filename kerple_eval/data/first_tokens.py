@@ -73,6 +73,8 @@ def _applied(text: TextSource, rule: FirstToken, model: ModelTokens) -> Document
     if rule.rule == "tokenizer":
         return applied("tokenizer", tokenizer)
     number = tokenizer.bos if rule.id is None else rule.id
+    if rule.where_added and number not in tokenizer.before:
+        return NO_MARKERS
     if rule.rule == "window":
         return NO_MARKERS if number is None else DocumentMarkers("window", number)
     if number is None:

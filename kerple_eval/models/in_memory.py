@@ -118,8 +118,10 @@ class InMemoryCheckpoint(Checkpoint):
         """The module whose state the model is, where there is one."""
         if isinstance(self.model, nn.Module):
             return self.model
-        inner = getattr(self.model, "model", None) if isinstance(self.model, LanguageModel) else None
-        return inner if isinstance(inner, nn.Module) else None
+        if not isinstance(self.model, LanguageModel):
+            return None
+        inner = (getattr(self.model, name, None) for name in ("model", "decoder"))
+        return next((module for module in inner if isinstance(module, nn.Module)), None)
 
     @cached_property
     def scored(self) -> LanguageModel:
@@ -262,7 +264,7 @@ class InMemoryCheckpoint(Checkpoint):
             known = {
                 "scheme": format_layers(layers),
                 "train_length": describe.train_length(text, {}),
-                "max_length": describe.longest_window(text, model, layers),
+                "max_length": describe.longest_window(text, model),
                 "shape": describe.shape(text),
             }
         told = {

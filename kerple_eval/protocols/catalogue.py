@@ -52,6 +52,15 @@ PROTOCOLS = Registry("protocol", "kerple_eval.protocols", Entry, (
         "better: aligned",
     ),
     Entry(
+        "llama-cpp", "kerple_eval.protocols.llama_cpp:LlamaCpp",
+        "llama.cpp's perplexity tool: the second half of each chunk of n_ctx; better: sliding-window",
+    ),
+    Entry(
+        "gptq", "kerple_eval.protocols.gptq:Gptq",
+        "the quantisation papers (GPTQ, AWQ, ...): chunks of L tokens of one joined text; better: "
+        "sliding-window",
+    ),
+    Entry(
         "answer", "kerple_eval.protocols.answer:AnswerProtocol",
         "for synthetic tasks (passkey, ...): the answer at the end of each window, its loss and exact match",
     ),

@@ -58,7 +58,7 @@ class CellHeader:
     ``seed`` and ``train_length`` (tokens) are the checkpoint's, None where unknown. ``tokens_per_pass``: the
     batch size in tokens, ``threads``: of torch. ``reduction``: in words, where the cell's number is not the
     mean over targets. ``specification_sha256``: of what ``run.json`` states of it, None where the cell was
-    written before 0.2 (:mod:`kerple_eval.records.cell_origin`).
+    written before 0.2 (:mod:`kerple_eval.records.cell_origin`). ``step``: of the training that was watched.
     """
 
     scheme: str
@@ -72,6 +72,7 @@ class CellHeader:
     first_token: Marker
     reduction: str | None = None
     specification_sha256: str | None = None
+    step: Count | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
 

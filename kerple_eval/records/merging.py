@@ -81,6 +81,16 @@ def merge(folders: Sequence[str | Path], out: Path, *, within: float = 0.0) -> s
     )
 
 
+def joined_specification(run: Run, other: Run) -> RunSpecification:
+    """What both runs together state.
+
+    Raises:
+        UserError: they do not join.
+    """
+    joined = _join(to_json(run.specification), to_json(other.specification), run.folder, other.folder)
+    return from_json(RunSpecification, joined, str(run.folder))
+
+
 def _join(left: dict[str, Any], right: dict[str, Any], first: Path, second: Path) -> dict[str, Any]:
     """One specification of two, in the order of the first."""
     rest = [{k: v for k, v in s.items() if k not in NAMED_PARTS} for s in (left, right)]

@@ -91,11 +91,16 @@ class Run:
         self.write_specification()
 
     def summary(self) -> pd.DataFrame:
-        """One row a cell that has been run, columns as in ``summary.csv``."""
+        """One row a cell that has been run, columns as in ``summary.csv``.
+
+        Of a training that was watched also ``step``.
+        """
         import pandas as pd  # noqa: PLC0415
 
-        frame = pd.DataFrame([cell.summary() for cell in self.cells()], columns=list(COLUMNS))
-        whole = ("seed", "train_length", "length", "documents", "windows", "targets")
+        rows = [cell.summary() | {"step": cell.header.step} for cell in self.cells()]
+        watched = ["step"] if any(row["step"] is not None for row in rows) else []
+        frame = pd.DataFrame(rows, columns=[*COLUMNS, *watched])
+        whole = ("seed", "train_length", "length", "documents", "windows", "targets", *watched)
         real = ("nll", "ppl", "bits_per_byte")
         return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64"))
 
@@ -126,7 +131,7 @@ class Run:
         """One row a scored target of the finished cells (or of those asked for).
 
         Columns: model, task, protocol, length, document, target (index in the document), context
-        (tokens the model saw), loss (nats).
+        (tokens the model saw), loss (nats); of a training that was watched also step.
         """
         import pandas as pd  # noqa: PLC0415
 
@@ -151,7 +156,9 @@ class Run:
             )
             for column in columns[:4]:
                 frame[column] = getattr(key, column)
-            frames.append(frame[columns])
+            if cell.header.step is not None:
+                frame["step"] = cell.header.step
+            frames.append(frame[[*columns, *frame.columns[len(columns) :]]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 

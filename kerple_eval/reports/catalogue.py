@@ -61,6 +61,7 @@ REPORTS = Registry(
             "how many heads' kernels have fallen by more than 2 within a distance",
             "models",
         ),
+        _figure("training", "perplexity against training steps, of a model that was watched"),
         _figure("matrix", "one head's bias as a causal heat map", "models"),
         _table("compare", "schemes against one: difference, interval, tests"),
         _table("reach", "how far each model holds, and the longest context it is shown to use"),

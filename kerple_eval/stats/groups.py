@@ -21,7 +21,7 @@ from kerple_eval.stats.documents import Scored, scored
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
-_NUMBER = re.compile(r"(?P<stem>.+?)[-_.]?(?:seed|s)?[-_.]?[0-9]+")
+_NUMBER = re.compile(r"(?P<stem>.+?)[-_.]?(?:seed|s)?[-_.]?(?<![@0-9])[0-9]+")
 
 
 @dataclass

@@ -25,7 +25,7 @@ COLUMNS = (
 )
 COMMANDS = {
     "run", "table", "answers", "longppl", "merge", "export", "compare", "intervals", "plot", "explain",
-    "report", "train", "inspect", "convert", "list", "demo",
+    "reach", "report", "train", "inspect", "convert", "list", "demo",
 }  # fmt: skip
 LISTS = ("models", "tasks", "schemes", "protocols", "formats", "reports")
 CONSOLE = str(Path(sys.executable).parent / "kerple-eval")

@@ -1,4 +1,4 @@
-"""``yarn``, ``hf-guide`` and ``dape`` against their published arithmetic, transcribed in float64.
+"""``yarn``, ``hf-guide``, ``dape``, ``llama-cpp``, ``gptq``: their published arithmetic in float64.
 
 Each oracle follows its source statement by statement on the same transformers model: what it feeds, the
 labels it masks, the shift inside the model, and what it averages. Nothing of the package is used.
@@ -100,6 +100,44 @@ def dape(model: Any, tokenizer: Any, documents: list[str], length: int, last: in
             torch.nn.functional.cross_entropy(outputs[:, -cut:].flatten(0, 1), labels[:, -cut:].flatten())
         )
     return float(torch.stack(losses).mean())
+
+
+def llama_cpp(model: Any, tokenizer: Any, text: str, n_ctx: int, *, add_bos: bool) -> tuple[float, int]:
+    """``perplexity()`` of llama.cpp's tools/perplexity/perplexity.cpp, one sequence a batch: (nll, count)."""
+    tokens = tokenizer(text).input_ids  # common_tokenize with special tokens added
+    n_chunk = len(tokens) // n_ctx
+    first = n_ctx // 2
+    nll, count = 0.0, 0
+    for i in range(n_chunk):
+        start = i * n_ctx
+        token_org = tokens[start]
+        if add_bos:
+            tokens[start] = tokenizer.bos_token_id
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens[start : start + n_ctx]])).logits[0].double()
+        tokens[start] = token_org
+        for k in range(n_ctx - 1 - first):  # process_logits: row first + k against token first + k + 1
+            nll -= float(logits[first + k].log_softmax(0)[tokens[start + first + k + 1]])
+        count += n_ctx - first - 1
+    return nll / count, count
+
+
+def gptq(model: Any, tokenizer: Any, text: str, seqlen: int) -> float:
+    """``llama_eval`` of IST-DASLab/gptq; the logarithm of its perplexity."""
+    testenc = tokenizer(text, return_tensors="pt").input_ids
+    nsamples = testenc.numel() // seqlen
+    nlls = []
+    for i in range(nsamples):
+        batch = testenc[:, (i * seqlen) : ((i + 1) * seqlen)]
+        with torch.no_grad():
+            lm_logits = model(batch).logits.double()
+        shift_logits = lm_logits[:, :-1, :]
+        shift_labels = testenc[:, (i * seqlen) : ((i + 1) * seqlen)][:, 1:]
+        loss = torch.nn.CrossEntropyLoss()(
+            shift_logits.reshape(-1, shift_logits.size(-1)), shift_labels.reshape(-1)
+        )
+        nlls.append(loss * seqlen)
+    return float(torch.stack(nlls).sum() / (nsamples * seqlen))
 
 
 @pytest.fixture(scope="module", params=["adds", "has", "none"])
@@ -227,7 +265,32 @@ def test_max_tokens_cuts_the_same_text_for_every_rule(tmp_path: Path) -> None:
         assert len(set(run["targets_hash"][["full-context", "hf-guide:stride=4"]])) == 1
 
 
+def test_llama_cpp_and_gptq(folder: tuple[Path, str], tmp_path: Path) -> None:
+    """One joined text; even and odd chunks, and texts that end at a chunk's edge or beside it."""
+    place, markers = folder
+    model, tokenizer = loaded(place)
+    joined = "\n\n".join(texts())
+    lengths = [8, 9, 16, 31]
+    size = len(tokenizer(joined).input_ids)
+    ends = [k for k in (size, size // 16 * 16 - 1, size // 16 * 16, size // 16 * 16 + 1) if k <= size]
+    for number, end in enumerate(ends):
+        own = 1 if markers == "adds" else 0
+        text = tokenizer.decode(tokenizer(joined).input_ids[own:end])
+        found = rows(place, tmp_path / f"r{number}", ["llama-cpp", "gptq"], lengths, [text])
+        for length in lengths:
+            wanted, count = llama_cpp(model, tokenizer, text, length, add_bos=markers == "adds")
+            row = found.loc["llama-cpp", length]
+            assert row["nll"] == pytest.approx(wanted, rel=1e-6)
+            assert row["targets"] == count
+            assert found.loc["gptq", length]["nll"] == pytest.approx(
+                gptq(model, tokenizer, text, length), rel=1e-6
+            )
+
+
 REFUSED = [
+    (["--protocol", "llama-cpp", "--length", "2"], "a chunk of length 2 has no target"),
+    (["--protocol", "gptq", "--length", "1"], "a chunk of length 1 has no target"),
+    (["--protocol", "llama-cpp", "--length", "100"], "no document gives llama-cpp a window at length 100"),
     (["--protocol", "yarn:stride=0"], "yarn: stride=0 must be at least 1"),
     (["--protocol", "yarn:truncate=yes"], "truncate=yes is not a bool"),
     (["--protocol", "yarn:bos_token_id=-1"], "bos_token_id=-1 must be at least 0"),

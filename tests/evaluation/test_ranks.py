@@ -136,7 +136,7 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(RankGroup, "_broadcast", lambda self, message: message)
     monkeypatch.setattr(RankGroup, "_gather", lambda self, error: others)
     budget = Budget(64)
-    found = RankGroup(0, 3).score(SimpleNamespace(), Fixed([], [], [], None, False), budget)  # type: ignore[arg-type]
+    found = RankGroup(0, 3).score(SimpleNamespace(together=False), Fixed([], [], [], None, False), budget)  # type: ignore[arg-type]
     assert [members for members, _ in found] == [[0], [1], [2]]
     assert scored == [(64, (0, 3))]
     assert budget.tokens == 16
@@ -153,8 +153,8 @@ def test_a_document_travels_once_and_only_where_it_is_scored(monkeypatch: pytest
     for scored in ([0], [0, 2], [2, 2, 0]):
         windows = [(index, Window(0, 8, 1)) for index in scored]
         request = ScoreRequest(documents, ["a", "b", "c"], windows, None, False)
-        assert list(first.score(SimpleNamespace(), request, Budget(64))) == []  # type: ignore[arg-type]
-        other._score_share(SimpleNamespace(), *sent[-1][1])  # type: ignore[arg-type]
+        assert list(first.score(SimpleNamespace(together=False), request, Budget(64))) == []  # type: ignore[arg-type]
+        other._score_share(SimpleNamespace(together=False), *sent[-1][1])  # type: ignore[arg-type]
         assert all(np.array_equal(received[-1].documents[i], documents[i]) for i in scored)
     assert [[len(ids) for ids in request.documents] for _, (request, _) in sent] == [
         [9, 0, 0],

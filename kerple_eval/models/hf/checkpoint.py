@@ -285,7 +285,7 @@ class HfCheckpoint(Checkpoint):
         unknown_positions = any("unknown" in name for name in self._layers)
         more = [f"how {text.model_type} encodes positions is not known here"] if unknown_positions else []
         with foreign(self.where, "its sizes cannot be read"):
-            sizes, longest = shape(text), longest_window(text, self.empty, self._layers)
+            sizes, longest = shape(text), longest_window(text, self.empty)
         return Description(
             format="hf",
             scheme=format_layers(self._layers),

@@ -32,7 +32,10 @@ def train_length(config: Any, raw: dict[str, Any]) -> int | None:
 
 
 def learned_positions(model: nn.Module) -> int | None:
-    """How many positions a learned table serves, without the rows some models keep for padding."""
+    """How many positions a stored table serves, without the rows some models keep for padding.
+
+    Learned or computed (Pegasus, RoFormer): beyond its end there is nothing to look up.
+    """
     for name, module in model.named_modules():
         if any(word in name for word in OTHER_SENSES):
             continue
@@ -42,14 +45,11 @@ def learned_positions(model: nn.Module) -> int | None:
     return None
 
 
-def longest_window(config: Any, model: nn.Module, layers: Sequence[str]) -> int | None:
-    """The longest window the positions are defined for; None where there is no limit.
-
-    ``layers``: the scheme of each layer, see :func:`kerple_eval.models.hf.layers.layer_schemes`.
-    """
+def longest_window(config: Any, model: nn.Module) -> int | None:
+    """The longest window the positions are defined for; None where there is no limit."""
     if config.model_type in _TABLED:
         return int(config.max_position_embeddings)
-    return learned_positions(model) if any("learned" in name for name in layers) else None
+    return learned_positions(model)
 
 
 def _setting(config: Any, name: str) -> Any:

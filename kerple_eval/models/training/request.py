@@ -13,7 +13,7 @@ import torch
 from kerple_eval.data.task import parse_task
 from kerple_eval.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from kerple_eval.models.decoder.config import DecoderConfig
-from kerple_eval.models.decoder.network import scheme_of
+from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.devices import DTYPES, precision_for, resolve_device
 from kerple_eval.models.training.corpus import Corpus, training_corpus
 from kerple_eval.models.training.ngram import bits_per_byte
@@ -154,10 +154,11 @@ class Training:
         *,
         on_report: Callable[[TrainingStep], None] = lambda report: None,
         on_step: Callable[[int, float], None] = lambda step, loss: None,
+        watch: Callable[[Decoder, int], None] = lambda decoder, step: None,
     ) -> dict[str, Any]:
         """See :func:`kerple_eval.models.training.train.train`."""
         return train(
             self.recipe, self.corpus, out, weights_dtype=self.store, tokenizer=self.tokenizer,
             start=self.start.decoder if self.start else None, record=self.record, on_report=on_report,
-            on_step=on_step,
+            on_step=on_step, watch=watch,
         )  # fmt: skip

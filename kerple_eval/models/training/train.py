@@ -76,11 +76,14 @@ def train(
     reports: int = 20,
     on_report: Callable[[TrainingStep], None] = lambda report: None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    watch: Callable[[Decoder, int], None] = lambda decoder, step: None,
 ) -> dict[str, Any]:
     """Train to the end (or on from a saved state) and write the checkpoint to ``out``.
 
     ``start`` is the model to go on from, of the recipe's configuration; it is trained in place. AdamW begins
     without moments, and learning rate and order of the text are those of a new training.
+
+    ``watch`` is called after each step and leaves the decoder as it was.
 
     Returns the training record that ``config.json`` carries.
 
@@ -107,6 +110,7 @@ def train(
         while run.step < recipe.steps:
             loss = run.advance()
             on_step(run.step, loss)
+            watch(run.decoder, run.step)
             if run.step % every == 0 or run.step == recipe.steps:
                 on_report(run.report())
             done = run.step == recipe.steps

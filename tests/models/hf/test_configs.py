@@ -205,3 +205,26 @@ def test_who_forms_whole_matrices_is_what_is_seen(name: str) -> None:
     with torch.no_grad(), _Matrices(29) as seen:
         made(input_ids=torch.arange(29)[None], use_cache=False)
     assert attends_eagerly(made) == (seen.most >= 4), seen.most
+
+
+@pytest.mark.parametrize("name", ["Pegasus", "RoFormer"])
+def test_computed_positions_end_where_their_table_does(name: str, tmp_path: Path) -> None:
+    """Neither learned, but looked up: a longer window is an error of the index (on CUDA, of the card)."""
+    sizes: dict[str, Any] = {"vocab_size": folders.V, "max_position_embeddings": 40, "is_decoder": True}
+    if name == "Pegasus":
+        sizes |= {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "decoder_attention_heads": 4,
+                  "encoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48}  # fmt: skip
+    else:
+        sizes |= {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+        }
+    made = folders.model(getattr(transformers, f"{name}Config")(**sizes))
+    ids = torch.zeros(1, 41, dtype=torch.long)
+    made(input_ids=ids[:, :40], use_cache=False)
+    with pytest.raises((IndexError, RuntimeError)):
+        made(input_ids=ids, use_cache=False)
+    place = folders.save(tmp_path, made)
+    assert HfCheckpoint.open(str(place), {}).description.max_length == 40

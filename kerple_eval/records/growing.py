@@ -1,0 +1,45 @@
+"""A run directory to which a model is added at a time: the steps of a training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kerple_eval.records.cell import Cell, write_cell, write_failure
+from kerple_eval.records.merging import joined_specification
+from kerple_eval.records.run import Run, open_run, write_summary
+from kerple_eval.support.files import is_file, locked
+from kerple_eval.types import UserError
+
+
+def add_step(folder: Path, scored: Run, step: int) -> None:
+    """Write the cells of ``scored``, one model at ``step`` of its training, into the run in ``folder``.
+
+    Cells go first and ``run.json`` last but for the summary, so that a kill leaves whole steps.
+
+    Raises:
+        UserError: the run there is of other texts, protocols or settings, or has other weights at that step.
+    """
+    with locked(folder):
+        run = open_run(folder) if is_file(folder / "run.json") else None
+        grown = Run(folder, scored.specification, scored.provenance)
+        if run is not None:
+            for model in scored.specification.models:
+                for known in run.specification.models:
+                    if known.label == model.label and known.weights_sha256 != model.weights_sha256:
+                        raise UserError(
+                            f"{folder}: holds {model.label} with other weights, of another training; choose "
+                            "another out"
+                        )
+            specification = joined_specification(run, scored)
+            sessions = (*run.provenance.sessions, *scored.provenance.sessions)
+            models = {**run.provenance.models, **scored.provenance.models}
+            provenance = replace(run.provenance, models=models, sessions=sessions)
+            grown = Run(folder, specification, provenance)
+        for cell in scored.cells():
+            if isinstance(cell, Cell):
+                write_cell(folder, replace(cell, header=replace(cell.header, step=step)))
+            else:
+                write_failure(folder, replace(cell, header=replace(cell.header, step=step)))
+        grown.write_specification()
+        write_summary(folder, [cell.summary() for cell in grown.cells()])
