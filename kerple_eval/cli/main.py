@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from kerple_eval.cli import reading
 from kerple_eval.cli.errors import CommandGroup, typed_words
-from kerple_eval.cli.parameters import FiniteNumber, Tokens, at_least, folders, out
+from kerple_eval.cli.parameters import TRACEBACK, FiniteNumber, Tokens, at_least, folders, out
 from kerple_eval.support.interrupts import exit_on_interrupt
 from kerple_eval.support.version import VERSION
 
@@ -35,7 +35,7 @@ COMMAND_SECTIONS = {
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(VERSION, prog_name="kerple-eval")
-@click.option("--traceback", is_flag=True, help="Before an error's line, print where in the code it arose.")
+@click.option("--traceback", is_flag=True, help=TRACEBACK)
 def cli(traceback: bool) -> None:
     """Score language models at lengths beyond those they were trained on.
 

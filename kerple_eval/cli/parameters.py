@@ -13,6 +13,7 @@ from kerple_eval.support.labels import is_text
 from kerple_eval.support.specs import whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
+TRACEBACK = "Before an error's line, print where in the code it arose."
 
 
 def _print_traceback(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -30,7 +31,7 @@ class Command(click.Command):
         super().__init__(*args, **options)
         if not isinstance(self, click.Group):
             flag = click.Option(
-                ["--traceback"], is_flag=True, hidden=True, expose_value=False, callback=_print_traceback
+                ["--traceback"], is_flag=True, help=TRACEBACK, expose_value=False, callback=_print_traceback
             )
             self.params.append(flag)
 
