@@ -198,7 +198,8 @@ def _reach(reader: RunReader, run: Run, label: str, keys: Sequence[CellKey], mar
         gains += _gain(lengths[-2], before, key.length, now) if before else []
         before = now
     if len(lengths) < 2:
-        return f"{len(lengths)} finished length, and two are needed; run with --length 512,1024 or more"
+        found = f"one finished length, {lengths[0]}" if lengths else "no finished cell"
+        return f"{found}, and two lengths are needed; run with --length 512,1024 or more"
     known = Reach(label, keys[0].task, keys[0].protocol, tuple(lengths), missing=missing)
     if first is None:
         passing = [length for length, found in shares if found.exact_match > RULER]

@@ -197,9 +197,9 @@ def test_it_goes_no_further_than_a_failed_cell(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lengths": (64,)}, "1 finished length, and two are needed"),
+        ({"lengths": (64,)}, "one finished length, 64, and two lengths are needed"),
         ({"protocol": "last:k=8"}, "64 and 128 were scored on different targets"),
-        ({"failing": LENGTHS}, "0 finished length"),
+        ({"failing": LENGTHS}, "no finished cell, and two lengths are needed"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(options: dict[str, object], words: str, tmp_path: Path) -> None:
