@@ -184,16 +184,19 @@ class _Passes:
             targets.append(tokens[window.first_target : window.stop + 1])
         rows = len(targets[0])
         wanted = _to_device(np.stack(targets), self.model.device)
-        done, parts = 0, []
+        # One tensor for all chunks: small ones kept between the large ones would hold the heap's pages.
+        kept = (2, rows) if self.hits else (rows,)
+        found = torch.empty(len(members), *kept, dtype=torch.float32, device=self.model.device)
+        done = 0
         for logits in self.model.logits(_to_device(np.stack(inputs), self.model.device), rows):
-            chunk = wanted[:, done : done + logits.shape[1]]
-            done += logits.shape[1]
+            part = slice(done, done + logits.shape[1])
+            chunk, done = wanted[:, part], part.stop
             losses = _loss_on(logits.device.type)(logits, chunk)
             if self.hits:
                 losses = torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1)
-            parts.append(losses)
+            found[..., part] = losses
         assert done == rows
-        return torch.cat(parts, dim=-1).to(torch.float32)
+        return found
 
     def read(self, pending: _Pending) -> Batch:
         """Losses ``[targets]`` of each window (or ``[2, targets]``), on the CPU.

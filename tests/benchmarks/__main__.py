@@ -15,6 +15,7 @@ import torch
 from tests.benchmarks import cuda_rows
 from tests.benchmarks.attention_rows import layer_rows, training_rows
 from tests.benchmarks.harness import Row, machine, shared_machine, table
+from tests.benchmarks.piece_rows import piece_rows
 from tests.benchmarks.pruning_rows import pruning_rows
 from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
 
@@ -34,7 +35,7 @@ def main(out: str, cuda: bool, large: bool, shared: bool) -> None:
     elif large:
         rows = [large_row()]
     else:
-        makers = (layer_rows, training_rows, llama_rows, native_rows, pruning_rows)
+        makers = (layer_rows, training_rows, llama_rows, native_rows, pruning_rows, piece_rows)
         rows = [row for maker in makers for row in _told(maker())] + cuda_rows.unmeasured()
     busy = " Processor seconds: the machine was busy with other work meanwhile." if shared else ""
     words = [word for word, on in (("--cuda", cuda), ("--large", large), ("--shared", shared)) if on]

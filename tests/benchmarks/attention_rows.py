@@ -151,10 +151,10 @@ def main(way: str, length: int) -> None:
             ours(scheme, *tensors)
         else:
             plain(*tensors)
-    print(_resident_peak())
+    print(resident_peak())
 
 
-def _resident_peak() -> float:
+def resident_peak() -> float:
     """Gigabytes. Of this program alone: getrusage would count what its parent held when it was forked."""
     status = Path("/proc/self/status")
     if not status.exists():

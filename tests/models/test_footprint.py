@@ -10,6 +10,7 @@ import pytest
 
 from kerple_eval.models.footprint import window_bytes
 from kerple_eval.models.open import open_model, parse_model
+from tests.benchmarks.piece_rows import measured
 
 PROGRAM = """
 import sys
@@ -48,3 +49,12 @@ def test_the_estimate_is_near_the_truth() -> None:
     description = open_model(parse_model("zoo:kerple-log")).description
     estimate = window_bytes(description, 16384, 4) - window_bytes(description, 2048, 4)
     assert 1 / 1.3 < estimate / int(done.stdout) < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_logits_do_not_pile_up() -> None:
+    """One window of 32,768 tokens at V = 128,256: its 504 chunks of logits of 33 MB took 11 GB of heap, which
+    the small tensors of losses between them kept from being used again."""
+    (short, _), (whole, _) = measured("short"), measured("whole")
+    assert whole - short < 1.5
