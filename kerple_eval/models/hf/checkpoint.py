@@ -5,7 +5,7 @@
     hf:org/name@revision      a repository of the hub, or the copy in its cache
 
     extend=NAME,...           extend rotary positions, no weight touched (extension.py); or rope=NAME
-    tokenizer=FILE            a tokenizer.json, in location of the checkpoint's own
+    tokenizer=FILE            a tokenizer.json, in place of the checkpoint's own
     trust-remote-code=true    run the Python code that the checkpoint brings; never otherwise
     import=MODULE             import the package that registers the architecture with transformers
     adapter=DIR_OR_ID         an adapter on top, by peft (adapters.py); hf:DIR of an adapter names its base
@@ -19,247 +19,34 @@ the meta device, before any weight is loaded.
 
 from __future__ import annotations
 
-import hashlib
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.data.tokenizer import Tokenizer
 from kerple_eval.models.base import Checkpoint, Description
-from kerple_eval.models.hf import gguf, gguf_claims
-from kerple_eval.models.hf.files import (
-    ADAPTER,
-    CONFIG,
-    check_links,
-    find_weights,
-    locate,
-    only_gguf,
-    stamp,
-)
-from kerple_eval.models.hf.foreign import foreign
-from kerple_eval.models.hf.gguf import some
-from kerple_eval.models.hf.placement import Placement
-from kerple_eval.models.hf.quantised import Quantisation
-from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, Extension, rope_dicts, rope_types, serves
-from kerple_eval.models.hf.sizes import check_sizes
-from kerple_eval.models.user_code import load_module, sources_sha256
-from kerple_eval.schemes.layers import format_layers
-from kerple_eval.support.readers import quoted, read_json
+from kerple_eval.models.hf.files import ADAPTER, CONFIG, only_gguf
+from kerple_eval.models.hf.opened import Opened, need
+from kerple_eval.support.readers import read_json
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from kerple_eval.models.decoder.network import Decoder
-    from kerple_eval.models.hf.adapters import Adapter
-    from kerple_eval.models.hf.extension import Method
     from kerple_eval.models.hf.model import HfModel
 
-OPTIONS = ("gguf", "tokenizer", "trust-remote-code", "import", "adapter", "devices", "parallel")
 #: Models whose attention was compared in this process: weights, configuration, frequencies.
 _CHECKED: set[tuple[str, str, str]] = set()
-#: Settings of a configuration that decide losses and are worth a line of their own.
-_SHOWN = (
-    "sliding_window", "attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping",
-    "logit_scale", "logits_scaling", "no_rope_layer_interval", "num_local_experts", "num_experts",
-)  # fmt: skip
 
 
 class HfCheckpoint(Checkpoint):
     tokenizer_option = ",tokenizer=FILE (a tokenizer.json)"
     feeds_pieces = True
-    adapter: Adapter | None = None
-    method: Method | None = None
-    merged: bool = False  # whether an adapter goes into the weights
-    extension: Extension | None = None  # the method's frequencies
 
-    def __init__(self, location: str, options: dict[str, str]) -> None:
-        from kerple_eval.models.hf import config as configs  # noqa: PLC0415 - transformers, torch
-        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
-        from kerple_eval.models.hf.tokenizer import read_tokenizer  # noqa: PLC0415
-
-        options = dict(options)
-        self._changes = _changes(options)
-        self.placement = Placement.from_options(options)
-        self.imported = _imported(options["import"]) if "import" in options else None
-        flag = options.get("trust-remote-code", "false")
-        if flag not in ("true", "false"):
-            raise UserError(f"hf: trust-remote-code={flag}: expected true or false")
-        remote = flag == "true"
-        with configs.quiet():
-            self._find_files(location, options.get("gguf"), options.get("adapter"), code=remote)
-            self.headers = hf_weights.headers(self.weights)
-            raw = self._read_config(remote=remote)
-            self._build(remote=remote)
-            self._tokenizer = read_tokenizer(self._source, raw, options.get("tokenizer"))
-        self.vocabulary = self._vocabulary()
-        if self._tokenizer is not None and self._tokenizer.vocab_size > self.vocabulary:
-            self.warnings += (
-                f"the tokeniser has {self._tokenizer.vocab_size} ids, the model's vocabulary "
-                f"{self.vocabulary}: a text with one of the others is refused",
-            )
-
-    def _find_files(self, location: str, file: str | None, adapter: str | None, *, code: bool) -> None:
-        """Where the checkpoint is, its weight files, and what transformers reads it from (``_source``)."""
-        self.folder = locate(location, file, code=code)
-        if adapter is not None or (self.folder.root / ADAPTER).exists():
-            from kerple_eval.models.hf.adapters import find  # noqa: PLC0415 - torch
-
-            self.adapter = find(self.folder, adapter)
-            if adapter is None:
-                self.folder = self.adapter.locate_base(file, code=code)
-        if self.folder.gguf is None and (only := only_gguf(self.folder.root)):
-            self.folder = replace(self.folder, gguf=only)
-        root = self.folder.root
-        check_links(root)
-        self.where = str(root / (self.folder.gguf or CONFIG))
-        self.weights = find_weights(self.folder)
-        self._source = self.folder
-        if self.weights.kind == "gguf":
-            _need(("gguf", "accelerate"))
-            self.gguf_path = _whole_gguf(self.weights.files)
-            self._source = replace(self.folder, root=self.gguf_path.parent, gguf=self.gguf_path.name)
-
-    def _read_config(self, *, remote: bool) -> dict[str, Any]:
-        """The raw configuration, its sizes checked, and ``config`` as transformers reads it."""
-        from kerple_eval.models.hf import config as configs  # noqa: PLC0415
-        from kerple_eval.models.hf.describe import train_length  # noqa: PLC0415
-
-        shapes = [header.shape for header in self.headers.values()]
-        if self.weights.kind == "gguf":
-            check_sizes(gguf.stated_sizes(self.gguf_path), shapes, self.where)
-        raw = configs.raw_config(self._source)
-        check_sizes(raw, shapes, self.where)
-        if self.weights.kind == "gguf":
-            raw = gguf_claims.claim(raw, self.gguf_path, self.headers)
-        self.fingerprint = configs.fingerprint(raw)
-        self.quantisation = Quantisation.of(raw, self.where)
-        self.config = configs.build_config(raw, self.folder, remote=remote)
-        self.text = configs.text_config(self.config, self.where)
-        self.train_length = train_length(self.text, raw)
-        self.warnings = _warnings(self.folder.note, self.text, raw, remote=remote)
-        if self.imported is not None:
-            self.warnings += (f"Python code was run: the package {self.imported[0]} (import=)",)
-        if self._changes:
-            self._extend()
-        if self.weights.kind == "gguf":
-            self.warnings += tuple(
-                gguf_claims.check_scaling(self.gguf_path, self.headers, self.extension, self.text)
-            )
-        return raw
-
-    def _extend(self) -> None:
-        """``method``, and its frequencies set in the configuration."""
-        from kerple_eval.models.hf.describe import shape  # noqa: PLC0415
-        from kerple_eval.models.hf.extension import read_method  # noqa: PLC0415
-
-        with foreign(self.where, "its sizes cannot be read"):
-            sizes = shape(self.text)
-        known = (*OPTIONS, "rope")
-        self.method = read_method(self._changes, self.text, sizes, self.train_length, self.where, known)
-        self.extension = self.method.frequencies
-        if self.extension is None:
-            return
-        with foreign(self.where, f"{self.extension.kind} cannot be set"):
-            replaced = self.extension.apply(self.text, self.where)
-        if replaced:
-            self.warnings += (f"{self.extension.kind} replaces the config's own {replaced}",)
-
-    def _build(self, *, remote: bool) -> None:
-        """``model_class``, and ``empty``: the model without weights, its tensors those of the files."""
-        from kerple_eval.models.hf import config as configs  # noqa: PLC0415
-        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
-
-        self.model_class = configs.model_class(self.config, self.folder, remote=remote)
-        self.own_code = not self.model_class.__module__.startswith("transformers.")
-        if self.weights.kind == "gguf":
-            self.empty = hf_weights.empty(self.model_class, self.config, self.where)
-            gguf_claims.check_tensors(self.empty, self.config, self.gguf_path, self.headers)
-        else:
-            self.empty, left_out = self._checked()
-            if left_out:
-                name = type(self.empty).__name__
-                self.warnings += (f"tensors in the files that {name} leaves out: {some(left_out)}",)
-        self.placement.check(self.empty, self.weights.kind, self.where)
-        if self.quantisation is not None:
-            self._check_quantised(self.quantisation)
-        if self.adapter is not None:
-            self._fit(self.adapter)
-        if self.placement.word and self.method is not None and self.method.modifiers:
-            raise UserError(
-                f"{self.where}: {next(iter(self._changes))}= replaces the attention of a model on one "
-                f"device; leave {self.placement.word} out"
-            )
-        if self.extension is not None and not serves(self.empty, self.extension):
-            raise UserError(
-                f"{self.where}: {type(self.empty).__name__} has no rotary positions that "
-                f"{self.extension.kind} could extend"
-            )
-        if self.method is not None and not any("rope" in name or name == "unknown" for name in self._layers):
-            raise UserError(
-                f"{self.where}: {next(iter(self._changes))}= extends rotary positions, and "
-                f"{type(self.empty).__name__} has none"
-            )
-
-    def _checked(self) -> tuple[Any, list[str]]:
-        """The model without weights, and tensors that its class leaves out, once every tensor has a place."""
-        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
-
-        headers = self.headers
-        if self.quantisation is not None:
-            empty = hf_weights.empty(self.model_class, self.config, self.where)
-            plain = self.quantisation.plain(headers, empty, str(self.weights.files[0]))
-            if plain is None:
-                return empty, []
-            headers = plain
-        return hf_weights.check(self.model_class, self.config, self.weights, headers)
-
-    def _check_quantised(self, how: Quantisation) -> None:
-        """What goes with packed weights; the rest of what was asked for needs plain ones."""
-        if self.weights.kind != "safetensors":
-            raise UserError(
-                f"{self.where}: quantised weights are read from safetensors, not {self.weights.kind}"
-            )
-        if self.placement.tensor:
-            raise UserError(
-                f"{self.where}: parallel=tensor needs plain weights ({how.method}); use devices=auto"
-            )
-        if self.method is not None and self.method.modifiers:
-            raise UserError(
-                f"{self.where}: {next(iter(self._changes))}= replaces the attention of plain weights, and "
-                f"these are quantised ({how.method})"
-            )
-        unpacked = ", unpacked into the run's dtype" if how.method == "fp8" else ""
-        self.warnings += (f"the weights are quantised ({how.method}){unpacked}",)
-
-    def _fit(self, adapter: Adapter) -> None:
-        """The adapter fits the model; ``merged``: whether it goes into the weights."""
-        from kerple_eval.models.hf import weights as hf_weights  # noqa: PLC0415
-
-        if self.placement.tensor:
-            raise UserError(f"{self.where}: parallel=tensor loads no adapter; devices=auto does")
-        can = adapter.fits(
-            lambda: hf_weights.empty(self.model_class, self.config, self.where), self.folder.name
-        )
-        self.merged = can and not self.placement.word and self.quantisation is None
-        how = "merged into the weights" if self.merged else "computed beside the weights"
-        self.warnings += (f"adapter ({adapter.kind}) on {self.folder.name}, {how}",)
-        if self.method is not None and self.method.modifiers and not self.merged:
-            raise UserError(
-                f"{self.where}: {next(iter(self._changes))}= replaces the attention of plain weights, and "
-                "the adapter cannot be merged into them"
-            )
-
-    def _vocabulary(self) -> int:
-        size = getattr(self.text, "vocab_size", None)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise UserError(
-                f"{self.where}: vocab_size must be a whole number, at least 1, got {quoted(size)}"
-            )
-        return size
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -274,142 +61,57 @@ class HfCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, location: str, options: dict[str, str]) -> Checkpoint:
-        _need(("transformers",))
-        return cls(location, options)
+        need(("transformers",))
+        return cls(Opened(location, options))
 
     @cached_property
     def description(self) -> Description:
-        from kerple_eval.models.hf.describe import attends_eagerly, longest_window, rounding, shape  # noqa: PLC0415
+        from kerple_eval.models.hf.description import describe  # noqa: PLC0415 - torch
 
-        text = self.text
-        unknown_positions = any("unknown" in name for name in self._layers)
-        more = [f"how {text.model_type} encodes positions is not known here"] if unknown_positions else []
-        with foreign(self.where, "its sizes cannot be read"):
-            sizes, longest = shape(text), longest_window(text, self.empty)
-        return Description(
-            format="hf",
-            scheme=format_layers(self._layers),
-            vocab_size=self.vocabulary,
-            parameters=sum(p.numel() for p in self.empty.parameters()),
-            train_length=self.train_length,
-            seed=None,
-            prefix_invariant=self._prefix_invariant,
-            max_length=longest,
-            weights_sha256=self._weights_sha256,
-            architecture=type(self.empty).__name__,
-            shape=sizes,
-            stored_dtypes=tuple(sorted({header.dtype for header in self.headers.values()})),
-            details=self._details(text),
-            warnings=(*self.warnings, *more, *rounding(text)),
-            eager=attends_eagerly(self.empty) and not (self.method and self.method.modifiers),
-        )
-
-    @cached_property
-    def _weights_sha256(self) -> str:
-        """Of the files; with an adapter, of the hash of both."""
-        base = self.weights.sha256()
-        if self.adapter is None:
-            return base
-        return hashlib.sha256(f"{base} {self.adapter.sha256()}".encode()).hexdigest()
-
-    @cached_property
-    def _layers(self) -> list[str]:
-        """The scheme of each layer; ``unknown`` where nothing can be said of any."""
-        from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
-
-        with foreign(self.where, "its positions cannot be read"):
-            names = layer_schemes(type(self.empty), self.empty.config) or ["unknown"]
-        return names if self.method is None else self.method.renamed(names, self.text)
-
-    @property
-    def _prefix_invariant(self) -> bool:
-        """False where frequencies follow the window's length, and where positions are not understood.
-
-        Nor where keys are chosen by scores (DeepSeek's sparse attention, whose ties fall otherwise in another
-        length). Of code that a checkpoint brings nothing is claimed.
-
-        What is claimed here is measured when the model is loaded.
-        """
-        types = rope_types(self.text)
-        if self.own_code or getattr(self.text, "index_topk", None):
-            return False
-        if self.method is not None and not self.method.prefix_invariant:
-            return False
-        known = not any(word in name for name in self._layers for word in ("unknown", "t5"))
-        return known and not any(name in types for name in LENGTH_DEPENDENT)
-
-    def _details(self, text: Any) -> dict[str, Any]:
-        from kerple_eval.models.hf.config import code_sha256  # noqa: PLC0415
-
-        details: dict[str, Any] = {
-            "architecture": type(self.empty).__name__,
-            "model_type": text.model_type,
-            "weights": self.weights.kind,
-            "attention": getattr(self.empty.config, "_attn_implementation", None),
-            "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
-            "config_sha256": self.fingerprint,
-        }
-        if self.quantisation is not None:
-            details["quantisation"] = self.quantisation.method
-        if self.adapter is not None:
-            details["base_weights_sha256"] = self.weights.sha256()
-            details["adapter"] = self.adapter.record(merged=self.merged)
-        if self.imported is not None:
-            details["import"], details["code_sha256"] = self.imported
-        elif self.own_code:
-            details["code_sha256"] = code_sha256(self.model_class, type(self.config))
-        rope = dict(rope_dicts(text))
-        if rope:
-            details["rope_parameters"] = rope.get("", rope)
-        if self.method is not None:
-            details |= self.method.details()
-        for key in _SHOWN:
-            value = getattr(text, key, None)
-            if value is not None and isinstance(value, int | float | str):
-                details[key] = value
-        if self.folder.hub is not None:
-            details |= {"hub": self.folder.hub, "revision": self.folder.revision}
-        return details
+        return describe(self.opened)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        return self._tokenizer
+        return self.opened.tokenizer
 
     def decoder(self) -> Decoder:
         import torch  # noqa: PLC0415
 
         from kerple_eval.models.hf.convert import as_native, refuse_others  # noqa: PLC0415
 
-        where = str(self.weights.files[0].parent)
-        if self.quantisation is not None:
+        opened = self.opened
+        where = str(opened.weights.files[0].parent)
+        if opened.quantisation is not None:
             raise UserError(
-                f"{where}: its weights are quantised ({self.quantisation.method}): no native form"
+                f"{where}: its weights are quantised ({opened.quantisation.method}): no native form"
             )
-        refuse_others(self.empty, where)  # before the weights are read
+        refuse_others(opened.empty, where)  # before the weights are read
         loaded = self.load(torch.device("cpu"), torch.float32)
-        return as_native(loaded.model, self.train_length, where)
+        return as_native(loaded.model, opened.train_length, where)
 
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention == "flex" and device.type != "cuda":
             raise UserError(f"attention flex: is compiled for CUDA, the device is {device.type}")
-        if attention != "auto" and self.method is not None and self.method.modifiers:
+        opened = self.opened
+        if attention != "auto" and opened.method is not None and opened.method.modifiers:
             raise UserError(
-                f"attention {attention}: {', '.join(self.method.modifiers)} is computed by chunks of "
+                f"attention {attention}: {', '.join(opened.method.modifiers)} is computed by chunks of "
                 "scores here; use auto"
             )
         if attention != "auto":
-            set_attention(self.empty, attention, str(self.weights.files[0]))
+            set_attention(opened.empty, attention, str(opened.weights.files[0]))
         self.attention = attention
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
         from kerple_eval.models.hf.config import quiet  # noqa: PLC0415
         from kerple_eval.models.hf.loading import Source  # noqa: PLC0415
 
-        where = str(self.weights.files[0])
-        gguf_path = self.gguf_path if self.weights.kind == "gguf" else None
+        opened = self.opened
+        where = str(opened.weights.files[0])
+        gguf_path = opened.gguf_path if opened.weights.kind == "gguf" else None
         source = Source(
-            self.weights, self.model_class, self.config, self.placement, self.own_code, gguf_path,
-            self.adapter, self.merged, self.quantisation,
+            opened.weights, opened.model_class, opened.config, opened.placement, opened.own_code, gguf_path,
+            opened.adapter, opened.merged, opened.quantisation,
         )  # fmt: skip
         with quiet():
             model, scratch = source.load(device, dtype)
@@ -418,9 +120,11 @@ class HfCheckpoint(Checkpoint):
             described = self.description
             made = self._ready(model, device, dtype, where)
             made.scratch = scratch
-            made.probe(where, self._special_ids(), described.max_length, invariant=described.prefix_invariant)
+            made.probe(
+                where, opened.special_ids(), described.max_length, invariant=described.prefix_invariant
+            )
             made.feeding = copy(self.feeding)
-            if made.feeding is not None and self.method is not None and not self.method.prefix_invariant:
+            if made.feeding is not None and opened.method is not None and not opened.method.prefix_invariant:
                 made.feeding.refused = "its positions follow the length of the window"
             return made
 
@@ -428,12 +132,13 @@ class HfCheckpoint(Checkpoint):
         from kerple_eval.models.hf.extended import ExtendedModel  # noqa: PLC0415
         from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
-        placed = bool(self.placement.word) or self.quantisation is not None
-        together = self.placement.tensor
-        if self.method is None or not self.method.modifiers:
+        opened = self.opened
+        placed = bool(opened.placement.word) or opened.quantisation is not None
+        together = opened.placement.tensor
+        if opened.method is None or not opened.method.modifiers:
             return HfModel(model, device, dtype, where, placed=placed, together=together)
         return ExtendedModel(
-            model, device, dtype, where, method=self.method, special=self._special_ids(),
+            model, device, dtype, where, method=opened.method, special=opened.special_ids(),
             longest=self.description.max_length, placed=placed, together=together,
         )  # fmt: skip
 
@@ -442,53 +147,26 @@ class HfCheckpoint(Checkpoint):
 
         A model over several ranks is loaded by all of them together, so there it is the first cell's load.
         """
-        if self.method is None or not self.method.modifiers or self.placement.tensor:
+        opened = self.opened
+        if opened.method is None or not opened.method.modifiers or opened.placement.tensor:
             return
-        key = (self.weights.sha256(), self.fingerprint, str(self.extension))
+        key = (opened.weights.sha256(), opened.fingerprint, str(opened.extension))
         if key not in _CHECKED:
             self.load(device, dtype)
             _CHECKED.add(key)
 
     def check_ranks(self, count: int) -> None:
-        self.placement.check_ranks(count, self.description.shape, self.where)
+        self.opened.placement.check_ranks(count, self.description.shape, self.opened.where)
 
     def auto_dtype(self, device: torch.device) -> torch.dtype:
         from kerple_eval.models.hf.weights import stored_dtype  # noqa: PLC0415 - torch
 
-        return super().auto_dtype(device) if device.type == "cpu" else stored_dtype(self.headers, self.config)
-
-    def _special_ids(self) -> set[int]:
-        """Ids that a model may treat in another way than text: markers of the configuration and tokeniser."""
-        stated = [getattr(self.text, name, None) for name in dir(self.text) if name.endswith("_token_id")]
-        marked = [] if self._tokenizer is None else self._tokenizer.special_ids
-        ids = [number for part in stated for number in (part if isinstance(part, list | tuple) else [part])]
-        return {number for number in (*ids, *marked) if isinstance(number, int)}
-
-
-def _imported(name: str) -> tuple[str, str | None]:
-    """The module's name and the sha256 of its sources, after it was imported."""
-    module = load_module(name, f"hf: import={name}")
-    return name, sources_sha256(module)
-
-
-def _changes(options: dict[str, str]) -> dict[str, str]:
-    """The options that change positions, ``rope=`` respelt as ``extend=``; removed from ``options``."""
-    if "rope" in options and "extend" in options:
-        raise UserError("hf: rope= is another spelling of extend=; give one of them")
-    extend = options.get("extend")
-    extension = Extension.from_options(options) if extend is None else None
-    given = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
-    return given if extension is None else extension.options() | given
-
-
-def _need(packages: tuple[str, ...]) -> None:
-    for package in packages:
-        if find_spec(package) is None:
-            raise UserError(f"hf: needs {package}: pip install 'kerple-eval[hf]'")
-
-
-def _whole_gguf(files: tuple[Path, ...]) -> Path:
-    return files[0] if len(files) == 1 else gguf.joined(files, tuple(stamp(file) for file in files))
+        opened = self.opened
+        return (
+            super().auto_dtype(device)
+            if device.type == "cpu"
+            else stored_dtype(opened.headers, opened.config)
+        )
 
 
 def set_attention(model: Any, attention: str, where: str) -> None:
@@ -504,22 +182,3 @@ def set_attention(model: Any, attention: str, where: str) -> None:
             f"{where}: attention {attention}: {type(model).__name__} computes attention by its own code; "
             "use --attention auto"
         )
-
-
-def _warnings(note: str | None, text: Any, raw: dict[str, Any], *, remote: bool) -> tuple[str, ...]:
-    """What a reader should know of how this checkpoint was read."""
-    warnings = [] if note is None else [note]
-    if remote:
-        warnings.append("Python code of the checkpoint was run (trust-remote-code=true)")
-    elif "auto_map" in raw:
-        warnings.append(
-            f"auto_map names code of the checkpoint, which was not run: {text.model_type} is transformers' "
-            "own here; trust-remote-code=true would run the checkpoint's"
-        )
-    types = [name for name in rope_types(text) if name != "default"]
-    if types:
-        warnings.append(
-            f"its config scales rotary positions ({', '.join(types)}); the trained length is the one it "
-            "gives with that scaling"
-        )
-    return tuple(warnings)

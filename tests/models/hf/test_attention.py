@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kerple_eval.models.hf.checkpoint import HfCheckpoint, set_attention
+from kerple_eval.models.hf.opened import Opened
 from kerple_eval.models.scoring import score
 from kerple_eval.types import UserError, Window
 from tests.helpers import hf_folders as folders
@@ -43,6 +44,6 @@ def test_flex_needs_cuda(llama: Path) -> None:
 
 
 def test_what_a_model_cannot_do_is_refused(llama: Path) -> None:
-    made = HfCheckpoint.open(str(llama), {}).empty
+    made = Opened(str(llama), {}).empty
     with pytest.raises(UserError, match=r"model\.safetensors: attention nonsense: "):
         set_attention(made, "nonsense", "model.safetensors")

@@ -139,7 +139,7 @@ def test_what_a_class_leaves_out_is_listed(folder: Path) -> None:
 
 
 def test_neither_gguf_nor_accelerate_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kerple_eval.models.hf import checkpoint as module  # noqa: PLC0415
+    from kerple_eval.models.hf import opened as module  # noqa: PLC0415
 
     placing = transformers.integrations.accelerate
     monkeypatch.setattr(placing, "is_accelerate_available", lambda *_: False)

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kerple_eval.models.hf import checkpoint as hf_module
+from kerple_eval.models.hf import opened as hf_module
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.opened import Opened
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.types import UserError
@@ -233,15 +234,15 @@ def test_an_encoder(tmp_path: Path) -> None:
 
 def test_a_model_that_sees_later_tokens_is_found_out(folder: Path) -> None:
     """Where no setting says so, the loaded model is asked."""
-    checkpoint = HfCheckpoint.open(str(folder), {})
-    plain = checkpoint.model_class.forward
+    opened = Opened(str(folder), {})
+    plain = opened.model_class.forward
 
     def leaky(self: Any, input_ids: Any, **options: Any) -> Any:
         return plain(self, input_ids.flip(1), **options)
 
-    checkpoint.model_class = type("Leaky", (checkpoint.model_class,), {"forward": leaky})
+    opened.model_class = type("Leaky", (opened.model_class,), {"forward": leaky})
     with pytest.raises(UserError, match="sees tokens after"):
-        checkpoint.load(CPU, torch.float32)
+        HfCheckpoint(opened).load(CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
