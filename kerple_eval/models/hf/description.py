@@ -7,7 +7,7 @@ from typing import Any
 
 from kerple_eval.models.base import Description
 from kerple_eval.models.hf.config import code_sha256
-from kerple_eval.models.hf.describe import attends_eagerly, longest_window, rounding, shape
+from kerple_eval.models.hf.config_facts import attends_eagerly, longest_window, rounding, shape
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.opened import Opened
 from kerple_eval.models.hf.rope import LENGTH_DEPENDENT, rope_dicts, rope_types

@@ -100,7 +100,7 @@ class Opened:
     def _read_config(self, *, remote: bool) -> dict[str, Any]:
         """The raw configuration, its sizes checked, and ``config`` as transformers reads it."""
         from kerple_eval.models.hf import config as configs  # noqa: PLC0415
-        from kerple_eval.models.hf.describe import train_length  # noqa: PLC0415
+        from kerple_eval.models.hf.config_facts import train_length  # noqa: PLC0415
 
         shapes = [header.shape for header in self.headers.values()]
         if self.weights.kind == "gguf":
@@ -127,7 +127,7 @@ class Opened:
 
     def _extend(self) -> None:
         """``method``, and its frequencies set in the configuration."""
-        from kerple_eval.models.hf.describe import shape  # noqa: PLC0415
+        from kerple_eval.models.hf.config_facts import shape  # noqa: PLC0415
         from kerple_eval.models.hf.extension import read_method  # noqa: PLC0415
 
         with foreign(self.where, "its sizes cannot be read"):

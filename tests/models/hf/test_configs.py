@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kerple_eval.models.footprint import window_bytes
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
-from kerple_eval.models.hf.describe import attends_eagerly
+from kerple_eval.models.hf.config_facts import attends_eagerly
 from kerple_eval.types import Window
 from tests.helpers import hf_folders as folders
 from tests.helpers.hf_folders import CPU, refused, transformers
