@@ -22,7 +22,7 @@ from torch import nn
 from kerple_eval.models.base import Shape
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.extend import extend_options, extended
-from kerple_eval.models.hf import describe
+from kerple_eval.models.hf import config_facts
 from kerple_eval.models.hf.config import text_config
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import (
@@ -130,8 +130,8 @@ def method_of(text: str, model: Any, train_length: int | None, where: str) -> Me
     """The method ``text`` (what stands after ``extend=``, or modifiers alone) for a model in memory."""
     options = extend_options(text)
     config = text_config(model.config, where)
-    trained = train_length or describe.train_length(config, {})
-    return read_method(options, config, describe.shape(config), trained, where, ())
+    trained = train_length or config_facts.train_length(config, {})
+    return read_method(options, config, config_facts.shape(config), trained, where, ())
 
 
 def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[str, nn.Module]]:
