@@ -255,7 +255,7 @@ class InMemoryCheckpoint(Checkpoint):
         """What the model's own configuration says, and over it what the caller says."""
         known: dict[str, Any] = {}
         if is_transformers(self.model):
-            from kerple_eval.models.hf import describe  # noqa: PLC0415
+            from kerple_eval.models.hf import config_facts  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
 
             model: Any = self.model
@@ -263,9 +263,9 @@ class InMemoryCheckpoint(Checkpoint):
             layers = self._layers(model)
             known = {
                 "scheme": format_layers(layers),
-                "train_length": describe.train_length(text, {}),
-                "max_length": describe.longest_window(text, model),
-                "shape": describe.shape(text),
+                "train_length": config_facts.train_length(text, {}),
+                "max_length": config_facts.longest_window(text, model),
+                "shape": config_facts.shape(text),
             }
         told = {
             name: getattr(self, name) for name in ("scheme", "train_length", "max_length", "prefix_invariant")
