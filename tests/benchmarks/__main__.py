@@ -19,13 +19,23 @@ from tests.benchmarks.piece_rows import piece_rows
 from tests.benchmarks.pruning_rows import pruning_rows
 from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
 
+PARTS = {
+    "layer": layer_rows,
+    "training": training_rows,
+    "llama": llama_rows,
+    "native": native_rows,
+    "pruning": pruning_rows,
+    "pieces": piece_rows,
+}
+
 
 @click.command()
 @click.option("--out", default="results/benchmarks", show_default=True, help="Folder of the table.")
 @click.option("--cuda", is_flag=True, help="The rows that need a GPU, in place of the CPU's.")
 @click.option("--large", is_flag=True, help="The CPU row at 162M parameters alone: minutes.")
+@click.option("--part", type=click.Choice(list(PARTS)), help="These rows alone, into cpu-PART.md.")
 @click.option("--shared", is_flag=True, help="A machine busy otherwise too: processor time, and it is said.")
-def main(out: str, cuda: bool, large: bool, shared: bool) -> None:
+def main(out: str, cuda: bool, large: bool, part: str | None, shared: bool) -> None:
     if cuda and not torch.cuda.is_available():
         sys.exit("no CUDA device here")
     if shared:
@@ -35,16 +45,17 @@ def main(out: str, cuda: bool, large: bool, shared: bool) -> None:
     elif large:
         rows = [large_row()]
     else:
-        makers = (layer_rows, training_rows, llama_rows, native_rows, pruning_rows, piece_rows)
-        rows = [row for maker in makers for row in _told(maker())] + cuda_rows.unmeasured()
+        rows = [row for name, maker in PARTS.items() if part in (None, name) for row in _told(maker())]
+        rows += [] if part else cuda_rows.unmeasured()
     busy = " Processor seconds: the machine was busy with other work meanwhile." if shared else ""
     words = [word for word, on in (("--cuda", cuda), ("--large", large), ("--shared", shared)) if on]
+    words += [f"--part {part}"] if part else []
     command = " ".join(["python -m tests.benchmarks", *words])
     text = (
         f"# {'CUDA' if cuda else 'CPU'}\n\n`{command}`: {machine()}. "
         f"Best of interleaved repeats.{busy}\n\n{table(rows)}"
     )
-    name = "cuda.md" if cuda else "cpu-162m.md" if large else "cpu.md"
+    name = "cuda.md" if cuda else "cpu-162m.md" if large else f"cpu-{part}.md" if part else "cpu.md"
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8")
