@@ -121,6 +121,8 @@ def _difference(one_pass: Pass, model: Any, inputs: Tensor, piece: int, dtype: t
         except Exception as error:  # a cache may raise anything where it does not serve pieces
             cause = error.__cause__ or error
             return f"it cannot go on from its cache ({type(cause).__name__}: {one_line(cause, 120)})"
+        if len(parts) != len(places):
+            return "it does not give logits of all of a piece's tokens when it goes on from its cache"
         whole = _at(places, (logits for logits, _ in one_pass(inputs, length)))
         apart = (parts - whole).square().mean(-1).sqrt() / whole.std(-1)
         beyond = ~(apart <= _TOLERANCE.get(dtype, 5e-2))  # NaN is beyond

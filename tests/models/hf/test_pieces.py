@@ -115,9 +115,8 @@ NOT_IN_PIECES = {
     "moshi": "does not carry",
     "recurrent_gemma": "returns no cache", "openai-gpt": "takes no cache", "xlnet": "takes no cache",
     "dory": "cannot go on", "xlstm": "cannot go on",
-    # tiny ones without a layer of attention: transformers asks it for the cache's length
-    "bailing_hybrid": "cannot go on", "bamba": "cannot go on", "granitemoehybrid": "cannot go on",
-    "jamba": "cannot go on",
+    "bamba": "does not carry", "jamba": "does not carry", "zamba": "does not carry",
+    "cpmant": "does not give logits",
 }  # fmt: skip
 SHORTER = (256, 32, 50)  # tokens of a window, a piece and a sliding window or chunk
 
