@@ -1,12 +1,12 @@
 """Attention through torch's FlexAttention: the kernel looked up inside the fused loop, windows as blocks.
 
 For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
-bias is ever stored but a table ``[H, reach]``, which the loop reads (8 instructions a score more than none,
-compiled for an H100; kerple-log's formula takes 41, kerple-power's 129). A scheme whose formula is cheaper
-than that, as alibi's (4), gives it as ``Scheme.inline``. In training the backward pass adds each score's
-gradient at its distance, and autograd goes on from there. Blocks of 128 x 128
-that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the
-model's dtype.
+bias is ever stored but a table ``[H, reach]``, which the loop reads (7 instructions a score more than none, by
+``results/benchmarks/sm90.md``; the formulas of kerple-log and kerple-power took several times as many). A
+scheme whose formula is cheaper than that, as alibi's (4), gives it as ``Scheme.inline``. In training the
+backward pass adds each score's gradient at its distance, and autograd goes on from there. Blocks of 128 x 128
+that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the model's
+dtype.
 
 Compiled on CUDA, once for each shape, so shapes are rounded up to few: rows and keys to quarter octaves
 (512, 640, 768, 896, 1024, 1280, ...), the added ones being zeros that no real query sees; windows go in

@@ -57,7 +57,7 @@ def _setting(config: Any, name: str) -> Any:
     layers = getattr(config, "per_layer_config", None)
     try:
         return getattr(config, name, None)
-    except Exception:
+    except Exception:  # a configuration by layers refuses the common name, each class in its own way
         if not layers:
             raise
     parts = layers.values() if isinstance(layers, dict) else layers
