@@ -1,8 +1,8 @@
 """Attention through torch's FlexAttention: the kernel looked up inside the fused loop, windows as blocks.
 
 For schemes whose position is a function of distance (``kernel``, ``weight``, ``window``, rotations): no
-bias is ever stored but a table ``[H, reach]``, which the loop reads (7 instructions a score more than none, by
-``results/benchmarks/sm90.md``; the formulas of kerple-log and kerple-power took several times as many). A
+bias is ever stored but a table ``[H, reach]``, which the loop reads (7 instructions a score more than none,
+by ``results/benchmarks/sm90.md``; the formulas of kerple-log and kerple-power took several times as many). A
 scheme whose formula is cheaper than that, as alibi's (4), gives it as ``Scheme.inline``. In training the
 backward pass adds each score's gradient at its distance, and autograd goes on from there. Blocks of 128 x 128
 that lie in the future or beyond the window are not visited. Scores and bias are float32 whatever the model's
