@@ -58,7 +58,7 @@ def test_formats(kind: str, magic: bytes, run: Path, tmp_path: Path) -> None:
 
 
 def test_a_png_with_its_palette_shows_what_was_drawn() -> None:
-    """Against matplotlib's own file: a heat map of its 256 shades beside lines, text and a see-through band."""
+    """Against matplotlib's own file: a heat map of its 256 shades beside lines, text and a band."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(4, 2))
     left.imshow(np.linspace(0, 1, 256).reshape(16, 16))
     for slope, colour in enumerate(style.COLORS):

@@ -229,7 +229,7 @@ def save(figure: Figure, out: Path) -> None:
 
 @look()
 def rendered(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
-    """The figure's file in one of ``FIGURE_FORMATS``; a PNG with a palette, which takes a third of the bytes."""
+    """The figure's file in one of ``FIGURE_FORMATS``; a PNG with a palette."""
     buffer = io.BytesIO()
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     figure.savefig(buffer, format=kind, dpi=300, metadata=metadata, transparent=transparent)
