@@ -25,7 +25,7 @@ import numpy as np
 from kerple_eval.records.growing import add_step
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.support.files import is_file
-from kerple_eval.types import UserError
+from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -94,6 +94,7 @@ class Watch:
         self.skipped: list[int] = []
         self._began: float | None = None
         self._last = 0.0  # seconds of the last scoring
+        self._lines: dict[CellKey, str] = {}  # of the summary
 
     def __call__(self, model: Any, step: int) -> Run | None:
         """Score ``model`` where ``step`` is due; None where it is not, or on another rank than 0."""
@@ -112,7 +113,7 @@ class Watch:
             scored = run_values({f"{self.name}@{step}": _own(model)}, **self.asked)
         run = None
         if rank == 0:
-            add_step(self.folder, scored, step)
+            add_step(self.folder, scored, step, self._lines)
             run = self.run
         self._last = time.monotonic() - began
         self.seconds += self._last

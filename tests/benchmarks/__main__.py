@@ -7,6 +7,8 @@ Equality is checked before anything is timed. Writes the table with the machine'
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -18,14 +20,16 @@ from tests.benchmarks.harness import Row, machine, shared_machine, table
 from tests.benchmarks.piece_rows import piece_rows
 from tests.benchmarks.pruning_rows import pruning_rows
 from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
+from tests.benchmarks.upkeep_rows import upkeep_rows
 
-PARTS = {
+PARTS: dict[str, Callable[[], Iterable[Row]]] = {
     "layer": layer_rows,
     "training": training_rows,
     "llama": llama_rows,
     "native": native_rows,
     "pruning": pruning_rows,
     "pieces": piece_rows,
+    "upkeep": upkeep_rows,
 }
 
 
@@ -40,33 +44,33 @@ def main(out: str, cuda: bool, large: bool, part: str | None, shared: bool) -> N
         sys.exit("no CUDA device here")
     if shared:
         shared_machine()
+    makers = [maker for name, maker in PARTS.items() if part in (None, name)]
     if cuda:
-        rows = cuda_rows.measured()
+        measured: Iterable[Row] = cuda_rows.measured()
     elif large:
-        rows = [large_row()]
+        measured = [large_row()]
     else:
-        rows = [row for name, maker in PARTS.items() if part in (None, name) for row in _told(maker())]
-        rows += [] if part else cuda_rows.unmeasured()
+        measured = chain.from_iterable(maker() for maker in makers)
     busy = " Processor seconds: the machine was busy with other work meanwhile." if shared else ""
     words = [word for word, on in (("--cuda", cuda), ("--large", large), ("--shared", shared)) if on]
     words += [f"--part {part}"] if part else []
     command = " ".join(["python -m tests.benchmarks", *words])
-    text = (
-        f"# {'CUDA' if cuda else 'CPU'}\n\n`{command}`: {machine()}. "
-        f"Best of interleaved repeats.{busy}\n\n{table(rows)}"
+    head = (
+        f"# {'CUDA' if cuda else 'CPU'}\n\n`{command}`: {machine()}. Best of interleaved repeats.{busy}\n\n"
     )
     name = "cuda.md" if cuda else "cpu-162m.md" if large else f"cpu-{part}.md" if part else "cpu.md"
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text, encoding="utf-8")
-    print(text)
-    sys.exit(1 if any(row.met is False for row in rows) else 0)
-
-
-def _told(rows: list[Row]) -> list[Row]:
-    for row in rows:
+    path = Path(out) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for row in measured:  # a row is on disk as soon as it is measured
+        rows.append(row)
+        path.write_text(head + table(rows), encoding="utf-8")
         print(" ".join(row.cells()), file=sys.stderr)
-    return rows
+    if not (cuda or large or part):
+        rows += cuda_rows.unmeasured()
+        path.write_text(head + table(rows), encoding="utf-8")
+    print(head + table(rows))
+    sys.exit(1 if any(row.met is False for row in rows) else 0)
 
 
 if __name__ == "__main__":
