@@ -12,7 +12,7 @@ import pytest
 import kerple_eval
 from kerple_eval.records.cell import FailedCell, file_name, write_failure
 from kerple_eval.records.run import open_run
-from kerple_eval.reports.lm_eval import export
+from kerple_eval.reports.exports import export
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import ratio_interval
 from tests.helpers import made_cells
