@@ -40,6 +40,10 @@ class Run(RunDirectory):
         """Why loss changed with length: ``lengths``, two of them."""
         return self._text("explain", style=style, **options)
 
+    def divergence(self, style: str = "text", **options: Any) -> str:
+        """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""
+        return self._text("divergence", style=style, **options)
+
     def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
         """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""
         return self._text("longppl", reference=reference, style=style, **options)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ from numpy.typing import NDArray
 
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
+from kerple_eval.models.divergence import Parts
 from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
 TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' batches of a cell
+Role = Literal["model", "reference"]  # of the models that are loaded at once
 NOT_SENT: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in place of a document that need not travel
 
 
@@ -52,7 +54,7 @@ class ScoreRequest:
 
     ``hashes``: of the documents, sha256; ``windows``: pairs of a document's index and a window; ``bos``: the
     first-token marker before each window, or None; ``hits``: whether to return beside each loss whether the
-    target was the argmax.
+    target was the argmax; ``parts``: of each window those of the reference, where it has others.
     """
 
     documents: Sequence[NDArray[np.int64]]
@@ -60,12 +62,19 @@ class ScoreRequest:
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
+    parts: Sequence[Parts] | None = None
 
-    def run(self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def run(
+        self,
+        model: LanguageModel,
+        budget: Budget,
+        reference: LanguageModel | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
         """Losses batch by batch; ``share`` (r, W): the batches r, r + W, r + 2 W, ... only."""
         return score(
-            model, self.documents, self.windows,
-            bos=self.bos, hits=self.hits, share=share, budget=budget,
+            model, self.documents, self.windows, bos=self.bos, hits=self.hits, share=share, budget=budget,
+            reference=reference, parts=self.parts,
         )  # fmt: skip
 
 
@@ -76,13 +85,17 @@ class SingleProcess:
     size = 1
 
     def load(
-        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
-    ) -> LanguageModel:
-        """The model of a checkpoint that MODEL ``argument`` names."""
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
+        role: Role = "model",
+    ) -> LanguageModel:  # fmt: skip
+        """The model of a checkpoint that MODEL ``argument`` names, in place of the last one of its role."""
         return checkpoint.load(device, dtype)
 
-    def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
-        return request.run(model, budget)
+    def score(
+        self, model: LanguageModel, request: ScoreRequest, budget: Budget,
+        reference: LanguageModel | None = None,
+    ) -> Iterator[Batch]:  # fmt: skip
+        return request.run(model, budget, reference)
 
     def release(self, result: Any = None, error: BaseException | None = None) -> None:
         """End the run on every rank: the others return ``result``, or raise ``error``."""
@@ -104,6 +117,7 @@ class RankGroup(SingleProcess):
         self.owns_default = owns_default
         self.device_before: int | None = None  # the CUDA device that was current
         self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
+        self.loaded: dict[Role, LanguageModel] = {}
 
     @classmethod
     def beside(cls) -> RankGroup:
@@ -126,19 +140,29 @@ class RankGroup(SingleProcess):
         return ranks
 
     def load(
-        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
-    ) -> LanguageModel:
-        self._broadcast(("load", (argument, checkpoint.feeding)))
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
+        role: Role = "model",
+    ) -> LanguageModel:  # fmt: skip
+        self.loaded.pop(role, None)
+        self._broadcast(("load", (role, (argument, checkpoint.feeding))))
         model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
+        self.loaded[role] = model
         return model
 
-    def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
-        self._broadcast(("score", (self._without_known(request), budget.tokens)))
+    def score(
+        self, model: LanguageModel, request: ScoreRequest, budget: Budget,
+        reference: LanguageModel | None = None,
+    ) -> Iterator[Batch]:  # fmt: skip
+        roles = tuple(
+            next((role for role, held in self.loaded.items() if held is wanted), None)
+            for wanted in (model, reference)
+        )
+        self._broadcast(("score", (roles, self._without_known(request), budget.tokens)))
         error = None
         try:
-            yield from request.run(model, budget, self._share(model))
+            yield from request.run(model, budget, reference, self._share(model))
         except Exception as problem:
             error = self._portable(problem)
         for batches, tokens in self._gather(error)[1:]:
@@ -191,7 +215,6 @@ class RankGroup(SingleProcess):
             UserError: rank 0 refused the request; every rank raises the same.
             RankLostError: another rank has ended.
         """
-        model: LanguageModel | None = None
         try:
             while True:
                 action, argument = self._broadcast(None)
@@ -202,24 +225,28 @@ class RankGroup(SingleProcess):
                         raise refusal
                     return returned
                 if action == "load":
-                    model = None  # free the last model's memory before the next is loaded
+                    role, named = argument
+                    self.loaded.pop(role, None)  # its memory goes before the next is loaded
                     model, error = self._attempt(
-                        partial(_load, open_argument, argument, device, dtype, attention)
+                        partial(_load, open_argument, named, device, dtype, attention)
                     )
+                    if error is None:
+                        self.loaded[role] = model
+                    del model
                 else:
-                    assert model is not None
-                    result, error = self._attempt(partial(self._score_share, model, *argument))
+                    result, error = self._attempt(partial(self._score_share, *argument))
                 self._gather(error, result)
         finally:
             self._leave()
 
     def _score_share(
-        self, model: LanguageModel, request: ScoreRequest, tokens: int
+        self, roles: tuple[Role, Role | None], request: ScoreRequest, tokens: int
     ) -> tuple[list[Batch], int]:
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
         request = self._with_known(request)
-        return list(request.run(model, budget, self._share(model))), budget.tokens
+        model, reference = self.loaded[roles[0]], None if roles[1] is None else self.loaded[roles[1]]
+        return list(request.run(model, budget, reference, self._share(model))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""

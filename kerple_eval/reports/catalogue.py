@@ -55,6 +55,7 @@ REPORTS = Registry(
         _figure("depth", "exact match and loss of answers by length and depth"),
         _table("answers", "exact match and loss of answers, as a table"),
         _table("longppl", "perplexity on the tokens that need long context, chosen by a reference model"),
+        _table("divergence", "how far predictions are from a reference's: means, percentiles, by context"),
         _figure("kernels", "learned kernels against distance", "models"),
         _figure(
             "kernel-reach",
