@@ -48,7 +48,9 @@ class ScoreRequest:
 
     ``hashes``: of the documents, sha256; ``windows``: pairs of a document's index and a window; ``bos``: the
     first-token marker before each window, or None; ``hits``: whether to return beside each loss whether the
-    target was the argmax; ``parts``: of each window those of the reference, where it has others.
+    target was the argmax. ``of``: which of the loaded models is scored. ``reference``: the model that it is
+    compared with, on this rank; ``compared``: whether there is one; ``parts``: of each window those of the
+    reference, where it has others.
     """
 
     documents: Sequence[NDArray[np.int64]]
@@ -56,19 +58,16 @@ class ScoreRequest:
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
+    of: Role = "model"
+    reference: LanguageModel | None = None
+    compared: bool = False
     parts: Sequence[Parts] | None = None
 
-    def run(
-        self,
-        model: LanguageModel,
-        budget: Budget,
-        reference: LanguageModel | None = None,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
+    def run(self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Losses batch by batch; ``share`` (r, W): the batches r, r + W, r + 2 W, ... only."""
         return score(
             model, self.documents, self.windows, bos=self.bos, hits=self.hits, share=share, budget=budget,
-            reference=reference, parts=self.parts,
+            reference=self.reference, parts=self.parts,
         )  # fmt: skip
 
 
@@ -85,11 +84,8 @@ class SingleProcess:
         """The model of a checkpoint that MODEL ``argument`` names, in place of the last one of its role."""
         return checkpoint.load(device, dtype)
 
-    def score(
-        self, model: LanguageModel, request: ScoreRequest, budget: Budget,
-        reference: LanguageModel | None = None,
-    ) -> Iterator[Batch]:  # fmt: skip
-        return request.run(model, budget, reference)
+    def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
+        return request.run(model, budget)
 
     def release(self, result: Any = None, error: BaseException | None = None) -> None:
         """End the run on every rank: the others return ``result``, or raise ``error``."""
@@ -114,7 +110,7 @@ class RankGroup(SingleProcess):
         self.pulse = pulse
         self.device_before: int | None = None  # the CUDA device that was current
         self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
-        self.loaded: dict[Role, LanguageModel] = {}
+        self.loaded: dict[Role, LanguageModel] = {}  # on other ranks than 0
 
     @classmethod
     def beside(cls) -> RankGroup:
@@ -142,26 +138,17 @@ class RankGroup(SingleProcess):
         self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
         role: Role = "model",
     ) -> LanguageModel:  # fmt: skip
-        self.loaded.pop(role, None)
         self._broadcast(("load", (role, (argument, checkpoint.feeding))))
         model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
-        self.loaded[role] = model
         return model
 
-    def score(
-        self, model: LanguageModel, request: ScoreRequest, budget: Budget,
-        reference: LanguageModel | None = None,
-    ) -> Iterator[Batch]:  # fmt: skip
-        roles = tuple(
-            next((role for role, held in self.loaded.items() if held is wanted), None)
-            for wanted in (model, reference)
-        )
-        self._broadcast(("score", (roles, self._without_known(request), budget.tokens)))
+    def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
+        self._broadcast(("score", (self._without_known(request), budget.tokens)))
         error = None
         try:
-            yield from request.run(model, budget, reference, self._share(model))
+            yield from request.run(model, budget, self._share(model))
         except Exception as problem:
             error = self._portable(problem)
         for batches, tokens in self._gather(error)[1:]:
@@ -181,7 +168,7 @@ class RankGroup(SingleProcess):
                 documents[index] = NOT_SENT
             else:
                 self.documents[sha256] = ids
-        return replace(request, documents=documents)
+        return replace(request, documents=documents, reference=None, compared=request.reference is not None)
 
     def _with_known(self, request: ScoreRequest) -> ScoreRequest:
         """What another rank makes of :meth:`_without_known`."""
@@ -233,19 +220,22 @@ class RankGroup(SingleProcess):
                         self.loaded[role] = model
                     del model
                 else:
-                    result, error = self._attempt(partial(self._score_share, *argument))
+                    model = self.loaded[argument[0].of]
+                    result, error = self._attempt(partial(self._score_share, model, *argument))
+                    del model
                 self._gather(error, result)
         finally:
             self._leave()
 
     def _score_share(
-        self, roles: tuple[Role, Role | None], request: ScoreRequest, tokens: int
+        self, model: LanguageModel, request: ScoreRequest, tokens: int
     ) -> tuple[list[Batch], int]:
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
         request = self._with_known(request)
-        model, reference = self.loaded[roles[0]], None if roles[1] is None else self.loaded[roles[1]]
-        return list(request.run(model, budget, reference, self._share(model))), budget.tokens
+        if request.compared:  # with the model itself where no other one is loaded
+            request = replace(request, reference=self.loaded.get("reference", model))
+        return list(request.run(model, budget, self._share(model))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""

@@ -279,11 +279,12 @@ class Worker:
         if reference is not None and (every := reference_parts(reference, task)) is not None:
             parts = [every[number] for number in numbers]
         request = ScoreRequest(
-            ids, task.cell.hashes, windows, task.reading.window_bos, task.plan.protocol.scores_answers, parts
-        )
-        other = None if reference is None else self.reference or model
+            ids, task.cell.hashes, windows, task.reading.window_bos, task.plan.protocol.scores_answers,
+            of="reference" if model is self.reference else "model", parts=parts,
+            reference=None if reference is None else self.reference or model,
+        )  # fmt: skip
         self._tell(task, compiling=self._compiles(task, model, windows))
-        for members, scored in self.ranks.score(model, request, self.budget.pass_, other):
+        for members, scored in self.ranks.score(model, request, self.budget.pass_):
             for index, row in zip(members, scored, strict=True):
                 yield numbers[index], np.atleast_2d(row)
             self.work_done += sum(cost(windows[index][1]) for index in members)

@@ -128,9 +128,7 @@ def test_the_budget_is_the_smallest_of_any_rank(monkeypatch: pytest.MonkeyPatch)
     scored: list[tuple[int, tuple[int, int]]] = []
 
     class Fixed(ScoreRequest):
-        def run(
-            self, model: Any, budget: Budget, reference: Any = None, share: tuple[int, int] = (0, 1)
-        ) -> Iterator[Batch]:
+        def run(self, model: Any, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
             scored.append((budget.tokens, share))
             yield [0], [np.zeros(1, dtype=np.float32)]
 
