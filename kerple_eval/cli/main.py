@@ -57,7 +57,7 @@ def cli(traceback: bool) -> None:
 @click.option(
     "--text", multiple=True, metavar="FILE",
     help="Text of your own: a file, a folder, or a file of rows (.jsonl, .json, .csv, .parquet; also "
-    "FILE,column=NAME), compressed or not. Repeat for more.",
+    "FILE,column=NAME,join=blank-line), compressed or not. Repeat for more.",
 )  # fmt: skip
 @click.option(
     "--tokens", multiple=True, metavar="FILE",

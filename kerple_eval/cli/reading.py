@@ -18,6 +18,7 @@ from kerple_eval.cli.parameters import (
     statistics,
     table_format,
 )
+from kerple_eval.types import UserError
 
 
 @click.command(cls=Command, short_help="Print the tables of runs.")
@@ -181,25 +182,41 @@ def reach(folders: tuple[str, ...], **options: Any) -> None:
     click.echo(make(folders, **options), nl=False)
 
 
-@click.command(cls=Command, short_help="Why did the mean loss change with length?")
+@click.command(cls=Command, short_help="Why do two numbers of one model differ?")
 @folders
 @click.option(
     "--length", metavar="LENGTHS",
-    help="Two lengths, as in 512,4096; each pair of neighbouring lengths unless given.",
+    help="Two lengths, as in 512,4096; each pair of neighbouring lengths unless given. With --between: one "
+    "for both protocols, or one for each.",
 )  # fmt: skip
+@click.option(
+    "--between", multiple=True, metavar="PROTOCOL",
+    help="Two protocols, written as in the table: why their numbers differ.",
+)  # fmt: skip
+@click.option("--model", metavar="MODEL", help="With --between: only this model.")
 @table_format
-def explain(folders: tuple[str, ...], length: str | None, style: str) -> None:
+def explain(
+    folders: tuple[str, ...], length: str | None, between: tuple[str, ...], model: str | None, style: str
+) -> None:
     """Why the mean loss changed with length: fewer targets with little context (dilution), or more context.
 
-    The loss at a context of the shorter length comes from a sliding-window cell of any DIR.
+    The loss at a context of the shorter length comes from a sliding-window cell of any DIR. With --between
+    twice: why two protocols give one model two numbers, as effects that add up to the difference.
 
     \b
     Example:
       kerple-eval explain runs/first --length 512,4096
     """
+    from kerple_eval.reports.tables import between as protocols  # noqa: PLC0415
     from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
 
-    click.echo(make(folders, style, parse_pair(length)), nl=False)
+    if between:
+        shown = protocols.make(folders, style, between=between, model=model, length=length)
+    elif model is not None:
+        raise UserError("explain --model goes with --between: name two protocols")
+    else:
+        shown = make(folders, style, parse_pair(length))
+    click.echo(shown, nl=False)
 
 
 @click.command(cls=Command, short_help="Show retrieval: passkey, needle, copy, recall.")

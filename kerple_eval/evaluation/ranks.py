@@ -10,7 +10,8 @@ batch, and rank 0's losses count.
 
 Requests and losses travel through gloo, also between GPUs: a few bytes a target. A script that has
 initialised ``torch.distributed`` keeps its own process group as it is; the ranks of a run then talk in a
-gloo group of their own beside it.
+gloo group of their own beside it. A rank waits for a slow one for as long as that takes, and for one that has
+ended or is stopped no longer than :mod:`pulse` says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -29,21 +29,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from kerple_eval.evaluation import pulse
+from kerple_eval.evaluation.pulse import Pulse, RankLostError
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
 from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
-TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' batches of a cell
 NOT_SENT: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in place of a document that need not travel
-
-
-class RankLostError(Exception):
-    """Another rank has ended: the run stops, and the same command continues from its finished cells."""
-
-    def __str__(self) -> str:
-        return "another process of this run has ended or cannot be reached"
 
 
 @dataclass(frozen=True)
@@ -92,24 +86,28 @@ class RankGroup(SingleProcess):
     """Several ranks, seen from one of them: rank 0 loads and scores, the others run the worker loop.
 
     ``group``: the gloo group that they talk in; None is the default group. ``owns_default``: whether this
-    object initialised the default group, which ``release`` then destroys.
+    object initialised the default group, which ``release`` then destroys; ``pulse``: by which the ranks meet
+    before they call each other.
     """
 
     def __init__(
-        self, rank: int, size: int, group: dist.ProcessGroup | None = None, *, owns_default: bool = False
-    ) -> None:
+        self, rank: int, size: int, group: dist.ProcessGroup | None = None, *, owns_default: bool = False,
+        pulse: Pulse | None = None,
+    ) -> None:  # fmt: skip
         self.rank = rank
         self.size = size
         self.group = group
         self.owns_default = owns_default
+        self.pulse = pulse
         self.device_before: int | None = None  # the CUDA device that was current
         self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
 
     @classmethod
     def beside(cls) -> RankGroup:
         """The ranks of a script that has initialised ``torch.distributed``; every one must call this."""
-        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        group = dist.new_group(backend="gloo", timeout=pulse.PATIENCE)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return cls(rank, size, group, pulse=Pulse(rank, size))
 
     @classmethod
     def start(cls, *, parts: bool) -> RankGroup:
@@ -118,8 +116,9 @@ class RankGroup(SingleProcess):
         ``parts``: models are held in parts, whose activations travel between the cards by NCCL.
         """
         nccl = parts and torch.cuda.is_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
-        ranks = cls(dist.get_rank(), dist.get_world_size(), owns_default=True)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=pulse.PATIENCE)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        ranks = cls(rank, size, owns_default=True, pulse=Pulse(rank, size))
         if torch.cuda.is_available():
             ranks.device_before = torch.cuda.current_device()
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -223,6 +222,8 @@ class RankGroup(SingleProcess):
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""
+        assert self.pulse is not None
+        self.pulse.meet()
         box = [message]
         try:
             dist.broadcast_object_list(box, src=0, group=self.group)
@@ -232,6 +233,8 @@ class RankGroup(SingleProcess):
 
     def _gather(self, error: Exception | None, result: Any = None) -> list[Any]:
         """Every rank's result, at rank 0; the first error of any rank is raised there."""
+        assert self.pulse is not None
+        self.pulse.meet()
         boxes: list[Any] | None = [None] * self.size if self.rank == 0 else None
         try:
             dist.gather_object((error, result), boxes, dst=0, group=self.group)
@@ -261,6 +264,8 @@ class RankGroup(SingleProcess):
 
     def _leave(self) -> None:
         """Leave ``torch.distributed`` and the current CUDA device as they were."""
+        if self.pulse is not None:
+            self.pulse.leave()
         if self.owns_default:
             dist.destroy_process_group()
         elif self.group is not None:

@@ -17,7 +17,8 @@ from kerple_eval.evaluation.budget import RunBudget
 from kerple_eval.evaluation.failures import failure_of
 from kerple_eval.evaluation.in_progress import Deaths
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
-from kerple_eval.evaluation.ranks import RankLostError, ScoreRequest, SingleProcess
+from kerple_eval.evaluation.pulse import RankLostError
+from kerple_eval.evaluation.ranks import ScoreRequest, SingleProcess
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.stopping import AllDocuments, StoppingRule, UntilSure
 from kerple_eval.evaluation.verify import checked_cells, document_numbers, document_records, planned_header

@@ -42,6 +42,7 @@ REPORTS = Registry(
     (
         _table("table", "perplexity against length, models down"),
         _table("explain", "why loss changed with length: dilution, context gain"),
+        _table("between", "why two protocols give one model two numbers, effect by effect"),
         _figure("curve", "perplexity against length, log-log"),
         _figure("position", "mean loss, or perplexity, against context"),
         _figure("ratio", "perplexity as a ratio to one scheme's, by length"),
