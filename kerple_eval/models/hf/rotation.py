@@ -48,9 +48,9 @@ class Turn:
         half = (self.stop - self.first) // 2
         turned = x[..., self.first : self.stop]
         turned = turned.to(torch.promote_types(x.dtype, torch.float32))
-        turned = turned.unflatten(-1, (half, 2) if self.neighbours else (2, half))
         axis = -1 if self.neighbours else -2
-        a, b = turned.unbind(axis)
+        pairs = (half, 2) if self.neighbours else (2, half)
+        a, b = turned.reshape(*turned.shape[:-1], *pairs).unbind(axis)
         cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3) * self.sign
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis).flatten(-2).to(x.dtype)
         if 2 * half == x.shape[-1]:
