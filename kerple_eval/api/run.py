@@ -38,8 +38,15 @@ class Run(RunDirectory):
         return self._text("reach", style=style, **options)
 
     def explain(self, style: str = "text", **options: Any) -> str:
-        """Why loss changed with length: ``lengths``, two of them."""
-        return self._text("explain", style=style, **options)
+        """Why loss changed with length: ``lengths``, two of them.
+
+        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048").
+        """
+        return self._text("between" if "between" in options else "explain", style=style, **options)
+
+    def divergence(self, style: str = "text", **options: Any) -> str:
+        """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""
+        return self._text("divergence", style=style, **options)
 
     def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
         """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""

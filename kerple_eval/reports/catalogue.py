@@ -42,6 +42,7 @@ REPORTS = Registry(
     (
         _table("table", "perplexity against length, models down"),
         _table("explain", "why loss changed with length: dilution, context gain"),
+        _table("between", "why two protocols give one model two numbers, effect by effect"),
         _figure("curve", "perplexity against length, log-log"),
         _figure("position", "mean loss, or perplexity, against context"),
         _figure("ratio", "perplexity as a ratio to one scheme's, by length"),
@@ -55,6 +56,7 @@ REPORTS = Registry(
         _figure("depth", "exact match and loss of answers by length and depth"),
         _table("answers", "exact match and loss of answers, as a table"),
         _table("longppl", "perplexity on the tokens that need long context, chosen by a reference model"),
+        _table("divergence", "how far predictions are from a reference's: means, percentiles, by context"),
         _figure("kernels", "learned kernels against distance", "models"),
         _figure(
             "kernel-reach",

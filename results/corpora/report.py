@@ -7,7 +7,8 @@ Reads ``sums/*.parquet`` and ``cards/*.json`` (written by ``run.py``, whichever 
     tables.md        perplexity against length in the KERPLE paper's form, and bits per byte at 512 to 16384
     comparisons.md   every scheme against kerple-log, Holm's correction over the whole family
     protocols.md     kerple-log by KERPLE's protocol and by DAPE's, from the same losses
-    kernels.md       effective lengths and far ends of the learned kernels
+    reach.md         how far each model holds, and how much context it uses
+    kernels.md       reach and far ends of the learned kernels
     curve.png, position.png, kernels.png
     report.md        all of it on one page
 
@@ -18,6 +19,7 @@ seeds and documents as crossed random effects for intervals and verdicts.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import sys
@@ -33,9 +35,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from scipy.special import stdtr
 
+from kerple_eval.stats.documents import effective_documents
 from kerple_eval.stats.intervals import Interval, ratio_interval
+from kerple_eval.stats.reach import MARGIN, losses_hold
 from kerple_eval.stats.seeds import crossed
-from kerple_eval.stats.significance import dagger, effect_size, holm, seed_test, sign_flip_p
+from kerple_eval.stats.significance import below_p, dagger, effect_size, holm, seed_test, sign_flip_p
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -314,6 +318,71 @@ def p_value(p: float | None) -> str:
     return "" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
+# --- effective lengths
+
+
+def reach(models: Sequence[Scores]) -> Iterator[str]:
+    yield "# How far each model holds, and how much context it uses\n"
+    yield (
+        "By `kerple-eval reach`'s tests over documents (`kerple_eval.stats.reach`). Holds to: the longest "
+        f"length up to which perplexity is shown to stay within {MARGIN:.0%} of the best shorter one, each "
+        "length in turn at 0.05; then what stopped it: `lost`, shown to be above the margin, or `few`, the "
+        "documents do not suffice to say. Uses: the longest length whose gain over the next shorter one on "
+        "`aligned:k=256` is shown (one-sided, Holm over the lengths at 0.05), with the gain in nats a target "
+        "and its 95 % interval. `>=`: the longest length scored.\n"
+    )
+    for corpus, title in CORPORA.items():
+        members = grouped(models, corpus)
+        if not members:
+            continue
+        yield f"## {title}\n"
+        yield "| scheme | seed | holds to, `full-context` | holds to, `aligned:k=256` | uses |"
+        yield "|---|---:|---|---|---|"
+        for scheme, found in members.items():
+            for model in found:
+                cells = [holds(model, protocol) for protocol in FAMILY]
+                yield f"| {scheme} | {model.seed} | {' | '.join(cells)} | {uses(model)} |"
+        counts = next(iter(members.values()))[0].by_document("full-context", TRAINED)
+        assert counts is not None
+        yield f"\n{len(counts)} documents, as good as {effective_documents(counts.targets):.0f} of one size\n"
+
+
+def holds(model: Scores, protocol: str) -> str:
+    lengths, frames = by_length(model, protocol)
+    steps = losses_hold(
+        [(n, f.loss.to_numpy()) for n, f in zip(lengths, frames, strict=True)], frames[0].targets.to_numpy()
+    )
+    held = [step.length for step in steps if step.outcome == "holds"] or lengths[:1]
+    if held[-1] == lengths[-1]:
+        return f">= {held[-1]}"
+    last = steps[-1]
+    assert last.change is not None
+    why = "lost" if last.outcome == "lost" else "few"
+    return f"{held[-1]} ({why} at {last.length}: {change(last.change)} against {last.against})"
+
+
+def uses(model: Scores) -> str:
+    lengths, frames = by_length(model, "aligned:k=256")
+    gains = [(a.loss - b.loss).to_numpy() for a, b in itertools.pairwise(frames)]
+    counts = frames[0].targets.to_numpy()
+    adjusted = holm([below_p(-gain, counts, 0.0) for gain in gains])
+    shown = [i for i, p in enumerate(adjusted) if p <= ALPHA]
+    if not shown:
+        return "no gain shown"
+    i = ratio_interval(gains[shown[-1]], counts)
+    more = ">= " if shown[-1] == len(gains) - 1 else ""
+    return f"{more}{lengths[shown[-1] + 1]} ({i.estimate:.4f}, {i.low:.4f} to {i.high:.4f})"
+
+
+def by_length(model: Scores, protocol: str) -> tuple[list[int], list[pd.DataFrame]]:
+    """Every length, with the same targets at each."""
+    found = {n: model.by_document(protocol, n) for n in lengths_of([model], protocol)}
+    frames = [frame for frame in found.values() if frame is not None]
+    if len({str(digest) for frame in frames for digest in frame.hash}) != 1:
+        raise SystemExit(f"{model.scheme} {model.corpus} s{model.seed}: {protocol}: targets differ by length")
+    return list(found), frames
+
+
 # --- KERPLE's protocol and DAPE's
 
 
@@ -376,12 +445,12 @@ def kernel(model: Scores, distance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
 def kernels(models: Sequence[Scores]) -> Iterator[str]:
     yield "# What the kernels have learned\n"
     yield (
-        "By head, flattest last: effective length (the first distance at which the kernel lies more than 2 "
+        "By head, flattest last: the kernel's reach (the first distance at which the kernel lies more than 2 "
         "below its value at 0, of 20,480; the paper's figure 6), and the kernel's value at distances 512 and "
         "16,384 less that at 0. alibi's are fixed. One set of kernels for all layers; of "
         "kerple-log-per-layer the four sets together.\n"
     )
-    yield "| model | effective length | at 512 | at 16384 |"
+    yield "| model | reach | at 512 | at 16384 |"
     yield "|---|---|---|---|"
     distance = np.arange(20481)
     for model in models:
@@ -389,10 +458,10 @@ def kernels(models: Sequence[Scores]) -> Iterator[str]:
         if value is None or (model.scheme == "alibi" and model.seed > 1):
             continue
         below = value - value[:, :1]
-        reach = [int(np.argmax(head < -2)) if (head < -2).any() else None for head in below]
-        order = sorted(range(len(reach)), key=lambda h: (reach[h] or math.inf, below[h, 16384]))
+        ends = [int(np.argmax(head < -2)) if (head < -2).any() else None for head in below]
+        order = sorted(range(len(ends)), key=lambda h: (ends[h] or math.inf, below[h, 16384]))
         told = [
-            ", ".join(str(reach[h]) if reach[h] else "beyond" for h in order),
+            ", ".join(str(ends[h]) if ends[h] else "beyond" for h in order),
             *(", ".join(f"{below[h, n]:.1f}" for h in order) for n in (512, 16384)),
         ]
         yield f"| {model.scheme} {model.corpus} s{model.seed} | " + " | ".join(told) + " |"
@@ -532,7 +601,10 @@ def main(folder: Path) -> None:
     models = read(folder)
     if not models:
         raise SystemExit(f"{folder}/sums holds no model yet")
-    sections = {"tables": tables, "comparisons": comparisons, "protocols": protocols, "kernels": kernels}
+    sections = {
+        "tables": tables, "comparisons": comparisons, "reach": reach, "protocols": protocols,
+        "kernels": kernels,
+    }  # fmt: skip
     texts = {name: "\n".join(make(models)).rstrip() + "\n" for name, make in sections.items()}
     for name, text in texts.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")

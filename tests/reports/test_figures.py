@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from kerple_eval.cli.plot import run as plot
 from kerple_eval.records.cell import Cell, write_cell
 from kerple_eval.records.run import write_summary
-from kerple_eval.reports.figures import curve, position
+from kerple_eval.reports.figures import curve, position, style
+from kerple_eval.stats.by_context import bin_edges
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.figures import curves, legend
 from tests.helpers.handmade import row, write_run
@@ -52,6 +56,25 @@ def test_formats(kind: str, magic: bytes, run: Path, tmp_path: Path) -> None:
             assert f">{name}<" in first.decode()
     with pytest.raises(UserError, match=r"\.png, \.pdf or \.svg"):
         curve.make([run], tmp_path / "figure.gif")
+
+
+def test_a_png_with_its_palette_shows_what_was_drawn() -> None:
+    """Against matplotlib's own file: a heat map of its 256 shades beside lines, text and a band."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(4, 2))
+    left.imshow(np.linspace(0, 1, 256).reshape(16, 16))
+    for slope, colour in enumerate(style.COLORS):
+        right.plot([0, 1], [0, slope], color=colour, label=f"slope {slope}")
+    right.fill_between([0, 1], [0, 2], [0, 4], alpha=0.2)
+    right.legend()
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi=300)
+    small = Image.open(io.BytesIO(style.rendered(figure, "png")))
+    plt.close(figure)
+    assert (small.mode, small.size, round(small.info["dpi"][0])) == ("P", Image.open(whole).size, 300)
+    levels = [np.asarray(picture.convert("RGB"), dtype=float) for picture in (small, Image.open(whole))]
+    apart = np.abs(levels[0] - levels[1]).max(axis=-1)  # of 255, the worst of three channels
+    assert apart.mean() < 1
+    assert (apart > 16).mean() < 0.01
 
 
 def test_curve_has_every_model(run: Path, tmp_path: Path, drawn: list[Figure]) -> None:
@@ -186,7 +209,7 @@ def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Fi
     assert 16 in marks(axes)
     assert set(found) == set(LOSS)
     assert found["flat"][1] == pytest.approx([3.0] * len(found["flat"][1]))
-    edges = position.bin_edges(64).tolist()
+    edges = bin_edges(64).tolist()
     for model, loss in LOSS.items():
         x, y = found[model]
         bins = [range(a, b) for a, b in pairwise(edges)]
@@ -196,7 +219,7 @@ def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Fi
 
 @pytest.mark.parametrize("longest", [2, 3, 5, 16, 64, 100, 512, 4096, 16384])
 def test_bins_cover_every_context_once(longest: int) -> None:
-    edges = position.bin_edges(longest).tolist()
+    edges = bin_edges(longest).tolist()
     assert edges[0] == 1
     assert edges[-1] == longest + 1
     assert edges == sorted(set(edges))

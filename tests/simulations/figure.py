@@ -5,11 +5,14 @@ python -m tests.simulations.figure results/statistics
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import pandas as pd
 from matplotlib import pyplot as plt
+
+from kerple_eval.reports.figures.style import with_palette
 
 METHODS = {
     "delta": "default: leave-one-out, effective documents",
@@ -91,7 +94,9 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=7, frameon=False
     )
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150)
+    path.write_bytes(with_palette(drawn))
     plt.close(figure)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from PIL import Image
 
 from kerple_eval.reports import escapes
 from kerple_eval.support.files import write_output
@@ -228,8 +229,16 @@ def save(figure: Figure, out: Path) -> None:
 
 @look()
 def rendered(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
-    """The figure's file in one of ``FIGURE_FORMATS``."""
+    """The figure's file in one of ``FIGURE_FORMATS``; a PNG with a palette."""
     buffer = io.BytesIO()
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     figure.savefig(buffer, format=kind, dpi=300, metadata=metadata, transparent=transparent)
-    return buffer.getvalue()
+    return with_palette(buffer) if kind == "png" else buffer.getvalue()
+
+
+def with_palette(png: io.BytesIO) -> bytes:
+    """The opaque picture in its 256 best colours: what changes is the shade of smoothed edges."""
+    picture, small = Image.open(png), io.BytesIO()
+    colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours.save(small, "png", optimize=True, dpi=picture.info["dpi"])
+    return small.getvalue()
