@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from kerple_eval.cli import dry_run as dry
 from kerple_eval.cli.errors import BrokenOffError, is_terminal
-from kerple_eval.evaluation.ranks import RankLostError, launched_rank
+from kerple_eval.evaluation.pulse import RankLostError
+from kerple_eval.evaluation.ranks import launched_rank
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.run import run_request
 from kerple_eval.evaluation.stopping import read_lines

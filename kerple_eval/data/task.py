@@ -23,7 +23,7 @@ A hub source names the files it reads at a commit of the repository:
       split: test                     # what those files hold; documents are named SPLIT-ROW
       text_column: text               # a column, or column.field
       where: {meta.pile_set_name: Github}   # optional: only rows that hold this
-      join: none                      # none | wikitext-articles, see ``hub.py``
+      join: none                      # none | wikitext-articles | blank-line | ..., see ``hub.py``
       limit: 1000                     # optional: stop reading after this many documents; recorded
 
 ``NAME:path=DIR`` reads a local copy of those files in the same layout instead.
@@ -66,6 +66,7 @@ from kerple_eval.data.sources.kinds import (
     SOURCES,
     HubIdSource,
     HubSource,
+    JoinRule,
     MegatronSource,
     Source,
     SyntheticSource,
@@ -132,7 +133,7 @@ TASKS = Registry(
 
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?)(@(?P<revision>[^@,]+))?", re.ASCII)
-_HUB_OPTIONS = ("split", "column", "config", "limit")
+_HUB_OPTIONS = ("split", "column", "config", "limit", "join")
 
 
 def parse_task(text: str) -> Spec:
@@ -143,7 +144,7 @@ def parse_task(text: str) -> Spec:
     if not _HUB_ID.fullmatch(name.removeprefix("hf:")):
         raise UserError(
             f"task {quoted(text)}: expected hf:ORG/NAME[@REVISION],split=test,column=text"
-            "[,config=NAME,limit=N]"
+            "[,config=NAME,limit=N,join=RULE]"
         )
     return Spec(name, parse_options(rest, text) if comma else ())
 
@@ -161,6 +162,8 @@ def _hub_task(spec: Spec) -> Task:
         if not re.fullmatch(r"0*[1-9][0-9]{0,14}", text):
             raise UserError(f"task {spec}: limit={text[:20]} is not a number of documents from 1 on")
         options["limit"] = int(text)
+    if options.get("join", "none") not in get_args(JoinRule):
+        raise unknown(f"join rule of task {spec.name}", options["join"], get_args(JoinRule))
     source = HubIdSource(match["id"], match["revision"], **options)
     name = match["id"].rpartition("/")[2] + (f"-{source.config}" if source.config else "")
     return Task(name, 1, f"{spec.name} of the Hugging Face hub", "as the hub states", source, Split(1.0))

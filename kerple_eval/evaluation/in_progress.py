@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerple_eval.evaluation.ranks import RankLostError
+from kerple_eval.evaluation.pulse import RankLostError
 from kerple_eval.models.devices import DeviceLostError
 from kerple_eval.support.files import write_atomically
 from kerple_eval.support.readers import read_json

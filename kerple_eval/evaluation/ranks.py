@@ -10,7 +10,8 @@ batch, and rank 0's losses count.
 
 Requests and losses travel through gloo, also between GPUs: a few bytes a target. A script that has
 initialised ``torch.distributed`` keeps its own process group as it is; the ranks of a run then talk in a
-gloo group of their own beside it.
+gloo group of their own beside it. A rank waits for a slow one for as long as that takes, and for one that has
+ended or is stopped no longer than :mod:`pulse` says.
 """
 
 from __future__ import annotations
@@ -20,30 +21,25 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from kerple_eval.evaluation import pulse
+from kerple_eval.evaluation.pulse import Pulse, RankLostError
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
+from kerple_eval.models.divergence import Parts
 from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
-TIMEOUT = timedelta(days=2)  # the longest that a rank waits for the others' batches of a cell
+Role = Literal["model", "reference"]  # of the models that are loaded at once
 NOT_SENT: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in place of a document that need not travel
-
-
-class RankLostError(Exception):
-    """Another rank has ended: the run stops, and the same command continues from its finished cells."""
-
-    def __str__(self) -> str:
-        return "another process of this run has ended or cannot be reached"
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,9 @@ class ScoreRequest:
 
     ``hashes``: of the documents, sha256; ``windows``: pairs of a document's index and a window; ``bos``: the
     first-token marker before each window, or None; ``hits``: whether to return beside each loss whether the
-    target was the argmax.
+    target was the argmax. ``of``: which of the loaded models is scored. ``reference``: the model that it is
+    compared with, on this rank; ``compared``: whether there is one; ``parts``: of each window those of the
+    reference, where it has others.
     """
 
     documents: Sequence[NDArray[np.int64]]
@@ -60,12 +58,16 @@ class ScoreRequest:
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
+    of: Role = "model"
+    reference: LanguageModel | None = None
+    compared: bool = False
+    parts: Sequence[Parts] | None = None
 
     def run(self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Losses batch by batch; ``share`` (r, W): the batches r, r + W, r + 2 W, ... only."""
         return score(
-            model, self.documents, self.windows,
-            bos=self.bos, hits=self.hits, share=share, budget=budget,
+            model, self.documents, self.windows, bos=self.bos, hits=self.hits, share=share, budget=budget,
+            reference=self.reference, parts=self.parts,
         )  # fmt: skip
 
 
@@ -76,9 +78,10 @@ class SingleProcess:
     size = 1
 
     def load(
-        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
-    ) -> LanguageModel:
-        """The model of a checkpoint that MODEL ``argument`` names."""
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
+        role: Role = "model",
+    ) -> LanguageModel:  # fmt: skip
+        """The model of a checkpoint that MODEL ``argument`` names, in place of the last one of its role."""
         return checkpoint.load(device, dtype)
 
     def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
@@ -92,24 +95,29 @@ class RankGroup(SingleProcess):
     """Several ranks, seen from one of them: rank 0 loads and scores, the others run the worker loop.
 
     ``group``: the gloo group that they talk in; None is the default group. ``owns_default``: whether this
-    object initialised the default group, which ``release`` then destroys.
+    object initialised the default group, which ``release`` then destroys; ``pulse``: by which the ranks meet
+    before they call each other.
     """
 
     def __init__(
-        self, rank: int, size: int, group: dist.ProcessGroup | None = None, *, owns_default: bool = False
-    ) -> None:
+        self, rank: int, size: int, group: dist.ProcessGroup | None = None, *, owns_default: bool = False,
+        pulse: Pulse | None = None,
+    ) -> None:  # fmt: skip
         self.rank = rank
         self.size = size
         self.group = group
         self.owns_default = owns_default
+        self.pulse = pulse
         self.device_before: int | None = None  # the CUDA device that was current
         self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
+        self.loaded: dict[Role, LanguageModel] = {}  # on other ranks than 0
 
     @classmethod
     def beside(cls) -> RankGroup:
         """The ranks of a script that has initialised ``torch.distributed``; every one must call this."""
-        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        group = dist.new_group(backend="gloo", timeout=pulse.PATIENCE)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return cls(rank, size, group, pulse=Pulse(rank, size))
 
     @classmethod
     def start(cls, *, parts: bool) -> RankGroup:
@@ -118,17 +126,19 @@ class RankGroup(SingleProcess):
         ``parts``: models are held in parts, whose activations travel between the cards by NCCL.
         """
         nccl = parts and torch.cuda.is_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
-        ranks = cls(dist.get_rank(), dist.get_world_size(), owns_default=True)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=pulse.PATIENCE)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        ranks = cls(rank, size, owns_default=True, pulse=Pulse(rank, size))
         if torch.cuda.is_available():
             ranks.device_before = torch.cuda.current_device()
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         return ranks
 
     def load(
-        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
-    ) -> LanguageModel:
-        self._broadcast(("load", (argument, checkpoint.feeding)))
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
+        role: Role = "model",
+    ) -> LanguageModel:  # fmt: skip
+        self._broadcast(("load", (role, (argument, checkpoint.feeding))))
         model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
@@ -158,7 +168,7 @@ class RankGroup(SingleProcess):
                 documents[index] = NOT_SENT
             else:
                 self.documents[sha256] = ids
-        return replace(request, documents=documents)
+        return replace(request, documents=documents, reference=None, compared=request.reference is not None)
 
     def _with_known(self, request: ScoreRequest) -> ScoreRequest:
         """What another rank makes of :meth:`_without_known`."""
@@ -191,7 +201,6 @@ class RankGroup(SingleProcess):
             UserError: rank 0 refused the request; every rank raises the same.
             RankLostError: another rank has ended.
         """
-        model: LanguageModel | None = None
         try:
             while True:
                 action, argument = self._broadcast(None)
@@ -202,13 +211,18 @@ class RankGroup(SingleProcess):
                         raise refusal
                     return returned
                 if action == "load":
-                    model = None  # free the last model's memory before the next is loaded
+                    role, named = argument
+                    self.loaded.pop(role, None)  # its memory goes before the next is loaded
                     model, error = self._attempt(
-                        partial(_load, open_argument, argument, device, dtype, attention)
+                        partial(_load, open_argument, named, device, dtype, attention)
                     )
+                    if error is None:
+                        self.loaded[role] = model
+                    del model
                 else:
-                    assert model is not None
+                    model = self.loaded[argument[0].of]
                     result, error = self._attempt(partial(self._score_share, model, *argument))
+                    del model
                 self._gather(error, result)
         finally:
             self._leave()
@@ -219,10 +233,14 @@ class RankGroup(SingleProcess):
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
         request = self._with_known(request)
+        if request.compared:  # with the model itself where no other one is loaded
+            request = replace(request, reference=self.loaded.get("reference", model))
         return list(request.run(model, budget, self._share(model))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""
+        assert self.pulse is not None
+        self.pulse.meet()
         box = [message]
         try:
             dist.broadcast_object_list(box, src=0, group=self.group)
@@ -232,6 +250,8 @@ class RankGroup(SingleProcess):
 
     def _gather(self, error: Exception | None, result: Any = None) -> list[Any]:
         """Every rank's result, at rank 0; the first error of any rank is raised there."""
+        assert self.pulse is not None
+        self.pulse.meet()
         boxes: list[Any] | None = [None] * self.size if self.rank == 0 else None
         try:
             dist.gather_object((error, result), boxes, dst=0, group=self.group)
@@ -261,6 +281,8 @@ class RankGroup(SingleProcess):
 
     def _leave(self) -> None:
         """Leave ``torch.distributed`` and the current CUDA device as they were."""
+        if self.pulse is not None:
+            self.pulse.leave()
         if self.owns_default:
             dist.destroy_process_group()
         elif self.group is not None:

@@ -9,7 +9,8 @@ token of a chunk is not scored: targets ``iL + 1 .. (i + 1) L - 1``, contexts 1.
 targets, as every chunk has L - 1. (The code multiplies each chunk's mean by L and divides by all L, which is
 the same.)
 
-Join the rows before, as one document. Known biases: contexts begin at 1 in every chunk, the first token of
+Joining is the text's rule, not the protocol's: ``--text FILE,join=blank-line`` or
+``hf:...,join=blank-line``. Known biases: contexts begin at 1 in every chunk, the first token of
 each chunk is lost. Better: ``full-context`` over documents, or ``sliding-window``.
 """
 

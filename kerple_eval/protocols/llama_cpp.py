@@ -8,7 +8,8 @@ the end is not used. In each chunk the first token is replaced by that BOS, and 
 tokens ``n_ctx / 2 + 1 .. n_ctx - 1``, with as many tokens of context. ``nll`` is the mean over targets. The
 tool refuses a text of fewer than two chunks; here it is left out.
 
-The tool takes one text, such as ``wiki.test.raw``: give it as one file. Known biases: half of the text is
+The tool takes one text, such as ``wiki.test.raw``: give it as one file, or join rows by a rule of the text
+(``--text FILE,join=nothing``). Known biases: half of the text is
 never scored, and contexts vary by a factor of two. Better: ``sliding-window:stride=S`` with S = L / 2, which
 scores every target with the same contexts.
 """

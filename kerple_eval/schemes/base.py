@@ -13,7 +13,8 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
 * ``bias(positions_q [Q], positions_k [K]) -> [H, Q, K]``: added, where absolute positions matter.
 * ``score(scores [B, H, Q, K], q, k, positions_q, positions_k)``: the new scores, where content matters. A
   scheme that reads the hidden states too computes what it needs once a layer, ``observe(x [B, N, W])``, and
-  receives that as the sixth argument of ``score``.
+  receives that as the sixth argument of ``score``. Where ``score`` adds ``c_i - c_j`` and no more, with c
+  never increasing, ``decay(observed) -> [B, H, N]`` gives c, so that what is far down can be left out.
 * ``softcap`` c: scaled scores s become ``c tanh(s / c)``, before weight, kernel and bias.
 * ``sink() -> [H]``: one more logit of every row's softmax, without a key or value of its own.
 * ``window``: queries see only keys at D < window; ``visible(positions_q, positions_k) -> bool [Q, K]`` for
@@ -138,6 +139,9 @@ class Scheme(nn.Module):
         observed: Any = None,
     ) -> Tensor:  # fmt: skip
         return scores
+
+    def decay(self, observed: Any) -> Tensor | None:
+        return None
 
     def sink(self) -> Tensor | None:
         return None

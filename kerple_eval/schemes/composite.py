@@ -196,6 +196,9 @@ class Combined(Scheme):
     def observe(self, x: Tensor) -> Any:
         return self.base.observe(x)
 
+    def decay(self, observed: Any) -> Tensor | None:
+        return self.base.decay(observed)
+
     def score(
         self, scores: Tensor, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor,
         observed: Any = None,

@@ -50,6 +50,9 @@ class Fox(Scheme):
         logs = F.logsigmoid(self.gate(x.to(self.gate.weight.dtype)))
         return logs.double().cumsum(dim=1).transpose(1, 2)
 
+    def decay(self, observed: Tensor) -> Tensor:
+        return observed
+
     def score(
         self, scores: Tensor, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor,
         observed: Any = None,

@@ -287,6 +287,21 @@ def test_llama_cpp_and_gptq(folder: tuple[Path, str], tmp_path: Path) -> None:
             )
 
 
+def test_gptq_on_rows_joined_by_the_text_s_own_rule(tmp_path: Path, invoke: Cli) -> None:
+    """``get_wikitext2`` joins every row, blank ones too, by two line breaks; the record says so."""
+    place = save_llama(tmp_path / "m", "adds")
+    lines = ["", " = One = \n", "", *texts(), " \n", ""]
+    file = write_texts(tmp_path / "rows.jsonl", lines)
+    words = ["--protocol", "gptq", "--length", "16", "--keep-short", "--out", str(tmp_path / "r")]
+    assert invoke("run", f"hf:{place}", "--text", f"{file},join=blank-line", *words).exit_code == 0
+    run = kerple_eval.open_run(tmp_path / "r")
+    wanted = gptq(*loaded(place), "\n\n".join(lines), 16)
+    assert run.summary()["nll"].item() == pytest.approx(wanted, rel=1e-6)
+    assert run.specification.tasks[0].source == {"join": {"rows.jsonl": "blank-line"}}
+    line = refusal(invoke("run", f"hf:{place}", "--text", f"{file},join=newline", *words))
+    assert "join" in line
+
+
 REFUSED = [
     (["--protocol", "llama-cpp", "--length", "2"], "a chunk of length 2 has no target"),
     (["--protocol", "gptq", "--length", "1"], "a chunk of length 1 has no target"),

@@ -75,10 +75,11 @@ def read(endpoint: str, home: Path, *texts: str) -> list[Any]:
 
 def test_splits_columns_and_what_is_missing(tmp_path: Path) -> None:
     with serving("org/set", FILES) as (endpoint, asked):
-        whole, column, limited, lines, *refused = read(
+        whole, column, limited, lines, joined, *refused = read(
             endpoint, tmp_path,
             "hf:org/set,split=test,config=small", "hf:org/set@main,split=test,config=small,column=body",
             f"hf:org/set@{COMMIT},split=test,config=small,limit=3", "hf:org/set,split=train,config=lines",
+            "hf:org/set,split=test,config=small,column=body,join=space",
             "hf:org/set,split=valid,config=small", "hf:org/set,config=small",
             "hf:org/set,split=test,config=small,column=words", "hf:org/set,split=test,config=large",
             "hf:org/other,split=test", "hf:org/set,split=test",
@@ -94,6 +95,7 @@ def test_splits_columns_and_what_is_missing(tmp_path: Path) -> None:
     assert column["origin"]["empty_documents"] == 2
     assert (limited["texts"], limited["origin"]["limit_reached"]) == (["s0", "s1", "s2"], True)
     assert lines["texts"] == ["l0", "l1", "l2"]
+    assert (joined["texts"], joined["origin"]["join"]) == (["b0 b1 b2 b3  "], "space")
     for message, words in zip(refused, (
         ("no split 'valid'; it has test",), ("no split is given; it has test",),
         ("no column 'words'; it has: text, body",), ("large", "small", "lines"), ("the hub refuses it",),

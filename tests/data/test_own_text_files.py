@@ -269,3 +269,38 @@ def test_a_compressed_file_of_token_ids(tmp_path: Path) -> None:
     assert [d.ids.tolist() for d in token_files((path,))] == [[1, 2]]
     path = written(tmp_path / "u.jsonl", '{"tokens": [1], "name": 3}\n')
     assert refusal(token_files, path) == f'{path}:1: "name" must be text, got 3'
+
+
+JOINED = [" = A = \n", "", " text \n", " \n", "", "end"]
+SEPARATORS = {"blank-line": "\n\n", "newline": "\n", "space": " ", "nothing": ""}
+
+
+@pytest.mark.parametrize("rule", SEPARATORS)
+def test_joined_rows_are_one_document_with_blank_rows_inside(tmp_path: Path, rule: str) -> None:
+    """As ``separator.join(dataset["text"])`` makes it: a row that is left out would change the number."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"page": [*JOINED, None]}), path)
+    found = text_files((f"{path},column=page,join={rule}",))
+    assert found.documents == [Document("rows.parquet", SEPARATORS[rule].join([*JOINED, ""]))]
+    assert found.record == {"join": {"rows.parquet": rule}}
+    assert text_files((f"{path},join={rule},column=page",)).documents == found.documents
+
+
+def test_a_folder_is_joined_in_the_order_of_its_files(tmp_path: Path) -> None:
+    written(tmp_path / "d" / "b.txt", "two\n")
+    written(tmp_path / "d" / "a.jsonl", '{"text": "one"}\n{"text": ""}\n')
+    written(tmp_path / "d" / ".hidden", "x")
+    found = text_files((f"{tmp_path / 'd'},join=newline", written(tmp_path / "c.txt", "apart")))
+    assert found.documents == [Document("d", "one\n\ntwo\n"), Document("c.txt", "apart")]
+    assert found.record == {"passed_over": {"hidden files": 1}, "join": {"d": "newline"}}
+
+
+def test_joining_is_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
+    blank = written(tmp_path / "blank.jsonl", '{"text": " "}')
+    assert "did you mean 'blank-line'? available: blank-line, " in refusal(
+        text_files, f"{blank},join=blankline"
+    )
+    assert "empty; a document needs text" in refusal(text_files, f"{blank},join=space")
+    assert "join is given twice" in refusal(text_files, f"{blank},join=space,join=space")
+    odd = written(tmp_path / "odd,join=space", "a file of that name")
+    assert text_files((odd,)).documents == [Document("odd,join=space", "a file of that name")]

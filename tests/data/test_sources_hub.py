@@ -318,3 +318,18 @@ def test_without_a_hub_the_answer_is_one_line_and_quick(tmp_path: Path) -> None:
     ):
         assert line.startswith(f"task {name}: cannot read ")
         assert line.endswith(f"; with a local copy of {files}: --task {name}:path=DIR")
+
+
+def test_rows_joined_by_a_separator_keep_blank_ones(tmp_path: Path) -> None:
+    """The quantisation papers' ``"\\n\\n".join(testdata["text"])``."""
+    rows = ["", " = A = \n", " \n", "b", None]
+    parquet(tmp_path / "a.parquet", [{"text": row} for row in rows])
+    changes = {"path": str(tmp_path), "data_files": "*.parquet", "join": "blank-line"}
+    documents, origin = hub_documents(toy(**changes), "toy")
+    assert documents == [Document("test-000000000", "\n\n".join(row or "" for row in rows))]
+    assert (origin["join"], origin["rows_read"], origin["limit_reached"]) == ("blank-line", 5, False)
+    documents, origin = hub_documents(toy(**changes, limit=2), "toy")
+    assert documents == [Document("test-000000000", "\n\n = A = \n")]
+    assert (origin["rows_read"], origin["limit_reached"]) == (2, True)
+    parquet(tmp_path / "a.parquet", [{"text": ""}])
+    assert hub_documents(toy(**changes), "toy")[0] == []

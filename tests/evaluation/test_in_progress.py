@@ -10,7 +10,7 @@ import pytest
 import kerple_eval
 from kerple_eval.evaluation import in_progress
 from kerple_eval.evaluation.in_progress import FILE, Deaths, KillCount, kill_count
-from kerple_eval.evaluation.ranks import RankLostError
+from kerple_eval.evaluation.pulse import RankLostError
 from kerple_eval.models.devices import DeviceLostError
 from kerple_eval.types import CellKey, UserError
 from tests.helpers.victim import killed_at

@@ -77,8 +77,9 @@ def _keep_source(graph: Any) -> Any:
     return types.SimpleNamespace(call=call, runner=None, recursively_apply_fns=None, **names)
 
 
-def pretend(devices: Path) -> None:
-    """``devices``: the library that counts devices (``devices.cpp``)."""
+def pretend(devices: Path, shared_memory: int = SHARED_MEMORY) -> None:
+    """``devices``: the library that counts devices (``devices.cpp``); ``shared_memory``: bytes of a block."""
+    PROPERTIES.shared_memory_per_block_optin = shared_memory
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch._C._ensureCUDADeviceGuardSet()
     ctypes.CDLL(str(devices)).set_fake_count(64)

@@ -1,7 +1,8 @@
 """The Triton source of one case, as Inductor writes it for an H100: ``programs.py DEVICES CASE OUT``.
 
-CASE is ``attention SCHEME DTYPE HEAD_DIM [train]`` (twelve heads, 2,048 queries and keys) or ``loss DTYPE
-VOCABULARY``, in one argument. A file OUT.N.py for each compiled graph.
+CASE is ``attention SCHEME DTYPE HEAD_DIM [train] [limit=BYTES] [blocks=MxN]`` (twelve heads, 2,048 queries
+and keys; ``limit``: a card that allows so much shared memory; ``blocks``: not the size that is chosen) or
+``loss DTYPE VOCABULARY``, in one argument. A file OUT.N.py for each compiled graph.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from pathlib import Path
 
 from tests.gpu import card
 
-card.pretend(Path(sys.argv[1]))
+kind, *words = sys.argv[2].split()
+OPTIONS = dict(word.split("=") for word in words if "=" in word)
+card.pretend(Path(sys.argv[1]), int(OPTIONS.get("limit", card.SHARED_MEMORY)))
 
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from kerple_eval.models import scoring  # noqa: E402
+from kerple_eval.models.decoder import flex  # noqa: E402
 from kerple_eval.models.decoder.attention import attention, make_table  # noqa: E402
 from kerple_eval.models.decoder.config import DecoderConfig  # noqa: E402
+from kerple_eval.models.decoder.flex_blocks import BlockSizes  # noqa: E402
 from kerple_eval.models.decoder.network import scheme_of  # noqa: E402
 
 HEADS, TOKENS = 12, 2048
@@ -48,7 +53,9 @@ def loss_program(dtype: torch.dtype, vocabulary: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, *words = sys.argv[2].split()
+    if "blocks" in OPTIONS:
+        sizes = BlockSizes(*map(int, OPTIONS["blocks"].split("x")), stages=2)
+        flex.choose = lambda *_: sizes
     with FakeTensorMode(allow_non_fake_inputs=True):
         if kind == "loss":
             loss_program(getattr(torch, words[0]), int(words[1]))

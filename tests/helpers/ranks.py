@@ -52,14 +52,16 @@ def in_processes(
     return [Done(process.exitcode, *(Path(f).read_text() for f in files)) for process, files in started]
 
 
-def as_ranks(folder: Path, count: int, words: list[str], script: Path | None = None) -> list[Done]:
-    """As torchrun starts ``count`` processes on one machine."""
+def rank_environments(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each of ``count`` processes on one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        {"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        for n in range(count)
-    ]
-    return in_processes(folder, words, *(common | rank for rank in ranks), script=script)
+    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [common | sizes | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
+
+
+def as_ranks(folder: Path, count: int, words: list[str], script: Path | None = None) -> list[Done]:
+    """As torchrun starts ``count`` processes on one machine."""
+    return in_processes(folder, words, *rank_environments(count), script=script)

@@ -274,8 +274,8 @@ def column_of(row: Any, column: str, where: str) -> Any:
     return value
 
 
-def texts(numbered: Iterable[NumberedRow], column: str, where: str) -> Iterator[tuple[int, str | None]]:
-    """The text of each row's column: None where it is null or blank."""
+def texts(numbered: Iterable[NumberedRow], column: str, where: str) -> Iterator[tuple[int, str]]:
+    """The text of each row's column, empty where it is null."""
     for number, row in numbered:
         value = column_of(row, column, f"{where}:{number}")
         if value is not None and not isinstance(value, str):
@@ -283,4 +283,4 @@ def texts(numbered: Iterable[NumberedRow], column: str, where: str) -> Iterator[
                 f"{where}:{number}: column {quoted(column)} must hold text, "
                 f"got {type(value).__name__} {quoted(value)}"
             )
-        yield number, value if value and value.strip() else None
+        yield number, value or ""

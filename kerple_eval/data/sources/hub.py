@@ -13,6 +13,8 @@ wikitext-articles
     row). An article starts at a row `` = Title = `` with a blank row, or nothing, before it and a
     blank row, or nothing, after it; `` = = Section = = `` starts none. Lines are put back as released,
     blank ones as a space and a newline.
+blank-line, newline, space, nothing
+    All rows, blank ones too, are one document with that between them; ``limit`` then counts rows.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 from kerple_eval.data.documents import Document, check_encodable
 from kerple_eval.data.sources.files import column_of, decompressed, folder_of, matching, rows, texts
-from kerple_eval.data.sources.kinds import HubSource
+from kerple_eval.data.sources.kinds import SEPARATORS, HubSource
 from kerple_eval.types import UserError
 
 _HEADING = re.compile(r" = [^=]+ = ")
@@ -39,7 +41,13 @@ def hub_documents(
     """The documents of a hub source, and what a record must say of it; of the files ``names`` where given."""
     tally = {"rows_read": 0, "rows_passed_over": 0, "empty_documents": 0}
     numbered = _texts(source, task, tally, names)
-    pieces = _wikitext_articles(numbered, task) if source.join == "wikitext-articles" else numbered
+    rows_joined = None
+    pieces = numbered
+    if source.join == "wikitext-articles":
+        pieces = _wikitext_articles(numbered, task)
+    elif source.join in SEPARATORS:
+        parts = [text for _, text in itertools.islice(numbered, source.limit)]
+        pieces, rows_joined = iter([(0, SEPARATORS[source.join].join(parts))]), len(parts)
     documents: list[Document] = []
     for number, text in pieces:
         if not text.strip():
@@ -56,7 +64,8 @@ def hub_documents(
         "text_column": source.text_column,
     }
     origin |= {"where": source.where, "join": source.join}
-    origin |= {"limit": source.limit, "limit_reached": len(documents) == source.limit, **tally}
+    counted = len(documents) if rows_joined is None else rows_joined
+    origin |= {"limit": source.limit, "limit_reached": counted == source.limit, **tally}
     return documents, origin
 
 
@@ -77,7 +86,7 @@ def _texts(source: HubSource, task: str, tally: dict[str, int], names: Sequence[
                         tally["rows_passed_over"] += 1
                         continue
                     ((_, text),) = texts([(line, row)], source.text_column, where)
-                    yield number, check_encodable(text or "", here)
+                    yield number, check_encodable(text, here)
     except UserError:
         raise
     except Exception as error:  # the hub, the network and its cache raise errors without a common class

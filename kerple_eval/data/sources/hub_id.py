@@ -1,4 +1,6 @@
-"""A hub data set by its id: ``hf:ORG/NAME[@REVISION],split=test,column=text[,config=NAME,limit=N]``.
+"""A hub data set by its id: ``hf:ORG/NAME[@REVISION],split=test,column=text``.
+
+More options: ``config=NAME``, ``limit=N``, ``join=RULE``.
 
 ``datasets`` says which files belong to a configuration and split (from the data-set card and the files'
 names); no loading script is run. The revision is resolved to a commit first, and both go into the record.
@@ -45,8 +47,9 @@ def hub_id_documents(source: HubIdSource, task: str) -> tuple[list[Document], di
         if kind_of(name) == "text" and not name.lower().endswith((".txt", ".txt.gz", ".md")):
             raise UserError(f"{what}: {quoted(name)} is no file of text, JSON lines, JSON, CSV or parquet")
     resolved = HubSource(
-        source.repository, str(commit), ", ".join(names)[:80], source.split, source.column, limit=source.limit
-    )
+        source.repository, str(commit), ", ".join(names)[:80], source.split, source.column, join=source.join,
+        limit=source.limit,
+    )  # fmt: skip
     documents, origin = hub_documents(resolved, task, names)
     return documents, origin | {"config": source.config}
 

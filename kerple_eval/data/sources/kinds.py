@@ -7,6 +7,11 @@ from typing import Literal
 
 from kerple_eval.protocols.neox_split import SHARES
 
+#: Rules by which texts become one document, and what stands between them. Blank texts are kept: they are part
+#: of what a tool joins. The rule belongs to the text and is recorded with it (``source.join``).
+SEPARATORS = {"blank-line": "\n\n", "newline": "\n", "space": " ", "nothing": ""}
+JoinRule = Literal["none", "wikitext-articles", "blank-line", "newline", "space", "nothing"]
+
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
@@ -47,7 +52,7 @@ class HubSource:
     split: str
     text_column: str
     where: dict[str, str] = field(default_factory=dict)
-    join: Literal["none", "wikitext-articles"] = "none"
+    join: JoinRule = "none"
     limit: int | None = None
     path: str | None = None
     kind: Literal["hub"] = "hub"
@@ -67,6 +72,7 @@ class HubIdSource:
     column: str = "text"
     config: str | None = None
     limit: int | None = None
+    join: JoinRule = "none"
     kind: Literal["hub-id"] = "hub-id"
 
 

@@ -23,57 +23,79 @@ from kerple_eval.data.sources.files import (
     rows,
     texts,
 )
+from kerple_eval.data.sources.kinds import SEPARATORS
 from kerple_eval.support.files import is_file, is_folder
 from kerple_eval.support.readers import json_lines, quoted
+from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
-_COLUMN = re.compile(r"(?P<path>.+),column=(?P<column>[^,]+)", re.DOTALL)
+_OPTION = re.compile(r"(?P<path>.+),(?P<name>column|join)=(?P<value>[^,]+)", re.DOTALL)
 
 
 @dataclass
 class TextFiles:
-    """Documents of text files, and what was passed over: reason -> how many."""
+    """Documents of text files; what was passed over: reason -> how many; joined documents -> their rule."""
 
     documents: list[Document] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    join: dict[str, str] = field(default_factory=dict)
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What a record must say of them: nothing, where nothing was passed over."""
-        return {"passed_over": dict(sorted(self.passed_over.items()))} if self.passed_over else None
+        """What a record must say of them: nothing, where nothing was passed over or joined."""
+        kept = {"passed_over": dict(sorted(self.passed_over.items())), "join": self.join}
+        return {name: value for name, value in kept.items() if value} or None
+
+    def add(self, document: Document, blank: str, *, keep_blank: bool) -> None:
+        """Take a document; one without text is passed over as one of ``blank``, unless it is to be joined."""
+        if keep_blank or document.text.strip():
+            self.documents.append(document)
+        else:
+            self.passed_over[blank] += 1
 
 
 def text_files(paths: Sequence[str | Path]) -> TextFiles:
     """``--text``: plain files (a document each), files of rows (a column of them), folders of both.
 
-    The column is ``text``, or the one named as in ``FILE,column=NAME``.
+    The column is ``text``, or the one named as in ``FILE,column=NAME``. ``PATH,join=RULE`` makes one document
+    of all that the path holds, blank rows too, named after it.
 
     Rows and files without text are passed over and counted, inside a folder also files that hold no text at
     all; a file given by name must hold some.
     """
     found = TextFiles()
     for given in paths:
-        match = _COLUMN.fullmatch(str(given))
-        if match is None or is_file(Path(given)):
-            read_texts(Path(given), found)
-        else:
-            read_texts(Path(match["path"]), found, match["column"])
+        path, options = str(given), dict[str, str]()
+        while not is_file(Path(path)) and (match := _OPTION.fullmatch(path)):
+            if match["name"] in options:
+                raise UserError(f"--text {given}: {match['name']} is given twice")
+            path, options[match["name"]] = match["path"], match["value"]
+        read_texts(Path(path), found, **options)
     refuse_repeats([document.name for document in found.documents])
     return found
 
 
-def read_texts(path: Path, found: TextFiles, column: str = "text") -> None:
-    """Add the documents of a file or folder to ``found``."""
+def read_texts(path: Path, found: TextFiles, column: str = "text", join: str | None = None) -> None:
+    """Add the documents of a file or folder to ``found``, or the one that they are joined to."""
     before = len(found.documents)
+    if join is not None and join not in SEPARATORS:
+        raise unknown(f"join rule of {path}", join, SEPARATORS)
     if is_folder(path):
-        _read_folder(path, found, column)
+        _read_folder(path, found, column, keep_blank=join is not None)
     else:
-        _read_file(path, path.name, found, column)
+        _read_file(path, path.name, found, column, keep_blank=join is not None)
+    if join is not None:
+        text = SEPARATORS[join].join(document.text for document in found.documents[before:])
+        del found.documents[before:]
+        if text.strip():
+            name = path.name or path.resolve().name
+            found.documents.append(Document(name, text))
+            found.join[name] = join
     if len(found.documents) == before:
         raise UserError(f"{path}: empty; a document needs text")
 
 
-def _read_folder(folder: Path, found: TextFiles, column: str) -> None:
+def _read_folder(folder: Path, found: TextFiles, column: str, *, keep_blank: bool) -> None:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if not path.is_file():
@@ -82,27 +104,22 @@ def _read_folder(folder: Path, found: TextFiles, column: str) -> None:
             found.passed_over["hidden files"] += 1
             continue
         try:
-            _read_file(path, name.as_posix(), found, column)
+            _read_file(path, name.as_posix(), found, column, keep_blank=keep_blank)
         except NoTextError:
             found.passed_over["files that hold no text"] += 1
 
 
-def _read_file(path: Path, name: str, found: TextFiles, column: str) -> None:
+def _read_file(path: Path, name: str, found: TextFiles, column: str, *, keep_blank: bool) -> None:
     check_name(name)
     refuse_markup(name, path)
     with opened(path) as file:
         if kind_of(name) == "text":
             text = plain_text(file, path)
-            if text.strip():
-                found.documents.append(Document(name, text))
-            else:
-                found.passed_over["empty files"] += 1
+            found.add(Document(name, text), "empty files", keep_blank=keep_blank)
             return
         for number, row_text in texts(rows(file, name, path, [column.partition(".")[0]]), column, str(path)):
-            if row_text is None:
-                found.passed_over["rows without text"] += 1
-            else:
-                found.documents.append(Document(f"{name}:{number}", row_text))
+            document = Document(f"{name}:{number}", row_text)
+            found.add(document, "rows without text", keep_blank=keep_blank)
 
 
 def token_files(paths: Sequence[str | Path]) -> list[TokenDocument]:

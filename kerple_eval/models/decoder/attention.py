@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kerple_eval.models.decoder.attention_backward import kernel_attention
 from kerple_eval.models.decoder.flex import FlexScores
-from kerple_eval.models.decoder.pruning import KernelBounds, PrunedShare, pruned_attention
+from kerple_eval.models.decoder.pruning import Bounds, GateBounds, KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.models.decoder.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
 
@@ -85,11 +85,25 @@ def uses_general_path(scheme: Scheme) -> bool:
     return changed or any(scheme.implements(hook) for hook in hooks)
 
 
+def prunes_by_gates(scheme: Scheme) -> bool:
+    """Whether position enters through ``decay`` (and rotations) alone."""
+    hooks = ("weight", "kernel", "bias", "sink", "visible", "remap", "attend")
+    changed = scheme.softcap is not None or scheme.augments or scheme.window is not None
+    return scheme.implements("decay") and not (changed or any(map(scheme.implements, hooks)))
+
+
+class GatedScores:
+    """Instead of a table: what the layers with one scheme of gates left out."""
+
+    def __init__(self) -> None:
+        self.pruned = PrunedShare()
+
+
 class EagerScores:
     """Instead of a table: compute all scores at once (:func:`eager_attention`)."""
 
 
-SharedScores = KernelTable | FlexScores | EagerScores
+SharedScores = KernelTable | FlexScores | EagerScores | GatedScores
 
 
 def make_table(
@@ -104,6 +118,8 @@ def make_table(
         return EagerScores()
     if backend == "flex":
         return FlexScores(scheme, reach, dtype, device)
+    if backend == "pruned" and prunes_by_gates(scheme):
+        return GatedScores()
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
         return None
     return KernelTable(scheme, reach, dtype, device, prune=backend == "pruned")
@@ -120,21 +136,35 @@ def attention(
         return eager_attention(q, k, v, scheme, observed)
     if isinstance(table, FlexScores):
         return table(*_rotated(q, k, scheme), v)
-    if uses_general_path(scheme):
-        return _general(q, k, v, scheme, observed)
+    if isinstance(table, GatedScores) or uses_general_path(scheme):
+        return _of_content(q, k, v, scheme, table, observed)
     q, k = _rotated(q, k, scheme)
     if table is None:
         return _plain(q, k, v)
     dtype = q.dtype
     training = torch.is_grad_enabled() and q.device.type == "cpu"
     if table.bounds is not None and not training:
-        out, share = pruned_attention(q, k, v, table.bounds)
-        table.pruned.add(share)
-        return out.to(dtype)
+        return _pruned(q, k, v, table.bounds, table.pruned)
     if training or q.device.type != "cpu":
         q, k, v = (x.to(table.values.dtype) for x in (q, k, v))
     out = kernel_attention(q, k, v, table.values, table.reach) if training else _kernel(q, k, v, table)
     return out.to(dtype)
+
+
+def _of_content(
+    q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: SharedScores | None, observed: Any
+) -> Tensor:  # fmt: skip
+    if not isinstance(table, GatedScores) or torch.is_grad_enabled():
+        return _general(q, k, v, scheme, observed)
+    decay = scheme.decay(observed)
+    assert decay is not None
+    return _pruned(*_rotated(q, k, scheme), v, GateBounds(decay, q.dtype), table.pruned)
+
+
+def _pruned(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, share: PrunedShare) -> Tensor:
+    out, left_out = pruned_attention(q, k, v, bounds)
+    share.add(left_out)
+    return out.to(q.dtype)
 
 
 def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
     sdpa     torch's ``scaled_dot_product_attention`` by chunks of query rows, the kernel of distance as its
              additive mask
-    pruned   sdpa without the keys whose weight is lost in rounding (CPU, kernels that fall with distance)
+    pruned   sdpa without the keys whose weight is lost in rounding (CPU; kernels that fall with distance, and
+             gates that forget)
     flex     torch's FlexAttention, with the scheme's formula inside the compiled loop (CUDA only)
     chunks   the scores of a chunk of query rows in memory, for schemes of weights, content or absolute
              positions
@@ -19,7 +20,7 @@ import importlib.util
 
 import torch
 
-from kerple_eval.models.decoder.attention import uses_general_path
+from kerple_eval.models.decoder.attention import prunes_by_gates, uses_general_path
 from kerple_eval.models.decoder.flex import flex_serves
 from kerple_eval.models.decoder.flex_blocks import choose, shared_memory_limit, tables_of
 from kerple_eval.schemes.base import Scheme
@@ -48,10 +49,12 @@ def resolve_backend(
             raise UserError(f"attention sdpa: {name} needs its scores in memory; use auto or eager")
         return attention
     if attention == "pruned":
-        if general or device.type != "cpu" or not any(each.implements("kernel") for each in schemes):
+        others = any(uses_general_path(each) and not prunes_by_gates(each) for each in schemes)
+        falls = any(each.implements("kernel") or prunes_by_gates(each) for each in schemes)
+        if others or not falls or device.type != "cpu":
             raise UserError(
-                f"attention pruned: leaves out keys on the CPU by a kernel of distance; {name} on "
-                f"{device.type} has none; use auto"
+                "attention pruned: leaves out keys on the CPU by a kernel of distance or by gates; "
+                f"{name} on {device.type} has none; use auto"
             )
         return attention
     obstacles = (_flex_obstacle(each, name, device, dtype) for each in schemes)

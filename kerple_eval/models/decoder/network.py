@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kerple_eval.models.decoder.attention import KernelTable, SharedScores, attention, make_table
+from kerple_eval.models.decoder.attention import GatedScores, KernelTable, SharedScores, attention, make_table
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.pointwise import ACTIVATION_FUNCTIONS, NORM_LAYERS, RMSNorm
 from kerple_eval.models.decoder.pruning import PrunedShare
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
                 tables[scheme] = make_table(scheme, length, x.dtype, tokens.device, self.backend)
             x = layer(x, scheme, tables[scheme], rows if index == len(self.layers) - 1 else length)
         for table in tables.values():
-            if isinstance(table, KernelTable):
+            if isinstance(table, KernelTable | GatedScores):
                 self.pruned.add(table.pruned)
         out: Tensor = self.norm(x)
         return out

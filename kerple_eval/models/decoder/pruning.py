@@ -1,9 +1,10 @@
 """Attention without the keys whose weight is lost in rounding: chosen by a bound, certified afterwards.
 
 Query i (row vector q_i, already rotated and scaled) gives key j at distance D = i - j the score
-``s_ij = q_i k_j / sqrt(d) + kernel(D)``, so that beside its own key, which always takes part,
+``s_ij = q_i k_j / sqrt(d) + b_ij``, with ``b_ij = kernel(D)`` or, of a scheme whose gates forget
+(:meth:`Scheme.decay`), ``c_i - c_j``. So, beside its own key, which always takes part,
 
-    exp(s_ij - s_ii) <= exp(|q_i| max |k| / sqrt(d) + max_{D' >= D} kernel(D') - s_ii)
+    exp(s_ij - s_ii) <= exp(|q_i| max |k| / sqrt(d) + max_{j' <= j} b_ij' - s_ii)
 
 Let e_i be the sum of that over the n keys left out, V their largest |v| (over all elements), Z the
 softmax's denominator over the keys that took part, and o_i the output they give. The whole output is
@@ -64,7 +65,23 @@ class KernelBounds:
         self.reach = reach
         self.highest = values[:, :reach].cummax(dim=1).values.contiguous()  # at that distance and beyond
         self.nearest = values[:, reach - 1]  # [H], at distance 0
+        self.dtype = values.dtype
         self.rounding = 2.0 ** (-53 if values.dtype == torch.float64 else -24)
+
+    def first(self, excess: Tensor, start: int) -> Tensor:
+        """The first key ``[H]`` that takes part for the queries from position ``start`` on, whose exponents
+        without the kernel are at most ``excess [B, H, rows]``."""
+        cut = self.cut(excess.amax(dim=(0, 2)), start + excess.shape[2])
+        return (start + 1 - cut).clamp(min=0)
+
+    def most(self, positions: Tensor, lowest: Tensor) -> Tensor:
+        """Of the keys before ``lowest [H, Q]``, for queries at ``positions [Q]``: ``[H, Q]``."""
+        distance = (positions - lowest + 1).clamp(max=self.reach - 1)
+        return self.highest.gather(1, self.reach - 1 - distance)
+
+    def bias(self, heads: slice, first: int, last: int, lowest: int) -> Tensor:
+        """``[1, h, rows, keys]`` of query positions last .. first and the keys lowest .. last."""
+        return hankel(self.values[heads], self.reach, first, last, lowest)
 
     def cut(self, excess: Tensor, keys: int) -> Tensor:
         """The distance ``[H]`` from which ``keys`` keys weigh nothing in rows whose exponent without the
@@ -79,7 +96,36 @@ class KernelBounds:
         return float((1 - near).clamp(min=0).square().mean()) >= WORTHWHILE
 
 
-def pruned_attention(q: Tensor, k: Tensor, v: Tensor, bounds: KernelBounds) -> tuple[Tensor, PrunedShare]:
+class GateBounds:
+    """The same of gates: c ``[B, H, N]`` (``Scheme.decay``), float64, of scores in ``dtype``."""
+
+    def __init__(self, decay: Tensor, dtype: torch.dtype) -> None:
+        self.decay = decay
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.nearest = decay.new_zeros(decay.shape[1], dtype=self.dtype)
+        self.rounding = 2.0 ** (-53 if self.dtype == torch.float64 else -24)
+
+    def first(self, excess: Tensor, start: int) -> Tensor:
+        stop = start + excess.shape[2]
+        limit = math.log(self.rounding * MARGIN / stop) - SLACK - excess
+        least = (self.decay[:, :, start:stop] - limit).amax(dim=2, keepdim=True)  # c_j left out by every row
+        return (self.decay[:, :, : start + 1] >= least).sum(dim=2).clamp(max=start).amin(dim=0)
+
+    def most(self, positions: Tensor, lowest: Tensor) -> Tensor:
+        left = (lowest - 1).clamp(min=0).expand(len(self.decay), -1, -1)
+        return (self.decay[:, :, positions] - self.decay.gather(2, left)).to(self.dtype)
+
+    def bias(self, heads: slice, first: int, last: int, lowest: int) -> Tensor:
+        rows = torch.arange(last, first - 1, -1)
+        decay = self.decay[:, heads]
+        added = (decay[:, :, rows, None] - decay[:, :, None, lowest : last + 1]).to(self.dtype)
+        return added.masked_fill(torch.arange(lowest, last + 1) > rows[:, None], -math.inf)
+
+
+Bounds = KernelBounds | GateBounds
+
+
+def pruned_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> tuple[Tensor, PrunedShare]:
     """Output ``[B, H, Q, d]``; the queries are the last Q of the K positions."""
     work = _Pruned(q, k, v, bounds)
     work.attend_near()
@@ -88,10 +134,10 @@ def pruned_attention(q: Tensor, k: Tensor, v: Tensor, bounds: KernelBounds) -> t
 
 
 class _Pruned:
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, bounds: KernelBounds) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> None:
         self.q, self.k, self.v, self.bounds = q, k, v, bounds
         self.offset = k.shape[2] - q.shape[2]
-        wide, scale = bounds.highest.dtype, q.shape[-1] ** -0.5
+        wide, scale = bounds.dtype, q.shape[-1] ** -0.5
         self.q_norm = q.to(wide).norm(dim=-1) * scale  # [B, H, Q]
         self.k_most = k.to(wide).norm(dim=-1).cummax(dim=-1).values  # [B, H, K], of keys 0..j
         self.v_most = v.abs().amax(dim=-1).to(wide).cummax(dim=-1).values
@@ -107,10 +153,9 @@ class _Pruned:
 
     def attend_near(self) -> None:
         """Every query over the keys that its chunk's bound does not rule out."""
-        excess = (self.q_norm * self.k_most[:, :, self.offset :] - self.own).amax(dim=0)  # [H, Q]
+        excess = self.q_norm * self.k_most[:, :, self.offset :] - self.own  # [B, H, Q]
         for rows in self.chunks():
-            cut = self.bounds.cut(excess[:, rows].amax(dim=-1), self.offset + rows.stop)
-            first = ((self.offset + rows.start + 1 - cut).clamp(min=0) // BLOCK) * BLOCK
+            first = self.bounds.first(excess[:, :, rows], self.offset + rows.start) // BLOCK * BLOCK
             self.lowest[:, rows] = first[:, None]
             heads = enumerate(first.tolist())
             for lowest, group in groupby(heads, key=lambda pair: pair[1]):
@@ -130,8 +175,7 @@ class _Pruned:
 
     def _attend(self, heads: slice, rows: slice, lowest: int) -> None:
         seen = self.offset + rows.stop
-        values = self.bounds.values[heads]
-        bias = hankel(values, self.bounds.reach, self.offset + rows.start, seen - 1, lowest)
+        bias = self.bounds.bias(heads, self.offset + rows.start, seen - 1, lowest)
         found = F.scaled_dot_product_attention(
             self.q[:, heads, rows].flip(2),
             self.k[:, heads, lowest:seen],
@@ -139,7 +183,7 @@ class _Pruned:
             attn_mask=bias.expand(len(self.q), -1, -1, -1),
         )
         self.out[:, heads, rows] = found.flip(2)
-        self.share.scores += self._scores(rows, lowest) * len(values)
+        self.share.scores += self._scores(rows, lowest) * bias.shape[1]
 
     def _scores(self, rows: slice, lowest: int) -> int:
         """Scores of one head's rows over keys from ``lowest`` on, without the future ones."""
@@ -149,11 +193,10 @@ class _Pruned:
 
     def _errors(self) -> Tensor:
         """The bound ``e_i (V + max |o_i|) / max |o_i|`` of every row, the batch's largest: ``[H, Q]``."""
-        lowest, bounds = self.lowest, self.bounds
+        lowest = self.lowest
         positions = torch.arange(self.offset, self.offset + self.q.shape[2])
         left = (lowest - 1).clamp(min=0).expand(len(self.q), -1, -1)  # the nearest key that is left out
-        distance = (positions - lowest + 1).clamp(max=bounds.reach - 1)
-        highest = bounds.highest.gather(1, bounds.reach - 1 - distance)
+        highest = self.bounds.most(positions, lowest)
         count = lowest.clamp(min=1).to(highest.dtype).log()
         exponent = self.q_norm * self.k_most.gather(2, left) + highest + count - self.own + SLACK
         largest = self.out.abs().amax(dim=-1).to(highest.dtype)

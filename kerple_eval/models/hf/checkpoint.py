@@ -103,6 +103,7 @@ class HfCheckpoint(Checkpoint):
         self.attention = attention
 
     def load(self, device: torch.device, dtype: torch.dtype) -> HfModel:
+        from kerple_eval.models.hf import sdpa_chunks  # noqa: PLC0415
         from kerple_eval.models.hf.config import quiet  # noqa: PLC0415
         from kerple_eval.models.hf.loading import Source  # noqa: PLC0415
 
@@ -120,6 +121,8 @@ class HfCheckpoint(Checkpoint):
             described = self.description
             made = self._ready(model, device, dtype, where)
             made.scratch = scratch
+            if device.type == "cuda":
+                sdpa_chunks.install(made, described.max_length)
             made.probe(
                 where, opened.special_ids(), described.max_length, invariant=described.prefix_invariant
             )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kerple_eval.models.decoder.flex import FlexScores
-from kerple_eval.models.decoder.flex_blocks import CHOICES, BlockSizes, choose, tables_of
+from kerple_eval.models.decoder.flex_blocks import BACKWARD, CHOICES, BlockSizes, choose, tables_of
 from kerple_eval.models.decoder.network import scheme_of
 from kerple_eval.schemes.catalogue import SCHEMES
 from tests.helpers import tiny
@@ -75,3 +77,11 @@ def test_options_are_torch_s_names() -> None:
     assert CHOICES[0].options(H100)["bwd_num_stages"] == 2
     assert CHOICES[0].options(166_912)["bwd_num_stages"] == 1
     assert CHOICES[0].options(101_376)["bwd_BLOCK_M1"] == 32
+
+
+def test_the_backward_figures_stand_in_the_compiler_s_table() -> None:
+    """``python -m tests.gpu DIR`` writes it: the widest case, and what cards with less memory get of it."""
+    table = Path("results/benchmarks/sm90.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in table.splitlines() if "backward" in line and " 128 train" in line]
+    compiled = {int(row[5].replace(",", "")): row[7].split(",")[1].strip() for row in rows}
+    assert compiled == {size: str(options["num_stages"]) for size, options in BACKWARD}

@@ -15,7 +15,7 @@ from kerple_eval.models.decoder import pruning as module
 from kerple_eval.models.decoder.attention import KernelTable, attention, eager_attention, make_table
 from kerple_eval.models.decoder.backends import resolve_backend
 from kerple_eval.models.decoder.network import scheme_of
-from kerple_eval.models.decoder.pruning import KernelBounds, pruned_attention
+from kerple_eval.models.decoder.pruning import GateBounds, KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.records.cell import Cell
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.types import UserError
@@ -52,6 +52,21 @@ def whole(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
     distance = positions[k.shape[2] - q.shape[2] :, None] - positions
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + kernel[:, distance.clamp(min=0)]
     return scores.masked_fill(distance < 0, -math.inf).softmax(-1) @ v
+
+
+def gates(keys: int, steepest: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """c ``[2, 3, keys]`` of gates drawn from the text, one head forgetting fast, one hardly at all."""
+    generator = torch.Generator().manual_seed(keys)
+    logs = -torch.rand(2, 3, keys, generator=generator, dtype=torch.float64)
+    return (logs * torch.tensor([2 * steepest, steepest / 2, steepest / 32])[:, None]).cumsum(-1).to(dtype)
+
+
+def whole_by_gates(q: Tensor, k: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """Attention written out, in float64."""
+    q, k, v = (x.double() for x in (q, k, v))
+    rows = torch.arange(k.shape[2] - q.shape[2], k.shape[2])
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + (c[:, :, rows, None] - c[:, :, None])
+    return scores.masked_fill(torch.arange(k.shape[2]) > rows[:, None], -math.inf).softmax(-1) @ v
 
 
 def change(found: Tensor, exact: Tensor) -> Tensor:
@@ -97,6 +112,87 @@ def test_the_certificate_is_above_the_true_change(
     work.attend_uncertified()
     assert change(work.out, whole(q, k, v, slopes(200, 2.0))).max() <= rounding
     assert work.share.bound <= rounding
+
+
+@each_case("steepest", [0.02, 1.0, 8.0])
+@each_case("scale", [0.1, 10.0])
+@each_case(("rows", "keys"), [(200, 200), (37, 200), (1, 150)])
+def test_gates_that_forget_leave_out_what_rounding_loses(
+    steepest: float, scale: float, rows: int, keys: int
+) -> None:
+    q, k, v = drawn(rows, keys, scale, torch.float64)
+    c = gates(keys, steepest)
+    out, share = pruned_attention(q, k, v, GateBounds(c, torch.float64))
+    assert change(out, whole_by_gates(q, k, v, c)).max() < 1e-14
+    assert share.bound <= 2**-53
+    assert 0 < share.scores <= share.causal == 3 * sum(range(keys - rows + 1, keys + 1))
+    if steepest == 8.0 and scale < 10:
+        assert share.left_out > 0.3
+    if steepest == 0.02:
+        assert share.left_out == 0
+
+
+@each_case("rounding", [1e-2, 1e-4])
+@each_case("scale", [0.3, 3.0])
+def test_the_certificate_of_gates_is_above_the_true_change(
+    rounding: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MARGIN", 1.0)
+    q, k, v = drawn(200, 200, scale, torch.float64)
+    c = gates(200, 1.0)
+    bounds = GateBounds(c, torch.float64)
+    bounds.rounding = rounding
+    work = module._Pruned(q, k, v, bounds)
+    work.attend_near()
+    true = change(work.out, whole_by_gates(q, k, v, c)).amax(0)
+    assert (true <= work._errors() + 1e-14).all()
+    assert work.share.scores < work.share.causal
+    assert scale > 1 or true.max() > rounding * 1e-6  # what was left out can be seen
+    work.attend_uncertified()
+    assert change(work.out, whole_by_gates(q, k, v, c)).max() <= rounding
+
+
+def test_a_gate_does_not_hide_a_large_value_or_a_large_score() -> None:
+    """One gate forgets all but e^-40; a value of 1e30 or a key that scores 60 more is seen all the same."""
+    keys = 64
+    c = torch.zeros(1, 1, keys, dtype=torch.float64)
+    c[:, :, 32:] = -40.0
+    for large in ("value", "key", ""):
+        q, k, v = torch.ones(1, 1, keys, 4), torch.zeros(1, 1, keys, 4), torch.ones(1, 1, keys, 4)
+        v[:, :, 0] = 1e30 if large == "value" else 3.0
+        k[:, :, 0] = 30.0 if large == "key" else 0.0
+        out, share = pruned_attention(q, k, v, GateBounds(c, torch.float32))
+        assert change(out, whole_by_gates(q, k, v, c)).max() < 1e-6
+        assert (share.left_out > 0.2) == (not large)
+
+
+def test_gates_that_are_not_finite_stay_so() -> None:
+    q, k, v = drawn(40, 40)
+    c = gates(40, 8.0)
+    c[0, 1, 20:] = math.nan
+    out, _ = pruned_attention(q, k, v, GateBounds(c, torch.float32))
+    assert out[0, 1, 20:].isnan().all()
+    assert out[0, 1, :20].isfinite().all()
+    assert out[:, [0, 2]].isfinite().all()
+
+
+@each_case("modifier", [None, "log-n"])
+@each_case("slowest", [0.0, 20.0])
+def test_fox_is_the_oracle(modifier: str | None, slowest: float) -> None:
+    """Each layer by its own gates; where no gradients are wanted."""
+    options = {"scheme_options": {"slowest": slowest}, "modifiers": {modifier: {}} if modifier else {}}
+    decoder = tiny.decoder(tiny.config("fox", **options)).double()
+    tokens = torch.randint(decoder.config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for backend in ("sdpa", "pruned"):
+        decoder.backend = backend
+        with torch.inference_mode():
+            found[backend] = decoder(tokens, 70)
+    torch.testing.assert_close(found["pruned"], found["sdpa"], rtol=0, atol=1e-12)
+    assert decoder.pruned.left_out > 0.05
+    decoder.pruned = PrunedShare()
+    torch.testing.assert_close(decoder(tokens, 70).detach(), found["sdpa"], rtol=0, atol=1e-12)
+    assert decoder.pruned.causal == 0
 
 
 def test_a_large_value_far_away_is_not_lost() -> None:
@@ -170,6 +266,10 @@ def test_a_flat_kernel_costs_no_norms() -> None:
 
 
 def test_asked_for_by_name() -> None:
+    assert resolve_backend("pruned", scheme_of(tiny.config("fox")), "fox", CPU, torch.float32) == "pruned"
+    masked = scheme_of(tiny.config("fox", modifiers={"window": {"width": 8}}))
+    with pytest.raises(UserError, match="fox,window=8 on cpu has none"):
+        resolve_backend("pruned", masked, "fox,window=8", CPU, torch.float32)
     for name in ("rope", "fire", "nope"):
         with pytest.raises(UserError, match=f"attention pruned: .* {name} on cpu has none; use auto"):
             resolve_backend("pruned", scheme_of(tiny.config(name)), name, CPU, torch.float32)
