@@ -2,9 +2,11 @@
 
 One row a window; columns ``document`` (name), ``start``, ``stop``, ``first_target``, ``losses`` (nats,
 list<float32>), ``bytes`` (UTF-8 bytes of the scored targets, null where unknown) and, where a protocol scores
-answers, ``hits`` (list<bool>, whether each target was the argmax). The schema's metadata holds the header as
-JSON under ``kerple_eval`` and the sha256 of header and columns under ``kerple_eval_sha256``. Every page has a
-CRC, verified as it is read; the hashes cover what the pages' CRCs do not, and a header can be checked alone.
+answers, ``hits`` (list<bool>, whether each target was the argmax); where a run was asked for divergences from
+a reference, those of :mod:`kerple_eval.records.divergence`. The schema's metadata holds the header as JSON
+under ``kerple_eval`` and the sha256 of header, columns and divergences under ``kerple_eval_sha256``. Every
+page has a CRC, verified as it is read; the hashes cover what the pages' CRCs do not, and a header can be
+checked alone.
 What a file may hold is bounded before it is read into memory.
 """
 
@@ -21,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerple_eval.records import divergence
+from kerple_eval.records.divergence import Divergence
 from kerple_eval.records.header import DocumentRecord
 from kerple_eval.support.readers import parse_json
 from kerple_eval.types import UserError, Window
@@ -43,10 +47,11 @@ class Columns:
     losses: Sequence[NDArray[np.float32]]
     byte_counts: Sequence[int] | None
     hits: Sequence[NDArray[np.bool_]] | None
+    divergence: Divergence | None = None
 
     @property
     def sha256(self) -> str:
-        """Of every value, in little-endian order, column by column."""
+        """Of every value but the divergences', in little-endian order, column by column."""
         edges = [(w.start, w.stop, w.first_target) for w in self.windows]
         digest = hashlib.sha256()
         for column in (
@@ -67,7 +72,12 @@ def to_parquet(columns: Columns, names: Sequence[str], header: dict[str, Any]) -
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     byte_counts: Sequence[int | None] = columns.byte_counts or [None] * len(columns.windows)
-    hits = {} if columns.hits is None else {"hits": pa.array(list(columns.hits), pa.list_(pa.bool_()))}
+    more = {} if columns.hits is None else {"hits": pa.array(list(columns.hits), pa.list_(pa.bool_()))}
+    if columns.divergence is not None:
+        more |= {
+            name: pa.array(list(rows), divergence.arrow_type(name))
+            for name, rows in columns.divergence.columns.items()
+        }
     table = pa.table(
         {
             "document": pa.array([names[number] for number in columns.document], pa.string()),
@@ -76,19 +86,21 @@ def to_parquet(columns: Columns, names: Sequence[str], header: dict[str, Any]) -
             "first_target": pa.array([w.first_target for w in columns.windows], pa.int64()),
             "losses": pa.array(list(columns.losses), pa.list_(pa.float32())),
             "bytes": pa.array(byte_counts, pa.int64()),
-            **hits,
+            **more,
         }
     )
     text = json.dumps(header)
     hashes = {"header": _sha256(text.encode()), "columns": columns.sha256}
+    if columns.divergence is not None:
+        hashes["divergence"] = columns.divergence.sha256
     table = table.replace_schema_metadata({HEADER: text, HASHES: json.dumps(hashes)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
-def header_of(schema: pa.Schema) -> tuple[dict[str, Any], str | None]:
-    """The header, and the sha256 that the columns must have; None where the file has no hashes.
+def header_of(schema: pa.Schema) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The header, and the sha256 that ``columns`` and ``divergence`` must have; None where the file has none.
 
     Raises:
         ValueError: no header, or one that its hash does not fit.
@@ -102,7 +114,7 @@ def header_of(schema: pa.Schema) -> tuple[dict[str, Any], str | None]:
     hashes = _object(metadata[HASHES], "its hashes")
     if hashes.get("header") != _sha256(metadata[HEADER]):
         raise ValueError("its header does not have the sha256 it was written with")
-    return header, str(hashes.get("columns"))
+    return header, hashes
 
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:
@@ -159,9 +171,21 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
         if any(d.answer is None or d.depth is None for d in documents):
             raise ValueError("it scores answers, but a document has none")
         hits = [row.astype(bool) for row in _lists(table.column("hits"), targets)]
-    return Columns(
-        document, windows, [row.astype(np.float32, copy=False) for row in losses], byte_counts, hits
+    kept = [row.astype(np.float32, copy=False) for row in losses]
+    return Columns(document, windows, kept, byte_counts, hits, _divergence(table, targets))
+
+
+def _divergence(table: pa.Table, targets: NDArray[np.int64]) -> Divergence | None:
+    if not set(divergence.COLUMNS) <= set(table.column_names):
+        return None
+    found = Divergence(
+        {
+            name: [row.astype(kind, copy=False) for row in _lists(table.column(name), targets)]
+            for name, (_, kind) in divergence.COLUMNS.items()
+        }
     )
+    found.check()
+    return found
 
 
 def _check_size(file: Any) -> None:
@@ -185,10 +209,10 @@ def _check_types(schema: Any, pa: Any) -> None:
     expected = {
         "document": pa.string(), "start": pa.int64(), "stop": pa.int64(), "first_target": pa.int64(),
         "losses": pa.list_(pa.float32()), "bytes": pa.int64(), "hits": pa.list_(pa.bool_()),
-    }  # fmt: skip
+    } | {name: divergence.arrow_type(name) for name in divergence.COLUMNS}  # fmt: skip
     for name, kind in expected.items():
         if name not in schema.names:
-            if name != "hits":
+            if name != "hits" and name not in divergence.COLUMNS:
                 raise ValueError(f"it has no column {name}")
             continue
         found = schema.field(name).type

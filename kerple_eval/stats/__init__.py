@@ -8,6 +8,7 @@
     compare       two schemes on the same targets: all of the above
     answers       exact matches of made documents, by depth
     context_gain  a change of loss with length, split into dilution and context gain
+    between_protocols  why two protocols give one model two numbers
     longppl       perplexity on the tokens that need long context
     looks         when to stop adding documents
 
