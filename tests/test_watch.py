@@ -217,11 +217,15 @@ def test_on_all_ranks_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_train_watches_without_a_trace(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     text = tmp_path / "book.txt"
     text.write_text("The union is strong, and the people are many. " * 400)
     shape = "--length 16 --steps 4 --layers 1 --width 8 --heads 2 --batch 2 --device cpu --threads 1"
     words = ["train", "--scheme", "alibi", "--text", str(text), *shape.split()]
-    for out, more in (("a", []), ("b", ["--watch", "16,32", "--watch-every", "2"])):
+    for out, more in (
+        ("a", []),
+        ("b", ["--watch", "16,32", "--watch-every", "2", "--log-to", "tensorboard"]),
+    ):
         done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / out), *more])
         assert done.exit_code == 0, done.output
     plain, watched = ((tmp_path / out / "model.safetensors").read_bytes() for out in "ab")
@@ -229,6 +233,8 @@ def test_train_watches_without_a_trace(tmp_path: Path) -> None:
     frame = kerple_eval.open_run(tmp_path / "b-watch").summary()
     assert frame.model.tolist() == ["b@2", "b@2", "b@4", "b@4"]
     assert frame.status.tolist() == ["ok"] * 4
-    refused = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "c"), "--watch-every", "2"])
-    assert refused.exit_code == 2
-    assert "--watch-every goes with --watch" in refused.stderr
+    assert len(list((tmp_path / "b-watch" / "tensorboard").iterdir())) == 1
+    for option, value in (("--watch-every", "2"), ("--log-to", "wandb")):
+        refused = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "c"), option, value])
+        assert refused.exit_code == 2
+        assert f"{option} goes with --watch" in refused.stderr

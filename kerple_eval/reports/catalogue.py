@@ -74,22 +74,15 @@ REPORTS = Registry(
 
 @dataclass(frozen=True, slots=True)
 class ExportEntry:
-    """One format of ``export``.
+    """One format of files of ``export``; its target is ``content(run, label) -> bytes | None``.
 
-    ``file``: what is written in a model's folder ("": the folder); None where the format writes elsewhere.
-    ``package``: of an experiment tracker, whose extra has the format's name. Its target is
-    ``start(name, config, folder) -> Tracker``; of the others ``content(run, label) -> bytes | None``.
+    ``file``: what is written in a model's folder.
     """
 
     name: str
     target: str
     summary: str
-    file: str | None = None
-    package: str | None = None
-
-
-def _tracker(name: str, summary: str, file: str | None = None) -> ExportEntry:
-    return ExportEntry(name, f"kerple_eval.reports.trackers:{name}", summary, file, package=name)
+    file: str
 
 
 EXPORTS = Registry(
@@ -109,9 +102,5 @@ EXPORTS = Registry(
             "evaluation results of a model repository on the Hugging Face hub",
             ".eval_results/kerple-eval.yaml",
         ),
-        _tracker("tensorboard", "event files of TensorBoard", file=""),
-        _tracker("wandb", "Weights & Biases"),
-        _tracker("mlflow", "MLflow"),
-        _tracker("trackio", "trackio"),
     ),
 )
