@@ -1,8 +1,8 @@
 """Speed and memory as ratios, measured in one run: ``python -m tests.benchmarks``.
 
 Equality is checked before anything is timed. Writes the table with the machine's description to
-``results/benchmarks/``, a row when it is measured (those of most parts together). ``--cuda`` measures the rows that need a GPU, in parts
-below ten minutes each: a row is kept once it is measured, and the same command goes on after a kill.
+``results/benchmarks/``, row by row as they are measured. ``--cuda`` measures the rows that need a GPU, in
+parts below ten minutes each: a row is kept once it is measured, and the same command goes on after a kill.
 ``--cuda --dry-run`` says which, also where there is no GPU.
 """
 
