@@ -163,8 +163,8 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
     index = {document.name: number for number, document in enumerate(documents)}
     names = table.column("document").to_pylist()
     document = np.array([index[name] for name in names], dtype=np.int64)
-    edges = (table.column(name).combine_chunks() for name in ("start", "stop", "first_target"))
-    start, stop, first = map(np.from_dlpack, edges)  # to_numpy would import pandas
+    edges = ("start", "stop", "first_target")
+    start, stop, first = (_values(table.column(name).combine_chunks()) for name in edges)
     windows = [
         Window(a, b, c, after_marker=a == c)
         for a, b, c in zip(start.tolist(), stop.tolist(), first.tolist(), strict=True)
@@ -241,14 +241,21 @@ def _check_types(schema: Any, pa: Any) -> None:
 def _lists(column: Any, targets: NDArray[np.int64]) -> list[NDArray[Any]]:
     """The rows of a column of lists, one value per target."""
     array = column.combine_chunks()
-    edges = np.from_dlpack(array.offsets)
+    edges = _values(array.offsets)
     if array.values.null_count:
         raise ValueError("a value of a target is empty")
     if not np.array_equal(np.diff(edges), targets):
         raise ValueError("it does not hold a value for every target")
-    bits = str(array.values.type) == "bool"
-    flat = array.values.to_numpy(zero_copy_only=False) if bits else np.from_dlpack(array.values)
+    flat = _values(array.values)
     return [flat[a:b] for a, b in pairwise(edges)]
+
+
+def _values(array: Any) -> NDArray[Any]:
+    """Of an arrow array without empty values; its own ``to_numpy`` imports pandas."""
+    if str(array.type) != "bool":
+        return np.from_dlpack(array)
+    bits = np.unpackbits(np.frombuffer(array.buffers()[1], dtype=np.uint8), bitorder="little")
+    return bits[array.offset : array.offset + len(array)].astype(bool)
 
 
 def _sha256(raw: bytes) -> str:
