@@ -39,9 +39,11 @@ class Run(RunDirectory):
     def explain(self, style: str = "text", **options: Any) -> str:
         """Why loss changed with length: ``lengths``, two of them.
 
-        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048").
+        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048"). With
+        ``gain=True``: where the change comes from; ``lengths``, ``model``, ``protocol``, ``ngram``.
         """
-        return self._text("between" if "between" in options else "explain", style=style, **options)
+        name = "gain" if options.pop("gain", False) else "between" if "between" in options else "explain"
+        return self._text(name, style=style, **options)
 
     def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
         """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""

@@ -12,6 +12,7 @@ refused with the file, the key and what would be right.
     bos: tokenizer                  # a first-token marker: never | document | window | tokenizer
     packing: document               # document | concatenate (with end-of-document tokens)
     documents: {minimum_length: 1, count: null, seed: 0}   # tokens; how many; which
+    names: python                   # of code: the language whose names ``explain --gain`` tells from words
 
 A hub source names the files it reads at a commit of the repository:
 
@@ -106,6 +107,7 @@ class Task:
     bos: BosRule = "tokenizer"
     packing: Literal["document", "concatenate"] = "document"
     documents: Selection = field(default_factory=Selection)
+    names: Literal["python"] | None = None
 
 
 def tasks_folder() -> Path:

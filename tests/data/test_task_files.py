@@ -248,7 +248,7 @@ def test_an_unknown_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> No
     message = refusal(write(tmp_path, toy() | {"zzz": 1}))
     assert message == (
         "unknown key 'zzz': "
-        "known: name, version, description, licence, source, split, bos, packing, documents"
+        "known: name, version, description, licence, source, split, bos, packing, documents, names"
     )
 
 
