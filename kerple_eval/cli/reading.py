@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from kerple_eval.cli.errors import is_terminal
 from kerple_eval.cli.parameters import (
@@ -38,19 +39,33 @@ from kerple_eval.types import UserError
 )  # fmt: skip
 @click.option(
     "--down", default="models", show_default=True, metavar="WHAT",
-    help="What the rows are: models or lengths.",
+    help="What the rows are: models or lengths; with --divergence models or contexts.",
 )  # fmt: skip
 @click.option(
     "--reach", is_flag=True,
     help="Two more columns: how far each model holds and what context it uses (see kerple-eval reach).",
 )  # fmt: skip
-def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
+@click.option(
+    "--divergence", is_flag=True,
+    help="How far predictions are from those of the reference that run --divergence-from named: mean, "
+    "percentiles, same top-1. With --down contexts: a row a doubling of context.",
+)  # fmt: skip
+@click.pass_context
+def table(context: click.Context, /, folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of runs: perplexity and bits per byte by model and length.
 
     \b
     Example:
       kerple-eval table runs/first --format latex
     """
+    if options.pop("divergence"):
+        from kerple_eval.reports.tables.divergence import make as divergences  # noqa: PLC0415
+
+        for name in options:
+            if name != "down" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise UserError(f"--{name.replace('_', '-')} has no meaning with --divergence; leave it out")
+        click.echo(divergences(folders, style, down=options["down"]), nl=False)
+        return
     from kerple_eval.reports.tables.table import make  # noqa: PLC0415
 
     color = style == "text" and is_terminal()
@@ -293,26 +308,30 @@ def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     click.echo(make(folders, reference, **options), nl=False)
 
 
-@click.command(cls=Command, short_help="Write results in lm-evaluation-harness' format.")
+@click.command(cls=Command, short_help="Write results for other programs: lm-eval, TensorBoard, ...")
 @click.argument("folder", metavar="DIR")
 @click.option(
-    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT", help="lm-eval."
+    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT",
+    help="lm-eval, hub (evaluation results of a model repository), tensorboard, wandb, mlflow or trackio.",
 )  # fmt: skip
-@out("FILE.json of one model, or a folder with a file for each model.")
+@out(
+    "lm-eval, hub: a file of one model, or a folder with a folder for each model; tensorboard: a folder. "
+    "The others go where their own settings say.", required=False,
+)  # fmt: skip
 @click.option("--model", metavar="MODEL", help="Only this model.")
-def export(folder: str, style: str, out: str, model: str | None) -> None:
-    """Write results in lm-evaluation-harness' JSON layout.
+def export(folder: str, out: str | None, **options: Any) -> None:
+    """Write results in the formats of other programs, and to experiment trackers through their packages.
 
-    From Python, kerple_eval.read_lm_eval reads such files into pandas.
+    From Python, kerple_eval.read_lm_eval reads files of lm-eval into pandas.
 
     \b
     Example:
       kerple-eval export runs/first --out exported
     """
-    from kerple_eval.reports.lm_eval import export as write  # noqa: PLC0415
+    from kerple_eval.reports.exports import export as write  # noqa: PLC0415
 
-    for path in write(folder, Path(out), style=style, model=model):
-        click.echo(path)
+    for where in write(folder, None if out is None else Path(out), **options):
+        click.echo(where)
 
 
 COMMANDS = (table, report, plot, compare, intervals, reach, explain, answers, longppl_, export)

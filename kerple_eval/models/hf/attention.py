@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kerple_eval.models.decoder.attention import attention
 from kerple_eval.models.hf.foreign import one_line
-from kerple_eval.models.hf.rotation import Rotations
+from kerple_eval.models.hf.rotation import Queries, Rotations
 from kerple_eval.schemes.assembly import build_scheme
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.composite import Combined
@@ -88,18 +88,21 @@ class OwnAttention:
         self.local: dict[nn.Module, int | None] = {}
         self._received: list[tuple[nn.Module, Tensor]] | None = None
 
-        def received() -> list[tuple[nn.Module, Tensor]]:
+        def received() -> Queries:
             self._received = []
             with self.installed(), torch.inference_mode():
                 model(input_ids=ids, use_cache=False)
-            return self._received
+                return self._received, self.rotations.answers
 
         try:
             self.rotations.find_layers(received)
         except UserError:
             raise
         except Exception as error:
-            raise self.rotations.refusal(f"its code fails with it: {one_line(error)}") from error
+            reason = f"its code fails with it: {one_line(error)}"
+            if MaskRule.__name__ in reason:
+                reason = "its code computes with the matrix of its mask"
+            raise self.rotations.refusal(reason) from error
         self._received = None
         if not self.local:
             raise self.rotations.refusal("it does not compute attention through transformers' interface")
@@ -140,11 +143,12 @@ class OwnAttention:
             raise self.rotations.refusal("its mask is a matrix of its own")
         if q.shape[2] != k.shape[2]:
             raise self.rotations.refusal("it has keys without queries")
-        if self._received is not None:
-            self._received.append((layer, q))
         self.local[layer] = None if rule is None else rule.local
         groups = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+        if self._received is not None:
+            self._received.append((layer, q))
+            return v[:, :, :1].expand(-1, -1, q.shape[2], -1).transpose(1, 2).contiguous()
         ratio = 1.0 if scaling is None else scaling * q.shape[-1] ** 0.5  # the decoder's scale is d^-0.5
         if abs(ratio - 1) > 1e-12:
             q = q.to(torch.promote_types(q.dtype, torch.float32)) * ratio

@@ -55,9 +55,9 @@ class ExtendedModel(HfModel):
     def _own_attention(self, method: Method, special: Collection[int], longest: int | None) -> OwnAttention:
         """The model's attention with the modifiers, after it was found to be the model's own without."""
         self.plain = torch.tensor([n for n in range(self.vocabulary) if n not in special] or [0])
-        attention = OwnAttention(self.model, self._ids(9), method.geometry, self.where)
-        local = {size for size in attention.local.values() if size is not None}
         with torch.inference_mode(), in_float32(self.model):
+            attention = OwnAttention(self.model, self._ids(9), method.geometry, self.where)
+            local = {size for size in attention.local.values() if size is not None}
             for length in (*_LENGTHS, *(size + _PAST for size in sorted(local))):
                 if longest is None or length <= longest:
                     self._compare(attention, length)

@@ -100,7 +100,10 @@ def read_method(
     parts = dict(rope_dicts(config))
     parameters = parts.get("full_attention") or parts.get("") or next(iter(parts.values()), None)
     if parameters is None:
-        raise UserError(f"{where}: {next(iter(options))}= extends rotary positions, and this model has none")
+        raise UserError(
+            f"{where}: {next(iter(options))}= extends rotary positions that a config's rope_parameters "
+            "describe, and this model's has none"
+        )
     if train_length is None:
         raise UserError(f"{where}: its config names no trained length, which extend= goes by")
     fraction = rotated(config, parameters) / shape.head_dim
@@ -145,6 +148,11 @@ def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[
     if method.frequencies is None:
         return config, {}
     text = text_config(config, where)
+    if any(part.get("mscale_all_dim") for _, part in rope_dicts(text)):
+        raise UserError(
+            f"{where}: {type(model).__name__} was built with a scale of its scores that goes with its "
+            "frequencies (mscale_all_dim); save it and extend it by hf:DIR,extend="
+        )
     method.frequencies.apply(text, where)
     made: dict[str, nn.Module] = {}
     for name, module in rotary_modules(model).items():

@@ -40,7 +40,7 @@ _WITH_ORIGINAL = ("dynamic", "yarn", "llama3")
 #: Frequencies that follow the length of the window: a loss then depends on more than its context.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 #: Keys of a rope_parameters dict that stay when the type is replaced.
-_KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+_KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
 #: How the scheme of such a layer says so.
 LOCAL_MASKS = (",window=", ",chunk=")
 _LOCAL = ("sliding_attention", "chunked_attention")  # layers that never see far: not extended
@@ -131,6 +131,13 @@ class Extension:
 
     def _parameters(self, config: Any, old: dict[str, Any], where: str) -> dict[str, Any]:
         new = {key: old[key] for key in _KEPT if key in old}
+        if "llama_4_scaling_beta" in new:  # Ministral's temperature goes by the original length too
+            new["original_max_position_embeddings"] = old["original_max_position_embeddings"]
+        if old.get("rope_type") == "proportional":
+            raise UserError(
+                f"{where}: {self.kind} cannot extend its rotary positions, which are of the type "
+                "proportional (other pairs of components, most of them at rest)"
+            )
         if self.kind == "theta":
             return new | {"rope_type": "default"} | self.parameters
         if self.kind == "ntk":

@@ -1,10 +1,11 @@
 """The rotary positions of a transformers model, taken out of its forward and applied at any positions.
 
-A model's rotary module turns positions into cosines and sines once a pass, and each attention layer applies
-them by ``apply_rotary_pos_emb`` of its modelling file. Inside :meth:`Rotations.unrotated` the rotary modules
-answer cos 1 and sin 0, so that attention receives queries and keys before rotation, and the true answers are
-kept. Which layers rotate, by which call and which components of a head, is measured (:meth:`find_layers`):
-what is zero where the answer is zero is rotated by it.
+A model's rotary module turns positions into cosines and sines once a pass, and each attention layer rotates
+pairs of components by them, as its modelling file has it. Inside :meth:`Rotations.unrotated` the rotary
+modules answer cos 1 and sin 0, so that attention receives queries and keys before rotation, and the true
+answers are kept. Which layers rotate, by which call, which components of a head and in which pairs, is
+measured (:meth:`find_layers`): what is zero where the answer is zero is rotated by it, and of the pairings
+used by such models one gives what the layer's own code gives.
 
 Source: transformers, ``modeling_rope_utils.py`` and ``models/*/modeling_*.py`` (release 5.24).
 """
@@ -12,7 +13,6 @@ Source: transformers, ``modeling_rope_utils.py`` and ``models/*/modeling_*.py`` 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,29 +31,88 @@ _OTHER_SENSES = ("vision", "visual", "image", "audio", "speech")
 
 @dataclass(frozen=True)
 class Turn:
-    """How a layer rotates its heads: components ``first`` to ``stop - 1``, by the answer to ``call``."""
+    """How a layer rotates its heads: components ``first`` to ``stop - 1``, by the answer to ``call``.
+
+    A component's partner is the next one (``neighbours``) or half of them further; ``sign`` is -1 where the
+    rotation is clockwise.
+    """
 
     call: Call
     first: int
     stop: int
+    neighbours: bool = False
+    sign: int = 1
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x ``[B, H, n, d]`` rotated by cos and sin ``[..., n, (stop - first) / 2]``."""
+        half = (self.stop - self.first) // 2
+        turned = x[..., self.first : self.stop]
+        turned = turned.to(torch.promote_types(x.dtype, torch.float32))
+        axis = -1 if self.neighbours else -2
+        pairs = (half, 2) if self.neighbours else (2, half)
+        a, b = turned.reshape(*turned.shape[:-1], *pairs).unbind(axis)
+        cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3) * self.sign
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis).flatten(-2).to(x.dtype)
+        if 2 * half == x.shape[-1]:
+            return turned
+        return torch.cat([x[..., : self.first], turned, x[..., self.stop :]], dim=-1)
 
 
 class Answer:
     """What a rotary module answered in the pass at hand, and what it would at other positions."""
 
-    def __init__(self, cos: Tensor, sin: Tensor, positions: Tensor, compute: Callable[[Tensor], Any]) -> None:
-        """cos and sin ``[..., N, r]`` at the pass's own ``positions [..., N]``, 0 to N - 1."""
-        self.cos, self.sin = cos, sin
+    def __init__(self, truth: Any, positions: Tensor, compute: Callable[[Tensor], Any]) -> None:
+        """``truth`` was answered at the pass's own ``positions [..., N]``, 0 to N - 1.
+
+        Either cos and sin ``[..., N, r]`` in any order, r components or pairs, or ``cos + i sin`` of pairs.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        self.truth = truth
         self.positions = positions
         self.compute = compute
+        if isinstance(truth, Tensor) and truth.is_complex():
+            self.cos, self.sin = truth.real, truth.imag
+            return
+        if not (isinstance(truth, tuple) and len(truth) == 2 and truth[0].shape == truth[1].shape):
+            raise ValueError
+        self.sine = int(not truth[1][..., 0, :].any())  # the sine is the one that is 0 at position 0
+        self.sin, self.cos = truth[self.sine], truth[1 - self.sine]
+        if self.sin[..., 0, :].any() or not self.cos[..., 0, :].all():
+            raise ValueError
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[..., n, r]`` at ``positions [n]``, whole or fractional."""
+    def without_turn(self, size: int) -> Any:
+        """As the module would answer with every cosine ``size`` (1, or 0 for no query at all) and no sine."""
+        if isinstance(self.truth, Tensor):
+            return torch.full_like(self.truth, size)
+        cos, sin = torch.full_like(self.cos, size), torch.zeros_like(self.sin)
+        return (cos, sin) if self.sine else (sin, cos)
+
+    def at(self, positions: Tensor, components: int) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[..., n, components / 2]`` at ``positions [n]``, whole or fractional."""
         first, last = positions.aminmax()  # a pair that is not in a move may stand below 0
         if not positions.is_floating_point() and first >= 0 and last < self.cos.shape[-2]:
-            return self.cos.index_select(-2, positions), self.sin.index_select(-2, positions)
-        found: tuple[Tensor, Tensor] = self.compute(positions.expand(*self.positions.shape[:-1], -1))
-        return found
+            cos, sin = self.cos.index_select(-2, positions), self.sin.index_select(-2, positions)
+        else:
+            found = self.compute(positions.expand(*self.positions.shape[:-1], -1))
+            if isinstance(found, Tensor):
+                cos, sin = found.real, found.imag
+            else:
+                cos, sin = found[1 - self.sine], found[self.sine]
+        return self._of_pairs(cos, components), self._of_pairs(sin, components)
+
+    def _of_pairs(self, x: Tensor, components: int) -> Tensor:
+        """One of the two equal values of a pair, where there are two."""
+        half = components // 2
+        if x.shape[-1] == half:
+            return x
+        in_halves = torch.equal(self.sin[..., :half], self.sin[..., half:])
+        return x[..., :half] if in_halves else x[..., ::2]
+
+
+#: What attention's modules received in a pass, in order, and what the rotary modules answered.
+Queries = tuple[Sequence[tuple[nn.Module, Tensor]], Mapping[Call, Answer]]
 
 
 class Rotations:
@@ -73,7 +132,8 @@ class Rotations:
         self.answering = dict(own)
         self.answers: dict[Call, Answer] = {}
         self.calls: list[Call] = []
-        self.zeroed: Call | None = None
+        self.zeroed: Call | None = None  # the call that is answered by zeros
+        self.turning = False  # whether layers rotate by themselves
         self.turns: dict[nn.Module, Turn] = {}
 
     def refusal(self, reason: str) -> UserError:
@@ -92,13 +152,13 @@ class Rotations:
         finally:
             self.answers = {}
 
-    def _forward(self, name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _forward(self, name: str) -> Callable[..., Any]:
         module = self.answering[name]
         forward = type(module).forward
         signature = inspect.signature(forward)
         frozen = inspect.unwrap(forward)  # without the update of frequencies by the window's length
 
-        def answer(*words: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        def answer(*words: Any, **named: Any) -> Any:
             given = signature.bind(module, *words, **named).arguments
             positions = given["position_ids"]
             counted = torch.arange(positions.shape[-1]).to(positions)
@@ -106,41 +166,62 @@ class Rotations:
                 raise self.refusal("its positions do not count from 0")
             further = {k: v for k, v in list(given.items())[1:] if k != "position_ids"}
             truth = forward(module, position_ids=positions, **further)
-            if not (isinstance(truth, tuple) and len(truth) == 2 and truth[0].shape == truth[1].shape):
-                raise self.refusal("its rotary module answers no cosines and sines")
 
             def compute(at: Tensor) -> Any:
                 return frozen(module, position_ids=at, **further)
 
             call = (name, tuple((k, v) for k, v in further.items() if not isinstance(v, Tensor)))
-            self.answers[call] = Answer(*truth, positions, compute)
+            try:
+                answered = self.answers[call] = Answer(truth, positions, compute)
+            except ValueError:
+                raise self.refusal("its rotary module answers no cosines and sines") from None
             if call not in self.calls:
                 self.calls.append(call)
-            return torch.full_like(truth[0], call != self.zeroed), torch.zeros_like(truth[1])
+            return truth if self.turning else answered.without_turn(int(call != self.zeroed))
 
         return answer
 
-    def find_layers(self, received: Callable[[], Sequence[tuple[nn.Module, Tensor]]]) -> None:
+    def find_layers(self, received: Callable[[], Queries]) -> None:
         """Find out which layers rotate what.
 
-        ``received`` makes a short pass and gives attention's modules in order with their queries
-        ``[B, H, N, d]``; called once plain and once for each call of a rotary module with its answer zero.
+        ``received`` makes a short pass in which attention passes nothing on that depends on positions, and
+        gives attention's modules in order with their queries ``[B, H, N, d]``, and the answers of the rotary
+        modules in it. It is called without rotation, once for each call of a rotary module with its answer
+        zero, and as the layers rotate by themselves.
         """
-        before = [_zero_components(q) for _, q in received()]
+        plain, _ = received()
+        self.turning = True
+        try:
+            own, answers = received()
+        finally:
+            self.turning = False
         for call in list(self.calls):
             self.zeroed = call
             try:
-                found = received()
+                found, _ = received()
             finally:
                 self.zeroed = None
-            for (module, q), already in zip(found, before, strict=True):
-                turned = (_zero_components(q) & ~already).nonzero().flatten().tolist()
-                if not turned:
+            for (module, q), (_, x), (_, turned) in zip(found, plain, own, strict=True):
+                moved = (_zero_components(q) & ~_zero_components(x)).nonzero().flatten().tolist()
+                if not moved:
                     continue
-                first, stop = turned[0], turned[-1] + 1
-                if len(turned) != stop - first or module in self.turns:
+                turn = self._turn(call, moved, answers[call], x, turned)
+                if turn is None or self.turns.setdefault(module, turn) != turn:
                     raise self.refusal("it rotates its heads in a way that is not known here")
-                self.turns[module] = Turn(call, first, stop)
+
+    @staticmethod
+    def _turn(call: Call, moved: list[int], answer: Answer, x: Tensor, turned: Tensor) -> Turn | None:
+        """What makes ``turned`` of the queries ``x``, both ``[B, H, N, d]``; None where nothing here does."""
+        first, stop = moved[0], moved[-1] + 1
+        if len(moved) != stop - first or stop - first not in (answer.cos.shape[-1], 2 * answer.cos.shape[-1]):
+            return None
+        cos, sin = answer.at(torch.arange(x.shape[-2], device=x.device), stop - first)
+        for neighbours in (False, True):
+            for sign in (1, -1):
+                turn = Turn(call, first, stop, neighbours, sign)
+                if (turn.rotate(x, cos, sin) - turned).abs().max() <= 1e-4 * turned.abs().max():
+                    return turn
+        return None
 
     def rotate(
         self, module: nn.Module, q: Tensor, k: Tensor, positions_q: Tensor, positions_k: Tensor
@@ -149,18 +230,11 @@ class Rotations:
         turn = self.turns.get(module)
         if turn is None:
             return q, k
-        answer, apply = self.answers[turn.call], self._apply(module)
-        turned_q, turned_k = q[..., turn.first : turn.stop], k[..., turn.first : turn.stop]
-        turned_q = apply(turned_q, turned_q, *answer.at(positions_q))[0]
-        turned_k = apply(turned_k, turned_k, *answer.at(positions_k))[1]
-        return _put(q, turned_q, turn), _put(k, turned_k, turn)
-
-    def _apply(self, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-        found = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-        if found is None:
-            raise self.refusal("its code has no apply_rotary_pos_emb")
-        function: Callable[..., tuple[Tensor, Tensor]] = found
-        return function
+        answer, components = self.answers[turn.call], turn.stop - turn.first
+        return (
+            turn.rotate(q, *answer.at(positions_q, components)),
+            turn.rotate(k, *answer.at(positions_k, components)),
+        )
 
 
 @contextmanager
@@ -200,9 +274,3 @@ def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _zero_components(q: Tensor) -> Tensor:
     """Which components are zero in every head at every position: ``[B, H, N, d]`` -> bool ``[d]``."""
     return (q == 0).flatten(0, -2).all(dim=0)
-
-
-def _put(x: Tensor, turned: Tensor, turn: Turn) -> Tensor:
-    if turn.stop - turn.first == x.shape[-1]:
-        return turned
-    return torch.cat([x[..., : turn.first], turned, x[..., turn.stop :]], dim=-1)
