@@ -226,6 +226,9 @@ def read_task(path: Path) -> Task:
     if isinstance(task.source, HubSource):
         at_least_one["source.limit"] = task.source.limit
         _check_hub(task.source, str(path))
+    if task.names is not None and isinstance(task.source, MegatronSource | SyntheticSource):
+        what = "holds token ids" if isinstance(task.source, MegatronSource) else "is made"
+        raise UserError(f"{path}: names: needs text, and the source ({task.source.kind}) {what}")
     if isinstance(task.source, MegatronSource):
         _check_megatron(task, task.source, str(path))
     if isinstance(task.source, SyntheticSource):
