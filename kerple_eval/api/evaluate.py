@@ -41,6 +41,7 @@ def evaluate(
     piece: int | None = None,
     precision: str | None = None,
     against: str | None = None,
+    divergence_from: Any = None,
     retry: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Run:
@@ -87,6 +88,9 @@ def evaluate(
             or its ratio to that of ``against``, is known within it with 95 % certainty; ``documents`` is
             then the most to score.
         against: with ``precision``, the label of the model that the others are compared with.
+        divergence_from: keep of every target how far each model's prediction is from this one's: a model in
+            memory, MODEL, the label of one of ``models``, or ``"self@N"``, each model itself at length N. Of
+            a finished run only what is missing is computed. See :meth:`Run.divergences`.
         retry: try again also cells whose processes were killed (by the kernel for want of memory, say),
             which are recorded as failed.
         on_progress: called before and after every cell and every forward pass, with a ``RunProgress``.
@@ -103,7 +107,8 @@ def evaluate(
         models, out=out, tokenizer=tokenizer, tasks=tasks, protocols=protocols, lengths=lengths, text=text,
         column=column, tokens=tokens, documents=documents, keep_short=keep_short, max_tokens=max_tokens,
         seed=seed, bos=bos, device=device, dtype=dtype, attention=attention, piece=piece,
-        precision=precision, against=against, retry=retry, on_progress=on_progress,
+        precision=precision, against=against, divergence_from=divergence_from, retry=retry,
+        on_progress=on_progress,
     ))  # fmt: skip
 
 

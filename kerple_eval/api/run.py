@@ -12,6 +12,7 @@ from kerple_eval.records import merging
 from kerple_eval.records.run import Run as RunDirectory
 from kerple_eval.records.run import open_run as open_directory
 from kerple_eval.reports.catalogue import REPORTS
+from kerple_eval.reports.exports import export
 
 
 class Run(RunDirectory):
@@ -39,9 +40,15 @@ class Run(RunDirectory):
     def explain(self, style: str = "text", **options: Any) -> str:
         """Why loss changed with length: ``lengths``, two of them.
 
-        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048").
+        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048"). With
+        ``gain=True``: where the change comes from; ``lengths``, ``model``, ``protocol``, ``ngram``.
         """
-        return self._text("between" if "between" in options else "explain", style=style, **options)
+        name = "gain" if options.pop("gain", False) else "between" if "between" in options else "explain"
+        return self._text(name, style=style, **options)
+
+    def divergence(self, style: str = "text", **options: Any) -> str:
+        """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""
+        return self._text("divergence", style=style, **options)
 
     def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
         """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""
@@ -64,6 +71,12 @@ class Run(RunDirectory):
         path = None if out is None else Path(out)
         files: list[Path] = REPORTS.load("page")([self.folder], path, style, **options)
         return files
+
+    def export(
+        self, out: str | PathLike[str] | None = None, style: str = "lm-eval", model: str | None = None
+    ) -> list[str]:
+        """Write results in another program's format, or to an experiment tracker; returns where they are."""
+        return export(self.folder, None if out is None else Path(out), style=style, model=model)
 
     def _text(self, name: str, **options: Any) -> str:
         text: str = REPORTS.load(name)([self.folder], **options)

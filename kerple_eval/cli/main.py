@@ -120,6 +120,12 @@ def cli(traceback: bool) -> None:
     "--against", metavar="MODEL",
     help="With --precision: make sure of each perplexity's ratio to this model's instead.",
 )  # fmt: skip
+@click.option(
+    "--divergence-from", metavar="MODEL",
+    help="Keep of every target how far each model's prediction is from this one's: MODEL, the label of a "
+    "model of the run, or self@N, each model itself at length N. Of a finished run only what is missing is "
+    "computed.",
+)  # fmt: skip
 @click.option("--retry", is_flag=True, help="Try again also cells in which the process was killed.")
 @click.option(
     "--dry-run", is_flag=True, help="Print what the run would take (windows, work, memory, time), and stop."
@@ -273,6 +279,10 @@ def list_(what: str | None, style: str) -> None:
 @click.option(
     "--watch-every", type=at_least(1), metavar="N",
     help="Steps between two scorings of --watch; a twentieth of all unless given.",
+)  # fmt: skip
+@click.option(
+    "--log-to", metavar="TRACKER",
+    help="With --watch: log the scores to tensorboard (files in PATH-watch), wandb, mlflow or trackio too.",
 )  # fmt: skip
 def train(**options: Any) -> None:
     """Train a small decoder; after a kill or Ctrl-C the same command goes on.

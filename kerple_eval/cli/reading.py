@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from kerple_eval.cli.errors import is_terminal
 from kerple_eval.cli.parameters import (
@@ -38,19 +39,33 @@ from kerple_eval.types import UserError
 )  # fmt: skip
 @click.option(
     "--down", default="models", show_default=True, metavar="WHAT",
-    help="What the rows are: models or lengths.",
+    help="What the rows are: models or lengths; with --divergence models or contexts.",
 )  # fmt: skip
 @click.option(
     "--reach", is_flag=True,
     help="Two more columns: how far each model holds and what context it uses (see kerple-eval reach).",
 )  # fmt: skip
-def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
+@click.option(
+    "--divergence", is_flag=True,
+    help="How far predictions are from those of the reference that run --divergence-from named: mean, "
+    "percentiles, same top-1. With --down contexts: a row a doubling of context.",
+)  # fmt: skip
+@click.pass_context
+def table(context: click.Context, /, folders: tuple[str, ...], style: str, **options: Any) -> None:
     """Print the tables of runs: perplexity and bits per byte by model and length.
 
     \b
     Example:
       kerple-eval table runs/first --format latex
     """
+    if options.pop("divergence"):
+        from kerple_eval.reports.tables.divergence import make as divergences  # noqa: PLC0415
+
+        for name in options:
+            if name != "down" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise UserError(f"--{name.replace('_', '-')} has no meaning with --divergence; leave it out")
+        click.echo(divergences(folders, style, down=options["down"]), nl=False)
+        return
     from kerple_eval.reports.tables.table import make  # noqa: PLC0415
 
     color = style == "text" and is_terminal()
@@ -69,7 +84,10 @@ def table(folders: tuple[str, ...], style: str, **options: Any) -> None:
 @click.option(
     "--against", metavar="MODEL", help="Compare the others with this model; kerple-log unless given."
 )  # fmt: skip
-def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
+@click.option(
+    "--gain", is_flag=True, help="Also where the gain comes from, with text; see kerple-eval explain --gain."
+)  # fmt: skip
+def report(folders: tuple[str, ...], out: str | None, style: str | None, **options: Any) -> None:
     """Write one page that needs no other file: tables, figures, and where every number came from.
 
     \b
@@ -78,7 +96,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
     """
     from kerple_eval.reports.page import page  # noqa: PLC0415
 
-    for path in page.make(folders, Path(out) if out else None, style, against=against):
+    for path in page.make(folders, Path(out) if out else None, style, **options):
         click.echo(path)
 
 
@@ -193,27 +211,51 @@ def reach(folders: tuple[str, ...], **options: Any) -> None:
     "--between", multiple=True, metavar="PROTOCOL",
     help="Two protocols, written as in the table: why their numbers differ.",
 )  # fmt: skip
-@click.option("--model", metavar="MODEL", help="With --between: only this model.")
+@click.option(
+    "--gain", is_flag=True,
+    help="Where the change comes from, by what each target is and where it was seen before. Reads the text "
+    "again.",
+)  # fmt: skip
+@click.option("--model", metavar="MODEL", help="With --between or --gain: only this model.")
+@click.option("--protocol", metavar="NAME", help="With --gain: only this protocol, written as in the table.")
+@click.option(
+    "--ngram", type=at_least(0), metavar="N",
+    help="With --gain: a target was seen before where it follows the same N tokens; 3 unless given.",
+)  # fmt: skip
 @table_format
 def explain(
-    folders: tuple[str, ...], length: str | None, between: tuple[str, ...], model: str | None, style: str
+    folders: tuple[str, ...],
+    length: str | None,
+    between: tuple[str, ...],
+    gain: bool,
+    style: str,
+    **options: Any,
 ) -> None:
     """Why the mean loss changed with length: fewer targets with little context (dilution), or more context.
 
     The loss at a context of the shorter length comes from a sliding-window cell of any DIR. With --between
-    twice: why two protocols give one model two numbers, as effects that add up to the difference.
+    twice: why two protocols give one model two numbers, as effects that add up to the difference. With
+    --gain: which targets the change from the shortest to the longest length comes from, and the spans of text
+    that gained and lost most.
 
     \b
     Example:
       kerple-eval explain runs/first --length 512,4096
     """
     from kerple_eval.reports.tables import between as protocols  # noqa: PLC0415
+    from kerple_eval.reports.tables import gain as sources  # noqa: PLC0415
     from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
 
+    given = {name: value for name, value in options.items() if value is not None}
+    allowed = {"model", "protocol", "ngram"} if gain else {"model"} if between else set()
+    if gain and between:
+        raise UserError("explain --gain and --between are two questions: ask one at a time")
+    if wrong := given.keys() - allowed:
+        raise UserError(f"explain --{min(wrong)} has no meaning here: it goes with --gain")
     if between:
-        shown = protocols.make(folders, style, between=between, model=model, length=length)
-    elif model is not None:
-        raise UserError("explain --model goes with --between: name two protocols")
+        shown = protocols.make(folders, style, between=between, length=length, **given)
+    elif gain:
+        shown = sources.make(folders, style, lengths=parse_pair(length), **given)
     else:
         shown = make(folders, style, parse_pair(length))
     click.echo(shown, nl=False)
@@ -266,26 +308,30 @@ def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     click.echo(make(folders, reference, **options), nl=False)
 
 
-@click.command(cls=Command, short_help="Write results in lm-evaluation-harness' format.")
+@click.command(cls=Command, short_help="Write results for other programs: lm-eval, TensorBoard, ...")
 @click.argument("folder", metavar="DIR")
 @click.option(
-    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT", help="lm-eval."
+    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT",
+    help="lm-eval, hub (evaluation results of a model repository), tensorboard, wandb, mlflow or trackio.",
 )  # fmt: skip
-@out("FILE.json of one model, or a folder with a file for each model.")
+@out(
+    "lm-eval, hub: a file of one model, or a folder with a folder for each model; tensorboard: a folder. "
+    "The others go where their own settings say.", required=False,
+)  # fmt: skip
 @click.option("--model", metavar="MODEL", help="Only this model.")
-def export(folder: str, style: str, out: str, model: str | None) -> None:
-    """Write results in lm-evaluation-harness' JSON layout.
+def export(folder: str, out: str | None, **options: Any) -> None:
+    """Write results in the formats of other programs, and to experiment trackers through their packages.
 
-    From Python, kerple_eval.read_lm_eval reads such files into pandas.
+    From Python, kerple_eval.read_lm_eval reads files of lm-eval into pandas.
 
     \b
     Example:
       kerple-eval export runs/first --out exported
     """
-    from kerple_eval.reports.lm_eval import export as write  # noqa: PLC0415
+    from kerple_eval.reports.exports import export as write  # noqa: PLC0415
 
-    for path in write(folder, Path(out), style=style, model=model):
-        click.echo(path)
+    for where in write(folder, None if out is None else Path(out), **options):
+        click.echo(where)
 
 
 COMMANDS = (table, report, plot, compare, intervals, reach, explain, answers, longppl_, export)

@@ -142,6 +142,11 @@ class FastTokenizer:
     def pipeline(self) -> Pipeline:
         return Pipeline(self._fast)
 
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        """The vocabulary, by id."""
+        return {number: token for token, number in self._fast.get_vocab(with_added_tokens=True).items()}
+
     def _first(self, *names: str) -> int | None:
         for name in names:
             number = self._fast.token_to_id(name)
@@ -165,6 +170,19 @@ class FastTokenizer:
         if len(counts):
             counts[-1] += before[-1] - reached[-1]  # text at the end that belongs to no token
         return Encoding(ids, counts, self._call(lambda: lost_bytes(self._fast, text, encoding)))
+
+
+def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether ids of one are the same tokens to the other: no id stands for two different ones.
+
+    The same vocabulary may come from two files (a ``tokenizer.json`` and a GGUF file).
+    """
+    if first.identity == second.identity:
+        return True
+    if not (isinstance(first, FastTokenizer) and isinstance(second, FastTokenizer)):
+        return False
+    both = first.tokens.keys() & second.tokens.keys()
+    return bool(both) and all(first.tokens[number] == second.tokens[number] for number in both)
 
 
 def markers_around(fast: Any, identity: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

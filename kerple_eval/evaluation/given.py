@@ -12,7 +12,7 @@ from kerple_eval.data.values import holds_ids, text_of, tokens_of
 from kerple_eval.models.in_memory import InMemoryCheckpoint, tokenizer_of
 from kerple_eval.types import BosRule, UserError
 
-__all__ = ["device", "dtype", "holds_ids", "models", "texts"]
+__all__ = ["device", "dtype", "holds_ids", "models", "reference", "texts"]
 
 
 def models(
@@ -45,6 +45,17 @@ def models(
         held[label] = made.completed(reader, "not recorded" if not recorded else None)
         names.append(label)
     return tuple(names), held
+
+
+def reference(given: Any, read_by: Any, held: dict[str, InMemoryCheckpoint], *, recorded: bool) -> str:
+    """The label of a reference model in memory, which joins ``held``."""
+    label = "reference"
+    if label in held:
+        raise UserError(
+            f"models: the label {label!r} is that of divergence_from; choose another, or give its label"
+        )
+    held |= models({label: given}, read_by, recorded=recorded)[1]
+    return label
 
 
 def texts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from kerple_eval.data.texts import TokenizedText
 from kerple_eval.evaluation.stopping_plan import StoppingPlan
 from kerple_eval.models.base import Checkpoint, Description
 from kerple_eval.protocols.base import Protocol
+from kerple_eval.records.header import DivergenceRecord
 from kerple_eval.records.specification import ModelRecord, Provenance, RunSpecification
 from kerple_eval.types import CellKey, Window
 
@@ -92,6 +93,27 @@ class PlannedModel:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Whose predictions the models' are compared with, and the words that name it.
+
+    ``model``: None where it is each model itself, at the shorter ``length``.
+    """
+
+    model: PlannedModel | None
+    argument: str
+    length: int | None
+
+    def of(self, model: PlannedModel) -> PlannedModel:
+        return self.model or model
+
+    def record(self, model: PlannedModel) -> DivergenceRecord:
+        """What the header of a cell of ``model`` says of it."""
+        used = self.of(model)
+        dtype = str(used.checkpoint.compute_dtype(used.dtype)).removeprefix("torch.")
+        return DivergenceRecord(replace(used.record, dtype=dtype), self.length)
+
+
 @dataclass
 class RunPlan:
     models: list[PlannedModel]
@@ -100,6 +122,7 @@ class RunPlan:
     specification: RunSpecification
     provenance: Provenance
     precision: StoppingPlan | None = None
+    reference: Reference | None = None
 
     @property
     def longest(self) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kerple_eval.data.first_tokens import tokenize_by_rules
@@ -25,16 +24,16 @@ from kerple_eval.evaluation.checks import (
     check_drawn_samples,
     check_precision,
     check_window_marker,
-    choose_attention,
     default_protocols,
 )
-from kerple_eval.evaluation.failures import failure_of
-from kerple_eval.evaluation.pieces import choose_pieces
+from kerple_eval.evaluation.opening import open_checkpoint, parsed
+from kerple_eval.evaluation.pieces import plan_pieces
 from kerple_eval.evaluation.plan import CellPlan, PlannedModel, ProtocolPlan, RunPlan
+from kerple_eval.evaluation.reference import plan_reference
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.stopping_plan import plan_looks
-from kerple_eval.models.devices import DTYPES, resolve_device, scoring_dtype
-from kerple_eval.models.open import in_memory_spec, label_models, open_model, parse_model
+from kerple_eval.models.devices import DTYPES, resolve_device
+from kerple_eval.models.open import label_models
 from kerple_eval.protocols.base import Protocol
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.columns import MOST_WINDOWS
@@ -75,25 +74,16 @@ def make_plan(request: RunRequest) -> RunPlan:
     if draws:
         check_drawn_samples(plans, request)
     check_answers(plans, request)
-    objects = request.in_memory
-    specs = [
-        in_memory_spec(model, objects[model].name) if model in objects else parse_model(model)
-        for model in request.models
-    ]
+    specs = [parsed(model, request) for model in request.models]
     labels = label_models(specs)
     texts = _texts(request)
     checkpoints, descriptions, dtypes = [], [], []
     for model, spec, label in zip(request.models, specs, labels, strict=True):
-        with _refused_as(label):
-            checkpoint = objects[model] if model in objects else open_model(spec)
-            dtype = scoring_dtype(request.dtype, checkpoint, device)
-            choose_attention([checkpoint], [label], request.attention, device, dtype)
-            dtypes.append(dtype)
-            checkpoints.append(checkpoint)
-            descriptions.append(checkpoint.description)
+        checkpoint, dtype = open_checkpoint(model, spec, label, request, device)
+        dtypes.append(dtype)
+        checkpoints.append(checkpoint)
+        descriptions.append(checkpoint.description)
     longest = max(plan.longest for plan in plans)
-    for label, checkpoint, dtype in zip(labels, checkpoints, dtypes, strict=True):
-        choose_pieces(checkpoint, label, request.piece, longest, device, dtype)
     for label, description in zip(labels, descriptions, strict=True):
         limit = description.max_length
         if limit is not None and limit < longest:
@@ -125,6 +115,8 @@ def make_plan(request: RunRequest) -> RunPlan:
     base = {name: {label: m.base for label, m in p.by_model.items()} for name, p in prepared.items()}
     looks = plan_looks(request.precision, request.against, base, seeds, labels)
     _plan_cells(planned, plans)
+    reference = plan_reference(request, planned, plans, device)
+    plan_pieces(planned, reference, request.piece, longest, device)
     specification = RunSpecification(
         keep_short=request.keep_short,
         max_tokens=request.max_tokens,
@@ -145,18 +137,7 @@ def make_plan(request: RunRequest) -> RunPlan:
         tokens_files=request.tokens,
         sessions=(),
     )
-    return RunPlan(planned, plans, device, specification, provenance, looks)
-
-
-@contextmanager
-def _refused_as(label: str) -> Iterator[None]:
-    """Whatever a model's own code or another package raises while it is opened refuses that model."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # a file of Python may leave the program
-        raise UserError(f"model {label}: cannot be opened: {failure_of(error).error}") from error
+    return RunPlan(planned, plans, device, specification, provenance, looks, reference)
 
 
 def _protocol_record(plan: ProtocolPlan, models: Sequence[PlannedModel]) -> ProtocolRecord:

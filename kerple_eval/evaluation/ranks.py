@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,10 +33,12 @@ from kerple_eval.evaluation import pulse
 from kerple_eval.evaluation.pulse import Pulse, RankLostError
 from kerple_eval.models.base import Checkpoint, LanguageModel
 from kerple_eval.models.devices import device_lost, resolve_device, scoring_dtype
+from kerple_eval.models.divergence import Parts
 from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.scoring import Batch, Budget, score
 from kerple_eval.types import UserError, Window
 
+Role = Literal["model", "reference"]  # of the models that are loaded at once
 NOT_SENT: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in place of a document that need not travel
 
 
@@ -46,7 +48,9 @@ class ScoreRequest:
 
     ``hashes``: of the documents, sha256; ``windows``: pairs of a document's index and a window; ``bos``: the
     first-token marker before each window, or None; ``hits``: whether to return beside each loss whether the
-    target was the argmax.
+    target was the argmax. ``of``: which of the loaded models is scored. ``reference``: the model that it is
+    compared with, on this rank; ``compared``: whether there is one; ``parts``: of each window those of the
+    reference, where it has others.
     """
 
     documents: Sequence[NDArray[np.int64]]
@@ -54,12 +58,16 @@ class ScoreRequest:
     windows: Sequence[tuple[int, Window]]
     bos: int | None
     hits: bool
+    of: Role = "model"
+    reference: LanguageModel | None = None
+    compared: bool = False
+    parts: Sequence[Parts] | None = None
 
     def run(self, model: LanguageModel, budget: Budget, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Losses batch by batch; ``share`` (r, W): the batches r, r + W, r + 2 W, ... only."""
         return score(
-            model, self.documents, self.windows,
-            bos=self.bos, hits=self.hits, share=share, budget=budget,
+            model, self.documents, self.windows, bos=self.bos, hits=self.hits, share=share, budget=budget,
+            reference=self.reference, parts=self.parts,
         )  # fmt: skip
 
 
@@ -70,9 +78,10 @@ class SingleProcess:
     size = 1
 
     def load(
-        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
-    ) -> LanguageModel:
-        """The model of a checkpoint that MODEL ``argument`` names."""
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
+        role: Role = "model",
+    ) -> LanguageModel:  # fmt: skip
+        """The model of a checkpoint that MODEL ``argument`` names, in place of the last one of its role."""
         return checkpoint.load(device, dtype)
 
     def score(self, model: LanguageModel, request: ScoreRequest, budget: Budget) -> Iterator[Batch]:
@@ -101,6 +110,7 @@ class RankGroup(SingleProcess):
         self.pulse = pulse
         self.device_before: int | None = None  # the CUDA device that was current
         self.documents: dict[str, NDArray[np.int64]] = {}  # by hash: those that every rank has
+        self.loaded: dict[Role, LanguageModel] = {}  # on other ranks than 0
 
     @classmethod
     def beside(cls) -> RankGroup:
@@ -125,9 +135,10 @@ class RankGroup(SingleProcess):
         return ranks
 
     def load(
-        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype
-    ) -> LanguageModel:
-        self._broadcast(("load", (argument, checkpoint.feeding)))
+        self, checkpoint: Checkpoint, argument: str, device: torch.device, dtype: torch.dtype,
+        role: Role = "model",
+    ) -> LanguageModel:  # fmt: skip
+        self._broadcast(("load", (role, (argument, checkpoint.feeding))))
         model, error = self._attempt(partial(checkpoint.load, device, dtype))
         self._gather(error)
         assert isinstance(model, LanguageModel)
@@ -157,7 +168,7 @@ class RankGroup(SingleProcess):
                 documents[index] = NOT_SENT
             else:
                 self.documents[sha256] = ids
-        return replace(request, documents=documents)
+        return replace(request, documents=documents, reference=None, compared=request.reference is not None)
 
     def _with_known(self, request: ScoreRequest) -> ScoreRequest:
         """What another rank makes of :meth:`_without_known`."""
@@ -190,7 +201,6 @@ class RankGroup(SingleProcess):
             UserError: rank 0 refused the request; every rank raises the same.
             RankLostError: another rank has ended.
         """
-        model: LanguageModel | None = None
         try:
             while True:
                 action, argument = self._broadcast(None)
@@ -201,13 +211,18 @@ class RankGroup(SingleProcess):
                         raise refusal
                     return returned
                 if action == "load":
-                    model = None  # free the last model's memory before the next is loaded
+                    role, named = argument
+                    self.loaded.pop(role, None)  # its memory goes before the next is loaded
                     model, error = self._attempt(
-                        partial(_load, open_argument, argument, device, dtype, attention)
+                        partial(_load, open_argument, named, device, dtype, attention)
                     )
+                    if error is None:
+                        self.loaded[role] = model
+                    del model
                 else:
-                    assert model is not None
+                    model = self.loaded[argument[0].of]
                     result, error = self._attempt(partial(self._score_share, model, *argument))
+                    del model
                 self._gather(error, result)
         finally:
             self._leave()
@@ -218,6 +233,8 @@ class RankGroup(SingleProcess):
         """This rank's batches, and the number of tokens of a pass that fitted in memory."""
         budget = Budget(tokens)
         request = self._with_known(request)
+        if request.compared:  # with the model itself where no other one is loaded
+            request = replace(request, reference=self.loaded.get("reference", model))
         return list(request.run(model, budget, self._share(model))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:

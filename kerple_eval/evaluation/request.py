@@ -54,6 +54,7 @@ class RunRequest:
     piece: int | None = None  # None: pieces where one pass would not fit in memory
     precision: str | None = None
     against: str | None = None
+    divergence_from: str | None = None  # MODEL, the label of a model of the run, or self@N
     retry: bool = False
     typed: tuple[str, ...] | None = None
     temporary: bool = False  # whether ``out`` is a folder of this process alone, removed when it ends
@@ -98,6 +99,8 @@ class RunRequest:
                 continue
             if setting.name == "out" and self.temporary:
                 continue
+            if setting.name == "divergence_from" and value in self.in_memory:
+                value = in_memory_spec(value, self.in_memory[value].name).text
             option = f"--{_option(setting.name)}"
             if setting.name == "lengths":
                 words += [option, ",".join(map(str, value))]
@@ -264,6 +267,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "piece": _at_least(1),
     "precision": _as_printed,
     "against": _one_word,
+    "divergence_from": _one_word,
     "retry": _truth,
     "typed": _command,
     "temporary": _truth,

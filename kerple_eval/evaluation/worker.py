@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from kerple_eval.evaluation.in_progress import Deaths
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.pulse import RankLostError
 from kerple_eval.evaluation.ranks import ScoreRequest, SingleProcess
+from kerple_eval.evaluation.reference import check_divergence, reference_parts
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.stopping import AllDocuments, StoppingRule, UntilSure
 from kerple_eval.evaluation.verify import checked_cells, document_numbers, document_records, planned_header
@@ -28,6 +29,7 @@ from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.devices import device_lost
 from kerple_eval.models.scoring import batches, pass_ranks
 from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
+from kerple_eval.records.divergence import Divergence
 from kerple_eval.records.header import (
     CellHeader,
     FailedHeader,
@@ -35,10 +37,10 @@ from kerple_eval.records.header import (
     FinishedHeader,
     PrunedRecord,
 )
-from kerple_eval.records.run import Run, write_summary
+from kerple_eval.records.run import Run, summary_line, write_summary_lines
 from kerple_eval.types import CellKey, Window
 
-Losses = list[NDArray[np.float32]]
+Row = NDArray[np.float32]  # of a window [rows, targets]: losses, hits and divergences, as far as asked for
 
 #: Seconds between two writes of ``summary.csv`` while cells are computed; it is whole whenever a run ends.
 SUMMARY_EVERY = 1.0
@@ -76,8 +78,9 @@ class Worker:
         self.retry = retry
         self.plan = plan
         self.on_progress = on_progress
-        self.rows: dict[CellKey, dict[str, Any]] = {}
-        self.finished = 0  # of the rows, those of finished cells
+        self.status: dict[CellKey, str] = {}  # of the cells on disk
+        self.lines: dict[CellKey, str] = {}  # theirs in the summary
+        self.finished = 0  # of those, the finished ones
         self.summary_written = -math.inf  # when, by the monotonic clock
         self.every = list(worklist(plan))
         self.earlier = Earlier(self.every)
@@ -86,15 +89,18 @@ class Worker:
             AllDocuments(self.every) if plan.precision is None else UntilSure(plan, plan.precision, self.keys)
         )
         self.deaths = Deaths(run.folder)
+        self.without_divergence: set[str] = set()  # models with a finished cell that lacks what is asked for
         for outcome in checked_cells(run, plan, self.every):
             self._add_row(outcome)
             if isinstance(outcome, Cell):
-                self.stopping.add(outcome)
+                if not self._lacks_divergence(outcome):
+                    self.stopping.add(outcome)
             elif outcome.header.killed and not retry:
                 self.stopping.drop(outcome.key)
         self.work_total = self.work_done = 0.0
         self.model: LanguageModel | None = None
         self.loaded: PlannedModel | None = None
+        self.reference: LanguageModel | None = None
         self.budget = RunBudget(run)
         self.compiled: set[tuple[str | None, int, int, int]] = set()
 
@@ -122,9 +128,28 @@ class Worker:
         self._tell(task)
 
     def unfinished(self) -> list[PlannedModel]:
-        """The models that have a cell to compute, in the plan's order."""
-        labels = {key.model for key in self.keys if self.rows.get(key, {}).get("status") != "ok"}
-        return [model for model in self.plan.models if model.label in labels]
+        """The models that have a cell to compute, in the plan's order, and their reference."""
+        labels = {key.model for key in self.keys if self.status.get(key) != "ok"}
+        labels |= self.without_divergence
+        several = [model for model in self.plan.models if model.label in labels]
+        other = None if self.plan.reference is None else self.plan.reference.model
+        return several if other is None or other in several or not several else [*several, other]
+
+    def _lacks_divergence(self, cell: Cell) -> bool:
+        """Whether a finished cell is to be given divergences.
+
+        Raises:
+            UserError: it has those from another reference.
+        """
+        if self.plan.reference is None:
+            return False
+        model = next(model for model in self.plan.models if model.label == cell.key.model)
+        check_divergence(cell, self.plan.reference.record(model), str(self.run.cell_path(cell)))
+        said = cell.header.divergence
+        lacks = cell.divergence is None and not (said is not None and said.killed and not self.retry)
+        if lacks:
+            self.without_divergence.add(cell.key.model)
+        return lacks
 
     def _record(self, outcome: Cell | FailedCell) -> None:
         """What became of a cell, on disk, in the summary and for the stopping rule."""
@@ -138,9 +163,9 @@ class Worker:
 
     def _add_row(self, outcome: Cell | FailedCell) -> None:
         row = outcome.summary()
-        earlier = self.rows.get(outcome.key, {}).get("status")
-        self.finished += (row["status"] == "ok") - (earlier == "ok")
-        self.rows[outcome.key] = row
+        self.finished += (row["status"] == "ok") - (self.status.get(outcome.key) == "ok")
+        self.status[outcome.key] = row["status"]
+        self.lines[outcome.key] = summary_line(row)
 
     def _record_killed(self) -> None:
         """A cell that ends every process that computes it becomes a failed one."""
@@ -148,18 +173,28 @@ class Worker:
         for task in self.every:
             if reason is None or self.deaths.left is None or self.deaths.left.cell != task.key:
                 continue
-            if self.stopping.grows or self.rows.get(task.key, {}).get("status") != "ok":
+            error = f"killed: {reason}; --retry tries again"
+            if self.stopping.grows or self.status.get(task.key) != "ok":
                 header = FailedHeader(**_fields(self._header(task)), killed=True)
-                self._record(FailedCell(task.key, header, f"killed: {reason}; --retry tries again"))
+                self._record(FailedCell(task.key, header, error))
+            elif self.plan.reference is not None and (cell := self._finished(task.key)) is not None:
+                self._record(self._without(cell, task, error, killed=True))
             self.deaths.forget()
+
+    def _without(self, cell: Cell, task: Work, error: str, *, killed: bool | None = None) -> Cell:
+        """A finished cell that could not be given divergences: its losses stay, and its header says why."""
+        assert self.plan.reference is not None
+        record = replace(self.plan.reference.record(task.model), error=error, killed=killed)
+        return replace(cell, header=replace(cell.header, divergence=record))
 
     def _outcome(self, task: Work) -> Cell | FailedCell:
         """The cell computed, or why it could not be."""
         began = time.monotonic()
+        reference = self.plan.reference
+        earlier = self._finished(task.key) if self.stopping.grows or reference is not None else None
         try:
             model = self._load(task.model)
             model.take_pruned()
-            earlier = self._finished(task.key) if self.stopping.grows else None
             losses, source = self._losses(task, model, earlier)
         except RankLostError:
             raise
@@ -167,8 +202,15 @@ class Worker:
             if lost := device_lost(error):
                 raise lost from error
             failure = failure_of(error)
+            if earlier is not None and not self.stopping.grows:
+                return self._without(earlier, task, failure.error)
             failed = FailedHeader(**_fields(self._header(task)), traceback=failure.traceback)
             return FailedCell(task.key, failed, failure.error)
+        if earlier is not None and not self.stopping.grows:  # its losses and what is said of them stay
+            assert reference is not None
+            self.budget.keep()
+            header = replace(earlier.header, divergence=reference.record(task.model))
+            return replace(earlier, header=header, divergence=_cell(task, header, losses).divergence)
         seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
         too_large, pruned = self.budget.keep(), model.take_pruned()
         header = FinishedHeader(
@@ -181,43 +223,73 @@ class Worker:
             out_of_memory_at=too_large,
             seconds=round(seconds, 3),
             precision=self.stopping.header(task),
+            divergence=None if reference is None else reference.record(task.model),
         )
         return _cell(task, header, losses)
 
     def _load(self, planned: PlannedModel) -> LanguageModel:
+        """The model, and the reference where it is another one: it is loaded first, and stays."""
+        other = None if self.plan.reference is None else self.plan.reference.model
+        if other is not None and self.reference is None:
+            assert self.plan.reference is not None
+            argument = self.plan.provenance.models.get(other.label, self.plan.reference.argument)
+            self.reference = self.ranks.load(
+                other.checkpoint, argument, self.plan.device, other.dtype, "reference"
+            )
         if self.model is None or self.loaded is not planned:
             self.model = self.loaded = None  # the last model's memory goes before the next is loaded
-            argument = self.plan.provenance.models[planned.label]
-            self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, planned.dtype)
+            if planned is other:
+                self.model = self.reference
+            else:
+                argument = self.plan.provenance.models[planned.label]
+                self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, planned.dtype)
             self.loaded = planned
+            assert self.model is not None
             self.budget.choose(self.model, self.plan.longest)
         return self.model
 
-    def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[Losses, str]:
-        """Losses in plan order and where they come from: cells before this one, and forward passes.
+    def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[list[Row], str]:
+        """What is kept of each window in plan order (``[rows, targets]``: losses, hits, divergences), and
+        where losses come from: cells before this one, and forward passes.
 
-        Where the protocol scores answers, losses and hits, ``[2, targets]`` a window.
+        Losses that are there already stay; where they lack divergences, these alone are computed.
         """
         reused = find(task, self.earlier.than(task), self._finished)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
-        losses = [
-            next(known[name]) if name in known else reused.losses.get(i) for i, name in enumerate(names)
-        ]
-        fresh = [number for number, row in enumerate(losses) if row is None]
+        kept = [next(known[name]) if name in known else reused.losses.get(i) for i, name in enumerate(names)]
+        found = [None if row is None else np.atleast_2d(row) for row in kept]
+        fresh = [number for number, row in enumerate(found) if row is None]
+        for number, rows in self._scored(task, model, fresh):
+            found[number] = rows
+        if self.plan.reference is not None:
+            base = 1 + task.plan.protocol.scores_answers
+            lacking = [number for number, row in enumerate(found) if row is not None and len(row) == base]
+            for number, rows in self._scored(task, model, lacking):
+                found[number] = np.concatenate([found[number], rows[base:]])
+        source = reused.describe(task.key, len(task.windows))
+        return [row for row in found if row is not None], source
+
+    def _scored(self, task: Work, model: LanguageModel, numbers: Sequence[int]) -> Iterator[tuple[int, Row]]:
+        """The task's windows of these numbers scored: number and ``[rows, targets]``."""
+        if not numbers:
+            return
         ids = [document.ids for document in task.documents]
-        windows = [task.windows[number] for number in fresh]
+        windows = [task.windows[number] for number in numbers]
+        reference, parts = self.plan.reference, None
+        if reference is not None and (every := reference_parts(reference, task)) is not None:
+            parts = [every[number] for number in numbers]
         request = ScoreRequest(
-            ids, task.cell.hashes, windows, task.reading.window_bos, task.plan.protocol.scores_answers
-        )
+            ids, task.cell.hashes, windows, task.reading.window_bos, task.plan.protocol.scores_answers,
+            of="reference" if model is self.reference else "model", parts=parts,
+            reference=None if reference is None else self.reference or model,
+        )  # fmt: skip
         self._tell(task, compiling=self._compiles(task, model, windows))
         for members, scored in self.ranks.score(model, request, self.budget.pass_):
             for index, row in zip(members, scored, strict=True):
-                losses[fresh[index]] = row
+                yield numbers[index], np.atleast_2d(row)
             self.work_done += sum(cost(windows[index][1]) for index in members)
             self._tell(task)
-        source = reused.describe(task.key, len(task.windows))
-        return [row for row in losses if row is not None], source
 
     def _feeding(self, task: Work, model: LanguageModel) -> FeedingRecord | None:
         """How the cell's windows longer than a piece were fed; None where no such window was."""
@@ -260,8 +332,8 @@ class Worker:
         )
 
     def _write_summary(self) -> None:
-        rows = (self.rows[key] for key in self.keys if key in self.rows)
-        write_summary(self.run.folder, rows)
+        lines = [self.lines[key] for key in self.keys if key in self.lines]
+        write_summary_lines(self.run.folder, lines)
         self.summary_written = time.monotonic()
 
 
@@ -269,18 +341,17 @@ def _fields(header: CellHeader) -> dict[str, Any]:
     return {field.name: getattr(header, field.name) for field in fields(CellHeader)}
 
 
-def _cell(task: Work, header: FinishedHeader, losses: Losses) -> Cell:
-    hits = None
-    if task.plan.protocol.scores_answers:
-        losses, hits = [row[0] for row in losses], [row[1] > 0 for row in losses]
+def _cell(task: Work, header: FinishedHeader, rows: Sequence[Row]) -> Cell:
+    base = 1 + task.plan.protocol.scores_answers
     return Cell(
         key=task.key,
         header=header,
         document=np.array(document_numbers(task), dtype=np.int64),
         windows=[window for _, window in task.windows],
-        losses=losses,
+        losses=[row[0] for row in rows],
         byte_counts=_byte_counts(task.documents, task.windows),
-        hits=hits,
+        hits=[row[1] > 0 for row in rows] if task.plan.protocol.scores_answers else None,
+        divergence=Divergence.of_rows([row[base:] for row in rows]) if len(rows[0]) > base else None,
     )
 
 

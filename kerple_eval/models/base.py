@@ -90,7 +90,8 @@ class LanguageModel(ABC):
         """Logits of the last ``rows`` positions of ``inputs [B, N]`` (int64, on ``device``).
 
         Yields consecutive chunks ``[B, r, V]`` whose r add up to ``rows``, so that [rows, V] need
-        never exist at once. The logits at position p predict token p + 1.
+        never exist at once. The logits at position p predict token p + 1. Two of these iterators may be
+        read in turns (a model compared with itself).
         """
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.divergence import ROWS, Parts, RowReader, argmax, compare_rows
 from kerple_eval.types import Window
 
 #: Input tokens of one forward pass. The CUDA figure is a guess until one is measured.
@@ -81,22 +82,27 @@ def score(
     share: tuple[int, int] = (0, 1),
     hits: bool = False,
     budget: Budget | None = None,
+    reference: LanguageModel | None = None,
+    parts: Sequence[Parts] | None = None,
 ) -> Iterator[Batch]:
     """Losses of ``windows`` (pairs of document index and window), one forward pass at a time.
 
     ``bos`` is the id put before the inputs of every window; such windows are planned at L - 1. Of the
     forward passes, in order, ``share`` (r, W) takes every W-th from the r-th on. ``budget``: the tokens of
     a pass, the device's own unless given; a pass that does not fit in CUDA memory is split.
-    Yields the indices of the windows scored and, for each, its losses ``[targets]``; with ``hits``
-    ``[2, targets]``, the second row 1 where the target was the argmax and 0 elsewhere.
+    ``reference``: a model on the same device that predicts the same targets, from the same windows or, for
+    each window, from its ``parts``. Both models' chunks of logits are formed side by side, a chunk of each.
+    Yields the indices of the windows scored and, for each, its losses ``[targets]``; with ``hits`` or a
+    reference ``[rows, targets]``: losses, then 1 where the target was the argmax and 0 elsewhere, then
+    what :data:`kerple_eval.models.divergence.ROWS` names.
 
     Raises:
-        NotFiniteError: a loss is NaN or infinite; names the document position.
+        NotFiniteError: a loss or a divergence is NaN or infinite; names the document position.
     """
     prefix = np.array([] if bos is None else [bos], dtype=np.int64)
     budget = budget or Budget(TOKENS_PER_PASS[model.device.type])
     passes = batches(windows, budget.tokens, len(prefix), pass_ranks(model.device, share[1]))
-    runner = _Passes(model, documents, windows, prefix, hits=hits)
+    runner = _Passes(model, documents, windows, prefix, hits=hits, reference=reference, parts=parts)
     waiting: list[_Pending] = []  # on CUDA a pass is computed while the losses of the one before are copied
     for members in passes[share[0] :: share[1]]:
         for part, found in runner.run(members, budget):
@@ -138,12 +144,17 @@ class _Passes:
         prefix: NDArray[np.int64],
         *,
         hits: bool,
+        reference: LanguageModel | None,
+        parts: Sequence[Parts] | None,
     ) -> None:
         self.model = model
         self.documents = documents
         self.windows = windows
         self.prefix = prefix
         self.hits = hits
+        self.reference = reference
+        self.parts = parts
+        self.kept = 1 + hits + (0 if reference is None else len(ROWS))
 
     def run(self, members: list[int], budget: Budget) -> Iterator[tuple[list[int], Tensor]]:
         """Score windows of one shape in one pass, or in several where memory does not hold one.
@@ -175,44 +186,85 @@ class _Passes:
 
     @torch.inference_mode()
     def _losses(self, members: list[int]) -> Tensor:
-        """Losses ``[B, targets]``, or with hits losses and hits ``[B, 2, targets]``, on the device."""
-        inputs, targets = [], []
+        """Losses ``[B, targets]``, or with what else is kept ``[B, rows, targets]``, on the device."""
+        targets = []
         for index in members:
             document, window = self.windows[index]
-            tokens = self.documents[document]
-            inputs.append(np.concatenate([self.prefix, tokens[window.start : window.stop]]))
-            targets.append(tokens[window.first_target : window.stop + 1])
+            targets.append(self.documents[document][window.first_target : window.stop + 1])
         rows = len(targets[0])
         wanted = _to_device(np.stack(targets), self.model.device)
         # One tensor for all chunks: small ones kept between the large ones would hold the heap's pages.
-        kept = (2, rows) if self.hits else (rows,)
-        found = torch.empty(len(members), *kept, dtype=torch.float32, device=self.model.device)
+        found = torch.empty(len(members), self.kept, rows, dtype=torch.float32, device=self.model.device)
+        references = self._reference_rows(members)
         done = 0
-        for logits in self.model.logits(_to_device(np.stack(inputs), self.model.device), rows):
+        for logits in self.model.logits(self._inputs([self.windows[index] for index in members]), rows):
             part = slice(done, done + logits.shape[1])
             chunk, done = wanted[:, part], part.stop
-            losses = _loss_on(logits.device.type)(logits, chunk)
+            found[:, 0, part] = _loss_on(logits.device.type)(logits, chunk)
             if self.hits:
-                losses = torch.stack([losses, _hits(logits, chunk).to(losses)], dim=1)
-            found[..., part] = losses
+                found[:, 1, part] = (argmax(logits) == chunk).to(found)
+            for some, reference in references:
+                mine = (logits, chunk) if len(some) == len(members) else (logits[some], chunk[some])
+                found[some, -len(ROWS) :, part] = compare_rows(*mine, reference)
         assert done == rows
-        return found
+        return found if self.kept > 1 else found[:, 0]
+
+    def _inputs(self, windows: Sequence[tuple[int, Window]]) -> Tensor:
+        """Input ids ``[B, inputs]`` of windows of one shape, on the device."""
+        inputs = [
+            np.concatenate([self.prefix, self.documents[document][window.start : window.stop]])
+            for document, window in windows
+        ]
+        return _to_device(np.stack(inputs), self.model.device)
+
+    def _reference_rows(self, members: list[int]) -> list[tuple[list[int], RowReader]]:
+        """The reference's logits of the windows of a pass: places in the pass that share its passes, too."""
+        if self.reference is None:
+            return []
+        alike: dict[tuple[tuple[int, int, int], ...], list[int]] = {}
+        for place, index in enumerate(members):
+            first = self.windows[index][1].first_target
+            shape = tuple((w.inputs, w.first_target - first, w.targets) for w, _ in self._parts(index))
+            alike.setdefault(shape, []).append(place)
+        return [
+            (places, RowReader(self._reference_logits([members[place] for place in places])))
+            for places in alike.values()
+        ]
+
+    def _parts(self, index: int) -> Parts:
+        window = self.windows[index][1]
+        return [(window, window.targets)] if self.parts is None else self.parts[index]
+
+    def _reference_logits(self, members: list[int]) -> Iterator[Tensor]:
+        """The reference's logits ``[B, r, V]`` of the targets of windows whose parts have the same shapes."""
+        assert self.reference is not None
+        every = [(self.windows[index][0], self._parts(index)) for index in members]
+        for number, (window, wanted) in enumerate(every[0][1]):
+            left = wanted
+            inputs = self._inputs([(document, parts[number][0]) for document, parts in every])
+            for logits in self.reference.logits(inputs, window.targets):
+                if left:
+                    yield logits[:, :left]
+                left -= min(left, logits.shape[1])
 
     def read(self, pending: _Pending) -> Batch:
-        """Losses ``[targets]`` of each window (or ``[2, targets]``), on the CPU.
+        """Losses ``[targets]`` of each window (or ``[rows, targets]``), on the CPU.
 
         Raises:
             NotFiniteError: one of them is NaN or infinite.
         """
         members, found = pending.members, pending.losses()
-        losses = found[:, 0] if self.hits else found
-        if not np.isfinite(losses).all():
-            at, target = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
-            document, window = self.windows[members[at]]
-            raise NotFiniteError(
-                f"loss of target {window.first_target + target} of document {document} "
-                f"is {losses[at, target]}"
-            )
+        named = {"loss": found[:, 0] if self.kept > 1 else found}
+        if self.reference is not None:
+            named["divergence"] = found[:, -len(ROWS)]
+        for name, values in named.items():
+            if not np.isfinite(values).all():
+                at, target = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+                document, window = self.windows[members[at]]
+                raise NotFiniteError(
+                    f"{name} of target {window.first_target + target} of document {document} "
+                    f"is {values[at, target]}"
+                )
         return members, list(found)
 
 
@@ -244,13 +296,3 @@ def _loss_on(device: str) -> Callable[[Tensor, Tensor], Tensor]:
         warnings.warn(f"losses are computed uncompiled, which is slower: {words}", stacklevel=2)
         return _cross_entropy
     return compiled
-
-
-def _hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the target has the largest logit, as the lowest id where several do (numpy's argmax, on
-    any device): ``[B, r, V]``, ``[B, r]`` -> bool ``[B, r]``.
-    """
-    largest = logits == logits.amax(dim=-1, keepdim=True)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    first = torch.where(largest, ids, logits.shape[-1]).amin(dim=-1)
-    return first == targets

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records import reductions
 from kerple_eval.records.columns import MOST_BYTES, Columns, header_of, read_columns, to_parquet
+from kerple_eval.records.divergence import Divergence
 from kerple_eval.records.header import CellHeader, FailedHeader, FinishedHeader
 from kerple_eval.records.reductions import weighted_mean
 from kerple_eval.records.schema import CELL_STEPS, SCHEMA_VERSION, up_to_date
@@ -52,6 +53,7 @@ class Cell:
     losses: Sequence[NDArray[np.float32]]
     byte_counts: Sequence[int] | None
     hits: Sequence[NDArray[np.bool_]] | None = None  # whether each target was the argmax, where asked for
+    divergence: Divergence | None = None  # from the reference of ``header.divergence``
 
     def summary(self) -> dict[str, Any]:
         """The cell's row of ``summary.csv``."""
@@ -81,10 +83,17 @@ class Cell:
         return make_protocol(self.key.protocol)[0].weights(self.windows)
 
     def by_document(self) -> dict[str, list[NDArray[np.float32]]]:
-        """Document name -> losses of its windows, in plan order."""
+        """Document name -> what scoring gave of its windows, in plan order: ``[rows, targets]``, losses, hits
+        and divergences as far as the cell has them.
+        """
+        parts = [[row[None] for row in self.losses]]
+        if self.hits is not None:
+            parts.append([row[None].astype(np.float32) for row in self.hits])
+        if self.divergence is not None:
+            parts.append(self.divergence.rows())
         rows: dict[str, list[NDArray[np.float32]]] = {}
-        for document, row in zip(self.document.tolist(), self.losses, strict=True):
-            rows.setdefault(self.header.documents[document].name, []).append(row)
+        for document, *row in zip(self.document.tolist(), *parts, strict=True):
+            rows.setdefault(self.header.documents[document].name, []).append(np.concatenate(row))
         return rows
 
     @cached_property
@@ -154,7 +163,7 @@ def file_name(key: CellKey) -> str:
 def write_cell(folder: Path, cell: Cell) -> None:
     names = [document.name for document in cell.header.documents]
     header = {"schema_version": SCHEMA_VERSION, "cell": asdict(cell.key), **to_json(cell.header)}
-    columns = Columns(cell.document, cell.windows, cell.losses, cell.byte_counts, cell.hits)
+    columns = Columns(cell.document, cell.windows, cell.losses, cell.byte_counts, cell.hits, cell.divergence)
     name = file_name(cell.key)
     write_atomically(folder / "cells" / f"{name}.parquet", to_parquet(columns, names, header))
     (folder / "cells" / f"{name}.json").unlink(missing_ok=True)
@@ -224,16 +233,22 @@ def _from_parquet(raw: bytes, path: Path, key: CellKey) -> Cell:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    content, sha256 = header_of(pq.read_schema(pa.BufferReader(raw)))
+    content, hashes = header_of(pq.read_schema(pa.BufferReader(raw)))
     header = _checked(FinishedHeader, content, path, key)
-    if sha256 is None and header.verified is not False:
+    if hashes is None and header.verified is not False:
         raise ValueError("it has no sha256")
     columns = read_columns(raw, header.documents)
-    if sha256 is not None and columns.sha256 != sha256:
+    if hashes is not None and columns.sha256 != hashes.get("columns"):
         raise ValueError("its columns do not have the sha256 they were written with")
+    said = header.divergence is not None and header.divergence.error is None
+    if said != (columns.divergence is not None):
+        raise ValueError("its header and its columns disagree on whether it holds divergences")
+    if columns.divergence is not None and (hashes or {}).get("divergence") != columns.divergence.sha256:
+        raise ValueError("its divergences do not have the sha256 they were written with")
     return Cell(
-        key, header, columns.document, columns.windows, columns.losses, columns.byte_counts, columns.hits
-    )
+        key, header, columns.document, columns.windows, columns.losses, columns.byte_counts, columns.hits,
+        columns.divergence,
+    )  # fmt: skip
 
 
 def _checked(kind: type[Header], content: dict[str, Any], path: Path, key: CellKey) -> Header:

@@ -2,9 +2,11 @@
 
 One row a window; columns ``document`` (name), ``start``, ``stop``, ``first_target``, ``losses`` (nats,
 list<float32>), ``bytes`` (UTF-8 bytes of the scored targets, null where unknown) and, where a protocol scores
-answers, ``hits`` (list<bool>, whether each target was the argmax). The schema's metadata holds the header as
-JSON under ``kerple_eval`` and the sha256 of header and columns under ``kerple_eval_sha256``. Every page has a
-CRC, verified as it is read; the hashes cover what the pages' CRCs do not, and a header can be checked alone.
+answers, ``hits`` (list<bool>, whether each target was the argmax); where a run was asked for divergences from
+a reference, those of :mod:`kerple_eval.records.divergence`. The schema's metadata holds the header as JSON
+under ``kerple_eval`` and the sha256 of header, columns and divergences under ``kerple_eval_sha256``. Every
+page has a CRC, verified as it is read; the hashes cover what the pages' CRCs do not, and a header can be
+checked alone.
 What a file may hold is bounded before it is read into memory.
 """
 
@@ -21,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerple_eval.records import divergence
+from kerple_eval.records.divergence import Divergence
 from kerple_eval.records.header import DocumentRecord
 from kerple_eval.support.readers import parse_json
 from kerple_eval.types import UserError, Window
@@ -43,10 +47,11 @@ class Columns:
     losses: Sequence[NDArray[np.float32]]
     byte_counts: Sequence[int] | None
     hits: Sequence[NDArray[np.bool_]] | None
+    divergence: Divergence | None = None
 
     @property
     def sha256(self) -> str:
-        """Of every value, in little-endian order, column by column."""
+        """Of every value but the divergences', in little-endian order, column by column."""
         edges = [(w.start, w.stop, w.first_target) for w in self.windows]
         digest = hashlib.sha256()
         for column in (
@@ -66,29 +71,52 @@ def to_parquet(columns: Columns, names: Sequence[str], header: dict[str, Any]) -
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    byte_counts: Sequence[int | None] = columns.byte_counts or [None] * len(columns.windows)
-    hits = {} if columns.hits is None else {"hits": pa.array(list(columns.hits), pa.list_(pa.bool_()))}
+    # Of raw buffers: pa.array imports pandas, which takes a fifth of the time in which torch is imported.
+    def flat(kind: pa.DataType, values: NDArray[Any]) -> pa.Array:
+        packed = np.packbits(values, bitorder="little") if kind == pa.bool_() else values
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(packed))])
+
+    def nested(kind: pa.DataType, rows: Sequence[NDArray[Any]]) -> pa.Array:
+        edges = pa.py_buffer(np.cumsum([0, *map(len, rows)], dtype=np.int32))
+        values = flat(kind, np.concatenate(rows))
+        return pa.Array.from_buffers(pa.list_(kind), len(rows), [None, edges], children=[values])
+
+    def numbers(values: Sequence[int]) -> pa.Array:
+        return flat(pa.int64(), np.array(values, dtype=np.int64))
+
+    texts = [names[number].encode() for number in columns.document]
+    edges = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(edges), pa.py_buffer(b"".join(texts))]
+    count, counts = len(columns.windows), columns.byte_counts
+    more = {} if columns.hits is None else {"hits": nested(pa.bool_(), columns.hits)}
+    if columns.divergence is not None:
+        more |= {
+            name: nested(divergence.arrow_type(name).value_type, rows)
+            for name, rows in columns.divergence.columns.items()
+        }
     table = pa.table(
         {
-            "document": pa.array([names[number] for number in columns.document], pa.string()),
-            "start": pa.array([w.start for w in columns.windows], pa.int64()),
-            "stop": pa.array([w.stop for w in columns.windows], pa.int64()),
-            "first_target": pa.array([w.first_target for w in columns.windows], pa.int64()),
-            "losses": pa.array(list(columns.losses), pa.list_(pa.float32())),
-            "bytes": pa.array(byte_counts, pa.int64()),
-            **hits,
+            "document": pa.Array.from_buffers(pa.string(), count, buffers),
+            "start": numbers([w.start for w in columns.windows]),
+            "stop": numbers([w.stop for w in columns.windows]),
+            "first_target": numbers([w.first_target for w in columns.windows]),
+            "losses": nested(pa.float32(), columns.losses),
+            "bytes": pa.nulls(count, pa.int64()) if counts is None else numbers(counts),
+            **more,
         }
     )
     text = json.dumps(header)
     hashes = {"header": _sha256(text.encode()), "columns": columns.sha256}
+    if columns.divergence is not None:
+        hashes["divergence"] = columns.divergence.sha256
     table = table.replace_schema_metadata({HEADER: text, HASHES: json.dumps(hashes)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
-def header_of(schema: pa.Schema) -> tuple[dict[str, Any], str | None]:
-    """The header, and the sha256 that the columns must have; None where the file has no hashes.
+def header_of(schema: pa.Schema) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The header, and the sha256 that ``columns`` and ``divergence`` must have; None where the file has none.
 
     Raises:
         ValueError: no header, or one that its hash does not fit.
@@ -102,7 +130,7 @@ def header_of(schema: pa.Schema) -> tuple[dict[str, Any], str | None]:
     hashes = _object(metadata[HASHES], "its hashes")
     if hashes.get("header") != _sha256(metadata[HEADER]):
         raise ValueError("its header does not have the sha256 it was written with")
-    return header, str(hashes.get("columns"))
+    return header, hashes
 
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:
@@ -135,7 +163,8 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
     index = {document.name: number for number, document in enumerate(documents)}
     names = table.column("document").to_pylist()
     document = np.array([index[name] for name in names], dtype=np.int64)
-    start, stop, first = (table.column(name).to_numpy() for name in ("start", "stop", "first_target"))
+    edges = ("start", "stop", "first_target")
+    start, stop, first = (_values(table.column(name).combine_chunks()) for name in edges)
     windows = [
         Window(a, b, c, after_marker=a == c)
         for a, b, c in zip(start.tolist(), stop.tolist(), first.tolist(), strict=True)
@@ -159,9 +188,21 @@ def read_columns(raw: bytes, documents: Sequence[DocumentRecord]) -> Columns:
         if any(d.answer is None or d.depth is None for d in documents):
             raise ValueError("it scores answers, but a document has none")
         hits = [row.astype(bool) for row in _lists(table.column("hits"), targets)]
-    return Columns(
-        document, windows, [row.astype(np.float32, copy=False) for row in losses], byte_counts, hits
+    kept = [row.astype(np.float32, copy=False) for row in losses]
+    return Columns(document, windows, kept, byte_counts, hits, _divergence(table, targets))
+
+
+def _divergence(table: pa.Table, targets: NDArray[np.int64]) -> Divergence | None:
+    if not set(divergence.COLUMNS) <= set(table.column_names):
+        return None
+    found = Divergence(
+        {
+            name: [row.astype(kind, copy=False) for row in _lists(table.column(name), targets)]
+            for name, (_, kind) in divergence.COLUMNS.items()
+        }
     )
+    found.check()
+    return found
 
 
 def _check_size(file: Any) -> None:
@@ -185,10 +226,10 @@ def _check_types(schema: Any, pa: Any) -> None:
     expected = {
         "document": pa.string(), "start": pa.int64(), "stop": pa.int64(), "first_target": pa.int64(),
         "losses": pa.list_(pa.float32()), "bytes": pa.int64(), "hits": pa.list_(pa.bool_()),
-    }  # fmt: skip
+    } | {name: divergence.arrow_type(name) for name in divergence.COLUMNS}  # fmt: skip
     for name, kind in expected.items():
         if name not in schema.names:
-            if name != "hits":
+            if name != "hits" and name not in divergence.COLUMNS:
                 raise ValueError(f"it has no column {name}")
             continue
         found = schema.field(name).type
@@ -200,13 +241,21 @@ def _check_types(schema: Any, pa: Any) -> None:
 def _lists(column: Any, targets: NDArray[np.int64]) -> list[NDArray[Any]]:
     """The rows of a column of lists, one value per target."""
     array = column.combine_chunks()
-    edges = array.offsets.to_numpy()
+    edges = _values(array.offsets)
     if array.values.null_count:
         raise ValueError("a value of a target is empty")
     if not np.array_equal(np.diff(edges), targets):
         raise ValueError("it does not hold a value for every target")
-    flat = array.values.to_numpy(zero_copy_only=False)
+    flat = _values(array.values)
     return [flat[a:b] for a, b in pairwise(edges)]
+
+
+def _values(array: Any) -> NDArray[Any]:
+    """Of an arrow array without empty values; its own ``to_numpy`` imports pandas."""
+    if str(array.type) != "bool":
+        return np.from_dlpack(array)
+    bits = np.unpackbits(np.frombuffer(array.buffers()[1], dtype=np.uint8), bitorder="little")
+    return bits[array.offset : array.offset + len(array)].astype(bool)
 
 
 def _sha256(raw: bytes) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kerple_eval.records.specification import Marker
+from kerple_eval.records.specification import Marker, ModelRecord
 from kerple_eval.support.typed_json import Count, Positive
 
 
@@ -96,6 +96,21 @@ class PrunedRecord:
     bound: float
 
 
+@dataclass(frozen=True)
+class DivergenceRecord:
+    """Whose predictions the cell's divergences are from: another model, or this one at a shorter ``length``.
+
+    ``error``: why the divergences asked for are not in the cell, whose losses were finished before;
+    ``killed``: processes that computed them were killed.
+    """
+
+    reference: ModelRecord
+    length: Positive | None = None
+    error: str | None = None
+    killed: bool | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinishedHeader(CellHeader):
     """Of a finished cell too: its documents and how its losses were computed.
@@ -114,4 +129,5 @@ class FinishedHeader(CellHeader):
     out_of_memory_at: Positive | None = None
     seconds: float | None = None
     precision: LookRecord | None = None
+    divergence: DivergenceRecord | None = None
     verified: bool | None = None

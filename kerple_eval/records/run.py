@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,16 +133,35 @@ class Run:
         Columns: model, task, protocol, length, document, target (index in the document), context
         (tokens the model saw), loss (nats); of a training that was watched also step.
         """
+        return self._targets({"model": model, "task": task, "protocol": protocol, "length": length})
+
+    def divergences(
+        self,
+        *,
+        model: str | None = None,
+        task: str | None = None,
+        protocol: str | None = None,
+        length: int | None = None,
+    ) -> pd.DataFrame:
+        """:meth:`losses` of the cells with divergences from a reference, and of each target these.
+
+        Further columns: reference (its label), reference_length (tokens; where it is the model itself),
+        divergence (nats), agreement (whether both have the same largest logit), entropy (nats, of the model's
+        prediction), rank (of the target; 1 is the largest logit).
+        """
+        wanted = {"model": model, "task": task, "protocol": protocol, "length": length}
+        return self._targets(wanted, divergences=True)
+
+    def _targets(self, wanted: Mapping[str, Any], *, divergences: bool = False) -> pd.DataFrame:
         import pandas as pd  # noqa: PLC0415
 
-        wanted = {"model": model, "task": task, "protocol": protocol, "length": length}
         columns = ["model", "task", "protocol", "length", "document", "target", "context", "loss"]
         frames = []
         for key in self.keys():
             if any(v is not None and getattr(key, k) != v for k, v in wanted.items()):
                 continue
             cell = self.cell(key)
-            if not isinstance(cell, Cell):
+            if not isinstance(cell, Cell) or (divergences and cell.divergence is None):
                 continue
             names = [document.name for document in cell.header.documents]
             counts = [w.targets for w in cell.windows]
@@ -158,18 +177,34 @@ class Run:
                 frame[column] = getattr(key, column)
             if cell.header.step is not None:
                 frame["step"] = cell.header.step
+            if divergences and cell.divergence is not None and cell.header.divergence is not None:
+                frame["reference"] = cell.header.divergence.reference.label
+                frame["reference_length"] = pd.Series(cell.header.divergence.length, frame.index, "Int64")
+                for column in cell.divergence.columns:
+                    frame[column] = cell.divergence.flat(column)
             frames.append(frame[[*columns, *frame.columns[len(columns) :]]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
 def write_summary(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """``summary.csv`` with full precision; None is an empty field."""
+    """``summary.csv`` of these rows."""
+    write_summary_lines(folder, map(summary_line, rows))
+
+
+def write_summary_lines(folder: Path, lines: Iterable[str]) -> None:
+    """``summary.csv`` of rows that :func:`summary_line` has written."""
+    write_atomically(folder / "summary.csv", "".join([_csv(COLUMNS), *lines]).encode())
+
+
+def summary_line(row: dict[str, Any]) -> str:
+    """A row of ``summary.csv`` with full precision; None is an empty field."""
+    return _csv(["" if row[c] is None else _text(row[c]) for c in COLUMNS])
+
+
+def _csv(fields: Sequence[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow(["" if row[c] is None else _text(row[c]) for c in COLUMNS])
-    write_atomically(folder / "summary.csv", buffer.getvalue().encode())
+    csv.writer(buffer, lineterminator="\n").writerow(fields)
+    return buffer.getvalue()
 
 
 def _text(value: Any) -> str:

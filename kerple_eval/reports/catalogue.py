@@ -1,4 +1,4 @@
-"""The tables, figures and pages that runs or models can be shown as, one entry each."""
+"""What runs or models can be shown as (tables, figures, pages), and the formats of ``export``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ REPORTS = Registry(
         _table("table", "perplexity against length, models down"),
         _table("explain", "why loss changed with length: dilution, context gain"),
         _table("between", "why two protocols give one model two numbers, effect by effect"),
+        _table("gain", "where the gain comes from: targets seen before or new, kinds of token, spans"),
         _figure("curve", "perplexity against length, log-log"),
         _figure("position", "mean loss, or perplexity, against context"),
         _figure("ratio", "perplexity as a ratio to one scheme's, by length"),
@@ -56,6 +57,7 @@ REPORTS = Registry(
         _figure("depth", "exact match and loss of answers by length and depth"),
         _table("answers", "exact match and loss of answers, as a table"),
         _table("longppl", "perplexity on the tokens that need long context, chosen by a reference model"),
+        _table("divergence", "how far predictions are from a reference's: means, percentiles, by context"),
         _figure("kernels", "learned kernels against distance", "models"),
         _figure(
             "kernel-reach",
@@ -67,5 +69,39 @@ REPORTS = Registry(
         _table("compare", "schemes against one: difference, interval, tests"),
         _table("reach", "how far each model holds, and the longest context it is shown to use"),
         _table("intervals", "how sure each number is: text, seeds, both"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportEntry:
+    """One format of files of ``export``; its target is ``content(run, label) -> bytes | None``.
+
+    ``file``: what is written in a model's folder.
+    """
+
+    name: str
+    target: str
+    summary: str
+    file: str
+
+
+EXPORTS = Registry(
+    "format of an export",
+    "kerple_eval.exports",
+    ExportEntry,
+    (
+        ExportEntry(
+            "lm-eval",
+            "kerple_eval.reports.lm_eval:content",
+            "lm-evaluation-harness' JSON layout",
+            "results.json",
+        ),
+        ExportEntry(
+            "hub",
+            "kerple_eval.reports.hub:content",
+            "evaluation results of a model repository on the Hugging Face hub",
+            ".eval_results/kerple-eval.yaml",
+        ),
     ),
 )

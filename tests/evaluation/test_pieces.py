@@ -12,6 +12,7 @@ import torch
 import kerple_eval
 from kerple_eval.cli import dry_run
 from kerple_eval.evaluation import pieces
+from kerple_eval.evaluation.plan import PlannedModel
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.models.footprint import window_bytes
 from kerple_eval.records.cell import read_cell
@@ -74,18 +75,26 @@ def test_pieces_are_chosen_where_one_pass_would_not_fit(monkeypatch: pytest.Monk
     monkeypatch.setattr(pieces, "LEAST", 4)
     made = kerple_eval.from_module(folders.model("llama"))
     about, device = made.description, torch.device("cpu")
+    model = PlannedModel("m", made, about, {}, {}, torch.float32)
     room = window_bytes(about, 4096, 4, piece=128) - 4 * about.parameters  # the weights are loaded already
     monkeypatch.setattr(pieces, "available_bytes", lambda device: room / pieces.SHARE + 1)
-    pieces.choose_pieces(made, "m", None, 4096, device, torch.float32)
+    pieces.choose_pieces(model, None, None, 4096, device)
     assert made.feeding is not None and made.feeding.piece == 128
     assert made.feeding.one_pass == 2048  # what a comparison with one pass may take
-    pieces.choose_pieces(made, "m", None, 512, device, torch.float32)
+    pieces.choose_pieces(model, None, None, 512, device)
     assert made.feeding is None
+    other = PlannedModel(
+        "reference", kerple_eval.from_module(folders.model("llama", 2)), about, {}, {}, torch.float32
+    )
+    two = 2 * window_bytes(about, 4096, 4, piece=64) - 8 * about.parameters  # both in memory at once
+    monkeypatch.setattr(pieces, "available_bytes", lambda device: two / pieces.SHARE + 1)
+    pieces.choose_pieces(model, other, None, 4096, device)
+    assert made.feeding is not None and made.feeding.piece == 64
     monkeypatch.setattr(pieces, "available_bytes", lambda device: 0)
-    pieces.choose_pieces(made, "m", None, 4096, device, torch.float32)
+    pieces.choose_pieces(model, None, None, 4096, device)
     assert made.feeding is not None and made.feeding.piece == pieces.LEAST
     monkeypatch.setattr(pieces, "available_bytes", lambda device: None)
-    pieces.choose_pieces(made, "m", None, 4096, device, torch.float32)
+    pieces.choose_pieces(model, None, None, 4096, device)
     assert made.feeding is None
 
 

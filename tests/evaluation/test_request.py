@@ -161,7 +161,7 @@ def test_a_command_of_every_option_asks_the_same() -> None:
         models=["zoo:rope", "b=zoo:alibi"], tasks=["sotu", "x"], text="a", tokens=["b", "c"],
         protocols=["prefix", "last:k=4"], lengths=[16, 8], documents=3, keep_short=True, max_tokens=9,
         seed=0, bos="never", device="cpu", dtype="float64", attention="eager", piece=64, precision="1%",
-        against="b", retry=True,
+        against="b", divergence_from="b", retry=True,
     )  # fmt: skip
     words = request.command
     assert all(

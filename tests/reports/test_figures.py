@@ -19,6 +19,7 @@ from kerple_eval.cli.plot import run as plot
 from kerple_eval.records.cell import Cell, write_cell
 from kerple_eval.records.run import write_summary
 from kerple_eval.reports.figures import curve, position, style
+from kerple_eval.stats.by_context import bin_edges
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.figures import curves, legend
 from tests.helpers.handmade import row, write_run
@@ -208,7 +209,7 @@ def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Fi
     assert 16 in marks(axes)
     assert set(found) == set(LOSS)
     assert found["flat"][1] == pytest.approx([3.0] * len(found["flat"][1]))
-    edges = position.bin_edges(64).tolist()
+    edges = bin_edges(64).tolist()
     for model, loss in LOSS.items():
         x, y = found[model]
         bins = [range(a, b) for a, b in pairwise(edges)]
@@ -218,7 +219,7 @@ def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Fi
 
 @pytest.mark.parametrize("longest", [2, 3, 5, 16, 64, 100, 512, 4096, 16384])
 def test_bins_cover_every_context_once(longest: int) -> None:
-    edges = position.bin_edges(longest).tolist()
+    edges = bin_edges(longest).tolist()
     assert edges[0] == 1
     assert edges[-1] == longest + 1
     assert edges == sorted(set(edges))

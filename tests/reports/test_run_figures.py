@@ -22,6 +22,7 @@ from kerple_eval.reports.figures import curve, position, ratio, scatter
 from kerple_eval.reports.figures.style import COLORS, Picture, compose
 from kerple_eval.reports.grid import Grid, read_grids
 from kerple_eval.reports.words import trend
+from kerple_eval.stats.by_context import bin_edges
 from kerple_eval.types import UserError
 from tests.helpers.figures import curves, legend
 from tests.helpers.handmade import row, write_run
@@ -139,7 +140,7 @@ def test_position_bands_are_the_bins_intervals(run: Path) -> None:
     picture = position.pictures(RunReader([run]))[0]
     axes = painted(picture)
     windows = 3  # targets of a window of ``made.cell``: contexts 1, 2, 3
-    edges = position.bin_edges(128).tolist()
+    edges = bin_edges(128).tolist()
     assert edges[:4] == [1, 2, 3, 4]
     x, y = curves(axes)["kerple-log"]
     assert x == pytest.approx([1, 2, 3])

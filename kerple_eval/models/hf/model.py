@@ -77,11 +77,12 @@ class HfModel(LanguageModel):
             output = self._call(inputs, max(rows, 1) if self.keeps_rows else None, **cache)
             yield output.logits[:, output.logits.shape[1] - rows :], output
             return
-        with _trunk_runs_once(self.model):
-            for start in range(length - rows, length, step) if rows else (length,):
-                keep = torch.arange(start, min(start + step, length), device=self.device)
+        trunk: list[Any] = []
+        for start in range(length - rows, length, step) if rows else (length,):
+            keep = torch.arange(start, min(start + step, length), device=self.device)
+            with _trunk_runs_once(self.model, trunk):
                 output = self._call(inputs, keep, **cache)
-                yield output.logits, output
+            yield output.logits, output
 
     def _forward(self, inputs: Tensor, rows: int) -> Tensor:
         """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
@@ -160,12 +161,14 @@ def _trunk(model: Any) -> nn.Module | None:
 
 
 @contextlib.contextmanager
-def _trunk_runs_once(model: Any) -> Iterator[None]:
-    """Inside, the second and later calls of the trunk return what the first one did."""
+def _trunk_runs_once(model: Any, kept: list[Any]) -> Iterator[None]:
+    """Inside, the trunk returns what ``kept`` holds, and its first call puts that there.
+
+    Left between chunks, in which the model may score other windows.
+    """
     trunk = _trunk(model)
     assert trunk is not None
     forward = trunk.forward
-    kept: list[Any] = []
 
     def replay(*words: Any, **named: Any) -> Any:
         if not kept:

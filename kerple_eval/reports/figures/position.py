@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
@@ -33,45 +30,9 @@ from kerple_eval.reports.figures.style import (
 )
 from kerple_eval.reports.grid import VALUES
 from kerple_eval.reports.words import trend
-from kerple_eval.stats.intervals import ratio_interval, shortage
+from kerple_eval.stats.by_context import Binned, by_context
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
-
-BINS_PER_DOUBLING = 2
-
-
-@dataclass(frozen=True)
-class Binned:
-    """A cell's losses by document and bin of context: ``losses [n, bins]`` nats, ``counts [n, bins]``."""
-
-    label: str
-    length: int
-    trained: int | None
-    edges: NDArray[np.int64]
-    losses: NDArray[np.float64]
-    counts: NDArray[np.int64]
-
-    def curve(self) -> tuple[list[float], list[float], list[sums.Band | None]]:
-        """Middle of each bin that holds targets, mean loss there, and its interval over documents."""
-        kept = [i for i in range(len(self.edges) - 1) if self.counts[:, i].sum()]
-        x = [math.sqrt(self.edges[i] * (self.edges[i + 1] - 1.0)) for i in kept]
-        y = [float(self.losses[:, i].sum() / self.counts[:, i].sum()) for i in kept]
-        return x, y, [self._band(i) for i in kept]
-
-    def _band(self, i: int) -> sums.Band | None:
-        some = self.counts[:, i] > 0
-        loss, count = self.losses[some, i], self.counts[some, i]
-        if shortage(count):
-            return None
-        found = ratio_interval(loss, count)
-        return found.low, found.high
-
-
-def bin_edges(longest: int) -> NDArray[np.int64]:
-    """Edges of context bins: single tokens first, then two a doubling, up to ``longest``."""
-    powers = np.arange(0, np.log2(longest + 1) + 1, 1 / BINS_PER_DOUBLING)
-    edges = np.unique(np.round(2.0**powers).astype(np.int64))
-    return np.append(edges[edges <= longest / 2 ** (0.5 / BINS_PER_DOUBLING)], longest + 1)
 
 
 def make(
@@ -124,22 +85,10 @@ def _read(
             continue
         if contexts(cell.windows).min() > cell.key.length // 2:
             continue
-        members[:] = [m for m in members if m.length == cell.key.length] + [_binned(cell, label)]
+        members[:] = [m for m in members if m.length == cell.key.length] + [
+            by_context(cell, label, cell.losses)
+        ]
     return {name: members for name, members in groups.items() if members}
-
-
-def _binned(cell: Cell, label: str) -> Binned:
-    edges = bin_edges(cell.key.length)
-    bins, documents = len(edges) - 1, len(cell.header.documents)
-    owner = np.repeat(cell.document, [window.targets for window in cell.windows])
-    index = owner * bins + np.searchsorted(edges, contexts(cell.windows), side="right") - 1
-    losses = np.concatenate(cell.losses).astype(np.float64)
-    shape, size = (documents, bins), documents * bins
-    return Binned(
-        label, cell.key.length, cell.header.train_length, edges,
-        np.bincount(index, weights=losses, minlength=size).astype(np.float64).reshape(shape),
-        np.bincount(index, minlength=size).reshape(shape),
-    )  # fmt: skip
 
 
 def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str], value: str) -> Picture:

@@ -1,0 +1,76 @@
+"""A value of every target against its context (tokens the model saw), by document and bin of context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerple_eval.records.cell import Cell
+from kerple_eval.records.reductions import contexts
+from kerple_eval.stats.intervals import ratio_interval, shortage
+
+BINS_PER_DOUBLING = 2
+
+
+@dataclass(frozen=True)
+class Binned:
+    """Sums of a value over the targets of a document and bin of context: ``sums [n, bins]`` and
+    ``counts [n, bins]``; bin i holds contexts ``edges[i]`` to ``edges[i + 1] - 1``.
+    """
+
+    label: str
+    length: int
+    trained: int | None
+    edges: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @property
+    def bins(self) -> list[int]:
+        """Those that hold targets."""
+        return [i for i in range(len(self.edges) - 1) if self.counts[:, i].sum()]
+
+    def mean(self, i: int) -> float:
+        return float(self.sums[:, i].sum() / self.counts[:, i].sum())
+
+    def band(self, i: int) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over documents; None where they are too few."""
+        some = self.counts[:, i] > 0
+        value, count = self.sums[some, i], self.counts[some, i]
+        if shortage(count):
+            return None
+        found = ratio_interval(value, count)
+        return found.low, found.high
+
+    def curve(self) -> tuple[list[float], list[float], list[tuple[float, float] | None]]:
+        """Middle of each bin that holds targets, mean there, and its interval over documents."""
+        x = [math.sqrt(self.edges[i] * (self.edges[i + 1] - 1.0)) for i in self.bins]
+        return x, [self.mean(i) for i in self.bins], [self.band(i) for i in self.bins]
+
+
+def bin_edges(longest: int, per_doubling: int = BINS_PER_DOUBLING) -> NDArray[np.int64]:
+    """Edges of context bins: single tokens first, then so many a doubling, up to ``longest``."""
+    powers = np.arange(0, np.log2(longest + 1) + 1, 1 / per_doubling)
+    edges = np.unique(np.round(2.0**powers).astype(np.int64))
+    return np.append(edges[edges <= longest / 2 ** (0.5 / per_doubling)], longest + 1)
+
+
+def by_context(
+    cell: Cell, label: str, rows: Sequence[NDArray[np.generic]], per_doubling: int = BINS_PER_DOUBLING
+) -> Binned:
+    """``rows``: the values of each window's targets, ``[targets]``, as ``cell.losses``."""
+    edges = bin_edges(cell.key.length, per_doubling)
+    bins, documents = len(edges) - 1, len(cell.header.documents)
+    owner = np.repeat(cell.document, [window.targets for window in cell.windows])
+    index = owner * bins + np.searchsorted(edges, contexts(cell.windows), side="right") - 1
+    values = np.concatenate(rows).astype(np.float64)
+    shape, size = (documents, bins), documents * bins
+    return Binned(
+        label, cell.key.length, cell.header.train_length, edges,
+        np.bincount(index, weights=values, minlength=size).astype(np.float64).reshape(shape),
+        np.bincount(index, minlength=size).reshape(shape),
+    )  # fmt: skip
