@@ -40,9 +40,11 @@ class Run(RunDirectory):
     def explain(self, style: str = "text", **options: Any) -> str:
         """Why loss changed with length: ``lengths``, two of them.
 
-        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048").
+        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048"). With
+        ``gain=True``: where the change comes from; ``lengths``, ``model``, ``protocol``, ``ngram``.
         """
-        return self._text("between" if "between" in options else "explain", style=style, **options)
+        name = "gain" if options.pop("gain", False) else "between" if "between" in options else "explain"
+        return self._text(name, style=style, **options)
 
     def divergence(self, style: str = "text", **options: Any) -> str:
         """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""

@@ -27,9 +27,10 @@ import numpy as np
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.growing import add_step
 from kerple_eval.records.run import Run, open_run
-from kerple_eval.reports import trackers
+from kerple_eval.records.scalars import facts, scalars
+from kerple_eval.support import trackers
 from kerple_eval.support.files import is_file
-from kerple_eval.types import UserError
+from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -58,7 +59,7 @@ class Watch:
             exceed it, judged by the last scoring, is left out and kept in ``skipped``; the first is always
             scored. No limit unless given.
         log_to: an experiment tracker: tensorboard (into ``out``), wandb, mlflow or trackio. The numbers of a
-            step go there too, into a run called ``name``, see :mod:`kerple_eval.reports.trackers`. Once it
+            step go there too, into a run called ``name``, see :mod:`kerple_eval.support.trackers`. Once it
             is open, a step that it does not take is a warning: the run directory has it.
         options: further options of :func:`kerple_eval.evaluate` (``documents``, ``bos``, ...).
 
@@ -107,6 +108,7 @@ class Watch:
         self.skipped: list[int] = []
         self._began: float | None = None
         self._last = 0.0  # seconds of the last scoring
+        self._lines: dict[CellKey, str] = {}  # of the summary
         self._tracker: trackers.Tracker | None = None
 
     def __call__(self, model: Any, step: int) -> Run | None:
@@ -125,7 +127,7 @@ class Watch:
         with _random_states():
             scored = run_values({f"{self.name}@{step}": _own(model)}, **self.asked)
             if rank == 0:
-                add_step(self.folder, scored, step)
+                add_step(self.folder, scored, step, self._lines)
                 self._log(scored, step)
         run = self.run if rank == 0 else None
         self._last = time.monotonic() - began
@@ -153,11 +155,11 @@ class Watch:
         if self._tracker is None:
             config: dict[str, object] = {}
             for cell in cells:
-                config |= trackers.config(scored.specification.models[0], cell)
+                config |= facts(scored.specification.models[0], cell)
             self._tracker = trackers.start(self.log_to, self.name, config, self.folder / self.log_to)
             weakref.finalize(self, self._tracker.close)
         try:
-            self._tracker.log({k: v for cell in cells for k, v in trackers.scalars(cell).items()}, step)
+            self._tracker.log({k: v for cell in cells for k, v in scalars(cell).items()}, step)
         except Exception as error:  # the packages share no class of error, and the training goes on
             warnings.warn(f"{self.log_to} did not take step {step}: {error}", RuntimeWarning, stacklevel=3)
 

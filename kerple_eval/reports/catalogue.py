@@ -43,6 +43,7 @@ REPORTS = Registry(
         _table("table", "perplexity against length, models down"),
         _table("explain", "why loss changed with length: dilution, context gain"),
         _table("between", "why two protocols give one model two numbers, effect by effect"),
+        _table("gain", "where the gain comes from: targets seen before or new, kinds of token, spans"),
         _figure("curve", "perplexity against length, log-log"),
         _figure("position", "mean loss, or perplexity, against context"),
         _figure("ratio", "perplexity as a ratio to one scheme's, by length"),
@@ -74,22 +75,15 @@ REPORTS = Registry(
 
 @dataclass(frozen=True, slots=True)
 class ExportEntry:
-    """One format of ``export``.
+    """One format of files of ``export``; its target is ``content(run, label) -> bytes | None``.
 
-    ``file``: what is written in a model's folder ("": the folder); None where the format writes elsewhere.
-    ``package``: of an experiment tracker, whose extra has the format's name. Its target is
-    ``start(name, config, folder) -> Tracker``; of the others ``content(run, label) -> bytes | None``.
+    ``file``: what is written in a model's folder.
     """
 
     name: str
     target: str
     summary: str
-    file: str | None = None
-    package: str | None = None
-
-
-def _tracker(name: str, summary: str, file: str | None = None) -> ExportEntry:
-    return ExportEntry(name, f"kerple_eval.reports.trackers:{name}", summary, file, package=name)
+    file: str
 
 
 EXPORTS = Registry(
@@ -109,9 +103,5 @@ EXPORTS = Registry(
             "evaluation results of a model repository on the Hugging Face hub",
             ".eval_results/kerple-eval.yaml",
         ),
-        _tracker("tensorboard", "event files of TensorBoard", file=""),
-        _tracker("wandb", "Weights & Biases"),
-        _tracker("mlflow", "MLflow"),
-        _tracker("trackio", "trackio"),
     ),
 )

@@ -1,7 +1,7 @@
 """``kerple-eval export``: the results of a run in the formats of other programs, one model at a time.
 
-A format with a ``file`` is written to ``OUT/MODEL/FILE``, or of one model to OUT itself where that has the
-file's suffix. An experiment tracker is a format with a ``package``, see ``trackers.py``.
+A format of files is written to ``OUT/MODEL/FILE``, or of one model to OUT itself where that has the file's
+suffix. The others are experiment trackers, see :mod:`kerple_eval.support.trackers`: a model is a run there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run, open_run
-from kerple_eval.reports import trackers
+from kerple_eval.records.scalars import facts, scalars
 from kerple_eval.reports.catalogue import EXPORTS
 from kerple_eval.reports.lm_eval import sanitized
 from kerple_eval.support.files import write_output
 from kerple_eval.support.labels import check_label
 from kerple_eval.support.registry import unknown
+from kerple_eval.support.trackers import TRACKERS, require, start
 from kerple_eval.types import UserError
 
 
@@ -29,19 +30,21 @@ def export(
         UserError: several models and one file; no such model or format; nothing finished; a package that is
             missing or refuses.
     """
-    entry = EXPORTS.entry(style)
+    if style not in EXPORTS and style not in TRACKERS:
+        raise unknown("format of an export", style, [*EXPORTS, *TRACKERS])
     run = open_run(fspath(folder))
     labels = [model_.label for model_ in run.specification.models]
     if model is not None and model not in labels:
         raise unknown("model", model, labels)
     wanted = labels if model is None else [model]
-    if out is None and entry.file is not None:
-        raise UserError(f"export --format {style} writes files: say where with --out")
-    if out is not None and entry.file is None:
+    if out is not None and style in TRACKERS and style != "tensorboard":
         raise UserError(f"export --format {style}: {style}'s own settings say where, so no --out")
-    if entry.package is not None:
+    if out is None and (style in EXPORTS or style == "tensorboard"):
+        raise UserError(f"export --format {style} writes files: say where with --out")
+    if style in TRACKERS:
         return _to_tracker(run, wanted, style, out)
-    assert out is not None and entry.file is not None
+    assert out is not None
+    entry = EXPORTS.entry(style)
     one_file = out.suffix == Path(entry.file).suffix
     if one_file and len(wanted) > 1:
         raise UserError(
@@ -67,7 +70,7 @@ def _nothing(run: Run) -> UserError:
 
 def _to_tracker(run: Run, wanted: list[str], style: str, out: Path | None) -> list[str]:
     """Each model as a run of the tracker; the steps NAME@STEP of a training as the steps of one, NAME."""
-    trackers.require(style)
+    require(style)
     values: dict[str, dict[int, dict[str, float]]] = {}
     configs: dict[str, dict[str, object]] = {}
     for cell in run.cells():
@@ -75,13 +78,13 @@ def _to_tracker(run: Run, wanted: list[str], style: str, out: Path | None) -> li
         if not isinstance(cell, Cell) or label not in wanted:
             continue
         name = label if step is None else label.rpartition("@")[0]
-        configs.setdefault(name, {}).update(trackers.config(run.specification.model(label), cell))
-        values.setdefault(name, {}).setdefault(step or 0, {}).update(trackers.scalars(cell))
+        configs.setdefault(name, {}).update(facts(run.specification.model(label), cell))
+        values.setdefault(name, {}).setdefault(step or 0, {}).update(scalars(cell))
     if not values:
         raise _nothing(run)
     where = []
     for name, file in _file_names(run, list(values)).items():
-        tracker = trackers.start(style, name, configs[name], out and out / file)
+        tracker = start(style, name, configs[name], out and out / file)
         for step, found in sorted(values[name].items()):
             tracker.log(found, step)
         tracker.close()

@@ -1,8 +1,8 @@
 """Speed and memory as ratios, measured in one run: ``python -m tests.benchmarks``.
 
 Equality is checked before anything is timed. Writes the table with the machine's description to
-``results/benchmarks/``, a part's rows when it is done. ``--cuda`` measures the rows that need a GPU, in parts
-below ten minutes each: a row is kept once it is measured, and the same command goes on after a kill.
+``results/benchmarks/``, row by row as they are measured. ``--cuda`` measures the rows that need a GPU, in
+parts below ten minutes each: a row is kept once it is measured, and the same command goes on after a kill.
 ``--cuda --dry-run`` says which, also where there is no GPU.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -21,14 +23,16 @@ from tests.benchmarks.harness import Row, machine, shared_machine, table
 from tests.benchmarks.piece_rows import piece_rows
 from tests.benchmarks.pruning_rows import pruning_rows
 from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
+from tests.benchmarks.upkeep_rows import upkeep_rows
 
-PARTS = {
+PARTS: dict[str, Callable[[], Iterable[Row]]] = {
     "layer": layer_rows,
     "training": training_rows,
     "llama": llama_rows,
     "native": native_rows,
     "pruning": pruning_rows,
     "pieces": piece_rows,
+    "upkeep": upkeep_rows,
 }
 
 
@@ -58,9 +62,10 @@ def main(out: str, cuda: bool, dry_run: bool, large: bool, part: str | None, sha
     folder.mkdir(parents=True, exist_ok=True)
     makers = [lambda: [large_row()]] if large else [PARTS[part]] if part else list(PARTS.values())
     rows: list[Row] = []
-    for maker in makers:  # a part's rows are written when it is done, whatever becomes of the next
-        rows += _told(maker())
-        more = [] if part or large else cuda_rows.unmeasured()
+    more = [] if part or large else cuda_rows.unmeasured()
+    for row in chain.from_iterable(maker() for maker in makers):  # written, whatever becomes of the next
+        rows.append(row)
+        print(" ".join(row.cells()), file=sys.stderr)
         (folder / name).write_text(f"{head}\n\n{table([*rows, *more])}", encoding="utf-8")
     sys.exit(1 if any(row.met is False for row in rows) else 0)
 
@@ -78,12 +83,6 @@ def _on_a_card(folder: Path, part: str | None, *, dry_run: bool) -> int:
         print(parts.described(kept, names))
         return 0
     return 0 if parts.run(kept, names, lambda line: print(line, file=sys.stderr, flush=True)) else 1
-
-
-def _told(rows: list[Row]) -> list[Row]:
-    for row in rows:
-        print(" ".join(row.cells()), file=sys.stderr)
-    return rows
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ def shared_machine() -> None:
 _clock: list[Callable[[], float]] = [time.perf_counter]
 
 
+def clock() -> float:
+    """Seconds, of the processor where the machine is shared."""
+    return _clock[-1]()
+
+
 def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
     """Best seconds of each way, run in turn so that a busy moment falls on all of them alike."""
     clock = _clock[-1]

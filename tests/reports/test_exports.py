@@ -22,8 +22,9 @@ from huggingface_hub import parse_eval_result_entries
 
 import kerple_eval
 from kerple_eval.records.cell import Cell
-from kerple_eval.reports import trackers
 from kerple_eval.reports.catalogue import EXPORTS
+from kerple_eval.support import trackers
+from kerple_eval.support.trackers import TRACKERS
 from tests.helpers.command import Cli, refusal
 from tests.helpers.made_cells import cell, drawn, write_cells
 from tests.test_watch import FAST, TEXT, trained
@@ -31,7 +32,6 @@ from tests.test_watch import FAST, TEXT, trained
 #: Run of a tracker -> step -> name -> value.
 Found = dict[str, dict[int, dict[str, float]]]
 METRICS = ("nll", "ppl", "bits_per_byte")
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def at_step(label: str, step: int | None, length: int) -> Cell:
@@ -153,7 +153,7 @@ READERS: dict[str, Callable[[Path], Found]] = {
 }
 
 
-@pytest.fixture(params=TRACKERS)
+@pytest.fixture(params=list(TRACKERS))
 def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tracker that is installed, offline, with its files in ``tmp_path / "out"``."""
     out = tmp_path / "out"
@@ -194,10 +194,10 @@ def check(found: Found, run: kerple_eval.Run, kind: str, tmp_path: Path) -> None
     assert found == wanted
 
 
-@pytest.mark.parametrize("name", EXPORTS)
-def test_each_format_of_the_catalogue_loads(name: str) -> None:
-    assert callable(EXPORTS.load(name))
-    assert EXPORTS[name].package is not None or EXPORTS[name].file
+def test_each_format_of_the_catalogues_loads() -> None:
+    for registry in (EXPORTS, TRACKERS):
+        assert all(callable(registry.load(name)) for name in registry)
+    assert set(READERS) == set(TRACKERS)
 
 
 def test_trackers(tracker: str, run: kerple_eval.Run, tmp_path: Path, invoke: Cli) -> None:

@@ -1,13 +1,11 @@
-"""Results to experiment trackers, through their own packages: TensorBoard, Weights & Biases, MLflow, trackio.
+"""Experiment trackers, through their own packages: TensorBoard, Weights & Biases, MLflow, trackio.
 
-A model is a run of the tracker. Its scalars are ``TASK/PROTOCOL/LENGTH/METRIC`` with the metrics ``nll``
-(nats per target), ``ppl``, ``bits_per_byte`` where bytes are known and ``exact_match`` where answers were
-scored, at the step of the training that was watched, or 0. The run's configuration holds what the model is,
-and for each ``TASK/PROTOCOL/LENGTH`` the count and hash of its targets. MLflow allows few characters in a
-name: others become ``_`` there. TensorBoard keeps float32, and the targets as the scalar's description.
-
-Where a tracker writes, and whether it is offline, is what its own settings say (``WANDB_MODE``,
-``MLFLOW_TRACKING_URI``, ``TRACKIO_DIR``, ...); runs that the program has open there are left alone.
+A tracker opens a run by name, with a configuration, and takes scalars by name and step. The package and the
+extra that brings it have the tracker's name. Where it writes, and whether it is offline, is what its own
+settings say (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ``TRACKIO_DIR``, ...); runs that the program has open
+there are left alone. MLflow allows few characters in a name: others become ``_`` there. TensorBoard writes
+files into a folder, keeps float32, and has no configuration: what that says of ``NAME`` is the description
+of ``NAME/METRIC``.
 """
 
 from __future__ import annotations
@@ -24,14 +22,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kerple_eval.records.answers import answers
-from kerple_eval.records.cell import Cell
-from kerple_eval.records.specification import ModelRecord
-from kerple_eval.reports.catalogue import EXPORTS
-from kerple_eval.support.registry import unknown
+from kerple_eval.support.registry import Entry, Registry
 from kerple_eval.types import UserError
 
 PROJECT = "kerple-eval"
+
+
+def _entry(name: str, summary: str) -> Entry:
+    return Entry(name, f"{__name__}:{name}", summary)
+
+
+#: A target is ``start(name, config, folder) -> Tracker``.
+TRACKERS = Registry(
+    "experiment tracker",
+    "kerple_eval.trackers",
+    Entry,
+    (
+        _entry("tensorboard", "event files of TensorBoard"),
+        _entry("wandb", "Weights & Biases"),
+        _entry("mlflow", "MLflow"),
+        _entry("trackio", "trackio"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,7 @@ class Tracker:
 
 def require(kind: str) -> None:
     """Raises `UserError` where ``kind`` is no tracker, or its package is missing."""
-    kinds = [name for name, entry in EXPORTS.items() if entry.package is not None]
-    if kind not in kinds:
-        raise unknown("experiment tracker", kind, kinds)
-    package = str(EXPORTS[kind].package)
+    package = TRACKERS.entry(kind).name
     found = find_spec(package)
     if found is None or found.origin is None:  # a folder of that name, as wandb makes one
         raise UserError(f"{kind}: needs the package {package}: pip install 'kerple-eval[{kind}]'")
@@ -62,33 +71,11 @@ def start(kind: str, name: str, config: Mapping[str, object], folder: Path | Non
     """
     require(kind)
     try:
-        tracker: Tracker = EXPORTS.load(kind)(name, config, folder)
+        tracker: Tracker = TRACKERS.load(kind)(name, config, folder)
     except Exception as error:  # the packages share no class of error
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{kind}: refuses ({type(error).__name__}: {reason})") from error
     return tracker
-
-
-def scalars(cell: Cell) -> dict[str, float]:
-    """``TASK/PROTOCOL/LENGTH/METRIC`` -> value; what is unknown or beyond the largest float is left out."""
-    row = cell.summary()
-    values = {metric: row[metric] for metric in ("nll", "ppl", "bits_per_byte")}
-    if cell.hits is not None:
-        exact = [answer.exact for answer in answers(cell)]
-        values["exact_match"] = sum(exact) / len(exact)
-    return {f"{_name(cell)}/{metric}": value for metric, value in values.items() if value is not None}
-
-
-def config(model: ModelRecord, cell: Cell) -> dict[str, object]:
-    """What the model is, and the targets of the cell."""
-    row = cell.summary()
-    facts = {key: getattr(model, key) for key in ("format", "scheme", "seed", "train_length", "parameters")}
-    facts[_name(cell)] = f"{row['targets']} targets, hash {row['targets_hash']}"
-    return {key: value for key, value in facts.items() if value is not None}
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.key.task}/{cell.key.protocol}/{cell.key.length}"
 
 
 def tensorboard(name: str, config: Mapping[str, object], folder: Path) -> Tracker:
