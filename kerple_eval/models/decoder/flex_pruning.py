@@ -43,7 +43,7 @@ def pruned_by_blocks(
 
     def by_block(x: Tensor, value: float) -> Tensor:
         """``[H, Q]`` -> ``[H, R, block]``."""
-        return F.pad(x, around, value=value).unflatten(1, (len(starts), block))
+        return F.pad(x, around, value=value).reshape(len(x), len(starts), block)
 
     excess = by_block(certificate.excess.amax(dim=0), -torch.inf).amax(dim=-1)
     first = (starts + 1 - bounds.cut(excess, starts + block)).clamp(min=0) // block
