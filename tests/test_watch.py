@@ -14,9 +14,11 @@ from click.testing import CliRunner
 
 import kerple_eval
 from kerple_eval.cli.main import cli
+from kerple_eval.records import run as records_run
 from kerple_eval.records.cell import COLUMNS
+from kerple_eval.records.run import write_summary
 from kerple_eval.stats.groups import stem
-from kerple_eval.types import UserError
+from kerple_eval.types import CellKey, UserError
 from tests.helpers.ranks import as_ranks
 
 TEXT = ["The union is strong, and the people are many. " * 6, "We the people hold these truths. " * 8]
@@ -94,6 +96,30 @@ def test_a_run_goes_on_with_the_same_training_alone(tmp_path: Path) -> None:
         kerple_eval.Watch(TEXT, out=out, **FAST)(Careless(), 2)
     with pytest.raises(UserError, match="cannot join"):
         kerple_eval.Watch(TEXT[:1], out=out, **FAST)(Careless(), 8)
+
+
+def test_a_step_reads_its_own_cells_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    read = records_run.read_cell
+
+    def counted(folder: Path, key: CellKey) -> Any:
+        reads.append(key.model)
+        return read(folder, key)
+
+    monkeypatch.setattr(records_run, "read_cell", counted)
+    model, watch = Careless(), kerple_eval.Watch(TEXT, out=tmp_path, **FAST)
+    for step in (2, 4, 6):
+        reads.clear()
+        watch(model, step)
+        assert set(reads) == {f"model@{step}"}
+    begun = (tmp_path / "summary.csv").read_text()
+    reads.clear()
+    kerple_eval.Watch(TEXT, out=tmp_path, **FAST)(model, 8)
+    assert set(reads) == {f"model@{step}" for step in (2, 4, 6, 8)}  # what another process has scored
+    ended = (tmp_path / "summary.csv").read_text()
+    assert ended.startswith(begun)
+    write_summary(tmp_path / "anew", [cell.summary() for cell in kerple_eval.open_run(tmp_path).cells()])
+    assert ended == (tmp_path / "anew" / "summary.csv").read_text()
 
 
 def test_scoring_keeps_to_its_share() -> None:
@@ -191,11 +217,15 @@ def test_on_all_ranks_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_train_watches_without_a_trace(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     text = tmp_path / "book.txt"
     text.write_text("The union is strong, and the people are many. " * 400)
     shape = "--length 16 --steps 4 --layers 1 --width 8 --heads 2 --batch 2 --device cpu --threads 1"
     words = ["train", "--scheme", "alibi", "--text", str(text), *shape.split()]
-    for out, more in (("a", []), ("b", ["--watch", "16,32", "--watch-every", "2"])):
+    for out, more in (
+        ("a", []),
+        ("b", ["--watch", "16,32", "--watch-every", "2", "--log-to", "tensorboard"]),
+    ):
         done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / out), *more])
         assert done.exit_code == 0, done.output
     plain, watched = ((tmp_path / out / "model.safetensors").read_bytes() for out in "ab")
@@ -203,6 +233,8 @@ def test_train_watches_without_a_trace(tmp_path: Path) -> None:
     frame = kerple_eval.open_run(tmp_path / "b-watch").summary()
     assert frame.model.tolist() == ["b@2", "b@2", "b@4", "b@4"]
     assert frame.status.tolist() == ["ok"] * 4
-    refused = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "c"), "--watch-every", "2"])
-    assert refused.exit_code == 2
-    assert "--watch-every goes with --watch" in refused.stderr
+    assert len(list((tmp_path / "b-watch" / "tensorboard").iterdir())) == 1
+    for option, value in (("--watch-every", "2"), ("--log-to", "wandb")):
+        refused = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "c"), option, value])
+        assert refused.exit_code == 2
+        assert f"{option} goes with --watch" in refused.stderr

@@ -12,6 +12,7 @@ from kerple_eval.records import merging
 from kerple_eval.records.run import Run as RunDirectory
 from kerple_eval.records.run import open_run as open_directory
 from kerple_eval.reports.catalogue import REPORTS
+from kerple_eval.reports.exports import export
 
 
 class Run(RunDirectory):
@@ -68,6 +69,12 @@ class Run(RunDirectory):
         path = None if out is None else Path(out)
         files: list[Path] = REPORTS.load("page")([self.folder], path, style, **options)
         return files
+
+    def export(
+        self, out: str | PathLike[str] | None = None, style: str = "lm-eval", model: str | None = None
+    ) -> list[str]:
+        """Write results in another program's format, or to an experiment tracker; returns where they are."""
+        return export(self.folder, None if out is None else Path(out), style=style, model=model)
 
     def _text(self, name: str, **options: Any) -> str:
         text: str = REPORTS.load(name)([self.folder], **options)

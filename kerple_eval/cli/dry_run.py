@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from kerple_eval.evaluation.budget import measured
 from kerple_eval.evaluation.continuing import refuse_another
 from kerple_eval.evaluation.forecast import Forecast, forecast
+from kerple_eval.evaluation.inspection import bfloat16_on_cpu
 from kerple_eval.evaluation.plan import RunPlan
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.evaluation.verify import checked_cells
 from kerple_eval.evaluation.worklist import worklist
+from kerple_eval.models.devices import bfloat16_instructions
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run, open_run
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
@@ -45,6 +49,9 @@ def run(request: RunRequest) -> int:
         finished = {cell.key for cell in held if isinstance(cell, Cell)}
     entries = forecast(plan, finished, kept or _tokens(plan))
     print(typeset(_table(entries), "text"))
+    instructions, narrow = bfloat16_instructions(), any(m.dtype == torch.bfloat16 for m in plan.models)
+    if plan.device.type == "cpu" and bool(instructions) != narrow:
+        print(f"--dtype bfloat16 on this CPU: {bfloat16_on_cpu(instructions)}")
     if plan.precision is not None:
         print("with --precision this is the most it can take; it stops when it is sure")
     keys = [key for key in Run(folder, plan.specification, plan.provenance).keys() if key not in finished]  # noqa: SIM118

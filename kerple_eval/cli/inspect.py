@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kerple_eval.evaluation.inspection import facts
+from kerple_eval.evaluation.inspection import bfloat16_on_cpu, facts
 from kerple_eval.models.base import Checkpoint
 from kerple_eval.models.open import open_model, parse_model
 
@@ -30,6 +30,7 @@ def lines(text: str) -> list[str]:
         ("tokeniser", found["tokenizer"] or _no_tokenizer(checkpoint)),
         ("stored dtype", ", ".join(found["stored_dtypes"])),
         ("weights sha256", found["weights_sha256"]),
+        ("bfloat16 on the CPU", bfloat16_on_cpu(found["bfloat16_instructions"])),
         *_flat(found["details"]),
         *((f"memory at {length}", _sizes(sizes)) for length, sizes in found["memory"].items()),
         *(("warning", warning) for warning in found["warnings"]),

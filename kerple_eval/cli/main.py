@@ -280,6 +280,10 @@ def list_(what: str | None, style: str) -> None:
     "--watch-every", type=at_least(1), metavar="N",
     help="Steps between two scorings of --watch; a twentieth of all unless given.",
 )  # fmt: skip
+@click.option(
+    "--log-to", metavar="TRACKER",
+    help="With --watch: log the scores to tensorboard (files in PATH-watch), wandb, mlflow or trackio too.",
+)  # fmt: skip
 def train(**options: Any) -> None:
     """Train a small decoder; after a kill or Ctrl-C the same command goes on.
 

@@ -281,26 +281,30 @@ def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     click.echo(make(folders, reference, **options), nl=False)
 
 
-@click.command(cls=Command, short_help="Write results in lm-evaluation-harness' format.")
+@click.command(cls=Command, short_help="Write results for other programs: lm-eval, TensorBoard, ...")
 @click.argument("folder", metavar="DIR")
 @click.option(
-    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT", help="lm-eval."
+    "--format", "style", default="lm-eval", show_default=True, metavar="FORMAT",
+    help="lm-eval, hub (evaluation results of a model repository), tensorboard, wandb, mlflow or trackio.",
 )  # fmt: skip
-@out("FILE.json of one model, or a folder with a file for each model.")
+@out(
+    "lm-eval, hub: a file of one model, or a folder with a folder for each model; tensorboard: a folder. "
+    "The others go where their own settings say.", required=False,
+)  # fmt: skip
 @click.option("--model", metavar="MODEL", help="Only this model.")
-def export(folder: str, style: str, out: str, model: str | None) -> None:
-    """Write results in lm-evaluation-harness' JSON layout.
+def export(folder: str, out: str | None, **options: Any) -> None:
+    """Write results in the formats of other programs, and to experiment trackers through their packages.
 
-    From Python, kerple_eval.read_lm_eval reads such files into pandas.
+    From Python, kerple_eval.read_lm_eval reads files of lm-eval into pandas.
 
     \b
     Example:
       kerple-eval export runs/first --out exported
     """
-    from kerple_eval.reports.lm_eval import export as write  # noqa: PLC0415
+    from kerple_eval.reports.exports import export as write  # noqa: PLC0415
 
-    for path in write(folder, Path(out), style=style, model=model):
-        click.echo(path)
+    for where in write(folder, None if out is None else Path(out), **options):
+        click.echo(where)
 
 
 COMMANDS = (table, report, plot, compare, intervals, reach, explain, answers, longppl_, export)

@@ -31,12 +31,18 @@ from kerple_eval.models.training.state import TrainingStep
 from kerple_eval.types import UserError
 
 
-def run(out: str, watch: str | None = None, watch_every: int | None = None, **options: Any) -> None:
+def run(
+    out: str,
+    watch: str | None = None,
+    watch_every: int | None = None,
+    log_to: str | None = None,
+    **options: Any,
+) -> None:
     """Train as the options of the command say, with a bar; ends with the held-out loss."""
     request = TrainingRequest(**options, command=typed_words())
     training = request.prepared()
     name = training.recipe.model.scheme_name
-    watched = _watch(watch, watch_every, training, out)
+    watched = _watch(watch, training, out, every=watch_every, log_to=log_to)
     console = Console(stderr=True)
     progress = Progress(
         TextColumn(f"train {name}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -88,16 +94,18 @@ def _say_result(out: str, result: dict[str, Any], length: int, source: list[str]
 
 
 def _watch(
-    lengths: str | None, every: int | None, training: Training, out: str
+    lengths: str | None, training: Training, out: str, **options: Any
 ) -> Callable[[Decoder, int], None]:
     """Scores the held-out text at several lengths while it trains, into the run ``OUT-watch``."""
     if lengths is None:
-        if every is not None:
-            raise UserError("--watch-every goes with --watch LENGTHS")
+        for name, option in (("every", "--watch-every"), ("log_to", "--log-to")):
+            if options[name] is not None:
+                raise UserError(f"{option} goes with --watch LENGTHS")
         return lambda decoder, step: None
     recipe = training.recipe
+    options["every"] = options["every"] or max(1, recipe.steps // 20)
     scored = Watch(
-        (), parse_lengths(lengths), every=every or max(1, recipe.steps // 20), out=f"{out}-watch",
+        (), parse_lengths(lengths), out=f"{out}-watch", **options,
         name=Path(out).name, tokens=[document.ids for document in training.corpus.held_out], keep_short=True,
     )  # fmt: skip
 

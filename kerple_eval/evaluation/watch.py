@@ -14,6 +14,8 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
@@ -22,10 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerple_eval.records.cell import Cell
 from kerple_eval.records.growing import add_step
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.scalars import facts, scalars
+from kerple_eval.support import trackers
 from kerple_eval.support.files import is_file
-from kerple_eval.types import UserError
+from kerple_eval.types import CellKey, UserError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -53,6 +58,9 @@ class Watch:
         share: the most of the time since the first call that may go into scoring, 0 to 1. A step that would
             exceed it, judged by the last scoring, is left out and kept in ``skipped``; the first is always
             scored. No limit unless given.
+        log_to: an experiment tracker: tensorboard (into ``out``), wandb, mlflow or trackio. The numbers of a
+            step go there too, into a run called ``name``, see :mod:`kerple_eval.support.trackers`. Once it
+            is open, a step that it does not take is a warning: the run directory has it.
         options: further options of :func:`kerple_eval.evaluate` (``documents``, ``bos``, ...).
 
     Attributes:
@@ -74,6 +82,7 @@ class Watch:
         name: str = "model",
         tokenizer: Any = None,
         share: float | None = None,
+        log_to: str | None = None,
         **options: Any,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -82,18 +91,25 @@ class Watch:
             raise UserError(f"share {share!r}: expected a share of the time between 0 and 1, as 0.05")
         if not name or "@" in name:
             raise UserError(f"name {name!r}: expected a word without @, which the step follows")
+        if log_to is not None:
+            trackers.require(log_to)
+            if log_to == "tensorboard" and out is None:
+                raise UserError("log_to='tensorboard' writes files into out: say where, as out='runs/watch'")
         self.asked = {
             "text": texts, "lengths": lengths, "protocols": protocols, "tokenizer": tokenizer, **options
         }  # fmt: skip
         self.every = every
         self.name = name
         self.share = share
+        self.log_to = log_to
         self.scratch = tempfile.TemporaryDirectory(prefix="kerple-eval-") if out is None else None
         self.folder = Path(fspath(out) if self.scratch is None else self.scratch.name)  # type: ignore[arg-type]
         self.seconds = 0.0
         self.skipped: list[int] = []
         self._began: float | None = None
         self._last = 0.0  # seconds of the last scoring
+        self._lines: dict[CellKey, str] = {}  # of the summary
+        self._tracker: trackers.Tracker | None = None
 
     def __call__(self, model: Any, step: int) -> Run | None:
         """Score ``model`` where ``step`` is due; None where it is not, or on another rank than 0."""
@@ -110,10 +126,10 @@ class Watch:
             return None
         with _random_states():
             scored = run_values({f"{self.name}@{step}": _own(model)}, **self.asked)
-        run = None
-        if rank == 0:
-            add_step(self.folder, scored, step)
-            run = self.run
+            if rank == 0:
+                add_step(self.folder, scored, step, self._lines)
+                self._log(scored, step)
+        run = self.run if rank == 0 else None
         self._last = time.monotonic() - began
         self.seconds += self._last
         return run
@@ -130,6 +146,22 @@ class Watch:
         run = open_run(self.folder)
         run.scratch = self.scratch
         return run
+
+    def _log(self, scored: Run, step: int) -> None:
+        """The step's numbers to the tracker, which is closed when this object goes."""
+        cells = [cell for cell in scored.cells() if isinstance(cell, Cell)]
+        if self.log_to is None or not cells:
+            return
+        if self._tracker is None:
+            config: dict[str, object] = {}
+            for cell in cells:
+                config |= facts(scored.specification.models[0], cell)
+            self._tracker = trackers.start(self.log_to, self.name, config, self.folder / self.log_to)
+            weakref.finalize(self, self._tracker.close)
+        try:
+            self._tracker.log({k: v for cell in cells for k, v in scalars(cell).items()}, step)
+        except Exception as error:  # the packages share no class of error, and the training goes on
+            warnings.warn(f"{self.log_to} did not take step {step}: {error}", RuntimeWarning, stacklevel=3)
 
     def _affordable(self, now: float) -> bool:
         if self.share is None or not self.seconds or self._began is None:

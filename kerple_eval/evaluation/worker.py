@@ -37,7 +37,7 @@ from kerple_eval.records.header import (
     FinishedHeader,
     PrunedRecord,
 )
-from kerple_eval.records.run import Run, write_summary
+from kerple_eval.records.run import Run, summary_line, write_summary_lines
 from kerple_eval.types import CellKey, Window
 
 Row = NDArray[np.float32]  # of a window [rows, targets]: losses, hits and divergences, as far as asked for
@@ -78,8 +78,9 @@ class Worker:
         self.retry = retry
         self.plan = plan
         self.on_progress = on_progress
-        self.rows: dict[CellKey, dict[str, Any]] = {}
-        self.finished = 0  # of the rows, those of finished cells
+        self.status: dict[CellKey, str] = {}  # of the cells on disk
+        self.lines: dict[CellKey, str] = {}  # theirs in the summary
+        self.finished = 0  # of those, the finished ones
         self.summary_written = -math.inf  # when, by the monotonic clock
         self.every = list(worklist(plan))
         self.earlier = Earlier(self.every)
@@ -128,7 +129,7 @@ class Worker:
 
     def unfinished(self) -> list[PlannedModel]:
         """The models that have a cell to compute, in the plan's order, and their reference."""
-        labels = {key.model for key in self.keys if self.rows.get(key, {}).get("status") != "ok"}
+        labels = {key.model for key in self.keys if self.status.get(key) != "ok"}
         labels |= self.without_divergence
         several = [model for model in self.plan.models if model.label in labels]
         other = None if self.plan.reference is None else self.plan.reference.model
@@ -162,9 +163,9 @@ class Worker:
 
     def _add_row(self, outcome: Cell | FailedCell) -> None:
         row = outcome.summary()
-        earlier = self.rows.get(outcome.key, {}).get("status")
-        self.finished += (row["status"] == "ok") - (earlier == "ok")
-        self.rows[outcome.key] = row
+        self.finished += (row["status"] == "ok") - (self.status.get(outcome.key) == "ok")
+        self.status[outcome.key] = row["status"]
+        self.lines[outcome.key] = summary_line(row)
 
     def _record_killed(self) -> None:
         """A cell that ends every process that computes it becomes a failed one."""
@@ -173,7 +174,7 @@ class Worker:
             if reason is None or self.deaths.left is None or self.deaths.left.cell != task.key:
                 continue
             error = f"killed: {reason}; --retry tries again"
-            if self.stopping.grows or self.rows.get(task.key, {}).get("status") != "ok":
+            if self.stopping.grows or self.status.get(task.key) != "ok":
                 header = FailedHeader(**_fields(self._header(task)), killed=True)
                 self._record(FailedCell(task.key, header, error))
             elif self.plan.reference is not None and (cell := self._finished(task.key)) is not None:
@@ -332,8 +333,8 @@ class Worker:
         )
 
     def _write_summary(self) -> None:
-        rows = (self.rows[key] for key in self.keys if key in self.rows)
-        write_summary(self.run.folder, rows)
+        lines = [self.lines[key] for key in self.keys if key in self.lines]
+        write_summary_lines(self.run.folder, lines)
         self.summary_written = time.monotonic()
 
 

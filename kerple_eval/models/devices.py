@@ -37,14 +37,20 @@ def scoring_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> to
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
 
 
+#: What multiplies bfloat16 on a CPU, and torch's test of it: private, so a torch may have others.
+BFLOAT16_TESTS = {"AMX": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+
+
+def bfloat16_instructions() -> list[str]:
+    """Those of this CPU that torch finds; without one bfloat16 is converted to and fro, and gains nothing."""
+    return [name for name, test in BFLOAT16_TESTS.items() if getattr(torch.cpu, test, bool)()]
+
+
 def precision_for(name: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the device multiplies it natively, else float32."""
+    """Of training: ``auto`` is bfloat16 where the device multiplies it natively, else float32."""
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: a torch may have others
-    native = any(getattr(torch.cpu, test)() for test in tests if hasattr(torch.cpu, test))
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(bfloat16_instructions())
     return "bfloat16" if native else "float32"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,13 +187,24 @@ class Run:
 
 
 def write_summary(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """``summary.csv`` with full precision; None is an empty field."""
+    """``summary.csv`` of these rows."""
+    write_summary_lines(folder, map(summary_line, rows))
+
+
+def write_summary_lines(folder: Path, lines: Iterable[str]) -> None:
+    """``summary.csv`` of rows that :func:`summary_line` has written."""
+    write_atomically(folder / "summary.csv", "".join([_csv(COLUMNS), *lines]).encode())
+
+
+def summary_line(row: dict[str, Any]) -> str:
+    """A row of ``summary.csv`` with full precision; None is an empty field."""
+    return _csv(["" if row[c] is None else _text(row[c]) for c in COLUMNS])
+
+
+def _csv(fields: Sequence[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow(["" if row[c] is None else _text(row[c]) for c in COLUMNS])
-    write_atomically(folder / "summary.csv", buffer.getvalue().encode())
+    csv.writer(buffer, lineterminator="\n").writerow(fields)
+    return buffer.getvalue()
 
 
 def _text(value: Any) -> str:

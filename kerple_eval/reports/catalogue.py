@@ -1,4 +1,4 @@
-"""The tables, figures and pages that runs or models can be shown as, one entry each."""
+"""What runs or models can be shown as (tables, figures, pages), and the formats of ``export``."""
 
 from __future__ import annotations
 
@@ -74,5 +74,39 @@ REPORTS = Registry(
         _table("compare", "schemes against one: difference, interval, tests"),
         _table("reach", "how far each model holds, and the longest context it is shown to use"),
         _table("intervals", "how sure each number is: text, seeds, both"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportEntry:
+    """One format of files of ``export``; its target is ``content(run, label) -> bytes | None``.
+
+    ``file``: what is written in a model's folder.
+    """
+
+    name: str
+    target: str
+    summary: str
+    file: str
+
+
+EXPORTS = Registry(
+    "format of an export",
+    "kerple_eval.exports",
+    ExportEntry,
+    (
+        ExportEntry(
+            "lm-eval",
+            "kerple_eval.reports.lm_eval:content",
+            "lm-evaluation-harness' JSON layout",
+            "results.json",
+        ),
+        ExportEntry(
+            "hub",
+            "kerple_eval.reports.hub:content",
+            "evaluation results of a model repository on the Hugging Face hub",
+            ".eval_results/kerple-eval.yaml",
+        ),
     ),
 )

@@ -28,21 +28,18 @@ from typing import TYPE_CHECKING, Any
 
 from kerple_eval.records.answers import answers
 from kerple_eval.records.cell import Cell, FailedCell
-from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.run import Run
 from kerple_eval.records.specification import TaskRecord
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS, sums_interval
-from kerple_eval.support.files import is_folder, write_output
-from kerple_eval.support.labels import check_label
+from kerple_eval.support.files import is_folder
 from kerple_eval.support.readers import read_json
-from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EXPORT_FORMATS = ("lm-eval",)
 HIGHER_IS_BETTER = {
     "nll": False, "token_perplexity": False, "bits_per_byte": False, "byte_perplexity": False,
     "exact_match": True,
@@ -54,43 +51,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def export(folder: str | Path, out: Path, *, style: str = "lm-eval", model: str | None = None) -> list[Path]:
-    """Write one model's results to ``out`` (.json), or every model's to ``out/MODEL/results.json``.
-
-    Raises:
-        UserError: several models and one file; no such model; nothing finished.
-    """
-    if style not in EXPORT_FORMATS:
-        raise unknown("format of an export", style, EXPORT_FORMATS)
-    run = open_run(folder)
-    labels = [model_.label for model_ in run.specification.models]
-    if model is not None and model not in labels:
-        raise unknown("model", model, labels)
-    wanted = labels if model is None else [model]
-    one_file = out.suffix == ".json"
-    if one_file and len(wanted) > 1:
-        raise UserError(
-            f"{folder}: holds {len(labels)} models ({', '.join(labels)}), and a file of lm-eval holds one: "
-            "say which with --model, or give a folder as --out"
-        )
-    folders: dict[str, str] = {}
-    for label in wanted:
-        check_label(label, f"{folder}: model label", "a run begun today would refuse it")
-        other = folders.setdefault(_sanitized(label), label)
-        if other != label:
-            raise UserError(
-                f"{folder}: {other} and {label} would both be written to {_sanitized(label)}; export one "
-                "at a time, with --model and a file as --out"
-            )
-    contents = {label: to_lm_eval(run, label) for label in wanted}
-    if not any(content["results"] for content in contents.values()):
-        raise UserError(f"{folder}: no finished cell to export")
-    paths = []
-    for label, content in contents.items():
-        path = out if one_file else out / _sanitized(label) / "results.json"
-        write_output(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
-        paths.append(path)
-    return paths
+def content(run: Run, label: str) -> bytes | None:
+    """The file for one model; None where none of its cells is finished."""
+    data = to_lm_eval(run, label)
+    return json.dumps(data, indent=2, ensure_ascii=False).encode() + b"\n" if data["results"] else None
 
 
 def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
@@ -146,7 +110,7 @@ def to_lm_eval(run: Run, model: str) -> dict[str, Any]:
         "transformers_version": None if last is None else last.transformers,
         "model_source": entry.format,
         "model_name": model,
-        "model_name_sanitized": _sanitized(model),
+        "model_name_sanitized": sanitized(model),
         "total_evaluation_time_seconds": str(seconds),
         "task_hashes": {},
         "kerple_eval": {
@@ -212,7 +176,7 @@ def _version(text: TaskRecord) -> int | str:
     return "N/A" if text.version is None else text.version
 
 
-def _sanitized(name: str) -> str:
+def sanitized(name: str) -> str:
     """As lm-eval names a model's folder."""
     return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
 

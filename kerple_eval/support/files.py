@@ -62,8 +62,9 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, which is made where it is missing, for one writer.
+def locked(folder: Path, lock: Path | None = None) -> Iterator[None]:
+    """Hold ``folder``, which is made where it is missing, for one writer, by the file ``lock`` (in it unless
+    given).
 
     The lock ends with the process, however that ends. Whoever holds it first removes the temporary files
     that killed processes left in the folder and in its subfolders.
@@ -76,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder}: this system has no file locks (fcntl), which writing here needs; use Linux, macOS or "
             "WSL (reading works without)"
         )
-    path = folder / LOCK
+    path = lock or folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path) and not path.is_file():  # opening a pipe would wait for its reader
@@ -99,34 +100,37 @@ def locked(folder: Path) -> Iterator[None]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Build ``folder`` as a whole: yields an empty folder to write into, renamed to ``folder`` at the end.
 
-    Until then ``folder`` stays as it was, absent or empty. The folder yielded lies beside it, hidden, and is
-    locked; an error or Ctrl-C removes it, and after a kill the next call does.
+    Until then ``folder`` stays as it was, absent or empty. The folder yielded lies beside it, hidden, and so
+    does its lock; an error or Ctrl-C removes both, and after a kill the next call does.
 
     Raises:
         UserError: ``folder`` is a file or not empty, it cannot be written, or another process builds it.
     """
     target = folder.resolve()
+    lock = target.with_name(f".{target.name}.building.tmp")
+    _sweep([lock])  # of a call that was killed after its last step
     empty = is_folder(target) and all(entry.name == LOCK for entry in target.iterdir())
     if os.path.lexists(target) and not empty:
         raise UserError(f"{folder}: exists and is not an empty folder; choose a new one")
     partial = target.with_name(f".{target.name}.partial")
-    with locked(partial):
+    with locked(partial, lock):
         try:
             for entry in partial.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
-                elif entry.name != LOCK:
+                else:
                     entry.unlink()
             yield partial
+            try:
+                (target / LOCK).unlink(missing_ok=True)
+                partial.rename(target)
+            except OSError as error:
+                raise _cannot_write(folder, error) from None
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        try:
-            (target / LOCK).unlink(missing_ok=True)
-            partial.rename(target)
-            (target / LOCK).unlink()
-        except OSError as error:
-            raise _cannot_write(folder, error) from None
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

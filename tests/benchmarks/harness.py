@@ -6,7 +6,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +26,9 @@ class Row:
     at_most: float | None = None
     note: str = ""
 
+    def measured(self, ratio: float, note: str) -> Row:
+        return replace(self, ratio=ratio, note=note)
+
     @property
     def met(self) -> bool | None:
         if self.ratio is None:
@@ -35,9 +38,10 @@ class Row:
         return self.at_most is None or self.ratio <= self.at_most
 
     def cells(self) -> list[str]:
-        bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
-        shown = "unmeasured" if self.ratio is None else f"{self.ratio:.2f}"
-        verdict = {None: "-", True: "yes", False: "NO"}[self.met]
+        at_most = "-" if self.at_most is None else f"<= {self.at_most:g}"
+        bound = at_most if self.at_least is None else f">= {self.at_least:g}"
+        shown = "unmeasured" if self.ratio is None else f"{self.ratio:.{2 if self.ratio >= 0.1 else 5}f}"
+        verdict = "-" if bound == "-" else {None: "-", True: "yes", False: "NO"}[self.met]
         return [self.work, self.against, bound, shown, verdict, self.note]
 
 
@@ -56,6 +60,11 @@ def shared_machine() -> None:
 
 
 _clock: list[Callable[[], float]] = [time.perf_counter]
+
+
+def clock() -> float:
+    """Seconds, of the processor where the machine is shared."""
+    return _clock[-1]()
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:

@@ -257,7 +257,7 @@ def start_row() -> Row:
         "start-up: one window of a zoo model, cell and table written",
         "import torch alone",
         times["ours"] / times["torch"],
-        at_most=2.0,
+        at_most=1.5,
     )
 
 

@@ -233,6 +233,13 @@ def test_table_imports_neither_torch_nor_pandas(finished: Path) -> None:
     assert not found & {"torch", "pandas", "pyarrow", "matplotlib"}
 
 
+def test_a_run_imports_no_pandas(models: dict[str, str], text: str, tmp_path: Path) -> None:
+    """pyarrow's own conversions do: a fifth of the time until the first window is scored."""
+    found = imported("run", models["rope"], "--text", text, "--length", "8", "--out", str(tmp_path / "run"))
+    assert {"torch", "pyarrow"} <= found
+    assert not found & {"pandas", "scipy", "matplotlib", "datasets", "transformers"}
+
+
 def test_version_and_help(invoke: Cli) -> None:
     assert invoke("--version").stdout.startswith("kerple-eval")
     alone = invoke()

@@ -289,14 +289,13 @@ def test_the_summary_is_written_once_a_second_and_at_every_end(
     arguments: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    write = worker.write_summary
+    write = worker.write_summary_lines
 
-    def counted(folder: Path, rows: Any) -> None:
-        kept = list(rows)
-        written.append(len(kept))
-        write(folder, kept)
+    def counted(folder: Path, lines: list[str]) -> None:
+        written.append(len(lines))
+        write(folder, lines)
 
-    monkeypatch.setattr(worker, "write_summary", counted)
+    monkeypatch.setattr(worker, "write_summary_lines", counted)
     monkeypatch.setattr(worker, "SUMMARY_EVERY", 1e9)
     kerple_eval.evaluate(**arguments, out=tmp_path / "quick")
     assert written == [0, CELLS]

@@ -12,7 +12,7 @@ import pytest
 import kerple_eval
 from kerple_eval.records.cell import FailedCell, file_name, write_failure
 from kerple_eval.records.run import open_run
-from kerple_eval.reports.lm_eval import export
+from kerple_eval.reports.exports import export
 from kerple_eval.stats.documents import document_sums
 from kerple_eval.stats.intervals import ratio_interval
 from tests.helpers import made_cells
@@ -130,7 +130,7 @@ def test_samples(there: int | None, original: int, tmp_path: Path) -> None:
     task = {"name": "book"} if there is None else {"name": "book", "selection": {"documents": there}}
     made = made_cells.cell("rope", made_cells.drawn(1, [9, 9, 9]))
     folder = made_cells.write_cells(tmp_path / "run", [made], tasks=[task])
-    (path,) = export(folder, tmp_path / "x.json")
+    (path,) = map(Path, export(folder, tmp_path / "x.json"))
     samples = json.loads(path.read_text())["n-samples"]
     assert samples == {"book/full-context/64": {"original": original, "effective": 3}}
 

@@ -15,8 +15,8 @@ import pytest
 
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.models.scheme_view import view
+from kerple_eval.reports.exports import export
 from kerple_eval.reports.figures import curve, kernel_reach, kernels, matrix, position, ratio, scatter
-from kerple_eval.reports.lm_eval import export
 from kerple_eval.reports.page import page
 from kerple_eval.reports.tables import compare, explain, intervals, longppl
 from tests.helpers.made_cells import cell, drawn, shifted, write_finished
