@@ -12,6 +12,9 @@ import pytest
 import torch
 
 import kerple_eval
+from kerple_eval.evaluation.forecast import forecast
+from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.evaluation.request import RunRequest
 from kerple_eval.models import base
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.open import open_model, parse_model
@@ -255,3 +258,31 @@ def test_the_figure(models: dict[str, str], library: Path, tmp_path: Path, invok
     )
     result = invoke("plot", made.folder, "--kind", "divergence", "--out", tmp_path / "x.svg")
     assert result.exit_code == 0 and (tmp_path / "x.svg").stat().st_size > 1000
+
+
+def test_the_forecast_counts_both_models(models: dict[str, str], library: Path, tmp_path: Path) -> None:
+    """Passes of the reference beside the model's, and of windows whose losses are reused."""
+    asked = {"text": (str(library),), "lengths": (16, 32)}
+
+    def entries(
+        reference: str | None, *labels: str, protocols: tuple[str, ...] = ("full-context", "prefix")
+    ) -> dict[str, int]:
+        request = RunRequest.of(
+            models=[models[label] for label in labels],
+            out=tmp_path / "out",
+            divergence_from=reference,
+            protocols=protocols,
+            **asked,
+        )
+        return {
+            e.model: sum(shape.batch * n for shape, n in e.passes.items())
+            for e in forecast(make_plan(request))
+        }
+
+    alone = entries(None, "alibi")["alibi"]
+    both = entries(models["rope"], "alibi")
+    every = both["alibi"]
+    assert both == {"alibi": every, "rope (reference)": every} and every > alone  # prefix serves losses alone
+    assert entries("rope", "alibi", "rope") == {"alibi": every, "rope": 3 * every}
+    plain = entries(None, "alibi", protocols=("full-context",))["alibi"]
+    assert entries("self@16", "alibi", protocols=("full-context",))["alibi"] > 2 * plain
