@@ -40,16 +40,21 @@ class Run(RunDirectory):
     def explain(self, style: str = "text", **options: Any) -> str:
         """Why loss changed with length: ``lengths``, two of them.
 
-        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048").
+        With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048"). With
+        ``gain=True``: where the change comes from; ``lengths``, ``model``, ``protocol``, ``ngram``.
         """
-        return self._text("between" if "between" in options else "explain", style=style, **options)
+        name = "gain" if options.pop("gain", False) else "between" if "between" in options else "explain"
+        return self._text(name, style=style, **options)
 
     def divergence(self, style: str = "text", **options: Any) -> str:
         """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""
         return self._text("divergences", style=style, **options)
 
-    def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
-        """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""
+    def longppl(self, reference: str | None = None, style: str = "text", **options: Any) -> str:
+        """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``.
+
+        ``key_tokens``, in place of ``reference``, and ``write_key_tokens`` are files.
+        """
         return self._text("longppl", reference=reference, style=style, **options)
 
     def plot(self, kind: str = "curve", out: str | PathLike[str] | None = None, **options: Any) -> Path:

@@ -84,7 +84,10 @@ def table(context: click.Context, /, folders: tuple[str, ...], style: str, **opt
 @click.option(
     "--against", metavar="MODEL", help="Compare the others with this model; kerple-log unless given."
 )  # fmt: skip
-def report(folders: tuple[str, ...], out: str | None, style: str | None, against: str | None) -> None:
+@click.option(
+    "--gain", is_flag=True, help="Also where the gain comes from, with text; see kerple-eval explain --gain."
+)  # fmt: skip
+def report(folders: tuple[str, ...], out: str | None, style: str | None, **options: Any) -> None:
     """Write one page that needs no other file: tables, figures, and where every number came from.
 
     \b
@@ -93,7 +96,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, against
     """
     from kerple_eval.reports.page import page  # noqa: PLC0415
 
-    for path in page.make(folders, Path(out) if out else None, style, against=against):
+    for path in page.make(folders, Path(out) if out else None, style, **options):
         click.echo(path)
 
 
@@ -208,27 +211,51 @@ def reach(folders: tuple[str, ...], **options: Any) -> None:
     "--between", multiple=True, metavar="PROTOCOL",
     help="Two protocols, written as in the table: why their numbers differ.",
 )  # fmt: skip
-@click.option("--model", metavar="MODEL", help="With --between: only this model.")
+@click.option(
+    "--gain", is_flag=True,
+    help="Where the change comes from, by what each target is and where it was seen before. Reads the text "
+    "again.",
+)  # fmt: skip
+@click.option("--model", metavar="MODEL", help="With --between or --gain: only this model.")
+@click.option("--protocol", metavar="NAME", help="With --gain: only this protocol, written as in the table.")
+@click.option(
+    "--ngram", type=at_least(0), metavar="N",
+    help="With --gain: a target was seen before where it follows the same N tokens; 3 unless given.",
+)  # fmt: skip
 @table_format
 def explain(
-    folders: tuple[str, ...], length: str | None, between: tuple[str, ...], model: str | None, style: str
+    folders: tuple[str, ...],
+    length: str | None,
+    between: tuple[str, ...],
+    gain: bool,
+    style: str,
+    **options: Any,
 ) -> None:
     """Why the mean loss changed with length: fewer targets with little context (dilution), or more context.
 
     The loss at a context of the shorter length comes from a sliding-window cell of any DIR. With --between
-    twice: why two protocols give one model two numbers, as effects that add up to the difference.
+    twice: why two protocols give one model two numbers, as effects that add up to the difference. With
+    --gain: which targets the change from the shortest to the longest length comes from, and the spans of text
+    that gained and lost most.
 
     \b
     Example:
       kerple-eval explain runs/first --length 512,4096
     """
     from kerple_eval.reports.tables import between as protocols  # noqa: PLC0415
+    from kerple_eval.reports.tables import gain as sources  # noqa: PLC0415
     from kerple_eval.reports.tables.explain import make, parse_pair  # noqa: PLC0415
 
+    given = {name: value for name, value in options.items() if value is not None}
+    allowed = {"model", "protocol", "ngram"} if gain else {"model"} if between else set()
+    if gain and between:
+        raise UserError("explain --gain and --between are two questions: ask one at a time")
+    if wrong := given.keys() - allowed:
+        raise UserError(f"explain --{min(wrong)} has no meaning here: it goes with --gain")
     if between:
-        shown = protocols.make(folders, style, between=between, model=model, length=length)
-    elif model is not None:
-        raise UserError("explain --model goes with --between: name two protocols")
+        shown = protocols.make(folders, style, between=between, length=length, **given)
+    elif gain:
+        shown = sources.make(folders, style, lengths=parse_pair(length), **given)
     else:
         shown = make(folders, style, parse_pair(length))
     click.echo(shown, nl=False)
@@ -251,26 +278,33 @@ def answers(folders: tuple[str, ...], style: str) -> None:
 
 @click.command("longppl", cls=Command, short_help="Perplexity on the tokens that need a long context.")
 @folders
+@click.option("--reference", metavar="MODEL", help="The model whose losses choose the key tokens.")
 @click.option(
-    "--reference", required=True, metavar="MODEL", help="The model whose losses choose the key tokens."
-)
-@click.option(
-    "--alpha", type=FiniteNumber(), default=2.0, show_default=True, metavar="NATS",
-    help="Key tokens gain more than this from the longer context.",
+    "--key-tokens", metavar="FILE",
+    help="In place of --reference: key tokens that --write-key-tokens kept, of the same text.",
 )  # fmt: skip
 @click.option(
-    "--beta", type=FiniteNumber(), default=-2.0, show_default=True, metavar="NATS",
-    help="Key tokens have a log-probability above this in the longer context.",
+    "--write-key-tokens", metavar="FILE",
+    help="Keep the key tokens, as characters of the text, for models of any tokeniser.",
+)  # fmt: skip
+@click.option(
+    "--alpha", type=FiniteNumber(), metavar="NATS",
+    help="Key tokens gain more than this from the longer context; 2 unless given.",
+)  # fmt: skip
+@click.option(
+    "--beta", type=FiniteNumber(), metavar="NATS",
+    help="Key tokens have a log-probability above this in the longer context; -2 unless given.",
 )  # fmt: skip
 @click.option(
     "--short", type=Tokens(), metavar="N", help="The short length; the reference's shortest unless given."
 )  # fmt: skip
 @table_format
-def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
+def longppl_(folders: tuple[str, ...], **options: Any) -> None:
     """LongPPL: perplexity on the tokens that need a long context, at every length.
 
     Key tokens are those whose loss falls by more than alpha from the reference's short length to its longest
-    one, and is then below -beta.
+    one, and is then below -beta. For models of another tokeniser they are mapped by characters of the text,
+    which is read again.
 
     \b
     Example:
@@ -278,7 +312,7 @@ def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     """
     from kerple_eval.reports.tables.longppl import make  # noqa: PLC0415
 
-    click.echo(make(folders, reference, **options), nl=False)
+    click.echo(make(folders, **options), nl=False)
 
 
 @click.command(cls=Command, short_help="Write results for other programs: lm-eval, TensorBoard, ...")

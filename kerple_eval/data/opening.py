@@ -38,6 +38,7 @@ def task_text(spec: Spec, bos: BosRule | None = None) -> TextSource:
         bos=rule,
         packed=task.packing == "concatenate",
         selection=task.documents,
+        names=task.names,
     )
 
 

@@ -12,6 +12,7 @@ refused with the file, the key and what would be right.
     bos: tokenizer                  # a first-token marker: never | document | window | tokenizer
     packing: document               # document | concatenate (with end-of-document tokens)
     documents: {minimum_length: 1, count: null, seed: 0}   # tokens; how many; which
+    names: python                   # of code: the language whose names ``explain --gain`` tells from words
 
 A hub source names the files it reads at a commit of the repository:
 
@@ -106,6 +107,7 @@ class Task:
     bos: BosRule = "tokenizer"
     packing: Literal["document", "concatenate"] = "document"
     documents: Selection = field(default_factory=Selection)
+    names: Literal["python"] | None = None
 
 
 def tasks_folder() -> Path:
@@ -224,6 +226,9 @@ def read_task(path: Path) -> Task:
     if isinstance(task.source, HubSource):
         at_least_one["source.limit"] = task.source.limit
         _check_hub(task.source, str(path))
+    if task.names is not None and isinstance(task.source, MegatronSource | SyntheticSource):
+        what = "holds token ids" if isinstance(task.source, MegatronSource) else "is made"
+        raise UserError(f"{path}: names: needs text, and the source ({task.source.kind}) {what}")
     if isinstance(task.source, MegatronSource):
         _check_megatron(task, task.source, str(path))
     if isinstance(task.source, SyntheticSource):

@@ -118,6 +118,7 @@ class TextSource:
     bos: BosRule = "tokenizer"
     packed: bool = False
     selection: Selection = field(default_factory=Selection)
+    names: str | None = None  # the language whose names are told from words, where the text is code
 
     def prepare(
         self, models: Sequence[ModelTokens], choice: DocumentSelection

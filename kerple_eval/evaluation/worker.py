@@ -305,7 +305,7 @@ class Worker:
 
     def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
         """Whether passes to come have a shape that this process has not compiled; it then has."""
-        if model.attention != "flex":
+        if model.attention != "flex" and not (model.attention == "pruned" and model.device.type == "cuda"):
             return False
         marker = 0 if task.reading.window_bos is None else 1
         ranks = pass_ranks(model.device, self.ranks.size)

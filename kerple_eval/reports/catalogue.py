@@ -43,6 +43,7 @@ REPORTS = Registry(
         _table("table", "perplexity against length, models down"),
         _table("explain", "why loss changed with length: dilution, context gain"),
         _table("between", "why two protocols give one model two numbers, effect by effect"),
+        _table("gain", "where the gain comes from: targets seen before or new, kinds of token, spans"),
         _figure("curve", "perplexity against length, log-log"),
         _figure("position", "mean loss, or perplexity, against context"),
         _figure("ratio", "perplexity as a ratio to one scheme's, by length"),

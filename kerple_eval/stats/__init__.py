@@ -9,6 +9,7 @@
     answers       exact matches of made documents, by depth
     context_gain  a change of loss with length, split into dilution and context gain
     between_protocols  why two protocols give one model two numbers
+    gain          where a change of loss comes from: classes of targets, spans of text
     longppl       perplexity on the tokens that need long context
     looks         when to stop adding documents
 

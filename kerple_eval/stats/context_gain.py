@@ -84,7 +84,7 @@ class LossChange:
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class TargetLosses:
     """Losses and contexts of a cell by document and target; a context of -1 is a target not scored."""
 
     losses: dict[tuple[str, int], Real]
@@ -127,8 +127,8 @@ def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Ite
 
 def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> LossChange:
     one, two = _cell(reader, run, shorter), _cell(reader, run, longer)
-    a, b = _side(one), _side(two)
-    positions = {d: _common(a, b, d) for d in a.losses if d in b.losses}
+    a, b = target_losses(one), target_losses(two)
+    positions = {d: common_targets(a, b, d) for d in a.losses if d in b.losses}
     positions = {d: where for d, where in positions.items() if len(where)}
     first = {d: a.losses[d][where] for d, where in positions.items()}
     second = {d: b.losses[d][where] for d, where in positions.items()}
@@ -172,7 +172,7 @@ def _cell(reader: RunReader, run: Run, key: CellKey) -> Cell:
     return cell
 
 
-def _side(cell: Cell) -> _Side:
+def target_losses(cell: Cell) -> TargetLosses:
     """By sha256 of a document's tokens, numbered where a cell has several alike."""
     names: list[tuple[str, int]] = []
     for entry in cell.header.documents:
@@ -185,14 +185,14 @@ def _side(cell: Cell) -> _Side:
         where = slice(window.first_target, window.stop + 1)
         losses[names[number]][where] = row
         contexts[names[number]][where] = np.arange(window.first_target, window.stop + 1) - window.start
-    return _Side(losses, contexts)
+    return TargetLosses(losses, contexts)
 
 
-def _common(a: _Side, b: _Side, document: tuple[str, int]) -> NDArray[np.int64]:
+def common_targets(a: TargetLosses, b: TargetLosses, document: tuple[str, int]) -> NDArray[np.int64]:
     return np.flatnonzero((a.contexts[document] >= 0) & (b.contexts[document] >= 0))
 
 
-def _scored(side: _Side, document: tuple[str, int], where: NDArray[np.int64]) -> bool:
+def _scored(side: TargetLosses, document: tuple[str, int], where: NDArray[np.int64]) -> bool:
     return document in side.contexts and bool((side.contexts[document][where] >= 0).all())
 
 
@@ -209,7 +209,7 @@ def _part(before: dict[tuple[str, int], Real], after: dict[tuple[str, int], Real
 
 def _reference(
     run: Run, reader: RunReader, one: Cell, limit: int, contexts: dict[tuple[str, int], NDArray[np.int64]]
-) -> tuple[_Side | None, int | None]:
+) -> tuple[TargetLosses | None, int | None]:
     """The sliding-window cell of the same model, length and marker with the smallest stride."""
     if not any((c > limit).any() for c in contexts.values()):
         return None, None
@@ -226,7 +226,7 @@ def _reference(
             cell = reader.cell(other.folder, key)
             if isinstance(cell, Cell) and _comparable(cell, one):
                 best = (stride, cell)
-    return (None, None) if best is None else (_side(best[1]), best[0])
+    return (None, None) if best is None else (target_losses(best[1]), best[0])
 
 
 def _stride(protocol: str) -> int | None:

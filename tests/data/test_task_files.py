@@ -116,6 +116,9 @@ WRONG: list[tuple[str, str, Any, str]] = [  # kind of source, key, wrong value, 
     ("synthetic", "source.seed", True, INTEGER),
     ("synthetic", "source.seed", -1, "must be at least 0, got -1"),
     ("synthetic", "split.test", 0.5, "must be 1.0, as all of a synthetic text"),
+    ("files", "names", "rust", "must be one of python, got str 'rust'"),
+    ("megatron", "names", "python", "needs text, and the source (megatron) holds token ids"),
+    ("synthetic", "names", "python", "needs text, and the source (synthetic) is made"),
     ("synthetic", "packing", "concatenate", "must be document, as each is a window"),
     ("synthetic", "documents", {"count": 3}, "not for a synthetic source"),
 ]
@@ -132,6 +135,7 @@ def toy(kind: str = "files") -> dict[str, Any]:
         "bos": "never",
         "packing": "document",
         "documents": {"minimum_length": 1, "count": None, "seed": 0},
+        "names": None,
     }
 
 
@@ -194,7 +198,15 @@ REQUIRED = {
     "hub": [f"source.{k}" for k in ("repository", "revision", "data_files", "split", "text_column")],
 }
 OPTIONAL = {
-    "files": ["bos", "packing", "documents", "documents.minimum_length", "documents.count", "documents.seed"],
+    "files": [
+        "bos",
+        "packing",
+        "names",
+        "documents",
+        "documents.minimum_length",
+        "documents.count",
+        "documents.seed",
+    ],
     "stdlib": ["source.exclude"],
     "megatron": ["source.part", "source.shares"],
     "synthetic": ["source.depths", "source.samples", "source.seed"],
@@ -248,7 +260,7 @@ def test_an_unknown_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> No
     message = refusal(write(tmp_path, toy() | {"zzz": 1}))
     assert message == (
         "unknown key 'zzz': "
-        "known: name, version, description, licence, source, split, bos, packing, documents"
+        "known: name, version, description, licence, source, split, bos, packing, documents, names"
     )
 
 

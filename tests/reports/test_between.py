@@ -203,7 +203,7 @@ def test_refusals(models: dict[str, str], library: Path, text: Path, tmp_path: P
     assert "did you mean 'gptq'? available: full-context, gptq" in says(str(out), *two[:3], "gptk")
     assert "takes two protocols" in says(str(out), *two[:2])
     assert "takes two protocols" in says(str(out), *two, *two[:2])
-    assert "goes with --between" in says(str(out), "--model", "alibi")
+    assert "it goes with --gain" in says(str(out), "--model", "alibi")
     assert "did you mean 'alibi'?" in says(str(out), *two, "--model", "alibbi")
     assert "full-context twice: name two protocols" in says(str(out), *two[:2], *two[:2])
     assert "expected one length or two" in says(str(out), *two, "--length", "8,16,32")

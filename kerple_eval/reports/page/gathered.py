@@ -37,6 +37,7 @@ class Gathered:
     known: sums.ScoredCells
     reference: str | None  # a model of some grid
     anchors: dict[tuple[str, str, str, int], str] = field(default_factory=dict)
+    gain: bool = False  # whether the text that gained and lost is to be read again and shown
 
     @property
     def runs(self) -> tuple[Run, ...]:

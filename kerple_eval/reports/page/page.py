@@ -8,6 +8,7 @@ as one HTML file that needs nothing else, or as Markdown with its figures beside
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kerple_eval.reports.page import html, markdown
@@ -20,6 +21,7 @@ from kerple_eval.reports.page.sections import (
     by_context,
     compared,
     explained,
+    gained,
     reached,
     results,
     sure,
@@ -37,6 +39,7 @@ SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     answered,
     compared,
     explained,
+    gained,
     sure,
     by_context,
     asked,
@@ -48,15 +51,15 @@ PAGE_FORMATS = {"html": (".html", ".htm"), "markdown": (".md", ".markdown")}
 
 def make(
     folders: Sequence[str | Path], out: Path | None = None, style: str | None = None,
-    *, against: str | None = None,
+    *, against: str | None = None, gain: bool = False,
 ) -> list[Path]:  # fmt: skip
     """Write the page of ``folders`` to ``out``, report.html in the first of them unless given.
 
-    ``style`` is a name of ``PAGE_FORMATS``; without it the ending of ``out`` decides. Returns the files
-    written.
+    ``style`` is a name of ``PAGE_FORMATS``; without it the ending of ``out`` decides. ``gain``: with the text
+    that gained and lost most, which is read again. Returns the files written.
     """
     style, out = _place(folders, out, style)
-    data = gather(folders, against)
+    data = replace(gather(folders, against), gain=gain)
     sections = [section for make in SECTIONS if (section := make(data)) is not None]
     title = "Length extrapolation: " + ", ".join(run.folder.resolve().name for run in data.runs)
     if style == "html":

@@ -25,7 +25,7 @@ from kerple_eval.reports.page.blocks import (
 from kerple_eval.reports.page.findings import in_words
 from kerple_eval.reports.page.gathered import Gathered
 from kerple_eval.reports.reach_columns import beside
-from kerple_eval.reports.tables import answers, compare, explain, intervals, reach, table
+from kerple_eval.reports.tables import answers, compare, explain, gain, intervals, reach, table
 from kerple_eval.reports.typeset import Table, TableCell
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
@@ -180,6 +180,14 @@ def explained(data: Gathered) -> Section | None:
     blocks += tables
     blocks += [Code("\n".join(missing))] if missing else []
     return Section("Why it changed", "explained", tuple(blocks))
+
+
+def gained(data: Gathered) -> Section | None:
+    """Which targets the change with length comes from, and the spans of text that gained and lost most."""
+    if not data.gain:
+        return None
+    found = gain.read(data.reader)
+    return Section("Where the gain comes from", "gain", tuple(t for one in found for t in gain.tables(one)))
 
 
 def compared(data: Gathered) -> Section | None:
