@@ -55,6 +55,8 @@ def _parts(text: str) -> list[tuple[str, int]]:
         if not count:
             raise UserError(f"{MIX}: {text}: a part for 0 layers; leave it out")
         found.append((rest[1:end].strip(), count))
+        if not found[-1][0]:
+            raise UserError(f"{MIX}: {text}: a part without a scheme; nope is the one without positions")
         rest = rest[counted.end() if counted else end + 1 :].lstrip()
     if not found:
         raise UserError(f"{MIX}: no parts; expected schemes in parentheses, as in {EXAMPLE}")

@@ -58,7 +58,7 @@ def test_parts_are_cycled_over_the_layers(text: str, layers: int, expected: list
         ("layers: (rope)*x", "expected a scheme in parentheses at '\\*x'"),
         ("layers: (rope)*-1", "expected a scheme in parentheses at"),
         ("layers: (layers: (rope))*2", "a part is a scheme, not a mix in turn"),
-        ("layers: ()*2", "unknown scheme ''|no name"),
+        ("layers: ()*2", "a part without a scheme"),
         ("layers: (rop)*2", "unknown scheme 'rop': did you mean 'rope'"),
         ("layers", "layers takes schemes in parentheses and nothing else, as in layers: "),
         ("layers:", "nothing after the colon"),

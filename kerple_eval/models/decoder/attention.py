@@ -116,8 +116,8 @@ def make_table(
     """
     if backend == "eager":
         return EagerScores()
-    if backend == "flex":
-        return FlexScores(scheme, reach, dtype, device)
+    if backend == "flex" or (backend == "pruned" and device.type == "cuda"):
+        return FlexScores(scheme, reach, dtype, device, prune=backend == "pruned")
     if backend == "pruned" and prunes_by_gates(scheme):
         return GatedScores()
     if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):

@@ -2,8 +2,8 @@
 
     sdpa     torch's ``scaled_dot_product_attention`` by chunks of query rows, the kernel of distance as its
              additive mask
-    pruned   sdpa without the keys whose weight is lost in rounding (CPU; kernels that fall with distance, and
-             gates that forget)
+    pruned   sdpa on the CPU, flex on CUDA, without the keys whose weight is lost in rounding (kernels that
+             fall with distance; on the CPU gates that forget too)
     flex     torch's FlexAttention, with the scheme's formula inside the compiled loop (CUDA only)
     chunks   the scores of a chunk of query rows in memory, for schemes of weights, content or absolute
              positions
@@ -49,16 +49,20 @@ def resolve_backend(
             raise UserError(f"attention sdpa: {name} needs its scores in memory; use auto or eager")
         return attention
     if attention == "pruned":
-        others = any(uses_general_path(each) and not prunes_by_gates(each) for each in schemes)
-        falls = any(each.implements("kernel") or prunes_by_gates(each) for each in schemes)
-        if others or not falls or device.type != "cpu":
+        gates = [prunes_by_gates(each) for each in schemes]
+        others = any(
+            uses_general_path(s) and not by_gates for s, by_gates in zip(schemes, gates, strict=True)
+        )
+        kernels = any(each.implements("kernel") for each in schemes)
+        if others or not (kernels or any(gates)) or (any(gates) and device.type != "cpu"):
             raise UserError(
-                "attention pruned: leaves out keys on the CPU by a kernel of distance or by gates; "
+                "attention pruned: leaves out keys by a kernel of distance, on the CPU by gates too; "
                 f"{name} on {device.type} has none; use auto"
             )
+        if device.type != "cpu" and (obstacle := _any_flex_obstacle(schemes, name, device, dtype)):
+            raise UserError(f"attention pruned: {obstacle}; use auto, sdpa or eager")
         return attention
-    obstacles = (_flex_obstacle(each, name, device, dtype) for each in schemes)
-    obstacle = next((found for found in obstacles if found), None)
+    obstacle = _any_flex_obstacle(schemes, name, device, dtype)
     if attention == "flex":
         if obstacle:
             raise UserError(f"attention flex: {obstacle}; use auto, sdpa or eager")
@@ -66,6 +70,13 @@ def resolve_backend(
     if not obstacle and dtype.itemsize == 2:
         return "flex"
     return "chunks" if general else "sdpa"
+
+
+def _any_flex_obstacle(
+    schemes: list[Scheme], name: str, device: torch.device, dtype: torch.dtype
+) -> str | None:  # fmt: skip
+    obstacles = (_flex_obstacle(each, name, device, dtype) for each in schemes)
+    return next((found for found in obstacles if found), None)
 
 
 def _flex_obstacle(scheme: Scheme, name: str, device: torch.device, dtype: torch.dtype) -> str | None:

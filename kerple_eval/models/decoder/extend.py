@@ -27,7 +27,7 @@ from kerple_eval.types import UserError
 #: Options of modifiers up to which distances stay as they are.
 _KEEPS = {
     "self-extend": ("window",), "rerope": ("window",), "leaky-rerope": ("window",), "dca": ("chunk",),
-    "streaming-sink": ("recent",), "lm-infinite": ("recent", "limit"),
+    "streaming-sink": ("recent",), "lm-infinite": ("recent", "limit"), "string": ("shift",),
 }  # fmt: skip
 
 #: Options that keep the value the model was trained with.
@@ -94,13 +94,21 @@ def _refuse_untrained_distances(config: DecoderConfig) -> None:
     """A method that keeps distances known to the model is not given ones that it never saw in training."""
     for name, given in config.modifiers.items():
         for option in _KEEPS.get(name, ()):
-            # recent keys of a sink lie at 1 to recent, those of the others at 0 to one less
             value = given.get(option, 0)
-            if value + (name == "streaming-sink") > config.train_length:
+            # the farthest key of the others is one less away; a full cache has its sinks before recent keys
+            sinks = given.get("sinks", 4) + 1 if value and name == "streaming-sink" else 0
+            if value + sinks > config.train_length:
+                beside = f" beside {sinks - 1} sinks" if sinks else ""
                 raise UserError(
-                    f"{name}: {option}={value} contradicts the trained length, {config.train_length} tokens: "
-                    "no distance so large was trained"
+                    f"{name}: {option}={value}{beside} contradicts the trained length, "
+                    f"{config.train_length} tokens: no distance so large was trained"
                 )
+    original = config.scheme_options.get("original", 0)
+    if original > config.train_length:
+        raise UserError(
+            f"{config.scheme}: original={original} contradicts the trained length, {config.train_length} "
+            "tokens: it is the length before any extension"
+        )
 
 
 def _target(scheme: str, name: str, training: bool) -> str:

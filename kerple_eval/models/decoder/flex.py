@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kerple_eval.models.decoder.flex_blocks import choose, shared_memory_limit
+from kerple_eval.models.decoder.flex_pruning import PAYS, pruned_by_blocks
+from kerple_eval.models.decoder.pruning import WORTHWHILE, KernelBounds, PrunedShare
 from kerple_eval.schemes.base import Scheme
 
 if TYPE_CHECKING:
@@ -65,7 +67,9 @@ def flex_serves(scheme: Scheme) -> bool:
 class FlexScores:
     """A scheme's kernel and weight for windows of at most ``reach`` tokens, shared by all layers."""
 
-    def __init__(self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, *, prune: bool = False
+    ) -> None:
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in scheme.parameters())
         self.window = scheme.window
         wide = torch.promote_types(dtype, torch.float32)
@@ -76,6 +80,17 @@ class FlexScores:
         self.kernel = None if kernel is None else kernel.contiguous()
         self.weight = None if weight is None else weight.contiguous()
         self.wide = wide
+        self.bounds = self._bounds(scheme, distance) if prune else None
+        self.pruned = PrunedShare()
+
+    def _bounds(self, scheme: Scheme, distance: Tensor) -> KernelBounds | None:
+        """For leaving out keys, where that can be worth its norms."""
+        kernel = scheme.kernel(distance)
+        assert kernel is not None
+        if self.window is not None:
+            kernel = kernel.masked_fill(distance >= self.window, -torch.inf)
+        bounds = KernelBounds(kernel.flip(1).contiguous(), len(distance))
+        return bounds if bounds.worthwhile(max(WORTHWHILE, PAYS / len(distance))) else None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Output ``[B, H, Q, d]`` of scaled and rotated vectors; the queries are the last of the keys."""
@@ -83,8 +98,24 @@ class FlexScores:
         all_keys = rung(keys)  # :func:`programs` counts by the same arithmetic
         behind = all_keys - keys  # zeros after the last position: in every real query's future
         all_rows = min(all_keys, rung(rows + behind))
+        sizes = all_rows, all_keys, self.window
+        if self.bounds is None or torch.is_grad_enabled():
+            return self._attend(q, k, v, _blocks(*sizes, q.device), behind)
+
+        def attend(first: Tensor, wanted: Tensor | None) -> Tensor:
+            return self._attend(q, k, v, _blocks_from(first, wanted, *sizes), behind)
+
+        starts = torch.arange(all_keys - all_rows, all_keys, BLOCK, device=q.device)
         before = all_rows - rows - behind
-        mask = _blocks(all_rows, all_keys, self.window, q.device)
+        out, share = pruned_by_blocks(q, k, v, self.bounds, attend, starts=starts, before=before, block=BLOCK)
+        self.pruned.add(share)
+        return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, behind: int) -> Tensor:
+        """The same over the blocks of ``mask``; ``behind``: zeros after the last position."""
+        rows = q.shape[2]
+        all_rows, all_keys = mask.seq_lengths
+        before = all_rows - rows - behind
         score_mod = self._score_mod(all_keys - all_rows)
         run = _compiled() if q.device.type == "cuda" else _uncompiled()
         options = self._options(q)
@@ -139,15 +170,37 @@ def _padded(x: Tensor, before: int, behind: int, extra: int) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # a cached mask serves training too, which cannot save inference tensors
 def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> BlockMask:
-    """Which blocks are seen in part and which in whole, by arithmetic: no [rows, keys] mask is formed."""
-    from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
+    return _mask(*_seen(rows, keys, window, device), rows, keys, window)
 
+
+def _blocks_from(
+    first: Tensor, wanted: Tensor | None, rows: int, keys: int, window: int | None
+) -> BlockMask:  # fmt: skip
+    """Of each head the blocks of keys from ``first [H, R]`` on, for the blocks of queries in ``wanted``."""
+    seen, whole = _seen(rows, keys, window, first.device)
+    part = torch.arange(seen.shape[2], device=first.device) >= first[..., None]
+    if wanted is not None:
+        part = part & wanted[..., None]
+    return _mask(seen & part, whole & part, rows, keys, window)
+
+
+def _seen(rows: int, keys: int, window: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which blocks are seen at all and which in whole, ``[1, R, C]``, by arithmetic: no [rows, keys] mask is
+    formed."""
     offset, limit = keys - rows, keys + 1 if window is None else window
     first = torch.arange(0, rows, BLOCK, device=device)[:, None] + offset
     key = torch.arange(0, keys, BLOCK, device=device)
     nearest, farthest = first - (key + BLOCK - 1), first + BLOCK - 1 - key
     seen = (farthest >= 0) & (nearest < limit)
     whole = (nearest >= 0) & (farthest < limit)
+    return seen[None], whole[None]
+
+
+def _mask(seen: Tensor, whole: Tensor, rows: int, keys: int, window: int | None) -> BlockMask:
+    """Of blocks ``[1 or H, R, C]``."""
+    from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
+
+    offset, limit = keys - rows, keys + 1 if window is None else window
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         distance = i + offset - j
@@ -163,9 +216,9 @@ def _blocks(rows: int, keys: int, window: int | None, device: torch.device) -> B
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row ``[1, 1, R]``, and their numbers first ``[1, 1, R, C]``."""
+    """How many blocks of each row ``[1, H, R]``, and their numbers first ``[1, H, R, C]``."""
     indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
-    return blocks.sum(-1).int()[None, None], indices.int()[None, None]
+    return blocks.sum(-1).int()[None], indices.int()[None]
 
 
 @cache

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kerple_eval.models.decoder.attention import GatedScores, KernelTable, SharedScores, attention, make_table
 from kerple_eval.models.decoder.config import DecoderConfig
+from kerple_eval.models.decoder.flex import FlexScores
 from kerple_eval.models.decoder.pointwise import ACTIVATION_FUNCTIONS, NORM_LAYERS, RMSNorm
 from kerple_eval.models.decoder.pruning import PrunedShare
 from kerple_eval.schemes.assembly import build_scheme
@@ -162,7 +163,7 @@ class Decoder(nn.Module):
                 tables[scheme] = make_table(scheme, length, x.dtype, tokens.device, self.backend)
             x = layer(x, scheme, tables[scheme], rows if index == len(self.layers) - 1 else length)
         for table in tables.values():
-            if isinstance(table, KernelTable | GatedScores):
+            if isinstance(table, KernelTable | GatedScores | FlexScores):
                 self.pruned.add(table.pruned)
         out: Tensor = self.norm(x)
         return out

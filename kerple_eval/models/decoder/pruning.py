@@ -71,7 +71,8 @@ class KernelBounds:
     def first(self, excess: Tensor, start: int) -> Tensor:
         """The first key ``[H]`` that takes part for the queries from position ``start`` on, whose exponents
         without the kernel are at most ``excess [B, H, rows]``."""
-        cut = self.cut(excess.amax(dim=(0, 2)), start + excess.shape[2])
+        keys = torch.tensor([start + excess.shape[2]])
+        cut = self.cut(excess.amax(dim=(0, 2))[:, None], keys)[:, 0]
         return (start + 1 - cut).clamp(min=0)
 
     def most(self, positions: Tensor, lowest: Tensor) -> Tensor:
@@ -83,17 +84,18 @@ class KernelBounds:
         """``[1, h, rows, keys]`` of query positions last .. first and the keys lowest .. last."""
         return hankel(self.values[heads], self.reach, first, last, lowest)
 
-    def cut(self, excess: Tensor, keys: int) -> Tensor:
-        """The distance ``[H]`` from which ``keys`` keys weigh nothing in rows whose exponent without the
-        kernel, ``|q| max |k| / sqrt(d) - s_ii``, is at most ``excess [H]``."""
-        limit = math.log(self.rounding * MARGIN / keys) - SLACK - excess
-        beyond = torch.searchsorted(self.highest, limit[:, None].contiguous(), right=True)[:, 0]
+    def cut(self, excess: Tensor, keys: Tensor) -> Tensor:
+        """The distance ``[H, n]`` from which ``keys [n]`` keys weigh nothing in rows whose exponent without
+        the kernel, ``|q| max |k| / sqrt(d) - s_ii``, is at most ``excess [H, n]``."""
+        limit = (self.rounding * MARGIN / keys.to(excess.dtype)).log() - SLACK - excess
+        beyond = torch.searchsorted(self.highest, limit.contiguous(), right=True)
         return (self.reach - beyond).clamp(min=1)  # a query's own key takes part, even where it is NaN
 
-    def worthwhile(self) -> bool:
-        """Whether enough could be left out with the least excess there can be: -kernel(0)."""
-        near = self.cut(-self.nearest, self.reach).double() / self.reach
-        return float((1 - near).clamp(min=0).square().mean()) >= WORTHWHILE
+    def worthwhile(self, least: float = WORTHWHILE) -> bool:
+        """Whether a share ``least`` could be left out with the least excess there can be: -kernel(0)."""
+        keys = torch.tensor([self.reach], device=self.values.device)
+        near = self.cut(-self.nearest[:, None], keys).double() / self.reach
+        return float((1 - near).clamp(min=0).square().mean()) >= least
 
 
 class GateBounds:
@@ -133,16 +135,40 @@ def pruned_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> tuple[T
     return work.out, work.share
 
 
-class _Pruned:
+class Certificate:
+    """Norms of a layer's queries, keys and values, and what they prove of keys that were left out."""
+
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> None:
-        self.q, self.k, self.v, self.bounds = q, k, v, bounds
-        self.offset = k.shape[2] - q.shape[2]
-        wide, scale = bounds.dtype, q.shape[-1] ** -0.5
+        self.bounds = bounds
+        offset, wide, scale = k.shape[2] - q.shape[2], bounds.dtype, q.shape[-1] ** -0.5
+        self.positions = torch.arange(offset, k.shape[2], device=q.device)
         self.q_norm = q.to(wide).norm(dim=-1) * scale  # [B, H, Q]
         self.k_most = k.to(wide).norm(dim=-1).cummax(dim=-1).values  # [B, H, K], of keys 0..j
         self.v_most = v.abs().amax(dim=-1).to(wide).cummax(dim=-1).values
-        diagonal = (q.to(wide) * k[:, :, self.offset :].to(wide)).sum(-1) * scale
+        diagonal = (q.to(wide) * k[:, :, offset:].to(wide)).sum(-1) * scale
         self.own = diagonal + bounds.nearest[None, :, None]  # s_ii, [B, H, Q]
+        self.excess = self.q_norm * self.k_most[:, :, offset:] - self.own  # of the exponents, [B, H, Q]
+
+    def errors(self, out: Tensor, lowest: Tensor) -> Tensor:
+        """The bound ``e_i (V + max |o_i|) / max |o_i|`` of every row, the batch's largest: ``[H, Q]``.
+
+        ``out [B, H, Q, d]`` is what the keys from ``lowest [H, Q]`` on give.
+        """
+        left = (lowest - 1).clamp(min=0).expand(len(out), -1, -1)  # the nearest key that is left out
+        highest = self.bounds.most(self.positions, lowest)
+        count = lowest.clamp(min=1).to(highest.dtype).log()
+        exponent = self.q_norm * self.k_most.gather(2, left) + highest + count - self.own + SLACK
+        largest = out.abs().amax(dim=-1).to(highest.dtype)
+        relative = exponent.exp() * (self.v_most.gather(2, left) + largest) / largest
+        relative = torch.where(relative.isnan(), torch.inf, relative)  # an output of zeros is not certified
+        return torch.where(lowest > 0, relative, 0.0).amax(dim=0)
+
+
+class _Pruned(Certificate):
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> None:
+        super().__init__(q, k, v, bounds)
+        self.q, self.k, self.v = q, k, v
+        self.offset = k.shape[2] - q.shape[2]
         self.out = torch.empty_like(v[:, :, self.offset :])
         self.lowest = torch.empty(q.shape[1:3], dtype=torch.int64)  # [H, Q]: the first key that takes part
         self.share = PrunedShare()
@@ -153,9 +179,8 @@ class _Pruned:
 
     def attend_near(self) -> None:
         """Every query over the keys that its chunk's bound does not rule out."""
-        excess = self.q_norm * self.k_most[:, :, self.offset :] - self.own  # [B, H, Q]
         for rows in self.chunks():
-            first = self.bounds.first(excess[:, :, rows], self.offset + rows.start) // BLOCK * BLOCK
+            first = self.bounds.first(self.excess[:, :, rows], self.offset + rows.start) // BLOCK * BLOCK
             self.lowest[:, rows] = first[:, None]
             heads = enumerate(first.tolist())
             for lowest, group in groupby(heads, key=lambda pair: pair[1]):
@@ -165,7 +190,7 @@ class _Pruned:
 
     def attend_uncertified(self) -> None:
         """Chunks with a row whose bound is not met, head by head, over all keys."""
-        errors = self._errors()
+        errors = self.errors(self.out, self.lowest)
         for rows in self.chunks():
             failing = (errors[:, rows] > self.bounds.rounding).any(dim=-1)
             for head in failing.nonzero()[:, 0].tolist():
@@ -190,16 +215,3 @@ class _Pruned:
         first, stop = int(rows.start), int(rows.stop)
         count = stop - first
         return count * (self.offset + first - lowest) + count * (count + 1) // 2
-
-    def _errors(self) -> Tensor:
-        """The bound ``e_i (V + max |o_i|) / max |o_i|`` of every row, the batch's largest: ``[H, Q]``."""
-        lowest = self.lowest
-        positions = torch.arange(self.offset, self.offset + self.q.shape[2])
-        left = (lowest - 1).clamp(min=0).expand(len(self.q), -1, -1)  # the nearest key that is left out
-        highest = self.bounds.most(positions, lowest)
-        count = lowest.clamp(min=1).to(highest.dtype).log()
-        exponent = self.q_norm * self.k_most.gather(2, left) + highest + count - self.own + SLACK
-        largest = self.out.abs().amax(dim=-1).to(highest.dtype)
-        relative = exponent.exp() * (self.v_most.gather(2, left) + largest) / largest
-        relative = torch.where(relative.isnan(), torch.inf, relative)  # an output of zeros is not certified
-        return torch.where(lowest > 0, relative, 0.0).amax(dim=0)

@@ -13,6 +13,7 @@ Source: transformers, ``modeling_rope_utils.py`` and ``models/*/modeling_*.py`` 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,24 +203,29 @@ class Rotations:
             finally:
                 self.zeroed = None
             for (module, q), (_, x), (_, turned) in zip(found, plain, own, strict=True):
-                moved = (_zero_components(q) & ~_zero_components(x)).nonzero().flatten().tolist()
-                if not moved:
+                zero = _zero_components(q)
+                if torch.equal(zero, _zero_components(x)):
                     continue
-                turn = self._turn(call, moved, answers[call], x, turned)
+                turn = self._turn(call, zero, answers[call], x, turned)
                 if turn is None or self.turns.setdefault(module, turn) != turn:
                     raise self.refusal("it rotates its heads in a way that is not known here")
 
     @staticmethod
-    def _turn(call: Call, moved: list[int], answer: Answer, x: Tensor, turned: Tensor) -> Turn | None:
-        """What makes ``turned`` of the queries ``x``, both ``[B, H, N, d]``; None where nothing here does."""
-        first, stop = moved[0], moved[-1] + 1
-        if len(moved) != stop - first or stop - first not in (answer.cos.shape[-1], 2 * answer.cos.shape[-1]):
-            return None
-        cos, sin = answer.at(torch.arange(x.shape[-2], device=x.device), stop - first)
-        for neighbours in (False, True):
-            for sign in (1, -1):
-                turn = Turn(call, first, stop, neighbours, sign)
-                if (turn.rotate(x, cos, sin) - turned).abs().max() <= 1e-4 * turned.abs().max():
+    def _turn(call: Call, zero: Tensor, answer: Answer, x: Tensor, turned: Tensor) -> Turn | None:
+        """What makes ``turned`` of the queries ``x``, both ``[B, H, N, d]``; None where nothing here does.
+
+        Of the components ``zero [d]`` without the answer, all are rotated that are not zero in ``x`` too (a
+        norm may have a weight of 0 anywhere).
+        """
+        moved = (zero & ~_zero_components(x)).nonzero()
+        at = torch.arange(x.shape[-2], device=x.device)
+        sizes = [size for size in (answer.cos.shape[-1], 2 * answer.cos.shape[-1]) if size <= len(zero)]
+        for size, neighbours, sign in itertools.product(sizes, (False, True), (1, -1)):
+            for first in range(max(0, int(moved.max()) + 1 - size), int(moved.min()) + 1):
+                if not zero[first : first + size].all() or first + size > len(zero):
+                    continue
+                turn = Turn(call, first, first + size, neighbours, sign)
+                if (turn.rotate(x, *answer.at(at, size)) - turned).abs().max() <= 1e-4 * turned.abs().max():
                     return turn
         return None
 

@@ -40,7 +40,7 @@ def start_from(model: str, extend: str | None, length: int, seed: int, tokenizer
     tokeniser = _tokenizer(checkpoint, model, tokenizer)
     decoder = checkpoint.decoder().to(torch.float32)
     before = decoder.config
-    config = extended(before, extend_options(extend), training=True) if extend else before
+    config = before if extend is None else extended(before, extend_options(extend), training=True)
     config = replace(config, train_length=length, original_length=_original_length(config, length))
     decoder.set_scheme(config, seed)
     record = {

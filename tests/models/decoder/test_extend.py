@@ -64,8 +64,8 @@ EXTENDED: list[tuple[str, dict[str, Any], str]] = [
         "rope-yarn",
     ),
     (
-        "rope,extend=yarn,factor=8,original=16,truncate=false,mscale=1,mscale_all_dim=0.5",
-        replaced("rope-yarn", factor=8.0, original=16, truncate=False, mscale=1.0, mscale_all_dim=0.5),
+        "rope,extend=yarn,factor=8,original=8,truncate=false,mscale=1,mscale_all_dim=0.5",
+        replaced("rope-yarn", factor=8.0, original=8, truncate=False, mscale=1.0, mscale_all_dim=0.5),
         "rope-yarn",
     ),
     (
@@ -87,7 +87,7 @@ EXTENDED: list[tuple[str, dict[str, Any], str]] = [
     ("rope,extend=theta", {"scheme": "theta", "scheme_options": {}}, "theta"),
     ("rope,extend=theta,theta=9e4", {"scheme": "theta", "scheme_options": {"theta": 9e4}}, "theta"),
     ("rope,extend=dca,chunk=6", changed_on(dca={"chunk": 6}), "rope,dca=6"),
-    ("rope,string=9,local=3", changed_on(string={"shift": 9, "local": 3}), "rope,string=9,local=3"),
+    ("rope,string=7,local=3", changed_on(string={"shift": 7, "local": 3}), "rope,string=7,local=3"),
     ("rope,window=5", changed_on(window={"width": 5}), "rope,window=5"),
     ("rope,window=", changed_on(window={}), "rope,window"),
     (

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kerple_eval
+from kerple_eval.models.decoder import backends
 from kerple_eval.models.decoder import pruning as module
 from kerple_eval.models.decoder.attention import KernelTable, attention, eager_attention, make_table
 from kerple_eval.models.decoder.backends import resolve_backend
@@ -104,7 +105,7 @@ def test_the_certificate_is_above_the_true_change(
     bounds.rounding = rounding
     work = module._Pruned(q, k, v, bounds)
     work.attend_near()
-    certified = work._errors()
+    certified = work.errors(work.out, work.lowest)
     true = change(work.out, whole(q, k, v, slopes(200, 2.0))).amax(0)
     assert (true <= certified + 1e-14).all()
     assert work.share.scores < work.share.causal
@@ -145,7 +146,7 @@ def test_the_certificate_of_gates_is_above_the_true_change(
     work = module._Pruned(q, k, v, bounds)
     work.attend_near()
     true = change(work.out, whole_by_gates(q, k, v, c)).amax(0)
-    assert (true <= work._errors() + 1e-14).all()
+    assert (true <= work.errors(work.out, work.lowest) + 1e-14).all()
     assert work.share.scores < work.share.causal
     assert scale > 1 or true.max() > rounding * 1e-6  # what was left out can be seen
     work.attend_uncertified()
@@ -274,10 +275,18 @@ def test_asked_for_by_name() -> None:
         with pytest.raises(UserError, match=f"attention pruned: .* {name} on cpu has none; use auto"):
             resolve_backend("pruned", scheme_of(tiny.config(name)), name, CPU, torch.float32)
     assert resolve_backend("pruned", scheme_of(tiny.config("t5")), "t5", CPU, torch.float32) == "pruned"
-    with pytest.raises(UserError, match="alibi on cuda has none"):
-        resolve_backend(
-            "pruned", scheme_of(tiny.config("alibi")), "alibi", torch.device("cuda"), torch.float32
-        )
+
+
+def test_asked_for_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    alibi, fox = (scheme_of(tiny.config(name, width=96)) for name in ("alibi", "fox"))
+    with pytest.raises(UserError, match="fox on cuda has none"):
+        resolve_backend("pruned", fox, "fox", CUDA, torch.bfloat16)
+    monkeypatch.setattr(backends, "_has_triton", lambda: False)
+    with pytest.raises(UserError, match="attention pruned: needs triton"):
+        resolve_backend("pruned", alibi, "alibi", CUDA, torch.bfloat16)
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    monkeypatch.setattr(backends, "shared_memory_limit", lambda _: 232_448)
+    assert resolve_backend("pruned", alibi, "alibi", CUDA, torch.bfloat16) == "pruned"
 
 
 def test_a_run_records_what_was_left_out(tmp_path: Path) -> None:

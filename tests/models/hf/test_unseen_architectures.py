@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import kerple_eval
 from kerple_eval.models.scoring import score
@@ -155,6 +156,17 @@ def test_every_architecture(name: str) -> None:
     else:
         assert "rope" in scheme or scheme == "unknown"
         check(name, tuple(METHODS))
+
+
+def test_a_component_that_is_zero_anyway_is_rotated_too() -> None:
+    """Gemma 3 270M has a norm of queries with a weight of 0 at a few components."""
+    model = made("qwen3")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_norm.weight[3] = 0.0
+        model.model.layers[1].self_attn.q_norm.weight[[0, 7]] = 0.0
+        model.model.layers[2].self_attn.k_norm.weight[0] = 0.0
+    expected = distance_oracle.losses(model, TOKENS, METHODS["self-extend,window=6,group=3"])
+    np.testing.assert_allclose(losses(model, "self-extend,window=6,group=3"), expected, rtol=0, atol=5e-5)
 
 
 def test_frequencies_of_type_proportional_are_refused() -> None:

@@ -160,6 +160,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
         (("--from", "DIR/rope", "--width", "64"), "--width is a size of a new model; --from "),
         (("--from", "DIR/rope", "--tie-embeddings"), "--tie-embeddings is a size of a new model"),
         (("--from", "DIR/rope", "--extend", "yarn"), "extend=yarn needs factor=F"),
+        (("--from", "DIR/rope", "--extend", ""), "expected key=value"),
         (("--from", "DIR/rope", "--extend", "yrn,factor=2"), "unknown extension of rope 'yrn'"),
         (("--from", "DIR/rope", "--extend", "pose=7"), "longest=7 is less than the trained length, 8"),
         (("--from", "DIR/rope", "--extend", "pose=9"), "pose: longest=9 is less than the trained length, 16"),
