@@ -48,10 +48,13 @@ class Run(RunDirectory):
 
     def divergence(self, style: str = "text", **options: Any) -> str:
         """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""
-        return self._text("divergence", style=style, **options)
+        return self._text("divergences", style=style, **options)
 
-    def longppl(self, reference: str, style: str = "text", **options: Any) -> str:
-        """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``."""
+    def longppl(self, reference: str | None = None, style: str = "text", **options: Any) -> str:
+        """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``.
+
+        ``key_tokens``, in place of ``reference``, and ``write_key_tokens`` are files.
+        """
         return self._text("longppl", reference=reference, style=style, **options)
 
     def plot(self, kind: str = "curve", out: str | PathLike[str] | None = None, **options: Any) -> Path:

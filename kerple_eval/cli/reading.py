@@ -104,8 +104,8 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, **optio
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True, metavar="KIND",
-    help="Of runs: curve, position, ratio, scatter, depth or training. Of models: kernels, kernel-reach or "
-    "matrix.",
+    help="Of runs: curve, position, ratio, scatter, depth, divergence or training. Of models: kernels, "
+    "kernel-reach or matrix.",
 )  # fmt: skip
 @out("Figure to write: .png, .pdf or .svg; KIND.png in DIR where there is exactly one.", required=False)
 @click.option(
@@ -278,26 +278,33 @@ def answers(folders: tuple[str, ...], style: str) -> None:
 
 @click.command("longppl", cls=Command, short_help="Perplexity on the tokens that need a long context.")
 @folders
+@click.option("--reference", metavar="MODEL", help="The model whose losses choose the key tokens.")
 @click.option(
-    "--reference", required=True, metavar="MODEL", help="The model whose losses choose the key tokens."
-)
-@click.option(
-    "--alpha", type=FiniteNumber(), default=2.0, show_default=True, metavar="NATS",
-    help="Key tokens gain more than this from the longer context.",
+    "--key-tokens", metavar="FILE",
+    help="In place of --reference: key tokens that --write-key-tokens kept, of the same text.",
 )  # fmt: skip
 @click.option(
-    "--beta", type=FiniteNumber(), default=-2.0, show_default=True, metavar="NATS",
-    help="Key tokens have a log-probability above this in the longer context.",
+    "--write-key-tokens", metavar="FILE",
+    help="Keep the key tokens, as characters of the text, for models of any tokeniser.",
+)  # fmt: skip
+@click.option(
+    "--alpha", type=FiniteNumber(), metavar="NATS",
+    help="Key tokens gain more than this from the longer context; 2 unless given.",
+)  # fmt: skip
+@click.option(
+    "--beta", type=FiniteNumber(), metavar="NATS",
+    help="Key tokens have a log-probability above this in the longer context; -2 unless given.",
 )  # fmt: skip
 @click.option(
     "--short", type=Tokens(), metavar="N", help="The short length; the reference's shortest unless given."
 )  # fmt: skip
 @table_format
-def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
+def longppl_(folders: tuple[str, ...], **options: Any) -> None:
     """LongPPL: perplexity on the tokens that need a long context, at every length.
 
     Key tokens are those whose loss falls by more than alpha from the reference's short length to its longest
-    one, and is then below -beta.
+    one, and is then below -beta. For models of another tokeniser they are mapped by characters of the text,
+    which is read again.
 
     \b
     Example:
@@ -305,7 +312,7 @@ def longppl_(folders: tuple[str, ...], reference: str, **options: Any) -> None:
     """
     from kerple_eval.reports.tables.longppl import make  # noqa: PLC0415
 
-    click.echo(make(folders, reference, **options), nl=False)
+    click.echo(make(folders, **options), nl=False)
 
 
 @click.command(cls=Command, short_help="Write results for other programs: lm-eval, TensorBoard, ...")

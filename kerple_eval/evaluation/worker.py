@@ -209,7 +209,8 @@ class Worker:
         if earlier is not None and not self.stopping.grows:  # its losses and what is said of them stay
             assert reference is not None
             self.budget.keep()
-            header = replace(earlier.header, divergence=reference.record(task.model))
+            seconds = round(time.monotonic() - began + (earlier.header.seconds or 0), 3)
+            header = replace(earlier.header, divergence=reference.record(task.model), seconds=seconds)
             return replace(earlier, header=header, divergence=_cell(task, header, losses).divergence)
         seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
         too_large, pruned = self.budget.keep(), model.take_pruned()

@@ -1,7 +1,7 @@
 """ReRoPE: neighbours at their distance, farther keys all at distance w (Leaky: w + (D - w) / k).
 
 Source: Su, "Rectified Rotary Position Embeddings" (2023), code bojone/rerope, ``rerope_patch.py`` and
-``leaky_rerope_patch.py``.
+``leaky_rerope_patch.py``, commit 2cbd019 (which has k = 16 as ``scaling_factor``).
 
 For D = i - j < w positions stay; for D >= w the query takes position w and the key position 0. With
 ``leak`` k > 1 (Leaky ReRoPE) the far pair has the distance ``w + (D - w) / k``; ``leaky-rerope`` is that

@@ -11,32 +11,41 @@ source too: documents weigh by their key tokens). Both lengths are cells of one 
 counts where both score it and the long one saw more of its document. ``aligned`` scores the same targets
 at every length.
 
-What differs from the source: its short context is the last 4096 tokens and up to 1024 more, its evaluator
-a large language model with a tokeniser of its own, mapped by characters. Here short is a length of the
-run, the reference one of its models, and every model reads the same tokens, so targets map one to one. The
-reference's own numbers are of tokens that its own losses chose, and so are too low for it.
+Models that read the reference's tokens are scored on the same targets. Those of another tokeniser are scored,
+as in the source, on their own tokens within the same characters (:mod:`kerple_eval.stats.key_text`), for
+which the text is read again. Key tokens may also come from a file, by characters for every model.
+
+What differs from the source: its short context is the last 4096 tokens and up to 1024 more. Here short is a
+length of the run and the reference one of its models. The reference's own numbers are of tokens that its own
+losses chose, and so are too low for it.
 
 Imports no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
-from kerple_eval.records.run import own_label
+from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.documents import DocumentSums
+from kerple_eval.stats.gain import DocumentTokens
 from kerple_eval.stats.intervals import CellInterval, sums_interval
+from kerple_eval.stats.key_text import KeyText, key_document, key_tokens_of
 from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 ALPHA, BETA = 2.0, -2.0
 DocumentName = tuple[str, int]  # a document by the sha256 of its tokens, and its number among those alike
 KeyTokens = dict[DocumentName, NDArray[np.int64]]  # targets of each document, in order
+#: The documents of a run's cell by the sha256 of their tokens, read again.
+ReadText = Callable[[Run, Cell], Mapping[str, DocumentTokens]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +69,39 @@ class LongPplTable:
     reference: str
     short: int
     long: int
+    alpha: float
+    beta: float
     common: int  # targets that might have been key tokens
     key_tokens: int
     documents: int  # with a key token
     scores: list[Score]
+    as_text: Callable[[], KeyText]  # its key tokens by characters; reads the text again
 
 
 @dataclass
 class _Group:
     cells: dict[tuple[str, int], Cell]
-    tokenizers: dict[str, str]
+    runs: dict[str, Run]  # of each label
+    names: dict[str, str]  # label -> that of its own run
+    read: ReadText
+    texts: dict[tuple[str, tuple[str, ...]], Mapping[str, DocumentTokens]]
+
+    def tokenizer(self, label: str) -> str | None:
+        return self.runs[label].specification.model(self.names[label]).tokenizer
+
+    def documents(self, label: str, cell: Cell) -> list[tuple[str, DocumentTokens]]:
+        """Name and tokens of the cell's documents; read once for all lengths of a model."""
+        hashes = tuple(entry.sha256 for entry in cell.header.documents)
+        if (label, hashes) not in self.texts:
+            self.texts[label, hashes] = self.read(self.runs[label], cell)
+        read = self.texts[label, hashes]
+        return [(entry.name, read[entry.sha256]) for entry in cell.header.documents]
 
 
 def longppl(
     reader: RunReader,
     reference: str,
+    read: ReadText,
     *,
     alpha: float = ALPHA,
     beta: float = BETA,
@@ -86,9 +113,9 @@ def longppl(
     ``short`` is its shortest length unless given; the long one is its longest.
 
     Raises:
-        UserError: no such model or length; a model that reads the text in other tokens.
+        UserError: no such model or length; a model of other tokens whose text cannot be read again.
     """
-    groups = _gather(reader)
+    groups = _gather(reader, read)
     labels = list(dict.fromkeys(label for group in groups.values() for label, _ in group.cells))
     if reference not in labels:
         raise unknown("reference model", reference, labels)
@@ -109,21 +136,40 @@ def longppl(
     return found
 
 
-def _gather(reader: RunReader) -> dict[tuple[str, str], _Group]:
+def longppl_of(
+    reader: RunReader, keys: KeyText, read: ReadText, *, level: float = 0.95
+) -> list[LongPplTable]:
+    """The same with key tokens that were chosen before, of every protocol over their text.
+
+    Raises:
+        UserError: a run of another text; a text that cannot be read again.
+    """
+    tables = []
+    for (task, protocol), group in _gather(reader, read).items():
+        scores = [_mapped(label, cell, keys, group, level) for (label, _), cell in group.cells.items()]
+        tables.append(
+            LongPplTable(
+                task, protocol, keys.reference, keys.short, keys.long, keys.alpha, keys.beta, keys.targets,
+                keys.key_tokens, len(keys.with_key_tokens), scores, lambda: keys,
+            )
+        )  # fmt: skip
+    if not tables:
+        raise UserError(f"{reader.names}: no finished cell")
+    return tables
+
+
+def _gather(reader: RunReader, read: ReadText) -> dict[tuple[str, str], _Group]:
     groups: dict[tuple[str, str], _Group] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
-    tokenizers = {
-        run.folder: {model.label: str(model.tokenizer) for model in run.specification.models}
-        for run in reader.runs
-    }
     for run, cell in reader.cells():
         if not isinstance(cell, Cell):
             continue
         name = (cell.key.task, cell.key.protocol)
-        group = groups.setdefault(name, _Group({}, {}))
+        group = groups.setdefault(name, _Group({}, {}, {}, read, {}))
         label = own_label(cell.key.model, run.folder, owners.setdefault(name, {}))
         group.cells[label, cell.key.length] = cell
-        group.tokenizers[label] = tokenizers[run.folder][cell.key.model]
+        group.runs[label] = run
+        group.names[label] = cell.key.model
     return groups
 
 
@@ -132,18 +178,43 @@ def _table(
     alpha: float, beta: float, level: float,
 ) -> LongPplTable:  # fmt: skip
     (task, protocol), (short, long) = name, lengths
-    chosen, common = key_tokens(group.cells[reference, short], group.cells[reference, long], alpha, beta)
-    known = set(_by_document(group.cells[reference, long]))
-    scores = []
-    for (label, _), cell in group.cells.items():
-        if group.tokenizers[label] != group.tokenizers[reference] and not known & set(_by_document(cell)):
-            raise UserError(
-                f"{task}, {protocol}: {label} reads the text in other tokens than {reference}; LongPPL needs "
-                "the targets of both to be the same: give a run of models of one tokeniser"
-            )
-        scores.append(_score(label, cell, chosen, level))
+    cell = group.cells[reference, long]
+    chosen, common = key_tokens(group.cells[reference, short], cell, alpha, beta)
     count = sum(map(len, chosen.values()))
-    return LongPplTable(task, protocol, reference, short, long, common, count, len(chosen), scores)
+
+    @cache
+    def as_text() -> KeyText:
+        model = group.runs[reference].specification.model(group.names[reference])
+        none = np.empty(0, dtype=np.int64)
+        documents = tuple(
+            key_document(entry, tokens, chosen.get(own, none))
+            for own, (entry, tokens) in zip(_by_document(cell), group.documents(reference, cell), strict=True)
+        )
+        return KeyText(
+            task, protocol, reference, model.weights_sha256, model.tokenizer, short, long, alpha, beta,
+            common, count, documents,
+        )  # fmt: skip
+
+    known = set(_by_document(cell))
+    scores = []
+    for (label, _), each in group.cells.items():
+        if group.tokenizer(label) == group.tokenizer(reference) or known & set(_by_document(each)):
+            scores.append(_score(label, each, chosen, level))
+        else:
+            scores.append(_mapped(label, each, as_text(), group, level))
+    return LongPplTable(
+        task, protocol, reference, short, long, alpha, beta, common, count, len(chosen), scores, as_text
+    )
+
+
+def _mapped(label: str, cell: Cell, keys: KeyText, group: _Group, level: float) -> Score:
+    found, lacking = key_tokens_of(keys, group.documents(label, cell))
+    chosen = {name: where for name, where in zip(_by_document(cell), found, strict=True) if len(where)}
+    score = _score(label, cell, chosen, level)
+    if not lacking:
+        return score
+    why = f"lacks text of {lacking} of {len(keys.with_key_tokens)} documents with key tokens"
+    return replace(score, found=None, why=why)
 
 
 def key_tokens(short: Cell, long: Cell, alpha: float, beta: float) -> tuple[KeyTokens, int]:

@@ -23,7 +23,7 @@ from kerple_eval.schemes.catalogue import SCHEMES
 from kerple_eval.schemes.composite import Combined
 from kerple_eval.schemes.spelling import parse_scheme
 from kerple_eval.schemes.window import SlidingWindowMask
-from kerple_eval.types import SchemeSpec, UserError
+from kerple_eval.types import Geometry, SchemeSpec, UserError
 from tests.helpers import oracles, tiny
 from tests.helpers.cases import each_case
 
@@ -72,6 +72,26 @@ def dual_chunk(i: int, j: int, chunk: int, local: int) -> Pair:
 def shifted(i: int, j: int, shift: int, local: int, factor: float = 1.0) -> Pair:
     """Algorithm 1 of STRING: S is the sliding window, queries of the triangle stand at i - S + W."""
     return True, i - j if i - j < shift else i - shift + local - j, factor**2
+
+
+def test_leaky_rerope_stands_where_its_code_puts_it() -> None:
+    """bojone/rerope, leaky_rerope_patch.py, commit 2cbd019, several queries: far keys by frequencies that are
+    scaled down k-fold, of queries at ``position + window * (k - 1)`` and keys at their own.
+    """
+    window, k, n = 5, 16, 40  # its scaling_factor, 16 there
+    offset = window * (k - 1)
+    for i in range(n):
+        for j in range(i + 1):
+            placed = (i, j) if abs(i - j) < window else ((i + offset) / k, j / k)
+            assert math.isclose(placed[0] - placed[1], rerope(i, j, window, k)[1], abs_tol=1e-12)
+    scheme = SCHEMES.load("leaky-rerope")(Geometry(HEADS, DIM, HEADS * DIM, 1, TRAINED), window=window)
+    assert scheme.leak == k
+    positions = torch.arange(n)
+    ((far, moved_q, moved_k),) = scheme.remap(positions, positions)
+    for i, j in zip(*(part.tolist() for part in far.nonzero(as_tuple=True)), strict=True):
+        assert math.isclose(float(moved_q[i]), (i + offset) / k, abs_tol=1e-9)
+        assert math.isclose(float(moved_k[j]), j / k, abs_tol=1e-9)
+    assert torch.equal(far, positions[:, None] - positions >= window)
 
 
 def tempered(i: int, floor: int, scale: float) -> float:

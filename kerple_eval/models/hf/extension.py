@@ -117,7 +117,7 @@ def read_method(
         scheme="rope",
         scheme_options={"base": float(parameters.get("rope_theta", 10000.0)), "fraction": fraction},
     )
-    changed = extended(stored, options, "Hugging Face", format_options)
+    changed = extended(stored, _respelt(options), "Hugging Face", format_options)
     frequencies = None
     if changed.scheme != stored.scheme:
         original = original_length(config, parameters) or train_length
@@ -162,6 +162,17 @@ def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[
         kind = method.frequencies.kind
         raise UserError(f"{where}: {type(model).__name__} has no rotary positions that {kind} could extend")
     return config, made
+
+
+def _respelt(options: Mapping[str, str]) -> dict[str, str]:
+    """``options`` with ``extend=`` in place of ``rope=``."""
+    rest = dict(options)
+    if "extend" in rest:
+        if "rope" in rest:
+            raise UserError("rope= is another spelling of extend=; give one of them")
+        return rest
+    extension = Extension.from_options(rest)
+    return rest if extension is None else extension.options() | rest
 
 
 def _frequencies(kind: str, given: Mapping[str, Any], made: Rotary) -> Extension:

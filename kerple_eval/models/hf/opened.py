@@ -56,7 +56,7 @@ class Opened:
         from kerple_eval.models.hf.tokenizer import read_tokenizer  # noqa: PLC0415
 
         options = dict(options)
-        self._changes = _changes(options)
+        self._changes = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
         self.placement = Placement.from_options(options)
         self.imported = _imported(options["import"]) if "import" in options else None
         flag = options.get("trust-remote-code", "false")
@@ -256,16 +256,6 @@ def _imported(name: str) -> tuple[str, str | None]:
     """The module's name and the sha256 of its sources, after it was imported."""
     module = load_module(name, f"hf: import={name}")
     return name, sources_sha256(module)
-
-
-def _changes(options: dict[str, str]) -> dict[str, str]:
-    """The options that change positions, ``rope=`` respelt as ``extend=``; removed from ``options``."""
-    if "rope" in options and "extend" in options:
-        raise UserError("hf: rope= is another spelling of extend=; give one of them")
-    extend = options.get("extend")
-    extension = Extension.from_options(options) if extend is None else None
-    given = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
-    return given if extension is None else extension.options() | given
 
 
 def need(packages: tuple[str, ...]) -> None:

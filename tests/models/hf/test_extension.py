@@ -349,6 +349,10 @@ def test_a_model_in_memory_is_extended_while_it_is_scored(name: str, text: str, 
         ("yarn", "needs factor"),
         ("window=x", "window"),
         ("", "expected key"),
+        ("yarn,factor=4,rope=linear", "another spelling of extend="),
+        ("rope=yarn,factor=4,extend=yarn", "another spelling of extend="),
+        ("rope=self-extend,factor=4", "unknown rope extension"),
+        ("self-extend,window=33", "contradicts the trained length"),
     ],
 )
 def test_a_wrong_extension_in_memory_is_refused(text: str, part: str, saved: Any) -> None:
@@ -356,6 +360,33 @@ def test_a_wrong_extension_in_memory_is_refused(text: str, part: str, saved: Any
         kerple_eval.from_module(saved("llama")[0], extend=text).description  # noqa: B018
     with pytest.raises(UserError, match="no transformers model"):
         kerple_eval.from_module(torch.nn.Linear(2, 2), extend=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "further"),
+    [("llama", "yarn", ",original=16"), ("gemma3", "linear", "")],
+)
+def test_a_run_of_models_in_memory_repeats_that_of_the_files(
+    name: str, kind: str, further: str, saved: Any
+) -> None:
+    """By ``evaluate``, in either spelling, beside ``rope=`` and ``extend=`` of the same model on disk."""
+    model, place = saved(name)
+    given = f"{kind},factor=4{further}"
+    models = {
+        "m": kerple_eval.from_module(model, extend=given),
+        "m-rope": kerple_eval.from_module(model, extend=f"rope={given}"),
+        "d": f"hf:{place},extend={given}", "d-rope": f"hf:{place},rope={given}",
+        "m-self": kerple_eval.from_module(model, extend="self-extend,window=9"),
+        "d-self": f"hf:{place},extend=self-extend,window=9", "plain": model,
+    }  # fmt: skip
+    tokens = [document[:61].tolist() for document in folders.documents()]
+    run = kerple_eval.evaluate(models, tokens=tokens, lengths=[20, 60], protocols="last:k=8")
+    assert run.summary()["status"].eq("ok").all()
+    found = {label: part["loss"].to_numpy() for label, part in run.losses().groupby("model")}
+    for same in (("m", "m-rope", "d", "d-rope"), ("m-self", "d-self")):
+        for label in same[1:]:
+            np.testing.assert_allclose(found[label], found[same[0]], rtol=0, atol=2e-6, err_msg=label)
+        assert np.abs(found[same[0]] - found["plain"]).max() > 1e-3
 
 
 def test_no_matrix_of_scores_is_formed(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
