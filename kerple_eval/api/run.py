@@ -48,7 +48,7 @@ class Run(RunDirectory):
 
     def divergence(self, style: str = "text", **options: Any) -> str:
         """How far predictions are from the reference's: ``task``, ``protocol``, ``down`` ("contexts")."""
-        return self._text("divergence", style=style, **options)
+        return self._text("divergences", style=style, **options)
 
     def longppl(self, reference: str | None = None, style: str = "text", **options: Any) -> str:
         """Perplexity on the tokens that need long context: ``alpha``, ``beta``, ``short``.

@@ -36,7 +36,7 @@ FILE = "estimate.json"
 def run(request: RunRequest) -> int:
     """Print and keep the estimate; the exit status, 0."""
     plan = make_plan(request)
-    for model in plan.models:
+    for model in plan.loaded:
         model.checkpoint.check_ranks(1)  # its passes are timed in this process
     folder = request.out
     finished: set[CellKey] = set()
@@ -46,7 +46,8 @@ def run(request: RunRequest) -> int:
         refuse_another(begun, plan.specification)
         kept = begun.provenance.tokens_per_pass
         held = checked_cells(begun, plan, worklist(plan))
-        finished = {cell.key for cell in held if isinstance(cell, Cell)}
+        asked = plan.reference is not None
+        finished = {c.key for c in held if isinstance(c, Cell) and not (asked and c.divergence is None)}
     entries = forecast(plan, finished, kept or _tokens(plan))
     print(typeset(_table(entries), "text"))
     instructions, narrow = bfloat16_instructions(), any(m.dtype == torch.bfloat16 for m in plan.models)

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from kerple_eval.cli import reading
 from kerple_eval.cli.errors import CommandGroup, typed_words
-from kerple_eval.cli.parameters import TRACEBACK, FiniteNumber, Tokens, at_least, folders, out
+from kerple_eval.cli.parameters import TRACEBACK, FiniteNumber, Tokens, at_least, folders, not_empty, out
 from kerple_eval.support.interrupts import exit_on_interrupt
 from kerple_eval.support.version import VERSION
 
@@ -121,7 +121,7 @@ def cli(traceback: bool) -> None:
     help="With --precision: make sure of each perplexity's ratio to this model's instead.",
 )  # fmt: skip
 @click.option(
-    "--divergence-from", metavar="MODEL",
+    "--divergence-from", metavar="MODEL", callback=not_empty,
     help="Keep of every target how far each model's prediction is from this one's: MODEL, the label of a "
     "model of the run, or self@N, each model itself at length N. Of a finished run only what is missing is "
     "computed.",

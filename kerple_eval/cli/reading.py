@@ -104,8 +104,8 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, **optio
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...|MODEL...")
 @click.option(
     "--kind", default="curve", show_default=True, metavar="KIND",
-    help="Of runs: curve, position, ratio, scatter, depth or training. Of models: kernels, kernel-reach or "
-    "matrix.",
+    help="Of runs: curve, position, ratio, scatter, depth, divergence or training. Of models: kernels, "
+    "kernel-reach or matrix.",
 )  # fmt: skip
 @out("Figure to write: .png, .pdf or .svg; KIND.png in DIR where there is exactly one.", required=False)
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kerple_eval.records.cell import Cell, FailedCell, file_name
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run
 from kerple_eval.reports.grid import read_grids
-from kerple_eval.reports.tables import answers, table
+from kerple_eval.reports.tables import answers, divergence, table
 from kerple_eval.support.files import is_file
 from kerple_eval.types import CellKey, UserError
 
@@ -47,7 +48,7 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
                 f"stopped; finished cells are kept, the same command continues in {request.out}", err=True
             )
         return 130
-    return finish(result)
+    return finish(result, divergences=request.divergence_from is not None)
 
 
 def _lost_cells(folder: Path) -> int:
@@ -98,20 +99,28 @@ def _watched(request: RunRequest) -> Run:
             raise
 
 
-def finish(result: Run) -> int:
-    """Print the tables and which files hold what; the exit status: 1 if a cell failed, else 0."""
+def finish(result: Run, *, divergences: bool = False) -> int:
+    """Print the tables and which files hold what; the exit status: 1 if a cell failed, else 0.
+
+    ``divergences``: whether they were asked for, so that a cell without them is not finished.
+    """
     folder = result.folder
     seconds: dict[CellKey, float | None] = {}
     failed: list[FailedCell] = []
     answered = False
+    without: Counter[str] = Counter()  # cells by why they have no divergences
     for cell in result.cells():
         if isinstance(cell, Cell):
             seconds[cell.key] = cell.header.seconds
             answered = answered or cell.hits is not None
+            if divergences and cell.divergence is None and cell.header.divergence is not None:
+                without[str(cell.header.divergence.error)] += 1
         else:
             failed.append(cell)
     shown = answers.make([folder]) if answered else table.make([folder], "text", color=is_terminal())
     print(shown)
+    if divergences and len(seconds) > without.total():
+        print(divergence.make([folder]))
     if click.get_current_context().find_root().params.get("traceback"):
         for cell in failed:
             if cell.header.traceback:
@@ -120,6 +129,8 @@ def finish(result: Run) -> int:
         f"{len(seconds)} {'cell' if len(seconds) == 1 else 'cells'} in {folder}/summary.csv"
         + (f", {len(failed)} failed" if failed else "")
     )
+    for error, count in without.items():
+        print(f"without divergences: {count} {'cell' if count == 1 else 'cells'}: {error}")
     for line in read_lines(folder):
         print(f"precision: {line}")
     verdict = dry.verdict(Path(folder), seconds)
@@ -128,4 +139,4 @@ def finish(result: Run) -> int:
     kind = "depth" if answered else "curve"
     figure = Path(folder) / f"{kind}.png"
     print("figure: " + shlex.join(["kerple-eval", "plot", str(folder), "--kind", kind, "--out", str(figure)]))
-    return 1 if failed else 0
+    return 1 if failed or without else 0

@@ -115,8 +115,14 @@ def check_bos(bos: BosRule | None, plans: Sequence[ProtocolPlan]) -> None:
         )
 
 
-def check_precision(precision: str | None, plans: Sequence[ProtocolPlan]) -> None:
-    """``--precision`` needs protocols whose loss is the mean over targets."""
+def check_precision(
+    precision: str | None, divergence_from: str | None, plans: Sequence[ProtocolPlan]
+) -> None:
+    """``--precision`` needs protocols whose loss is the mean over targets, and cells of losses alone."""
+    if precision is not None and divergence_from is not None:
+        raise UserError(
+            "--divergence-from has no meaning with --precision, which adds documents to a cell; leave one out"
+        )
     for plan in plans:
         if precision is not None and plan.protocol.reduction != Protocol.reduction:
             raise UserError(

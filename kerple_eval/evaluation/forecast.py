@@ -4,7 +4,8 @@ Work is counted as in :mod:`kerple_eval.models.pass_time`.
 
 Time is measured on the device: a few shapes of pass are run once to warm up and once on the clock, and the
 others follow from a non-negative least-squares fit of a constant, linear and attention work (SciPy's
-``nnls``). Windows whose losses another cell of the run holds cost nothing, as in the run.
+``nnls``). Windows whose losses another cell of the run holds cost nothing, as in the run, unless a reference
+is to predict them too: then both models score every window, and both are in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
+from kerple_eval.evaluation.reference import reference_parts
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.worklist import Earlier, Work, worklist
 from kerple_eval.models.footprint import window_bytes
@@ -24,7 +26,7 @@ from kerple_eval.models.pass_time import PassShape, pass_seconds, pass_work
 from kerple_eval.models.scoring import TOKENS_PER_PASS, Budget, batches
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.header import DocumentRecord, FinishedHeader
-from kerple_eval.types import CellKey
+from kerple_eval.types import CellKey, Window
 
 TIMED_PASSES = 5  # passes on the clock for each model
 DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapolated
@@ -58,8 +60,21 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
     for task in worklist(plan):
         tasks[task.key.model].append(task)
     budget = Budget(tokens or TOKENS_PER_PASS[plan.device.type])
-    entries = [_planned(plan, model, tasks[model.label], finished, budget) for model in plan.models]
-    for entry, model in zip(entries, plan.models, strict=True):
+    models = list(plan.models)
+    entries = [_planned(plan, model, tasks[model.label], finished, budget) for model in models]
+    if plan.reference is not None and plan.reference.model is not None:
+        other = plan.reference.model
+        if other not in models:
+            models.append(other)
+            entries.append(Forecast(f"{other.label} (reference)", piece=_piece(other)))
+        mine = entries[models.index(other)]
+        for task in (task for several in tasks.values() for task in several if task.key not in finished):
+            mine.passes.update(_shapes(task, task.windows, budget))
+        _state_work(plan, mine, other)
+        for entry in entries:
+            if entry is not mine and entry.passes:
+                entry.memory += mine.memory
+    for entry, model in zip(entries, models, strict=True):
         if entry.passes:
             entry.seconds = _measured(plan, model, entry.passes, budget)
     return entries
@@ -68,29 +83,48 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
 def _planned(
     plan: RunPlan, model: PlannedModel, tasks: Sequence[Work], finished: Collection[CellKey], budget: Budget
 ) -> Forecast:
-    feeding = model.checkpoint.feeding
-    entry = Forecast(model.label, piece=None if feeding is None else feeding.piece)
-    lengths: set[int] = set()
+    entry = Forecast(model.label, piece=_piece(model))
     earlier = Earlier(tasks)
     for task in tasks:
         if task.key in finished:
             continue
         served = _served(task, earlier.than(task))
-        windows = [pair for i, pair in enumerate(task.windows) if i not in served]
-        marker = 0 if task.reading.window_bos is None else 1
+        every = plan.reference is not None
+        windows = [pair for i, pair in enumerate(task.windows) if every or i not in served]
         entry.cells += 1
         entry.windows += len(task.windows)
         entry.targets += sum(window.targets for _, window in task.windows)
         entry.served += len(served)
-        for members in batches(windows, budget.tokens, marker):
-            window = windows[members[0]][1]
-            entry.passes[PassShape(len(members), window.inputs + marker, window.targets)] += 1
-            lengths.add(window.inputs + marker)
+        entry.passes.update(_shapes(task, windows, budget))
+        if plan.reference is not None and (parts := reference_parts(plan.reference, task)) is not None:
+            own = [(d, w) for (d, _), several in zip(task.windows, parts, strict=True) for w, _ in several]
+            entry.passes.update(_shapes(task, own, budget))
+    _state_work(plan, entry, model)
+    return entry
+
+
+def _piece(model: PlannedModel) -> int | None:
+    feeding = model.checkpoint.feeding
+    return None if feeding is None else feeding.piece
+
+
+def _shapes(task: Work, windows: Sequence[tuple[int, Window]], budget: Budget) -> Counter[PassShape]:
+    """Passes over windows of a task, by shape."""
+    marker = 0 if task.reading.window_bos is None else 1
+    found: Counter[PassShape] = Counter()
+    for members in batches(windows, budget.tokens, marker):
+        window = windows[members[0]][1]
+        found[PassShape(len(members), window.inputs + marker, window.targets)] += 1
+    return found
+
+
+def _state_work(plan: RunPlan, entry: Forecast, model: PlannedModel) -> None:
+    """Work and memory of the entry's passes."""
     entry.work = sum(sum(pass_work(p, model.description)) * n for p, n in entry.passes.items())
     width, kind = model.dtype.itemsize, plan.device.type
+    lengths = {shape.inputs for shape in entry.passes}
     sizes = [window_bytes(model.description, length, width, kind, entry.piece) for length in lengths]
     entry.memory = max(sizes, default=0)
-    return entry
 
 
 def _served(task: Work, earlier: Sequence[Work]) -> set[int]:

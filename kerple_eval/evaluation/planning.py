@@ -69,7 +69,7 @@ def make_plan(request: RunRequest) -> RunPlan:
     plans = [parse_protocol(protocol, request.lengths) for protocol in protocols]
     _refuse_repeats([plan.name for plan in plans], "protocol")
     check_bos(request.bos, plans)
-    check_precision(request.precision, plans)
+    check_precision(request.precision, request.divergence_from, plans)
     draws = any(plan.protocol.draws_samples for plan in plans)
     if draws:
         check_drawn_samples(plans, request)

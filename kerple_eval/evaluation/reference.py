@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,10 +22,9 @@ from kerple_eval.evaluation.worklist import Work
 from kerple_eval.models.divergence import Parts
 from kerple_eval.models.open import label_models
 from kerple_eval.records.cell import Cell
+from kerple_eval.records.divergence import other_reference
 from kerple_eval.records.header import DivergenceRecord
-from kerple_eval.support.differences import differences
 from kerple_eval.support.specs import whole_number
-from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError, Window
 
 _SELF = re.compile(r"self@(?P<length>.*)", re.DOTALL)
@@ -44,10 +42,6 @@ def plan_reference(
     if asked is None:
         return None
     option = f"--divergence-from {asked}"
-    if request.precision is not None:
-        raise UserError(
-            f"{option}: has no meaning with --precision, which adds documents to a cell; leave one out"
-        )
     if match := _SELF.fullmatch(asked):
         length = whole_number(match["length"])
         if length is None or length < 1:
@@ -62,9 +56,12 @@ def plan_reference(
             found = Reference(model, asked, None)
             break
     else:
-        spec = parsed(asked, request)
-        (label,) = label_models([spec])
-        checkpoint, dtype = open_checkpoint(asked, spec, label, request, device)
+        try:
+            spec = parsed(asked, request)
+            (label,) = label_models([spec])
+            checkpoint, dtype = open_checkpoint(asked, spec, label, request, device)
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error
         about = checkpoint.description
         found = Reference(PlannedModel(label, checkpoint, about, {}, {}, dtype), spec.text, None)
     _check_reference(option, found, models, max(plan.longest for plan in plans))
@@ -148,12 +145,7 @@ def _parts(cell: CellPlan, shorter: CellPlan) -> list[Parts] | None:
 def check_divergence(cell: Cell, expected: DivergenceRecord, path: str) -> None:
     """Refuse a reference that is not the one of the cell's divergences; its label alone may differ."""
     held = cell.header.divergence
-    if held is None or cell.divergence is None:
-        return
-    old, new = (
-        to_json(replace(record, reference=replace(record.reference, label=""))) for record in (held, expected)
-    )
-    different = differences(old, new)
+    different = [] if held is None or cell.divergence is None else other_reference(held, expected)
     if different:
         raise UserError(
             f"{path}: its divergences are from another reference than --divergence-from names: "

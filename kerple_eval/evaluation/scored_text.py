@@ -83,7 +83,10 @@ def _tokenizer(run: Run, label: str) -> Tokenizer:
     spec = run.provenance.models.get(label, "")
     if not spec or spec.endswith(IN_MEMORY):
         raise UserError(f"model {label} cannot be opened again for its tokeniser: it was given in memory")
-    tokenizer = open_model(parse_model(spec)).tokenizer
+    model = parse_model(spec)
+    if model.format == "python" or {"import", "trust-remote-code"} & dict(model.options).keys():
+        raise UserError(f"model {label} is opened by code ({spec}), which a report does not run")
+    tokenizer = open_model(model).tokenizer
     if tokenizer is None:
         raise UserError(f"model {label} has no tokeniser")
     return tokenizer

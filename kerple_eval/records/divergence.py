@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kerple_eval.records.header import DivergenceRecord
+from kerple_eval.support.differences import Difference, differences
+from kerple_eval.support.typed_json import to_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,6 +80,16 @@ class Divergence:
                 raise ValueError(f"column {name} has a value that is negative or not finite")
         if not (self.flat("rank") >= 1).all():
             raise ValueError("column rank has a value below 1")
+
+
+def other_reference(held: DivergenceRecord, other: DivergenceRecord) -> list[Difference]:
+    """How the references of two cells with divergences differ, by more than labels and feeding."""
+    return differences(
+        *(
+            to_json(replace(one, reference=replace(one.reference, label=""), feeding=None))
+            for one in (held, other)
+        )
+    )
 
 
 def arrow_type(name: str) -> pa.DataType:

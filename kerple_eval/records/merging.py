@@ -6,7 +6,8 @@ everything else (device, dtype, choice of documents) the same in all. What a rec
 tokeniser or by length is put together too. A conflict is named and nothing is written.
 
 A cell that several runs have finished must hold the same windows, over the same documents, with losses no
-further apart than ``within`` (nats; 0: to the bit), and is taken from the first. Finished goes before failed.
+further apart than ``within`` (nats; 0: to the bit), and is taken from the first, or from the first with
+divergences, which must be from one reference. Finished goes before failed.
 Imports no torch.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
+from kerple_eval.records.divergence import other_reference
 from kerple_eval.records.run import Run, open_run, write_summary
 from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.differences import differences
@@ -157,8 +159,11 @@ def _owner(key: CellKey, held: Sequence[tuple[Run, set[CellKey]]], within: float
             failed = failed or run
         elif cell is not None and found is None:
             found = (run, cell)
-        elif cell is not None and found is not None and (why := _disagreement(found[1], cell, within)):
-            raise UserError(f"{run.folder} cannot join {found[0].folder}: {key}: {why}")
+        elif cell is not None and found is not None:
+            if why := _disagreement(found[1], cell, within):
+                raise UserError(f"{run.folder} cannot join {found[0].folder}: {key}: {why}")
+            if found[1].divergence is None and cell.divergence is not None:
+                found = (run, cell)
     return found[0] if found is not None else failed
 
 
@@ -176,6 +181,20 @@ def _disagreement(left: Cell, right: Cell, within: float) -> str:
         return f"their losses differ by up to {apart:.3g} nats; --within NATS allows as much"
     if within == 0 and not _alike(left.hits, right.hits):
         return "other targets were the argmax"
+    return _diverging(left, right, within)
+
+
+def _diverging(left: Cell, right: Cell, within: float) -> str:
+    """How the divergences of two cells differ; nothing where one has none."""
+    one, other = left.header.divergence, right.header.divergence
+    if left.divergence is None or right.divergence is None or one is None or other is None:
+        return ""
+    if different := other_reference(one, other):
+        what = different[0].describe("in one", "in the other")
+        return f"their divergences are from different references: {what}"
+    apart = np.abs(left.divergence.flat("divergence") - right.divergence.flat("divergence")).max()
+    if apart > within:
+        return f"their divergences differ by up to {apart:.3g} nats; --within NATS allows as much"
     return ""
 
 

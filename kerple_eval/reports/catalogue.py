@@ -57,7 +57,13 @@ REPORTS = Registry(
         _figure("depth", "exact match and loss of answers by length and depth"),
         _table("answers", "exact match and loss of answers, as a table"),
         _table("longppl", "perplexity on the tokens that need long context, chosen by a reference model"),
-        _table("divergence", "how far predictions are from a reference's: means, percentiles, by context"),
+        _figure("divergence", "divergence from a reference's predictions, by length and by context"),
+        ReportEntry(
+            "divergences",
+            "kerple_eval.reports.tables.divergence:make",
+            "how far predictions are from a reference's: means, percentiles, by context",
+            "text",
+        ),
         _figure("kernels", "learned kernels against distance", "models"),
         _figure(
             "kernel-reach",

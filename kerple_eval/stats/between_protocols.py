@@ -17,6 +17,7 @@ and counted from their first token after the markers. Imports no torch.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,13 +133,16 @@ def _pairs(
     first: Sequence[_Found], second: Sequence[_Found], *, any_lengths: bool
 ) -> list[tuple[Cell, Cell]]:
     """Cells of one model and text, the first that there are of each; of one length where lengths are free."""
-    same: dict[tuple[str, str], list[tuple[Cell, Cell]]] = {}
+    same: dict[str, list[tuple[Cell, Cell]]] = {}
     why = ""
     for a, b in product(first, second):
-        if different := differences(_computed_from(a), _computed_from(b)):
+        one, two = _computed_from(a), _computed_from(b)
+        if a.run is b.run:  # there a label tells models apart, even equal ones
+            one, two = one | {"label": a.cell.key.model}, two | {"label": b.cell.key.model}
+        if different := differences(one, two):
             why = why or f"{a.cell.key}, and {b.cell.key}: {different[0].describe('there', 'here')}"
             continue
-        pairs = same.setdefault((a.cell.key.model, a.cell.key.task), [])
+        pairs = same.setdefault(json.dumps(one | {"label": a.cell.key.model}, sort_keys=True), [])
         if all((p.key.length, q.key.length) != (a.cell.key.length, b.cell.key.length) for p, q in pairs):
             pairs.append((a.cell, b.cell))
     if not same:

@@ -184,12 +184,11 @@ def previous(ids: Whole, ngram: int) -> Whole:
     found = np.full(len(ids), -1, dtype=np.int64)
     if len(ids) <= ngram:
         return found
-    grams = np.zeros(
-        len(ids) - ngram, dtype=np.int64
-    )  # a number for each n-gram, longer by a token each time
+    tokens = np.unique(ids, return_inverse=True)[1]
+    grams = np.zeros(len(ids) - ngram, dtype=np.int64)  # a number for each n-gram, a token longer each time
     for k in range(ngram + 1):
-        pairs = np.stack([grams, ids[k : k + len(grams)]], axis=1)
-        grams = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+        pairs = grams * len(ids) + tokens[k : k + len(grams)]
+        grams = np.unique(pairs, return_inverse=True)[1]
     order = np.argsort(grams, kind="stable")
     same = grams[order][1:] == grams[order][:-1]
     found[order[1:][same] + ngram] = order[:-1][same] + ngram

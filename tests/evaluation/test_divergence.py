@@ -12,9 +12,24 @@ import pytest
 import torch
 
 import kerple_eval
+from kerple_eval.evaluation.forecast import forecast
+from kerple_eval.evaluation.planning import make_plan
+from kerple_eval.evaluation.request import RunRequest
+from kerple_eval.models import base
+from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.open import open_model, parse_model
+from kerple_eval.protocols.catalogue import make_protocol
 from kerple_eval.records.cell import Cell
+from kerple_eval.records.header import FeedingRecord
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.figures import divergence
+from kerple_eval.reports.figures.style import compose
+from kerple_eval.types import Window
+from tests.helpers import gguf_writer, tiny
+from tests.helpers import hf_folders as folders
 from tests.helpers.command import Cli
+from tests.helpers.figures import curves
+from tests.helpers.ranks import as_ranks
 
 PROTOCOLS = ("full-context", "sliding-window:stride=8", "prefix")
 
@@ -111,3 +126,166 @@ def test_the_table(models: dict[str, str], library: Path, tmp_path: Path, invoke
     assert (by["divergence"] * by["targets"]).sum() == pytest.approx(values.sum(), rel=1e-9)
     assert by["targets"].sum() == len(values) and by["context_to"].max() == 32
     assert "divergence from rope, nats per target" in invoke("table", out, "--divergence").stdout
+
+
+def logits(model: Any, ids: np.ndarray, window: Window) -> np.ndarray:
+    with torch.inference_mode():
+        inputs = torch.from_numpy(ids[window.start : window.stop])[None]
+        chunks = list(model.logits(inputs, window.targets))
+    return torch.cat(chunks, 1)[0].double().log_softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("protocol", ["full-context", "sliding-window:stride=6", "aligned:k=3"])
+def test_a_model_against_itself_at_a_shorter_length(protocol: str) -> None:
+    """Each target from the window that the same protocol plans for it at the shorter length."""
+    model = tiny.decoder(tiny.config("rope"), 2)
+    made = DecoderModel(model, torch.device("cpu"), torch.float32)
+    ids = tiny.tokens(50, seed=1)
+    run = kerple_eval.evaluate(
+        {"m": made}, tokens=ids, lengths=[8, 12, 24], protocols=[protocol], divergence_from="self@8"
+    )
+    longest = 24 if protocol.startswith("aligned") else 8
+    plan, _ = make_protocol(protocol)
+    shorter = {}
+    for window in plan.plan(50, 8, longest):
+        shorter |= dict(
+            zip(range(window.first_target, window.stop + 1), logits(made, ids, window), strict=True)
+        )
+    for cell in cells(run):
+        record = cell.header.divergence
+        assert record is not None and record.length == 8 and record.reference.label == "m"
+        assert cell.divergence is not None
+        for window, found in zip(cell.windows, cell.divergence.columns["divergence"], strict=True):
+            q = logits(made, ids, window)
+            for n, k in enumerate(range(window.first_target, window.stop + 1)):
+                p = shorter[k]
+                assert found[n] == pytest.approx(float((np.exp(p) * (p - q[n])).sum()), rel=1e-3, abs=1e-6)
+        if cell.key.length == 8:
+            assert not cell.divergence.flat("divergence").any() and cell.divergence.flat("agreement").all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mamba"])
+def test_models_of_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By chunks of the head that are formed in turns, also of one model against itself, and in pieces."""
+    monkeypatch.setitem(base.HEAD_CHUNK_ELEMENTS, "cpu", 5 * folders.V)
+    ids = np.random.default_rng(0).integers(3, folders.V, size=60)
+    one, other = folders.model(name), folders.model(name, 1)
+    for reference, options in ((other, {}), ("self@8", {}), (other, {"piece": 4})):
+        if "piece" in options and name == "mamba":
+            continue
+        run = kerple_eval.evaluate(
+            {"m": one}, tokens=ids, lengths=[16], divergence_from=reference, dtype="float32", **options
+        )
+        (cell,) = cells(run)
+        assert cell.divergence is not None and cell.header.divergence is not None
+        fed = FeedingRecord(4, 16) if options else None
+        assert (cell.header.feeding, cell.header.divergence.feeding) == (fed, fed)
+        start = 0
+        for window, found in zip(cell.windows, cell.divergence.columns["divergence"], strict=True):
+            with torch.inference_mode():
+                whole = torch.from_numpy(ids[window.start : window.stop])[None]
+                q = one(whole).logits[0].double().log_softmax(-1).numpy()
+                if reference is other:
+                    p = other(whole).logits[0].double().log_softmax(-1).numpy()
+                else:
+                    parts = [one(part).logits[0].double().log_softmax(-1) for part in whole.split(8, dim=1)]
+                    p = torch.cat(parts).numpy()
+            expected = (np.exp(p) * (p - q)).sum(-1)
+            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-6)
+            start += window.targets
+        assert start == 59
+
+
+def test_a_quantised_file_against_its_original(tmp_path: Path) -> None:
+    """Q8_0 in a GGUF file, each model from its own loader; ids as given."""
+    gguf = pytest.importorskip("gguf")
+    made = folders.model(gguf_writer.FAMILIES["llama"]())
+    original = folders.save(tmp_path / "original", made)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    names = [f"hf:{gguf_writer.write(tmp_path / 'q8.gguf', 'llama', made, kind)}", f"hf:{original}"]
+    ids = np.random.default_rng(0).integers(3, gguf_writer.V, size=40)
+    run = kerple_eval.evaluate(
+        names[0], tokens=ids, lengths=[16], device="cpu", divergence_from=names[1], out=tmp_path / "out"
+    )
+    (cell,) = cells(run)
+    assert cell.divergence is not None
+    q, p = (open_model(parse_model(name)).load(torch.device("cpu"), torch.float32) for name in names)
+    for window, found in zip(cell.windows, cell.divergence.columns["divergence"], strict=True):
+        ln_q, ln_p = (logits(model, ids, window) for model in (q, p))
+        np.testing.assert_allclose(found, (np.exp(ln_p) * (ln_p - ln_q)).sum(-1), rtol=2e-3, atol=2e-6)
+    values = run.divergences()["divergence"]
+    assert 0 < values.mean() < 0.1
+
+
+@pytest.mark.parametrize("reference", ["rope", "self@8"])
+def test_ranks_give_the_same_bytes(models: dict[str, str], tmp_path: Path, reference: str) -> None:
+    """``rope`` is both a model of the run and the reference: it is loaded once on every rank."""
+    (tmp_path / "text.txt").write_text("A line of text, and a longer one after it. " * 12)
+    words = [
+        "run",
+        models["alibi"],
+        models["rope"],
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--length",
+        "16,48",
+    ]
+    words += ["--device", "cpu", "--divergence-from", reference, "--out"]
+    for count, out in ((1, "one"), (2, "two")):
+        done = as_ranks(tmp_path / f"{out}-said", count, [*words, str(tmp_path / out)])
+        assert [rank.returncode for rank in done] == [0] * count, done[0].stderr
+    one, two = (kerple_eval.open_run(tmp_path / out) for out in ("one", "two"))
+    for alone, shared in zip(cells(one), cells(two), strict=True):
+        same(alone, shared)
+    if reference == "rope":
+        assert not one.divergences(model="rope")["divergence"].any()
+
+
+def test_the_figure(models: dict[str, str], library: Path, tmp_path: Path, invoke: Cli) -> None:
+    made = run(
+        models, library, tmp_path / "out", "alibi", "nope", divergence_from=models["rope"],
+        protocols=["full-context", "aligned:k=4"],
+    )  # fmt: skip
+    pictures = divergence.pictures(RunReader([made.folder]))
+    titles = ["full-context: from rope", "full-context: from rope, L = 32", "aligned:k=4: from rope"]
+    assert [picture.title for picture in pictures] == [f"text, {title}" for title in titles]
+    frame = made.divergences(protocol="full-context")
+    mean = frame.groupby(["model", "length"])["divergence"].mean()
+    drawn = curves(compose(pictures[:1]).axes[0])
+    for label in ("alibi", "nope"):
+        assert list(drawn[label][0]) == [16, 32]
+        np.testing.assert_allclose(drawn[label][1], mean[label], rtol=1e-6)
+    at_one = frame[(frame["length"] == 32) & (frame["context"] == 1) & (frame["model"] == "nope")]
+    assert curves(compose(pictures[1:2]).axes[0])["nope"][1][0] == pytest.approx(
+        at_one["divergence"].mean(), rel=1e-6
+    )
+    result = invoke("plot", made.folder, "--kind", "divergence", "--out", tmp_path / "x.svg")
+    assert result.exit_code == 0 and (tmp_path / "x.svg").stat().st_size > 1000
+
+
+def test_the_forecast_counts_both_models(models: dict[str, str], library: Path, tmp_path: Path) -> None:
+    """Passes of the reference beside the model's, and of windows whose losses are reused."""
+    asked = {"text": (str(library),), "lengths": (16, 32)}
+
+    def entries(
+        reference: str | None, *labels: str, protocols: tuple[str, ...] = ("full-context", "prefix")
+    ) -> dict[str, int]:
+        request = RunRequest.of(
+            models=[models[label] for label in labels],
+            out=tmp_path / "out",
+            divergence_from=reference,
+            protocols=protocols,
+            **asked,
+        )
+        return {
+            e.model: sum(shape.batch * n for shape, n in e.passes.items())
+            for e in forecast(make_plan(request))
+        }
+
+    alone = entries(None, "alibi")["alibi"]
+    both = entries(models["rope"], "alibi")
+    every = both["alibi"]
+    assert both == {"alibi": every, "rope (reference)": every} and every > alone  # prefix serves losses alone
+    assert entries("rope", "alibi", "rope") == {"alibi": every, "rope": 3 * every}
+    plain = entries(None, "alibi", protocols=("full-context",))["alibi"]
+    assert entries("self@16", "alibi", protocols=("full-context",))["alibi"] > 2 * plain

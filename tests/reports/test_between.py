@@ -221,6 +221,23 @@ def test_refusals(models: dict[str, str], library: Path, text: Path, tmp_path: P
     assert "yarn:stride=4 has lengths 4, 40, gptq 8, 16, 32: choose one of each" in line
 
 
+def test_models_are_told_apart_by_what_they_are(
+    models: dict[str, str], library: Path, tmp_path: Path
+) -> None:
+    """Across runs by their weights, whatever their labels; within a run by their labels."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options: dict[str, Any] = {"text": library, "lengths": [8]}
+    first = [f"x={models['alibi']}", f"same={models['alibi']}"]
+    kerple_eval.evaluate(first, protocols=["full-context", "gptq"], out=one, **options)
+    second = [f"x={models['nope']}", f"y={models['alibi']}"]
+    kerple_eval.evaluate(second, protocols=["full-context", "yarn:stride=4"], out=two, **options)
+    reader = RunReader([one, two])
+    both = [tuple(key.model for key in d.keys) for d in between(reader, ("full-context", "gptq"))]
+    assert both == [("x", "x"), ("same", "same"), ("y", "x")]
+    both = [tuple(key.model for key in d.keys) for d in between(reader, ("full-context", "yarn:stride=4"))]
+    assert both == [("x", "y"), ("same", "y"), ("x", "x"), ("y", "y")]
+
+
 def test_a_failed_cell_has_no_losses(models: dict[str, str], library: Path, tmp_path: Path) -> None:
     kerple_eval.evaluate(
         models["alibi"], text=library, lengths=[8], protocols=["full-context", "gptq"], out=tmp_path

@@ -266,3 +266,19 @@ def test_refusals(models: dict[str, str], text: Path, tmp_path: Path, invoke: Cl
     assert "made for each length" in says(str(tmp_path / "c"), "--gain")
     with pytest.raises(UserError, match="no run directory given"):
         make([])
+
+
+def test_code_that_a_record_names_is_not_run(models: dict[str, str], text: Path, tmp_path: Path) -> None:
+    """A run directory may come from anyone: what its run.json calls a model is opened, never executed."""
+    kerple_eval.evaluate(models["alibi"], text=text, lengths=[8, 16], out=tmp_path / "r")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(): ...\n")
+    run = kerple_eval.open_run(tmp_path / "r")
+    for spec in (
+        f"alibi=python:{tmp_path / 'evil.py'}:f",
+        "alibi=hf:x,import=evil",
+        "hf:x,trust-remote-code=true",
+    ):
+        run.update_provenance(models={"alibi": spec})
+        with pytest.raises(UserError, match=r"is opened by code .* which a report does not run"):
+            make([tmp_path / "r"])
+    assert not (tmp_path / "ran").exists()

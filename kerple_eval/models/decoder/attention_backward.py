@@ -11,7 +11,7 @@ from torch import Tensor
 from kerple_eval.models.decoder.toeplitz import antidiagonals, hankel
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
-BACKWARD_ROWS = 32  # query rows a block of the backward pass holds, for the cache
+BACKWARD_ROWS = 64  # query rows a block of the backward pass holds, for the cache
 
 
 def kernel_attention(q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int) -> Tensor:
@@ -70,27 +70,29 @@ class _KernelAttention(torch.autograd.Function):
         batch, heads, length, dim = q.shape
         scale = dim**-0.5
         rows = min(BACKWARD_ROWS, values.shape[1] - reach + 1)
-        # [B H, L, .]; what belongs to a query from the last to the first, as the bias has them.
+        # [B H, L, .]; what belongs to a query from the last to the first, as the bias has them. A number that
+        # a whole row of a block gets (-lse, -delta) is one more column of its query against a column of ones:
+        # a product adds it for nothing, where a sum of its own would pass over the block.
+        one = k.new_ones(batch * heads, length, 1)
         keys, vals = k.flatten(0, 1), v.flatten(0, 1)
-        queries, up = ((q * scale).flip(2).flatten(0, 1), grad.flip(2).flatten(0, 1))
-        minus_lse = lse.flip(2).flatten(0, 1).neg_()[..., None]
-        minus_delta = -(grad * out).sum(-1, keepdim=True).flip(2).flatten(0, 1)
-        dq, dk, dv = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(vals)
+        keys_1, vals_1 = torch.cat([keys, one], dim=-1), torch.cat([vals, one], dim=-1)
+        minus_delta = -(grad * out).sum(-1, keepdim=True)
+        queries_1 = torch.cat([q * scale, -lse[..., None]], dim=-1).flip(2).flatten(0, 1)
+        up_1 = torch.cat([grad, minus_delta], dim=-1).flip(2).flatten(0, 1)
+        queries, up = queries_1[..., :dim], up_1[..., :dim]
+        dq, dk, dv = torch.empty_like(keys), torch.zeros_like(keys), torch.zeros_like(vals)
         dtable = values.new_zeros(values.shape)
         for start in range(0, length, rows):
             stop = min(start + rows, length)
             block = slice(length - stop, length - start)
             by_batch = (batch, heads, stop - start, stop)
-            bias = hankel(values, reach, start, stop - 1)
-            lowered = minus_lse[:, block].expand(-1, -1, stop)
-            p = torch.baddbmm(lowered, queries[:, block], keys[:, :stop].transpose(1, 2))
-            p.view(by_batch).add_(bias)
+            p = torch.bmm(queries_1[:, block], keys_1[:, :stop].transpose(1, 2))
+            p.view(by_batch).add_(hankel(values, reach, start, stop - 1))
             p.exp_()
-            dv[:, :stop] += torch.bmm(p.transpose(1, 2), up[:, block])
-            delta = minus_delta[:, block].expand(-1, -1, stop)
-            ds = torch.baddbmm(delta, up[:, block], vals[:, :stop].transpose(1, 2)).mul_(p)
+            dv[:, :stop].baddbmm_(p.transpose(1, 2), up[:, block])
+            ds = torch.bmm(up_1[:, block], vals_1[:, :stop].transpose(1, 2)).mul_(p)
             dq[:, block] = torch.bmm(ds, keys[:, :stop])
-            dk[:, :stop] += torch.bmm(ds.transpose(1, 2), queries[:, block])
+            dk[:, :stop].baddbmm_(ds.transpose(1, 2), queries[:, block])
             offset = reach - stop
             diagonals = antidiagonals(ds.view(by_batch).sum(0))
             dtable[:, offset : offset + diagonals.shape[1]] += diagonals
