@@ -35,7 +35,7 @@ from kerple_eval.models.training.corpus import Corpus
 from kerple_eval.models.training.state import TrainingState, TrainingStep, read_state, write_state
 from kerple_eval.protocols.full_context import FullContext
 from kerple_eval.records.reductions import total_loss
-from kerple_eval.support.files import is_file, is_folder, locked, write_atomically
+from kerple_eval.support.files import LOCK, is_file, is_folder, locked, write_atomically
 from kerple_eval.support.interrupts import interrupt_flag
 from kerple_eval.types import UserError
 
@@ -141,8 +141,8 @@ def train(
             tokenizer=tokenizer,
             training=training,
         )
+        (out / LOCK).unlink(missing_ok=True)  # before the state, with which the same command would end this
         state_file.unlink(missing_ok=True)
-    (out / ".lock").unlink(missing_ok=True)
     return training
 
 
