@@ -125,6 +125,13 @@ class RunPlan:
     reference: Reference | None = None
 
     @property
+    def loaded(self) -> list[PlannedModel]:
+        """The models, and the reference where it is another one."""
+        other = None if self.reference is None else self.reference.model
+        own = other is None or any(model is other for model in self.models)
+        return self.models if own or other is None else [*self.models, other]
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest window that any cell asks for."""
         return max(plan.longest for plan in self.protocols)

@@ -157,11 +157,9 @@ class Watch:
             for cell in cells:
                 config |= facts(scored.specification.models[0], cell)
             self._tracker = trackers.start(self.log_to, self.name, config, self.folder / self.log_to)
-            weakref.finalize(self, self._tracker.close)
-        try:
-            self._tracker.log({k: v for cell in cells for k, v in scalars(cell).items()}, step)
-        except Exception as error:  # the packages share no class of error, and the training goes on
-            warnings.warn(f"{self.log_to} did not take step {step}: {error}", RuntimeWarning, stacklevel=3)
+            weakref.finalize(self, _or_warn, "at the end", self._tracker.close)
+        values = {name: value for cell in cells for name, value in scalars(cell).items()}
+        _or_warn(f"step {step}", self._tracker.log, values, step)
 
     def _affordable(self, now: float) -> bool:
         if self.share is None or not self.seconds or self._began is None:
@@ -177,6 +175,14 @@ class Watch:
         if name.startswith("on_"):
             return lambda *args, **kwargs: None
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _or_warn(when: str, function: Callable[..., object], *args: Any) -> None:
+    """What a tracker does not take is a warning, and the training goes on."""
+    try:
+        function(*args)
+    except UserError as error:
+        warnings.warn(f"watch, {when}: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _own(model: Any) -> Any:

@@ -32,6 +32,7 @@ from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
 from kerple_eval.records.divergence import Divergence
 from kerple_eval.records.header import (
     CellHeader,
+    DivergenceRecord,
     FailedHeader,
     FeedingRecord,
     FinishedHeader,
@@ -207,10 +208,9 @@ class Worker:
             failed = FailedHeader(**_fields(self._header(task)), traceback=failure.traceback)
             return FailedCell(task.key, failed, failure.error)
         if earlier is not None and not self.stopping.grows:  # its losses and what is said of them stay
-            assert reference is not None
             self.budget.keep()
             seconds = round(time.monotonic() - began + (earlier.header.seconds or 0), 3)
-            header = replace(earlier.header, divergence=reference.record(task.model), seconds=seconds)
+            header = replace(earlier.header, divergence=self._divergence(task), seconds=seconds)
             return replace(earlier, header=header, divergence=_cell(task, header, losses).divergence)
         seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
         too_large, pruned = self.budget.keep(), model.take_pruned()
@@ -219,12 +219,12 @@ class Worker:
             documents=document_records(task),
             losses_from=source,
             attention=model.attention,
-            feeding=self._feeding(task, model),
+            feeding=self._feeding(task, model, task.model.label),
             pruned=PrunedRecord(round(pruned.left_out, 4), pruned.bound) if pruned else None,
             out_of_memory_at=too_large,
             seconds=round(seconds, 3),
             precision=self.stopping.header(task),
-            divergence=None if reference is None else reference.record(task.model),
+            divergence=self._divergence(task),
         )
         return _cell(task, header, losses)
 
@@ -233,7 +233,9 @@ class Worker:
         other = None if self.plan.reference is None else self.plan.reference.model
         if other is not None and self.reference is None:
             assert self.plan.reference is not None
-            argument = self.plan.provenance.models.get(other.label, self.plan.reference.argument)
+            own = any(model is other for model in self.plan.models)
+            named = self.plan.provenance.models
+            argument = named[other.label] if own else self.plan.reference.argument
             self.reference = self.ranks.load(
                 other.checkpoint, argument, self.plan.device, other.dtype, "reference"
             )
@@ -292,16 +294,28 @@ class Worker:
             self.work_done += sum(cost(windows[index][1]) for index in members)
             self._tell(task)
 
-    def _feeding(self, task: Work, model: LanguageModel) -> FeedingRecord | None:
-        """How the cell's windows longer than a piece were fed; None where no such window was."""
+    def _feeding(self, task: Work, model: LanguageModel, label: str) -> FeedingRecord | None:
+        """How the cell's windows longer than a piece were fed to the model of that label; None where no such
+        window was.
+        """
         feeding = model.feeding
         marker = 0 if task.reading.window_bos is None else 1
         if feeding is None or max(w.inputs for _, w in task.windows) + marker <= feeding.piece:
             return None
         if feeding.refused is not None:
             known = self.run.provenance.one_pass or {}
-            self.run.update_provenance(one_pass={**known, task.model.label: feeding.refused})
+            self.run.update_provenance(one_pass={**known, label: feeding.refused})
         return FeedingRecord(feeding.piece, feeding.compared, feeding.refused)
+
+    def _divergence(self, task: Work) -> DivergenceRecord | None:
+        """Whose predictions the divergences are from, and how it was fed; None where none are asked for."""
+        reference = self.plan.reference
+        if reference is None:
+            return None
+        record, other = reference.record(task.model), reference.model
+        if other is None or self.reference is None:
+            return record
+        return replace(record, feeding=self._feeding(task, self.reference, other.label))
 
     def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
         """Whether passes to come have a shape that this process has not compiled; it then has."""

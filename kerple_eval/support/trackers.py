@@ -20,12 +20,13 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kerple_eval.support.registry import Entry, Registry
 from kerple_eval.types import UserError
 
 PROJECT = "kerple-eval"
+T = TypeVar("T")
 
 
 def _entry(name: str, summary: str) -> Entry:
@@ -57,25 +58,34 @@ class Tracker:
 
 def require(kind: str) -> None:
     """Raises `UserError` where ``kind`` is no tracker, or its package is missing."""
-    package = TRACKERS.entry(kind).name
-    found = find_spec(package)
-    if found is None or found.origin is None:  # a folder of that name, as wandb makes one
-        raise UserError(f"{kind}: needs the package {package}: pip install 'kerple-eval[{kind}]'")
+    ours = TRACKERS.entry(kind).target.startswith(__name__)  # another package's entry needs what it needs
+    found = find_spec(kind) if ours else None
+    if ours and (found is None or found.origin is None):  # without origin: a folder of that name
+        raise UserError(f"{kind}: needs the package {kind}: pip install 'kerple-eval[{kind}]'")
 
 
 def start(kind: str, name: str, config: Mapping[str, object], folder: Path | None) -> Tracker:
     """Open a run called ``name``; ``folder`` is for trackers that write files.
 
+    What it returns raises `UserError` too, where the tracker fails.
+
     Raises:
         UserError: a tracker that is unknown, missing or refuses (no network, not logged in, ...).
     """
     require(kind)
-    try:
-        tracker: Tracker = TRACKERS.load(kind)(name, config, folder)
-    except Exception as error:  # the packages share no class of error
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{kind}: refuses ({type(error).__name__}: {reason})") from error
-    return tracker
+
+    def guarded(function: Callable[..., T]) -> Callable[..., T]:
+        def call(*args: Any) -> T:
+            try:
+                return function(*args)
+            except Exception as error:  # the packages share no class of error
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"{kind}: refuses ({type(error).__name__}: {reason})") from error
+
+        return call
+
+    tracker: Tracker = guarded(TRACKERS.load(kind))(name, config, folder)
+    return Tracker(guarded(tracker.log), guarded(tracker.close), tracker.where)
 
 
 def tensorboard(name: str, config: Mapping[str, object], folder: Path) -> Tracker:
@@ -135,8 +145,19 @@ def trackio(name: str, config: Mapping[str, object], folder: Path | None) -> Tra
     with redirect_stdout(sys.stderr):
         run = copy_context().run(package.init, project, name=name, config=dict(config), **options)
 
+    steps = 0
+
+    def log(values: Mapping[str, float], step: int) -> None:
+        nonlocal steps
+        run.log(dict(values), step=step)
+        steps += 1
+
     def close() -> None:
         with redirect_stdout(sys.stderr):
             run.finish()
+        if not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")):
+            kept = package.SQLiteStorage.get_log_count(project, run_id=run.id)
+            if kept != steps:  # what it cannot write is no error of its own
+                raise OSError(f"it kept {kept} of {steps} steps, see its warning")
 
-    return Tracker(lambda values, step: run.log(dict(values), step=step), close, f"trackio project {project}")
+    return Tracker(log, close, f"trackio project {project}")

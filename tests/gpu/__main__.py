@@ -21,6 +21,7 @@ CASES = [
     *(f"attention {name} bfloat16 64" for name in SCHEMES),
     *(f"attention kerple-bias-wht bfloat16 {dim}" for dim in (80, 128)),
     "attention kerple-log float32 64",
+    "attention kerple-power bfloat16 64 pruned",
     *(
         f"attention {name} bfloat16 {dim} train"
         for name, dim in (("kerple-log", 64), ("kerple-bias-wht", 128))

@@ -1,8 +1,9 @@
 """The Triton source of one case, as Inductor writes it for an H100: ``programs.py DEVICES CASE OUT``.
 
-CASE is ``attention SCHEME DTYPE HEAD_DIM [train] [limit=BYTES] [blocks=MxN]`` (twelve heads, 2,048 queries
-and keys; ``limit``: a card that allows so much shared memory; ``blocks``: not the size that is chosen) or
-``loss DTYPE VOCABULARY``, in one argument. A file OUT.N.py for each compiled graph.
+CASE is ``attention SCHEME DTYPE HEAD_DIM [train] [pruned] [limit=BYTES] [blocks=MxN]`` (twelve heads, 2,048
+queries and keys; ``pruned``: each head has blocks of its own; ``limit``: a card that allows so much shared
+memory; ``blocks``: not the size that is chosen) or ``loss DTYPE VOCABULARY``, in one argument. A file
+OUT.N.py for each compiled graph.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ HEADS, TOKENS = 12, 2048
 DEVICE = torch.device("cuda", 0)
 
 
-def attention_program(name: str, dtype: torch.dtype, dim: int, *, train: bool) -> None:
+def attention_program(name: str, dtype: torch.dtype, dim: int, *, train: bool, pruned: bool) -> None:
     config = DecoderConfig(
         vocab_size=256, layers=1, width=HEADS * dim, heads=HEADS, mlp_width=64, train_length=512, scheme=name
     )
@@ -40,6 +41,11 @@ def attention_program(name: str, dtype: torch.dtype, dim: int, *, train: bool) -
     q, k, v = (torch.empty(shape, device=DEVICE, dtype=dtype, requires_grad=train) for _ in range(3))
     with torch.set_grad_enabled(train):
         table = make_table(scheme, TOKENS, torch.float32 if train else dtype, DEVICE, "flex")
+        if pruned:
+            assert isinstance(table, flex.FlexScores)
+            first = torch.zeros(HEADS, TOKENS // flex.BLOCK, dtype=torch.int64, device=DEVICE)
+            table._attend(q, k, v, flex._blocks_from(first, None, TOKENS, TOKENS, None), 0)
+            return
         out = attention(q, k, v, scheme, table)
         if train:
             out.sum().backward()
@@ -60,6 +66,7 @@ if __name__ == "__main__":
         if kind == "loss":
             loss_program(getattr(torch, words[0]), int(words[1]))
         else:
-            attention_program(words[0], getattr(torch, words[1]), int(words[2]), train="train" in words)
+            how = {name: name in words for name in ("train", "pruned")}
+            attention_program(words[0], getattr(torch, words[1]), int(words[2]), **how)
     for number, source in enumerate(card.SOURCES):
         Path(f"{sys.argv[3]}.{number}.py").write_text(source, encoding="utf-8")

@@ -210,6 +210,20 @@ def test_trackers(tracker: str, run: kerple_eval.Run, tmp_path: Path, invoke: Cl
     assert "--out" in refusal(invoke("export", str(run.folder), "--format", tracker, *other))
 
 
+def test_trackio_that_cannot_write_is_no_success(
+    run: kerple_eval.Run, monkeypatch: pytest.MonkeyPatch, invoke: Cli
+) -> None:
+    """It warns and goes on, and so would an export."""
+    if find_spec("trackio") is None:
+        pytest.skip("trackio is not installed (extra trackio)")
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("TRACKIO_DIR", "/dev/null/nowhere")
+    done = invoke("export", str(run.folder), "--format", "trackio")
+    assert done.exit_code == 2
+    assert "trackio: refuses (" in done.stderr.splitlines()[-1]
+
+
 def test_watch_logs_and_training_does_not_notice(tracker: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = FAST | {"protocols": "sliding-window:stride=16", "name": "gru"}
@@ -226,21 +240,33 @@ def test_watch_logs_and_training_does_not_notice(tracker: str, tmp_path: Path) -
     check(found, run, tracker, tmp_path)
 
 
-def test_a_tracker_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_fails_costs_no_training(
+    run: kerple_eval.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Cli
+) -> None:
+    """A warning there, one line for an export."""
+
     def log(values: Any, step: int) -> None:
-        if step == 4:
+        if step in (0, 4):
             raise OSError("no route")
 
-    made = trackers.Tracker(log, lambda: None, "nowhere")
-    monkeypatch.setattr(trackers, "start", lambda *args: made)
-    watch = kerple_eval.Watch(TEXT, log_to="tensorboard", out=tmp_path / "r", **FAST)
+    def close() -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(TRACKERS, "load", lambda kind: lambda *args: trackers.Tracker(log, close, "nowhere"))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: trackers)
+    monkeypatch.setattr(trackers, "origin", "here", raising=False)
+    watch = kerple_eval.Watch(TEXT, log_to="wandb", out=tmp_path / "r", **FAST)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trained(watch)
-    assert [str(one.message) for one in said if "did not take" in str(one.message)] == [
-        "tensorboard did not take step 4: no route"
+        assert watch.run.summary().step.unique().tolist() == [2, 4, 6]
+        del watch
+    assert [str(one.message) for one in said if "watch, " in str(one.message)] == [
+        "watch, step 4: wandb: refuses (OSError: no route)",
+        "watch, at the end: wandb: refuses (OSError: full)",
     ]
-    assert watch.run.summary().step.unique().tolist() == [2, 4, 6]
+    line = refusal(invoke("export", str(run.folder), "--format", "wandb"))
+    assert line == "error: wandb: refuses (OSError: no route)"
 
 
 def test_what_is_missing_or_refuses_is_one_line(
@@ -258,6 +284,8 @@ def test_what_is_missing_or_refuses_is_one_line(
     monkeypatch.undo()
     with pytest.raises(kerple_eval.UserError, match="writes files into out"):
         kerple_eval.Watch(TEXT, log_to="tensorboard", **FAST)
+    if find_spec("tensorboard") is None:
+        return
     (tmp_path / "x").write_text("")
     words = ["--format", "tensorboard", "--out", str(tmp_path / "x")]
     assert "tensorboard: refuses (" in refusal(invoke("export", str(run.folder), *words))
