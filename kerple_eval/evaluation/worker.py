@@ -228,7 +228,9 @@ class Worker:
 
         Losses that are there already stay; where they lack divergences, these alone are computed.
         """
-        reused = find(task, self.earlier.than(task), self._finished)
+        reference = self.plan.reference
+        shared = reference is not None and reference.serves(task.model)
+        reused = find(task, self.earlier.than(task), self._finished, divergences=shared)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
         kept = [next(known[name]) if name in known else reused.losses.get(i) for i, name in enumerate(names)]
@@ -236,7 +238,11 @@ class Worker:
         fresh = [number for number, row in enumerate(found) if row is None]
         for number, rows in self._scored(task, model, fresh):
             found[number] = rows
-        if self.plan.reference is not None:
+        if reference is not None:
+            for number, served in reused.losses.items():
+                row = found[number]
+                if row is not None and len(row) < len(np.atleast_2d(served)):
+                    found[number] = np.concatenate([row, served[1:]])
             base = rows_without_divergence(task)
             lacking = [number for number, row in enumerate(found) if row is not None and len(row) == base]
             for number, rows in self._scored(task, model, lacking):
