@@ -36,7 +36,7 @@ FILE = "estimate.json"
 def run(request: RunRequest) -> int:
     """Print and keep the estimate; the exit status, 0."""
     plan = make_plan(request)
-    for model in plan.models:
+    for model in plan.loaded:
         model.checkpoint.check_ranks(1)  # its passes are timed in this process
     folder = request.out
     finished: set[CellKey] = set()

@@ -205,7 +205,7 @@ def reach(folders: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--length", metavar="LENGTHS",
     help="Two lengths, as in 512,4096; each pair of neighbouring lengths unless given. With --between: one "
-    "for both protocols, or one for each.",
+    "for both protocols, or one for each. With --gain: the shortest and the longest unless given.",
 )  # fmt: skip
 @click.option(
     "--between", multiple=True, metavar="PROTOCOL",

@@ -107,6 +107,13 @@ class Reference:
     def of(self, model: PlannedModel) -> PlannedModel:
         return self.model or model
 
+    def serves(self, model: PlannedModel) -> bool:
+        """Whether a window that takes its losses from another cell's takes its divergences from there too."""
+        other = self.model
+        return other is not None and (
+            other.description.prefix_invariant or not model.description.prefix_invariant
+        )
+
     def record(self, model: PlannedModel) -> DivergenceRecord:
         """What the header of a cell of ``model`` says of it."""
         used = self.of(model)
@@ -123,6 +130,13 @@ class RunPlan:
     provenance: Provenance
     precision: StoppingPlan | None = None
     reference: Reference | None = None
+
+    @property
+    def loaded(self) -> list[PlannedModel]:
+        """The models, and the reference where it is another one."""
+        other = None if self.reference is None else self.reference.model
+        own = other is None or any(model is other for model in self.models)
+        return self.models if own or other is None else [*self.models, other]
 
     @property
     def longest(self) -> int:

@@ -148,16 +148,17 @@ class RankGroup(SingleProcess):
         self._broadcast(("score", (self._without_known(request), budget.tokens)))
         error = None
         try:
-            yield from request.run(model, budget, self._share(model))
+            yield from request.run(model, budget, self._share(model, request))
         except Exception as problem:
             error = self._portable(problem)
         for batches, tokens in self._gather(error)[1:]:
             budget.tokens = min(budget.tokens, tokens)
-            yield from [] if model.together else batches
+            yield from [] if self._share(model, request) == (0, 1) else batches
 
-    def _share(self, model: LanguageModel) -> tuple[int, int]:
+    def _share(self, model: LanguageModel, request: ScoreRequest) -> tuple[int, int]:
         """(r, W): of W shares of the passes this rank scores the r-th; all with a model held in parts."""
-        return (0, 1) if model.together else (self.rank, self.size)
+        together = model.together or (request.reference is not None and request.reference.together)
+        return (0, 1) if together else (self.rank, self.size)
 
     def _without_known(self, request: ScoreRequest) -> ScoreRequest:
         """The request for the other ranks: its documents that have windows and are new to them."""
@@ -235,7 +236,7 @@ class RankGroup(SingleProcess):
         request = self._with_known(request)
         if request.compared:  # with the model itself where no other one is loaded
             request = replace(request, reference=self.loaded.get("reference", model))
-        return list(request.run(model, budget, self._share(model))), budget.tokens
+        return list(request.run(model, budget, self._share(model, request))), budget.tokens
 
     def _broadcast(self, message: tuple[str, Any] | None) -> Any:
         """Rank 0's message, on every rank."""

@@ -30,7 +30,8 @@ def run_request(
     request: RunRequest, on_progress: Callable[[RunProgress], None] = lambda progress: None
 ) -> Run:
     """Score what a request asks for, into its folder; see :func:`kerple_eval.evaluate`."""
-    ranks = join_ranks(parts=any(",parallel=tensor" in model for model in request.models))
+    named = [*request.models, request.divergence_from or ""]
+    ranks = join_ranks(parts=any(",parallel=tensor" in model for model in named))
     if isinstance(ranks, RankGroup) and ranks.rank:
         shared: Run
         shared, files = ranks.run_worker_loop(
@@ -70,7 +71,7 @@ def _run(
     folder = request.out
     if is_file(folder):
         raise UserError(f"{folder}: is a file; --out must be a folder")
-    for model in plan.models:
+    for model in plan.loaded:
         model.checkpoint.check_ranks(ranks.size)
     with locked(folder):
         run = _open_or_start(request, plan, ranks.size)

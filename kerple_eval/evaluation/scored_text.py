@@ -34,8 +34,8 @@ def scored_text(run: Run, cell: Cell) -> dict[str, DocumentTokens]:
         UserError: the text or the tokeniser is not to be found, or is not what the cell was computed from.
     """
     key = cell.key
-    protocols = {plan.protocol: make_protocol(plan.protocol)[0] for plan in run.specification.protocols}
-    if protocols[key.protocol].draws_samples:
+    protocol, _ = make_protocol(key.protocol)
+    if protocol.draws_samples:
         raise UserError(f"{key}: the protocol draws documents of its own at each length")
     source = _source(run, key.task)
     tokenizer = None if source.tokens is not None else _tokenizer(run, key.model)
@@ -43,9 +43,8 @@ def scored_text(run: Run, cell: Cell) -> dict[str, DocumentTokens]:
     if not source.packed:
         source.documents = [document for document in source.documents if document.name in names]
     source.selection = Selection()
-    whole = any(protocol.draws_samples for protocol in protocols.values())
-    choice = DocumentSelection(1, keep_short=True, max_tokens=run.specification.max_tokens, whole=whole)
-    rule = protocols[key.protocol].first_token
+    choice = DocumentSelection(1, keep_short=True, max_tokens=run.specification.max_tokens)
+    rule = protocol.first_token
     model = ModelTokens(key.model, tokenizer, 2**31)
     reading = tokenize_by_rules(source, [model], choice, [rule] if rule else [])
     documents = {d.name: d for d in reading.by_model[key.model].of(rule).documents if d.name in names}

@@ -83,9 +83,12 @@ class Divergence:
 
 
 def other_reference(held: DivergenceRecord, other: DivergenceRecord) -> list[Difference]:
-    """How the references of two cells with divergences differ; by more than their labels."""
+    """How the references of two cells with divergences differ, by more than labels and feeding."""
     return differences(
-        *(to_json(replace(one, reference=replace(one.reference, label=""))) for one in (held, other))
+        *(
+            to_json(replace(one, reference=replace(one.reference, label=""), feeding=None))
+            for one in (held, other)
+        )
     )
 
 

@@ -100,12 +100,14 @@ class PrunedRecord:
 class DivergenceRecord:
     """Whose predictions the cell's divergences are from: another model, or this one at a shorter ``length``.
 
+    ``feeding``: how the reference was fed windows longer than a piece, where there were any.
     ``error``: why the divergences asked for are not in the cell, whose losses were finished before;
     ``killed``: processes that computed them were killed.
     """
 
     reference: ModelRecord
     length: Positive | None = None
+    feeding: FeedingRecord | None = None
     error: str | None = None
     killed: bool | None = None
     other: Mapping[str, Any] = field(default_factory=dict)

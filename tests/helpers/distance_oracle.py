@@ -28,7 +28,9 @@ NAME = "distance-oracle"
 
 
 class _Oracle:
-    def __init__(self, positions: Positions, n: int, temperature: Callable[[float], float]) -> None:
+    def __init__(
+        self, positions: Positions, n: int, temperature: Callable[[float], float], everywhere: bool
+    ) -> None:
         self.tables = {}
         for key, rule in (("far", positions), ("local", plain)):
             pairs = [[rule(i, j) if j <= i else (False, 0, 1.0) for j in range(n)] for i in range(n)]
@@ -39,6 +41,7 @@ class _Oracle:
         self.distances = torch.cat([torch.zeros(1, dtype=torch.float64), *seen]).unique()
         self.local: dict[Any, bool] = {}
         self.temperature = temperature
+        self.everywhere = everywhere
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
@@ -51,7 +54,7 @@ class _Oracle:
         causal = torch.ones(n, n, dtype=torch.bool).tril()
         visible = causal if mask is None else causal & (mask[0, 0] == 0)
         known = self.local.setdefault(module, bool((causal & ~visible).any()))
-        plainly = known and not all(self.local.values())
+        plainly = known and not all(self.local.values()) and not self.everywhere
         seen, distance, stretch = self.tables["local" if plainly else "far"]
         row = torch.searchsorted(self.distances, torch.where(seen, distance, 0).double())
         logits = query @ k.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -71,14 +74,15 @@ class _Oracle:
 
 def losses(
     model: Any, tokens: NDArray[np.int64], positions: Positions,
-    temperature: Callable[[float], float] = lambda _: 1.0,
+    temperature: Callable[[float], float] = lambda _: 1.0, *, everywhere: bool = False,
 ) -> NDArray[np.float64]:  # fmt: skip
     """Losses of all but the first of ``tokens``, in nats.
 
-    ``temperature`` is what the model's own code scales queries by that stand at a position.
+    ``temperature`` is what the model's own code scales queries by that stand at a position; ``positions``
+    are those of layers without a window, or of all layers (``everywhere``).
     """
     wide = copy.deepcopy(model).double()
-    oracle = _Oracle(positions, len(tokens) - 1, temperature)
+    oracle = _Oracle(positions, len(tokens) - 1, temperature, everywhere)
     transformers.AttentionInterface.register(NAME, oracle.attend)
     transformers.AttentionMaskInterface.register(NAME, eager_mask)
     wide.config._attn_implementation = NAME

@@ -209,6 +209,7 @@ def test_code_packed_text_and_ids(
     assert adds_up(kerple_eval.open_run(tmp_path / "i")) == 1
     shown = make([tmp_path / "i"])
     assert "by kind of token" not in shown
+    assert "no kinds of token: token ids were given" in shown
     assert "spans that changed most" in shown
 
 
@@ -234,10 +235,15 @@ def test_what_is_shown(models: dict[str, str], library: Path, tmp_path: Path, in
 
 
 def test_the_page_shows_it_with_text(models: dict[str, str], text: Path, tmp_path: Path, invoke: Cli) -> None:
-    kerple_eval.evaluate(models["alibi"], text=text, lengths=[8, 16], out=tmp_path / "r")
-    assert invoke("report", str(tmp_path / "r"), "--gain").exit_code == 0
+    """A cell that cannot be asked is named there, and leaves the others in place."""
+    runs = [str(tmp_path / name) for name in ("r", "drawn")]
+    for out, protocol in zip(runs, ("full-context", "kerple-release:split=all,samples=3"), strict=True):
+        kerple_eval.evaluate(models["alibi"], text=text, lengths=[8, 16], out=out, protocols=protocol)
+    assert "draws documents of its own at each length" in refusal(invoke("explain", *runs, "--gain"))
+    assert invoke("report", *runs, "--gain").exit_code == 0
     page = (tmp_path / "r" / "report.html").read_text()
     assert "Where the gain comes from" in page
+    assert "draws documents of its own at each length" in page
     assert "spans that changed most" in page
 
 

@@ -15,7 +15,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import kerple_eval
+from kerple_eval.data.tokenizer import JsonTokenizer
 from kerple_eval.reports.tables.longppl import make
+from kerple_eval.stats.gain import DocumentTokens, Text
+from kerple_eval.stats.key_text import spans
 from tests.helpers.command import WORDS, Cli, make_model, prose, refusal
 
 Offsets = list[tuple[int, int]]
@@ -118,6 +121,31 @@ def test_another_tokeniser(
         rows = {(row["model"], row["length"]): row for row in csv.DictReader(io.StringIO(text))}
         assert float(rows[model, "32"]["longppl"]) == pytest.approx(wanted, rel=1e-12)
         assert int(rows[model, "32"]["key_tokens"]) == count
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace", "metaspace, bytes for what is unknown"])
+def test_characters_are_the_offsets_of_the_library(kind: str, tmp_path: Path) -> None:
+    """As far as those give a word its space: parts of characters and unknown symbols included."""
+    made = Tokenizer(models.BPE(byte_fallback="bytes" in kind, unk_token="<unk>", fuse_unk=False))
+    made.pre_tokenizer = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if kind == "byte-level"
+        else pre_tokenizers.Metaspace()
+    )
+    special = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
+    if kind == "byte-level":
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(WORDS, trainer)
+    made.save(str(tmp_path / "t.json"))
+    for text in (*TEXTS, "数字 two  spaces\n\tnaïve", " begins"):
+        encoding = JsonTokenizer(tmp_path / "t.json").encode(text)
+        assert encoding.byte_counts is not None
+        edges = np.concatenate([[0], np.cumsum(encoding.byte_counts)])
+        tokens = DocumentTokens(encoding.ids, encoding.ids < 0, Text(text.encode(), edges))
+        assert spans("d", tokens).tolist() == [list(pair) for pair in made.encode(text).offsets]
 
 
 def test_a_file_of_key_tokens(folder: Path, run: kerple_eval.Run, invoke: Cli, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,8 +109,13 @@ class Answer:
         half = components // 2
         if x.shape[-1] == half:
             return x
-        in_halves = torch.equal(self.sin[..., :half], self.sin[..., half:])
-        return x[..., :half] if in_halves else x[..., ::2]
+        return x[..., :half] if self._in_halves else x[..., ::2]
+
+    @cached_property
+    def _in_halves(self) -> bool:
+        """Whether the second half of the components repeats the first; else each repeats the one before."""
+        first, second = self.sin.chunk(2, dim=-1)
+        return torch.equal(first, second)
 
 
 #: What attention's modules received in a pass, in order, and what the rotary modules answered.

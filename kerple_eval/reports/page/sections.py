@@ -186,8 +186,13 @@ def gained(data: Gathered) -> Section | None:
     """Which targets the change with length comes from, and the spans of text that gained and lost most."""
     if not data.gain:
         return None
-    found = gain.read(data.reader)
-    return Section("Where the gain comes from", "gain", tuple(t for one in found for t in gain.tables(one)))
+    blocks: list[Block] = []
+    for pair in gain.pairs(data.reader):
+        try:
+            blocks += gain.tables(gain.sources(*pair))
+        except UserError as error:
+            blocks.append(Paragraph(f"Not said of {pair[1].key}: {error}."))
+    return Section("Where the gain comes from", "gain", tuple(blocks))
 
 
 def compared(data: Gathered) -> Section | None:

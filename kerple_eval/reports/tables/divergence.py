@@ -22,6 +22,7 @@ HEAD = (
     "model", "length", "mean", "95 % interval", "median", "90 %", "99 %", "99.9 %", "largest", "same top-1",
     "entropy", "top-1 right",
 )  # fmt: skip
+SMALLEST = 1e-6  # nats that a table shows
 SHOWN = (50.0, 90.0, 99.0, 99.9)
 COLUMNS = (
     *IDENTITY, "documents", "targets", "divergence", "low", "high", *(f"p{p:g}" for p in PERCENTILES),
@@ -135,7 +136,9 @@ def _label(record: dict[str, Any]) -> tuple[TableCell, TableCell]:
 
 
 def _nats(value: float) -> str:
-    """Divergences of a quantised model are small: three significant digits."""
+    """Divergences of a quantised model are small: three significant digits, but for rounding of logits."""
+    if 0 < abs(value) < SMALLEST:
+        return f"<{SMALLEST:.0e}".replace("e-0", "e-")
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 

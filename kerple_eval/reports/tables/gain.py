@@ -42,32 +42,30 @@ def read(
     """The change from the shortest to the longest length, or between the two given, of each model.
 
     Raises:
-        UserError: no model has two finished cells of one protocol; the text cannot be read again.
+        UserError: no model has two finished cells of one protocol; a text cannot be read again.
     """
+    return [sources(*pair, ngram) for pair in pairs(reader, lengths, model, protocol)]
+
+
+def sources(run: Run, one: Cell, two: Cell, ngram: int = NGRAM) -> Found:
+    """Of a pair; reads its text again."""
     from kerple_eval.evaluation.scored_text import scored_text  # noqa: PLC0415 - opens tokenisers
 
+    return one.key, two.key, gain_sources(document_changes(one, two, scored_text(run, one)), ngram)
+
+
+def pairs(
+    reader: RunReader, lengths: tuple[int, int] | None = None, model: str | None = None,
+    protocol: str | None = None,
+) -> list[tuple[Run, Cell, Cell]]:  # fmt: skip
+    """The shorter and the longer cell of each model, text and protocol that has two."""
     for what, name, known in (
         ("model", model, [m.label for run in reader.runs for m in run.specification.models]),
         ("protocol", protocol, [p.protocol for run in reader.runs for p in run.specification.protocols]),
     ):
         if name is not None and name not in known:
             raise unknown(f"{what} of {reader.names}", name, dict.fromkeys(known))
-    found: list[Found] = []
-    for run, one, two in _pairs(reader, lengths, model, protocol):
-        changes = document_changes(one, two, scored_text(run, one))
-        found.append((one.key, two.key, gain_sources(changes, ngram)))
-    if not found:
-        asked = f" {lengths[0]} and {lengths[1]}" if lengths else ""
-        raise UserError(
-            f"{reader.names}: no model has two finished cells of one protocol at two lengths{asked}; run "
-            "with --length 512,1024 or more"
-        )
-    return found
-
-
-def _pairs(
-    reader: RunReader, lengths: tuple[int, int] | None, model: str | None, protocol: str | None
-) -> Iterator[tuple[Run, Cell, Cell]]:
+    found = []
     for run in reader.runs:
         groups: dict[tuple[str, str, str], list[CellKey]] = {}
         every = run.keys()
@@ -79,7 +77,14 @@ def _pairs(
             cells = [cell for key in wanted if isinstance(cell := reader.cell(run.folder, key), Cell)]
             cells.sort(key=lambda cell: cell.key.length)
             if len(cells) >= 2:
-                yield run, cells[0], cells[-1]
+                found.append((run, cells[0], cells[-1]))
+    if not found:
+        asked = f" {lengths[0]} and {lengths[1]}" if lengths else ""
+        raise UserError(
+            f"{reader.names}: no model has two finished cells of one protocol at two lengths{asked}; run "
+            "with --length 512,1024 or more"
+        )
+    return found
 
 
 def tables(found: Found, ngram: int = NGRAM) -> list[Table]:
@@ -87,6 +92,8 @@ def tables(found: Found, ngram: int = NGRAM) -> list[Table]:
     one, two, sources = found
     title = f"{one.task}, {one.protocol}: {one.model}, {one.length} -> {two.length}"
     note = f"seen: the target after the same {ngram} tokens; parts add up to the change, in nats per target"
+    if not sources.kinds:
+        note += "; no kinds of token: token ids were given, or the tokeniser loses too much of the text"
     made = [_shares(f"{title}: by where the target was seen before", sources, sources.origins, note)]
     if sources.kinds:
         made.append(_shares(f"{title}: by kind of token", sources, sources.kinds))

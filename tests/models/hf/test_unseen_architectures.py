@@ -53,7 +53,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("dory", "hunyuan_v1_dense", "hunyuan_v1_moe"), AFTER),
     **dict.fromkeys(("granitemoehybrid", "zamba2"), NONE),
-    "deepseek_v4": "its code fails with it",
+    "deepseek_v4": "its positions do not count from 0",
     "recurrent_gemma": "names no trained length",
 }  # fmt: skip
 #: Layers without a window that have no rotary positions: nothing to move there.
@@ -124,6 +124,14 @@ def check(name: str, methods: tuple[str, ...]) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5 * scale, err_msg=method)
         changed = max(changed, np.abs(found - own).max())
     assert changed > 1e-3
+    parameters = model.config.get_text_config().rope_parameters
+    if methods == tuple(METHODS) and parameters.get("rope_type") == "default":
+        np.testing.assert_array_equal(losses(model, "yarn,factor=1"), own)
+        halved = distance_oracle.losses(
+            model, TOKENS, lambda i, j: (True, (i - j) / 2, 1.0), temperature, everywhere=True
+        )
+        found = losses(model, "linear,factor=2")
+        np.testing.assert_allclose(found, halved, rtol=0, atol=5e-5 * scale, err_msg="linear")
     for identity in IDENTITIES[:: 1 if len(methods) == len(METHODS) else 3]:
         if name not in RESTING or "window=100" in identity:
             np.testing.assert_allclose(
