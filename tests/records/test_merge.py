@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def test_out_must_be_new(whole: dict[str, kerple_eval.Run], tmp_path: Path, invo
 def test_died_at_any_change_the_same_command_goes_on(
     whole: dict[str, kerple_eval.Run], tmp_path: Path
 ) -> None:
-    """The joined run is there whole or not at all, and nothing else stays behind."""
+    """The joined run is there whole or not at all; after the same command nothing else is."""
     parts = folders(whole, "short", "long")
     merge(parts, tmp_path / "whole")
     expected = content(tmp_path / "whole")
@@ -216,11 +217,9 @@ def test_died_at_any_change_the_same_command_goes_on(
 
     def goes_on(number: int) -> None:
         out = tmp_path / str(number) / "out"
-        if not out.exists():
+        with suppress(UserError) if out.exists() else nullcontext():  # refused, as the run is there
             merge(parts, out)
-        assert {name: data for name, data in content(out.parent).items() if not name.endswith(".lock")} == {
-            f"out/{name}": data for name, data in expected.items()
-        }
+        assert content(out.parent) == {f"out/{name}": data for name, data in expected.items()}
 
     assert len(list(deaths(command, goes_on))) > 20
 
