@@ -4,8 +4,8 @@ Work is counted as in :mod:`kerple_eval.models.pass_time`.
 
 Time is measured on the device: a few shapes of pass are run once to warm up and once on the clock, and the
 others follow from a non-negative least-squares fit of a constant, linear and attention work (SciPy's
-``nnls``). Windows whose losses another cell of the run holds cost nothing, as in the run, unless a reference
-is to predict them too: then both models score every window, and both are in memory.
+``nnls``). Windows whose losses another cell of the run holds cost nothing, as in the run, unless their
+divergences are to be computed. A reference's passes count, and both models are in memory.
 """
 
 from __future__ import annotations
@@ -60,16 +60,15 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
     for task in worklist(plan):
         tasks[task.key.model].append(task)
     budget = Budget(tokens or TOKENS_PER_PASS[plan.device.type])
-    models = list(plan.models)
-    entries = [_planned(plan, model, tasks[model.label], finished, budget) for model in models]
+    models, of_reference = list(plan.models), Counter[PassShape]()
+    entries = [_planned(plan, model, tasks[model.label], finished, budget, of_reference) for model in models]
     if plan.reference is not None and plan.reference.model is not None:
         other = plan.reference.model
-        if other not in models:
+        if not any(model is other for model in models):
             models.append(other)
             entries.append(Forecast(f"{other.label} (reference)", piece=_piece(other)))
-        mine = entries[models.index(other)]
-        for task in (task for several in tasks.values() for task in several if task.key not in finished):
-            mine.passes.update(_shapes(task, task.windows, budget))
+        mine = next(entry for entry, model in zip(entries, models, strict=True) if model is other)
+        mine.passes.update(of_reference)
         _state_work(plan, mine, other)
         for entry in entries:
             if entry is not mine and entry.passes:
@@ -81,22 +80,27 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
 
 
 def _planned(
-    plan: RunPlan, model: PlannedModel, tasks: Sequence[Work], finished: Collection[CellKey], budget: Budget
-) -> Forecast:
+    plan: RunPlan, model: PlannedModel, tasks: Sequence[Work], finished: Collection[CellKey], budget: Budget,
+    of_reference: Counter[PassShape],
+) -> Forecast:  # fmt: skip
+    """One model's part; the passes of another model as reference are added to ``of_reference``."""
+    reference = plan.reference
+    every = reference is not None and not reference.serves(model)  # windows whose losses are served, too
     entry = Forecast(model.label, piece=_piece(model))
     earlier = Earlier(tasks)
     for task in tasks:
         if task.key in finished:
             continue
         served = _served(task, earlier.than(task))
-        every = plan.reference is not None
         windows = [pair for i, pair in enumerate(task.windows) if every or i not in served]
         entry.cells += 1
         entry.windows += len(task.windows)
         entry.targets += sum(window.targets for _, window in task.windows)
         entry.served += len(served)
         entry.passes.update(_shapes(task, windows, budget))
-        if plan.reference is not None and (parts := reference_parts(plan.reference, task)) is not None:
+        if reference is not None and reference.model is not None:
+            of_reference.update(_shapes(task, windows, budget))
+        elif reference is not None and (parts := reference_parts(reference, task)) is not None:
             own = [(d, w) for (d, _), several in zip(task.windows, parts, strict=True) for w, _ in several]
             entry.passes.update(_shapes(task, own, budget))
     _state_work(plan, entry, model)

@@ -107,6 +107,13 @@ class Reference:
     def of(self, model: PlannedModel) -> PlannedModel:
         return self.model or model
 
+    def serves(self, model: PlannedModel) -> bool:
+        """Whether a window that takes its losses from another cell's takes its divergences from there too."""
+        other = self.model
+        return other is not None and (
+            other.description.prefix_invariant or not model.description.prefix_invariant
+        )
+
     def record(self, model: PlannedModel) -> DivergenceRecord:
         """What the header of a cell of ``model`` says of it."""
         used = self.of(model)

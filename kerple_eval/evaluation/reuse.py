@@ -29,7 +29,10 @@ WindowLosses = NDArray[np.float32]
 
 @dataclass
 class ReusedLosses:
-    """Losses by window number, and how many windows each cell gave."""
+    """Losses by window number, and how many windows each cell gave.
+
+    ``[targets]``, or ``[rows, targets]``: losses and divergences.
+    """
 
     losses: dict[int, WindowLosses] = field(default_factory=dict)
     counts: dict[CellKey, int] = field(default_factory=dict)
@@ -52,10 +55,17 @@ class ReusedLosses:
         return ", ".join(f"{name} ({n} windows)" for name, n in zip(names, numbers, strict=False))
 
 
-def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | None]) -> ReusedLosses:
+def find(
+    task: Work,
+    before: Sequence[Work],
+    read: Callable[[CellKey], Cell | None],
+    *,
+    divergences: bool = False,
+) -> ReusedLosses:
     """Losses of the windows of ``task`` that finished cells among ``before`` hold.
 
     ``read`` gives a finished cell, None for one that failed; only cells that may serve are read.
+    ``divergences``: those of a cell that has them serve with its losses.
     """
     reused = ReusedLosses()
     invariant, protocol = task.model.description.prefix_invariant, task.key.protocol
@@ -79,7 +89,11 @@ def find(task: Work, before: Sequence[Work], read: Callable[[CellKey], Cell | No
         for index, row in rows.items():
             document, window = task.windows[index]
             offset = window.first_target - cell.windows[row].first_target
-            reused.losses[index] = cell.losses[row][offset : offset + window.targets]
+            part = slice(offset, offset + window.targets)
+            reused.losses[index] = cell.losses[row][part]
+            if divergences and cell.divergence is not None:
+                columns = [column[row][part] for column in cell.divergence.columns.values()]
+                reused.losses[index] = np.stack([cell.losses[row][part], *columns]).astype(np.float32)
             inputs = (task.cell.hashes[document], window.start)
             wanted[inputs].remove(index)
             if not wanted[inputs]:

@@ -10,26 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from kerple_eval.data.documents import TokenDocument
-from kerple_eval.evaluation.budget import RunBudget
+from kerple_eval.evaluation.cells import Row, cell_of, rows_without_divergence
 from kerple_eval.evaluation.failures import failure_of
 from kerple_eval.evaluation.in_progress import Deaths
+from kerple_eval.evaluation.loading import LoadedModels
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.pulse import RankLostError
 from kerple_eval.evaluation.ranks import ScoreRequest, SingleProcess
 from kerple_eval.evaluation.reference import check_divergence, reference_parts
 from kerple_eval.evaluation.reuse import find
 from kerple_eval.evaluation.stopping import AllDocuments, StoppingRule, UntilSure
-from kerple_eval.evaluation.verify import checked_cells, document_numbers, document_records, planned_header
+from kerple_eval.evaluation.verify import checked_cells, document_records, planned_header
 from kerple_eval.evaluation.worklist import Earlier, Work, cost, worklist
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.devices import device_lost
 from kerple_eval.models.scoring import batches, pass_ranks
 from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
-from kerple_eval.records.divergence import Divergence
 from kerple_eval.records.header import (
     CellHeader,
     DivergenceRecord,
@@ -40,8 +38,6 @@ from kerple_eval.records.header import (
 )
 from kerple_eval.records.run import Run, summary_line, write_summary_lines
 from kerple_eval.types import CellKey, Window
-
-Row = NDArray[np.float32]  # of a window [rows, targets]: losses, hits and divergences, as far as asked for
 
 #: Seconds between two writes of ``summary.csv`` while cells are computed; it is whole whenever a run ends.
 SUMMARY_EVERY = 1.0
@@ -99,10 +95,8 @@ class Worker:
             elif outcome.header.killed and not retry:
                 self.stopping.drop(outcome.key)
         self.work_total = self.work_done = 0.0
-        self.model: LanguageModel | None = None
-        self.loaded: PlannedModel | None = None
-        self.reference: LanguageModel | None = None
-        self.budget = RunBudget(run)
+        self.models = LoadedModels(run, plan, ranks)
+        self.budget = self.models.budget
         self.compiled: set[tuple[str | None, int, int, int]] = set()
 
     def work(self) -> None:
@@ -194,7 +188,7 @@ class Worker:
         reference = self.plan.reference
         earlier = self._finished(task.key) if self.stopping.grows or reference is not None else None
         try:
-            model = self._load(task.model)
+            model = self.models.load(task.model)
             model.take_pruned()
             losses, source = self._losses(task, model, earlier)
         except RankLostError:
@@ -211,7 +205,7 @@ class Worker:
             self.budget.keep()
             seconds = round(time.monotonic() - began + (earlier.header.seconds or 0), 3)
             header = replace(earlier.header, divergence=self._divergence(task), seconds=seconds)
-            return replace(earlier, header=header, divergence=_cell(task, header, losses).divergence)
+            return replace(earlier, header=header, divergence=cell_of(task, header, losses).divergence)
         seconds = time.monotonic() - began + ((earlier.header.seconds or 0) if earlier else 0)
         too_large, pruned = self.budget.keep(), model.take_pruned()
         header = FinishedHeader(
@@ -226,30 +220,7 @@ class Worker:
             precision=self.stopping.header(task),
             divergence=self._divergence(task),
         )
-        return _cell(task, header, losses)
-
-    def _load(self, planned: PlannedModel) -> LanguageModel:
-        """The model, and the reference where it is another one: it is loaded first, and stays."""
-        other = None if self.plan.reference is None else self.plan.reference.model
-        if other is not None and self.reference is None:
-            assert self.plan.reference is not None
-            own = any(model is other for model in self.plan.models)
-            named = self.plan.provenance.models
-            argument = named[other.label] if own else self.plan.reference.argument
-            self.reference = self.ranks.load(
-                other.checkpoint, argument, self.plan.device, other.dtype, "reference"
-            )
-        if self.model is None or self.loaded is not planned:
-            self.model = self.loaded = None  # the last model's memory goes before the next is loaded
-            if planned is other:
-                self.model = self.reference
-            else:
-                argument = self.plan.provenance.models[planned.label]
-                self.model = self.ranks.load(planned.checkpoint, argument, self.plan.device, planned.dtype)
-            self.loaded = planned
-            assert self.model is not None
-            self.budget.choose(self.model, self.plan.longest)
-        return self.model
+        return cell_of(task, header, losses)
 
     def _losses(self, task: Work, model: LanguageModel, earlier: Cell | None) -> tuple[list[Row], str]:
         """What is kept of each window in plan order (``[rows, targets]``: losses, hits, divergences), and
@@ -257,7 +228,9 @@ class Worker:
 
         Losses that are there already stay; where they lack divergences, these alone are computed.
         """
-        reused = find(task, self.earlier.than(task), self._finished)
+        reference = self.plan.reference
+        shared = reference is not None and reference.serves(task.model)
+        reused = find(task, self.earlier.than(task), self._finished, divergences=shared)
         names = [task.documents[index].name for index, _ in task.windows]
         known = {name: iter(rows) for name, rows in earlier.by_document().items()} if earlier else {}
         kept = [next(known[name]) if name in known else reused.losses.get(i) for i, name in enumerate(names)]
@@ -265,8 +238,12 @@ class Worker:
         fresh = [number for number, row in enumerate(found) if row is None]
         for number, rows in self._scored(task, model, fresh):
             found[number] = rows
-        if self.plan.reference is not None:
-            base = 1 + task.plan.protocol.scores_answers
+        if reference is not None:
+            for number, served in reused.losses.items():
+                row = found[number]
+                if row is not None and len(row) < len(np.atleast_2d(served)):
+                    found[number] = np.concatenate([row, served[1:]])
+            base = rows_without_divergence(task)
             lacking = [number for number, row in enumerate(found) if row is not None and len(row) == base]
             for number, rows in self._scored(task, model, lacking):
                 found[number] = np.concatenate([found[number], rows[base:]])
@@ -284,8 +261,8 @@ class Worker:
             parts = [every[number] for number in numbers]
         request = ScoreRequest(
             ids, task.cell.hashes, windows, task.reading.window_bos, task.plan.protocol.scores_answers,
-            of="reference" if model is self.reference else "model", parts=parts,
-            reference=None if reference is None else self.reference or model,
+            of="reference" if model is self.models.reference else "model", parts=parts,
+            reference=None if reference is None else self.models.reference or model,
         )  # fmt: skip
         self._tell(task, compiling=self._compiles(task, model, windows))
         for members, scored in self.ranks.score(model, request, self.budget.pass_):
@@ -313,9 +290,9 @@ class Worker:
         if reference is None:
             return None
         record, other = reference.record(task.model), reference.model
-        if other is None or self.reference is None:
+        if other is None or self.models.reference is None:
             return record
-        return replace(record, feeding=self._feeding(task, self.reference, other.label))
+        return replace(record, feeding=self._feeding(task, self.models.reference, other.label))
 
     def _compiles(self, task: Work, model: LanguageModel, windows: Sequence[tuple[int, Window]]) -> bool:
         """Whether passes to come have a shape that this process has not compiled; it then has."""
@@ -354,24 +331,3 @@ class Worker:
 
 def _fields(header: CellHeader) -> dict[str, Any]:
     return {field.name: getattr(header, field.name) for field in fields(CellHeader)}
-
-
-def _cell(task: Work, header: FinishedHeader, rows: Sequence[Row]) -> Cell:
-    base = 1 + task.plan.protocol.scores_answers
-    return Cell(
-        key=task.key,
-        header=header,
-        document=np.array(document_numbers(task), dtype=np.int64),
-        windows=[window for _, window in task.windows],
-        losses=[row[0] for row in rows],
-        byte_counts=_byte_counts(task.documents, task.windows),
-        hits=[row[1] > 0 for row in rows] if task.plan.protocol.scores_answers else None,
-        divergence=Divergence.of_rows([row[base:] for row in rows]) if len(rows[0]) > base else None,
-    )
-
-
-def _byte_counts(
-    documents: Sequence[TokenDocument], windows: Sequence[tuple[int, Window]]
-) -> list[int] | None:
-    counts = [documents[index].byte_count(window) for index, window in windows]
-    return None if None in counts else [count for count in counts if count is not None]

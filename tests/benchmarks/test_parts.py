@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import cuda_rows, parts, split_tf32
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.harness import Row
@@ -115,3 +116,18 @@ def test_the_checks_of_a_card_are_met_by_a_cpu(monkeypatch: pytest.MonkeyPatch) 
     assert all(0 < error <= limit for error, limit in zip(found, (1e-5, 1e-5, 0.2, 0.2), strict=True))
     for drawn in (cuda_rows._drawn, cuda_rows.tokens):
         drawn.cache_clear()
+
+
+def test_a_cpu_part_is_in_the_table_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "cpu.md"
+
+    def fails() -> list[Row]:
+        assert "| a | - | - | 1.00 | - |  |" in page.read_text()
+        raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(benchmarks, "PARTS", {"first": lambda: [Row("a", "-", 1.0)], "second": fails})
+    done = CliRunner().invoke(main, ["--out", str(tmp_path)])
+    assert str(done.exception) == "the machine went away"
+    assert "unmeasured" in page.read_text()

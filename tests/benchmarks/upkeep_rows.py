@@ -80,19 +80,19 @@ def run_words(models: int, documents: int, lengths: list[int], protocols: list[s
     return ["run", *named, *TEXT, *words]
 
 
-def own_seconds(models: int, folder: Path) -> tuple[dict[str, float], int]:
-    """Seconds a cell of each of a run's steps outside its forward passes, and the windows' input tokens."""
+def own_seconds(models: int, folder: Path) -> Iterator[tuple[str, float, int]]:
+    """Of each step: its name, seconds a cell outside forward passes, input tokens of the passes so far."""
     words = [*run_words(models, DOCUMENTS, LENGTHS, PROTOCOLS), "--out", str(folder)]
     cells = models * len(LENGTHS) * len(PROTOCOLS)
     with passes(real=False) as told:
-        seconds = {"run": command(*words) - told.seconds}
+        seconds = command(*words)
         tokens = told.tokens
-        seconds["resume"] = command(*words)
+        yield "run", (seconds - told.seconds) / cells, tokens
+        yield "resume", command(*words) / cells, tokens
     assert told.tokens == tokens, "a finished run was computed again"
     assert len((folder / "summary.csv").read_text().splitlines()) == cells + 1
-    seconds["table"] = command("table", str(folder))
-    seconds["report"] = command("report", str(folder))
-    return {name: value / cells for name, value in seconds.items()}, tokens
+    for name in ("table", "report"):
+        yield name, command(name, str(folder)) / cells, tokens
 
 
 def token_seconds(folder: Path) -> float:
@@ -103,24 +103,24 @@ def token_seconds(folder: Path) -> float:
 
 
 def upkeep_rows() -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as scratch:
-        few, _ = own_seconds(FEW, Path(scratch) / "few")
-        many, tokens = own_seconds(MODELS, Path(scratch) / "many")
-        a_token = token_seconds(Path(scratch) / "real")
     cells = MODELS * len(LENGTHS) * len(PROTOCOLS)
-    forward, own = tokens * a_token, many["run"] * cells
-    yield Row(
-        f"run of {cells:,} cells at zoo size: time outside forward passes",
-        "all of its time",
-        own / (own + forward),
-        at_most=0.05,
-        note=f"{own:.0f} s; {tokens:,} tokens take {forward:.0f} s at the speed at 512",
-    )
-    for name, seconds in many.items():
-        yield Row(
-            f"{NAMES[name]}, {cells:,} cells: time a cell",
-            f"{cells * FEW // MODELS} cells",
-            seconds / few[name],
-            at_most=1.2,
-            note=f"{1000 * seconds:.1f} ms a cell",
-        )
+    with tempfile.TemporaryDirectory() as scratch:
+        a_token = token_seconds(Path(scratch) / "real")
+        few = {name: seconds for name, seconds, _ in own_seconds(FEW, Path(scratch) / "few")}
+        for name, seconds, tokens in own_seconds(MODELS, Path(scratch) / "many"):
+            if name == "run":
+                forward, own = tokens * a_token, seconds * cells
+                yield Row(
+                    f"run of {cells:,} cells at zoo size: time outside forward passes",
+                    "all of its time",
+                    own / (own + forward),
+                    at_most=0.05,
+                    note=f"{own:.0f} s; {tokens:,} tokens take {forward:.0f} s at the speed at 512",
+                )
+            yield Row(
+                f"{NAMES[name]}, {cells:,} cells: time a cell",
+                f"{cells * FEW // MODELS} cells",
+                seconds / few[name],
+                at_most=1.2,
+                note=f"{1000 * seconds:.1f} ms a cell",
+            )

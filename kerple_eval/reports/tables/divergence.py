@@ -28,7 +28,7 @@ COLUMNS = (
     *IDENTITY, "documents", "targets", "divergence", "low", "high", *(f"p{p:g}" for p in PERCENTILES),
     "largest", "agreement", "entropy", "top1", "median_rank",
 )  # fmt: skip
-CONTEXT_HEAD = ("model", "length", "context", "targets", "mean", "same top-1", "entropy")
+CONTEXT_HEAD = ("model", "length", "context", "targets", "mean", "95 % interval", "same top-1", "entropy")
 CONTEXT_COLUMNS = (
     *IDENTITY, "context_from", "context_to", "targets", "divergence", "low", "high", "agreement", "entropy"
 )  # fmt: skip
@@ -96,18 +96,19 @@ def _table(name: tuple[str, str, str], rows: Sequence[dict[str, Any]], by_contex
         + ("" if by_context else "; top-1 right: it is the target"),
     )
     if by_context:
-        return Table(title, CONTEXT_HEAD, tuple(map(_context_row, rows)), notes, frozenset({0}))
-    return Table(title, HEAD, tuple(map(_row, rows)), notes, frozenset({0})).without_empty_columns()
+        table = Table(title, CONTEXT_HEAD, tuple(map(_context_row, rows)), notes, frozenset({0}))
+    else:
+        table = Table(title, HEAD, tuple(map(_row, rows)), notes, frozenset({0}))
+    return table.without_empty_columns()
 
 
 def _row(record: dict[str, Any]) -> TableRow:
-    ends = "" if record["low"] is None else f"{_nats(record['low'])} to {_nats(record['high'])}"
     numbers = [TableCell(_nats(record[f"p{p:g}"]), record[f"p{p:g}"]) for p in SHOWN]
     return TableRow(
         (
             *_label(record),
             TableCell(_nats(record["divergence"]), record["divergence"]),
-            TableCell(ends),
+            _interval(record),
             *numbers,
             TableCell(_nats(record["largest"]), record["largest"]),
             _percent(record["agreement"]),
@@ -125,6 +126,7 @@ def _context_row(record: dict[str, Any]) -> TableRow:
             TableCell(str(first) if first == last else f"{first} to {last}"),
             TableCell(f"{record['targets']:,}", record["targets"]),
             TableCell(_nats(record["divergence"]), record["divergence"]),
+            _interval(record),
             _percent(record["agreement"]),
             TableCell(f"{record['entropy']:.3f}", record["entropy"]),
         )
@@ -133,6 +135,11 @@ def _context_row(record: dict[str, Any]) -> TableRow:
 
 def _label(record: dict[str, Any]) -> tuple[TableCell, TableCell]:
     return TableCell(record["model"]), TableCell(str(record["length"]), record["length"])
+
+
+def _interval(record: dict[str, Any]) -> TableCell:
+    """Of the mean; empty where documents are few."""
+    return TableCell("" if record["low"] is None else f"{_nats(record['low'])} to {_nats(record['high'])}")
 
 
 def _nats(value: float) -> str:
