@@ -44,7 +44,7 @@ class _Oracle:
         self.everywhere = everywhere
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
         scaling: float | None = None, softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """q ``[D, H, N, d]``, a row for each distance."""
@@ -52,16 +52,18 @@ class _Oracle:
         zero = int((self.distances == 0).nonzero()[0, 0])
         k, v = (x[zero].repeat_interleave(share, dim=0) for x in (key, value))
         causal = torch.ones(n, n, dtype=torch.bool).tril()
-        visible = causal if mask is None else causal & (mask[0, 0] == 0)
+        visible = causal if attention_mask is None else causal & (attention_mask[0, 0] == 0)
         known = self.local.setdefault(module, bool((causal & ~visible).any()))
-        plainly = known and not all(self.local.values()) and not self.everywhere
+        beside_far = known and not all(self.local.values())
+        plainly = beside_far and not self.everywhere
         seen, distance, stretch = self.tables["local" if plainly else "far"]
         row = torch.searchsorted(self.distances, torch.where(seen, distance, 0).double())
         logits = query @ k.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         logits = logits[row, :, torch.arange(n)[:, None], torch.arange(n)] * stretch[..., None]  # [N, N, H]
         own = torch.tensor([self.temperature(i) for i in range(n)], dtype=torch.float64)
         given = torch.tensor([self.temperature(float(d)) for d in self.distances], dtype=torch.float64)
-        logits = logits * (own[:, None] / given[row])[..., None]
+        if not beside_far:
+            logits = logits * (own[:, None] / given[row])[..., None]
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         logits = logits.masked_fill(~(visible & seen)[..., None], -torch.inf)
@@ -78,7 +80,8 @@ def losses(
 ) -> NDArray[np.float64]:  # fmt: skip
     """Losses of all but the first of ``tokens``, in nats.
 
-    ``temperature`` is what the model's own code scales queries by that stand at a position; ``positions``
+    ``temperature`` is what the model's own code scales queries by that stand at a position, in layers without
+    a window where there are some; ``positions``
     are those of layers without a window, or of all layers (``everywhere``).
     """
     wide = copy.deepcopy(model).double()

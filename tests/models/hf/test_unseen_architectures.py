@@ -82,7 +82,9 @@ def _ministral(position: float) -> float:
     return 1 + 0.5 * math.log(1 + position // 8)
 
 
-TEMPERATURES: dict[str, Callable[[float], float]] = {"ministral3": _ministral}
+TEMPERATURES: dict[str, Callable[[float], float]] = {
+    "ministral3": _ministral, "beam": lambda position: (1 + (position + 1) / 2048) ** 0.1,
+}  # fmt: skip
 
 FAST = ("gemma4_text", "llama4_text", "deepseek_v2", "ministral3", "granite", "cohere")
 FAST_REFUSED = ("falcon", "dory")
