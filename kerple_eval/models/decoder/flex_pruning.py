@@ -46,7 +46,7 @@ def pruned_by_blocks(
         return F.pad(x, around, value=value).reshape(len(x), len(starts), block)
 
     excess = by_block(certificate.excess.amax(dim=0), -torch.inf).amax(dim=-1)
-    first = (starts + 1 - bounds.cut(excess, starts + block)).clamp(min=0) // block
+    first = (starts + 1 - bounds.cut(excess)).clamp(min=0) // block
     out = attend(first, None)
     lowest = first.gather(1, of_row) * block
     errors = certificate.errors(out, lowest)

@@ -4,9 +4,10 @@ Query i (row vector q_i, already rotated and scaled) gives key j at distance D =
 ``s_ij = q_i k_j / sqrt(d) + b_ij``, with ``b_ij = kernel(D)`` or, of a scheme whose gates forget
 (:meth:`Scheme.decay`), ``c_i - c_j``. So, beside its own key, which always takes part,
 
-    exp(s_ij - s_ii) <= exp(|q_i| max |k| / sqrt(d) + max_{j' <= j} b_ij' - s_ii)
+    exp(s_ij - s_ii) <= exp(|q_i| max |k| / sqrt(d) + b_ij - s_ii)
 
-Let e_i be the sum of that over the n keys left out, V their largest |v| (over all elements), Z the
+Let e_i be at least the sum of that over the keys left out (of a kernel, which is summed over every distance
+from the nearest of them on; of gates, their number times the largest), V their largest |v|, Z the
 softmax's denominator over the keys that took part, and o_i the output they give. The whole output is
 ``(Z o_i + N) / (Z + z)`` with |N| <= e_i Z V and 0 <= z <= e_i Z, as Z >= exp(s_ii) after the same shift; so
 no element of it differs from o_i by more than ``e_i (V + max |o_i|)``. A row is certified where that is at
@@ -61,13 +62,14 @@ class PrunedShare:
 
 
 class KernelBounds:
-    """A kernel ``[H, reach]`` by falling distance (``values``), and its most from a distance on."""
+    """A kernel ``[H, reach]`` by falling distance (``values``), and what it sums to from a distance on."""
 
     def __init__(self, values: Tensor, reach: int) -> None:
         self.values = values  # [H, >= reach]; element t is the kernel at distance reach - 1 - t
         self.reach = reach
         self.rows = values.shape[1] - reach + 1  # that may attend at once
-        self.highest = values[:, :reach].cummax(dim=1).values.contiguous()  # at that distance and beyond
+        #: log of the sum of exp(kernel) at that distance and beyond
+        self.beyond = values[:, :reach].double().logcumsumexp(dim=1).to(values.dtype).contiguous()
         self.nearest = values[:, reach - 1]  # [H], at distance 0
         self.dtype = values.dtype
         self.rounding = 2.0 ** (-53 if values.dtype == torch.float64 else -24)
@@ -75,30 +77,29 @@ class KernelBounds:
     def first(self, excess: Tensor, start: int) -> Tensor:
         """The first key ``[H]`` that takes part for the queries from position ``start`` on, whose exponents
         without the kernel are at most ``excess [B, H, rows]``."""
-        keys = torch.tensor([start + excess.shape[2]])
-        cut = self.cut(excess.amax(dim=(0, 2))[:, None], keys)[:, 0]
+        cut = self.cut(excess.amax(dim=(0, 2))[:, None])[:, 0]
         return (start + 1 - cut).clamp(min=0)
 
-    def most(self, positions: Tensor, lowest: Tensor) -> Tensor:
-        """Of the keys before ``lowest [H, Q]``, for queries at ``positions [Q]``: ``[H, Q]``."""
+    def left(self, positions: Tensor, lowest: Tensor) -> Tensor:
+        """Log of the sum of exp(bias), or more, over the keys before ``lowest [H, Q]``, for queries at
+        ``positions [Q]``: ``[H, Q]``."""
         distance = (positions - lowest + 1).clamp(max=self.reach - 1)
-        return self.highest.gather(1, self.reach - 1 - distance)
+        return self.beyond.gather(1, self.reach - 1 - distance)
 
     def bias(self, heads: slice, first: int, last: int, lowest: int) -> Tensor:
         """``[1, h, rows, keys]`` of query positions last .. first and the keys lowest .. last."""
         return hankel(self.values[heads], self.reach, first, last, lowest)
 
-    def cut(self, excess: Tensor, keys: Tensor) -> Tensor:
-        """The distance ``[H, n]`` from which ``keys [n]`` keys weigh nothing in rows whose exponent without
-        the kernel, ``|q| max |k| / sqrt(d) - s_ii``, is at most ``excess [H, n]``."""
-        limit = (self.rounding * MARGIN / keys.to(excess.dtype)).log() - SLACK - excess
-        beyond = torch.searchsorted(self.highest, limit.contiguous(), right=True)
+    def cut(self, excess: Tensor) -> Tensor:
+        """The distance ``[H, n]`` from which all keys weigh nothing in rows whose exponent without the
+        kernel, ``|q| max |k| / sqrt(d) - s_ii``, is at most ``excess [H, n]``."""
+        limit = math.log(self.rounding * MARGIN) - SLACK - excess
+        beyond = torch.searchsorted(self.beyond, limit.contiguous(), right=True)
         return (self.reach - beyond).clamp(min=1)  # a query's own key takes part, even where it is NaN
 
     def worthwhile(self, least: float = WORTHWHILE) -> bool:
         """Whether a share ``least`` could be left out with the least excess there can be: -kernel(0)."""
-        keys = torch.tensor([self.reach], device=self.values.device)
-        near = self.cut(-self.nearest[:, None], keys).double() / self.reach
+        near = self.cut(-self.nearest[:, None]).double() / self.reach
         return float((1 - near).clamp(min=0).square().mean()) >= least
 
 
@@ -118,9 +119,10 @@ class GateBounds:
         least = (self.decay[:, :, start:stop] - limit).amax(dim=2, keepdim=True)  # c_j left out by every row
         return (self.decay[:, :, : start + 1] >= least).sum(dim=2).clamp(max=start).amin(dim=0)
 
-    def most(self, positions: Tensor, lowest: Tensor) -> Tensor:
+    def left(self, positions: Tensor, lowest: Tensor) -> Tensor:
         left = (lowest - 1).clamp(min=0).expand(len(self.decay), -1, -1)
-        return (self.decay[:, :, positions] - self.decay.gather(2, left)).to(self.dtype)
+        count = lowest.clamp(min=1).to(self.decay.dtype).log()
+        return (self.decay[:, :, positions] - self.decay.gather(2, left) + count).to(self.dtype)
 
     def bias(self, heads: slice, first: int, last: int, lowest: int) -> Tensor:
         rows = torch.arange(last, first - 1, -1)
@@ -160,10 +162,9 @@ class Certificate:
         ``out [B, H, Q, d]`` is what the keys from ``lowest [H, Q]`` on give.
         """
         left = (lowest - 1).clamp(min=0).expand(len(out), -1, -1)  # the nearest key that is left out
-        highest = self.bounds.most(self.positions, lowest)
-        count = lowest.clamp(min=1).to(highest.dtype).log()
-        exponent = self.q_norm * self.k_most.gather(2, left) + highest + count - self.own + SLACK
-        largest = out.abs().amax(dim=-1).to(highest.dtype)
+        biases = self.bounds.left(self.positions, lowest)
+        exponent = self.q_norm * self.k_most.gather(2, left) + biases - self.own + SLACK
+        largest = out.abs().amax(dim=-1).to(biases.dtype)
         relative = exponent.exp() * (self.v_most.gather(2, left) + largest) / largest
         relative = torch.where(relative.isnan(), torch.inf, relative)  # an output of zeros is not certified
         return torch.where(lowest > 0, relative, 0.0).amax(dim=0)

@@ -197,6 +197,19 @@ def test_fox_is_the_oracle(modifier: str | None, slowest: float) -> None:
     assert decoder.pruned.causal == 0
 
 
+def test_the_bound_of_a_kernel_is_the_sum_over_what_is_left_out() -> None:
+    """Exact for the last query, whose distances are all there are, and above it for the others."""
+    q, v, kernel = torch.zeros(1, 3, 100, 4), torch.ones(1, 3, 100, 4), slopes(100, 0.5)
+    lowest = (torch.arange(100) - 7).clamp(min=0).expand(3, -1)
+    found = module.Certificate(q, q, v, bounds_of(kernel)).errors(v, lowest)
+    left = torch.stack([kernel.double().exp()[:, min(row, 7) + 1 : row + 1].sum(1) for row in range(100)], 1)
+    torch.testing.assert_close(
+        found[:, -1].double(), 2 * left[:, -1] * math.exp(module.SLACK), rtol=1e-5, atol=0
+    )
+    assert (found >= 2 * left).all()
+    assert (found[:, :8] == 0).all()
+
+
 def test_chunks_of_a_head_that_sees_far_attend_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certified over the keys that took part; too few rows to gain by it attend chunk by chunk."""
     attended: dict[int, list[int]] = {0: [], 1: [], 2: []}
