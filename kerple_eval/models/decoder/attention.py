@@ -65,8 +65,9 @@ class KernelTable:
             kernel = torch.zeros(scheme.geometry.heads, reach, dtype=wide, device=device)
         if self.window < reach:
             kernel = kernel.masked_fill(distance >= self.window, -math.inf)
-        future = kernel.new_full((kernel.shape[0], self.chunk - 1), -math.inf)
-        self.values = torch.cat([kernel, future], dim=1).contiguous()  # [H, reach + chunk - 1]
+        most = min(QUERY_CHUNK, reach) if prune else self.chunk
+        future = kernel.new_full((kernel.shape[0], most - 1), -math.inf)
+        self.values = torch.cat([kernel, future], dim=1).contiguous()  # [H, >= reach + chunk - 1]
         bounds = KernelBounds(self.values, reach) if prune else None
         self.bounds = bounds if bounds is not None and bounds.worthwhile() else None
         self.pruned = PrunedShare()

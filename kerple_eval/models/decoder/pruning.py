@@ -14,8 +14,9 @@ most 2^-24 (2^-53 in float64) of ``max |o_i|``, the row's largest element: half 
 number of that size. The bound looks at values too: a key of weight 2^-25 whose value is 2^30 matters.
 
 Keys are left out by whole rows of a chunk of queries, head by head, where e_i alone lies ``MARGIN`` below the
-bound; a chunk with a row that is then not certified is computed again with all its keys. The same idea,
-without the values and the certificate, is Lin et al., "Adaptive Computation Pruning for the Forgetting
+bound; a chunk with a row that is then not certified is computed again with all its keys. Where a head sees
+far, several chunks attend at once, over the keys of them all: more scores, but each of them faster. The same
+idea, without the values and the certificate, is Lin et al., "Adaptive Computation Pruning for the Forgetting
 Transformer" (arXiv 2504.06949).
 """
 
@@ -34,6 +35,8 @@ from kerple_eval.models.decoder.toeplitz import hankel
 
 CHUNK = 256  # query rows that attend at once
 BLOCK = 64  # keys are left out by so many
+TALL = 768  # rows: from here on torch's fused CPU attention takes 256 of them at a time, below it 64
+JOINED = 1.3  # chunks attend at once where that is at most so many times the scores
 MARGIN = 2.0**-10  # for values larger than outputs, which are not known beforehand
 SLACK = 1e-3  # of an exponent: the bound itself is computed in float32
 WORTHWHILE = 0.1  # of the causal scores: where the kernel alone could not leave out so many, nothing is tried
@@ -63,6 +66,7 @@ class KernelBounds:
     def __init__(self, values: Tensor, reach: int) -> None:
         self.values = values  # [H, >= reach]; element t is the kernel at distance reach - 1 - t
         self.reach = reach
+        self.rows = values.shape[1] - reach + 1  # that may attend at once
         self.highest = values[:, :reach].cummax(dim=1).values.contiguous()  # at that distance and beyond
         self.nearest = values[:, reach - 1]  # [H], at distance 0
         self.dtype = values.dtype
@@ -103,6 +107,7 @@ class GateBounds:
 
     def __init__(self, decay: Tensor, dtype: torch.dtype) -> None:
         self.decay = decay
+        self.rows = CHUNK  # that may attend at once: the bias is no view
         self.dtype = torch.promote_types(dtype, torch.float32)
         self.nearest = decay.new_zeros(decay.shape[1], dtype=self.dtype)
         self.rounding = 2.0 ** (-53 if self.dtype == torch.float64 else -24)
@@ -169,29 +174,38 @@ class _Pruned(Certificate):
         super().__init__(q, k, v, bounds)
         self.q, self.k, self.v = q, k, v
         self.offset = k.shape[2] - q.shape[2]
+        self.every = slice(0, q.shape[2])
         self.out = torch.empty_like(v[:, :, self.offset :])
         self.lowest = torch.empty(q.shape[1:3], dtype=torch.int64)  # [H, Q]: the first key that takes part
         self.share = PrunedShare()
 
-    def chunks(self) -> Iterator[slice]:
-        for start in range(0, self.q.shape[2], CHUNK):
-            yield slice(start, min(start + CHUNK, self.q.shape[2]))
-
     def attend_near(self) -> None:
         """Every query over the keys that its chunk's bound does not rule out."""
-        for rows in self.chunks():
+        for rows in _chunks(self.every, CHUNK):
             first = self.bounds.first(self.excess[:, :, rows], self.offset + rows.start) // BLOCK * BLOCK
             self.lowest[:, rows] = first[:, None]
-            heads = enumerate(first.tolist())
-            for lowest, group in groupby(heads, key=lambda pair: pair[1]):
-                members = [head for head, _ in group]
-                self._attend(slice(members[0], members[-1] + 1), rows, lowest)
-            self.share.causal += self._scores(rows, 0) * len(first)
+        for tall in _chunks(self.every, self.bounds.rows):
+            joined = self._joined(tall)
+            for rows, members in [(tall, joined), *((rows, ~joined) for rows in _chunks(tall, CHUNK))]:
+                first = torch.where(members, self.lowest[:, rows].amin(dim=1), -1)
+                for lowest, group in groupby(enumerate(first.tolist()), key=lambda pair: pair[1]):
+                    heads = [head for head, _ in group]
+                    if lowest >= 0:
+                        self._attend(slice(heads[0], heads[-1] + 1), rows, lowest)
+        self.share.causal = self._scores(self.every, 0) * len(self.lowest)
+
+    def _joined(self, tall: slice) -> Tensor:
+        """The heads ``[H]`` whose chunks within ``tall`` attend faster at once."""
+        stop, lowest = int(tall.stop), self.lowest[:, tall]
+        count = stop - int(tall.start)
+        one_by_one = (self.positions[tall] + CHUNK // 2 - lowest).sum(dim=1)
+        at_once = count * (self.offset + stop - lowest.amin(dim=1))
+        return (at_once <= JOINED * one_by_one) & (count >= TALL)
 
     def attend_uncertified(self) -> None:
         """Chunks with a row whose bound is not met, head by head, over all keys."""
         errors = self.errors(self.out, self.lowest)
-        for rows in self.chunks():
+        for rows in _chunks(self.every, CHUNK):
             failing = (errors[:, rows] > self.bounds.rounding).any(dim=-1)
             for head in failing.nonzero()[:, 0].tolist():
                 self._attend(slice(head, head + 1), rows, 0)
@@ -208,6 +222,7 @@ class _Pruned(Certificate):
             attn_mask=bias.expand(len(self.q), -1, -1, -1),
         )
         self.out[:, heads, rows] = found.flip(2)
+        self.lowest[heads, rows] = lowest
         self.share.scores += self._scores(rows, lowest) * bias.shape[1]
 
     def _scores(self, rows: slice, lowest: int) -> int:
@@ -215,3 +230,8 @@ class _Pruned(Certificate):
         first, stop = int(rows.start), int(rows.stop)
         count = stop - first
         return count * (self.offset + first - lowest) + count * (count + 1) // 2
+
+
+def _chunks(rows: slice, size: int) -> Iterator[slice]:
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))

@@ -32,6 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that a short window has many of."""
     monkeypatch.setattr(module, "CHUNK", 16)
     monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "TALL", 48)
 
 
 def drawn(rows: int, keys: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -42,7 +43,7 @@ def drawn(rows: int, keys: int, scale: float = 1.0, dtype: torch.dtype = torch.f
 
 def bounds_of(kernel: Tensor) -> KernelBounds:
     """Of ``kernel [H, reach]`` by rising distance."""
-    future = kernel.new_full((len(kernel), 15), -math.inf)
+    future = kernel.new_full((len(kernel), 63), -math.inf)
     return KernelBounds(torch.cat([kernel.flip(1), future], 1).contiguous(), kernel.shape[1])
 
 
@@ -194,6 +195,26 @@ def test_fox_is_the_oracle(modifier: str | None, slowest: float) -> None:
     decoder.pruned = PrunedShare()
     torch.testing.assert_close(decoder(tokens, 70).detach(), found["sdpa"], rtol=0, atol=1e-12)
     assert decoder.pruned.causal == 0
+
+
+def test_chunks_of_a_head_that_sees_far_attend_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certified over the keys that took part; too few rows to gain by it attend chunk by chunk."""
+    attended: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    attend = module._Pruned._attend
+
+    def noted(self: module._Pruned, heads: slice, rows: slice, lowest: int) -> None:
+        for head in range(heads.start, heads.stop):
+            attended[head].append(rows.stop - rows.start)
+        attend(self, heads, rows, lowest)
+        assert (self.lowest[heads, rows] == lowest).all()
+
+    monkeypatch.setattr(module._Pruned, "_attend", noted)
+    q, k, v = drawn(170, 400)
+    kernel = slopes(400, 8.0)
+    out, share = pruned_attention(q, k, v, bounds_of(kernel))
+    assert attended == {0: [16] * 10 + [10], 1: [16] * 10 + [10], 2: [64, 64, 16, 16, 10]}
+    assert change(out, whole(q, k, v, kernel)).max() < 1e-6
+    assert share.left_out > 0.3
 
 
 def test_a_large_value_far_away_is_not_lost() -> None:
