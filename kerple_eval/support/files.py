@@ -158,7 +158,7 @@ def _is_still(file: IO[Any], path: Path) -> bool:
 def _sweep(paths: Iterable[Path]) -> None:
     """Remove those of the paths that are temporary files which no living process is writing."""
     for path in paths:
-        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        if _TEMPORARY.fullmatch(path.name) and is_file(path) and not path.is_symlink():
             with suppress(OSError), path.open("rb") as file:
                 if take_lock(file):
                     path.unlink()

@@ -160,7 +160,13 @@ def test_losses_are_the_literal_computations(name: str, method: str, saved: Any)
     np.testing.assert_allclose(found(place, options(method)), expected, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ("llama", "gemma2", "gpt-oss") else pytest.param(n, marks=pytest.mark.slow)
+        for n in ARCHITECTURES
+    ],
+)
 def test_a_method_changes_something_and_its_identity_nothing(name: str, saved: Any) -> None:
     _, place = saved(name)
     own = found(place, {})

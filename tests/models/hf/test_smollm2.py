@@ -18,7 +18,7 @@ from kerple_eval.types import Window
 from tests.helpers.hf_folders import CPU, transformers
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-RESULTS = Path(__file__).parents[2] / "results" / "smollm2"
+RESULTS = Path(__file__).parents[3] / "results" / "smollm2"
 TEXT = "The quick brown fox jumps over the lazy dog. Résumés of 1862 were seldom longer than a page.\n" * 6
 
 
@@ -74,7 +74,6 @@ def test_losses_are_transformers_own(checkpoint: HfCheckpoint) -> None:
     assert losses.mean() < 2.5  # a text it finds easy: it reads, tokeniser and weights agree
 
 
-@pytest.mark.skipif(not (RESULTS / "cells").is_dir(), reason="results/smollm2 holds no cells")
 def test_the_committed_run_shows_the_failure_and_its_repair() -> None:
     """The last 1024 targets: far past 8192 tokens the plain model fails, with YaRN it does not."""
     run = open_run(RESULTS)
