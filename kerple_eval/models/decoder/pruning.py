@@ -37,7 +37,7 @@ from kerple_eval.models.decoder.toeplitz import hankel
 CHUNK = 256  # query rows that attend at once
 BLOCK = 64  # keys are left out by so many
 TALL = 768  # rows: from here on torch's fused CPU attention takes 256 of them at a time, below it 64
-JOINED = 1.3  # chunks attend at once where that is at most so many times the scores
+JOINED = 1.15  # chunks attend at once where that is at most so many times the scores
 MARGIN = 2.0**-10  # for values larger than outputs, which are not known beforehand
 SLACK = 1e-3  # of an exponent: the bound itself is computed in float32
 WORTHWHILE = 0.1  # of the causal scores: where the kernel alone could not leave out so many, nothing is tried
