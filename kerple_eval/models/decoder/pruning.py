@@ -151,7 +151,7 @@ class Certificate:
         self.positions = torch.arange(offset, k.shape[2], device=q.device)
         self.q_norm = q.to(wide).norm(dim=-1) * scale  # [B, H, Q]
         self.k_most = k.to(wide).norm(dim=-1).cummax(dim=-1).values  # [B, H, K], of keys 0..j
-        self.v_most = v.abs().amax(dim=-1).to(wide).cummax(dim=-1).values
+        self.v_most = _largest(v).to(wide).cummax(dim=-1).values
         diagonal = (q.to(wide) * k[:, :, offset:].to(wide)).sum(-1) * scale
         self.own = diagonal + bounds.nearest[None, :, None]  # s_ii, [B, H, Q]
         self.excess = self.q_norm * self.k_most[:, :, offset:] - self.own  # of the exponents, [B, H, Q]
@@ -164,7 +164,7 @@ class Certificate:
         left = (lowest - 1).clamp(min=0).expand(len(out), -1, -1)  # the nearest key that is left out
         biases = self.bounds.left(self.positions, lowest)
         exponent = self.q_norm * self.k_most.gather(2, left) + biases - self.own + SLACK
-        largest = out.abs().amax(dim=-1).to(biases.dtype)
+        largest = _largest(out).to(biases.dtype)
         relative = exponent.exp() * (self.v_most.gather(2, left) + largest) / largest
         relative = torch.where(relative.isnan(), torch.inf, relative)  # an output of zeros is not certified
         return torch.where(lowest > 0, relative, 0.0).amax(dim=0)
@@ -231,6 +231,11 @@ class _Pruned(Certificate):
         first, stop = int(rows.start), int(rows.stop)
         count = stop - first
         return count * (self.offset + first - lowest) + count * (count + 1) // 2
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Largest magnitude of each row; a third of the time of ``x.abs().amax(-1)``."""
+    return torch.maximum(x.amax(dim=-1), -x.amin(dim=-1))
 
 
 def _chunks(rows: slice, size: int) -> Iterator[slice]:
