@@ -30,7 +30,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes stay out of a test's name: some hold the second they were made in, and two workers then disagree."""
+    """Bytes stay out of a test's name: a gzip file's holds a time, on which two workers disagree."""
     return argname if isinstance(val, bytes) else None
 
 
