@@ -1,6 +1,6 @@
 """Train, score and keep the models of ``results/corpora``, one after another; ``make corpora`` runs it.
 
-    python results/corpora/run.py [--out DIR] [--list] [NAME...]      (every model, out/corpora)
+    python results/corpora/run.py [--out DIR] [--device cuda] [--list] [NAME...]    (every model, out/corpora)
 
 For each model, named SCHEME-CORPUS-sSEED, in the order of ``--list``:
 
@@ -62,6 +62,14 @@ SCORING = [
     *("--protocol", "full-context", "--protocol", "last:k=256", "--protocol", "aligned:k=256"),
     *("--protocol", "aligned:k=256,every=2048@4096"),
 ]
+# Float32 on a card too, where training and scoring would otherwise choose bfloat16.
+DEVICES = {
+    "cpu": {"train": ["--device", "cpu"], "run": ["--device", "cpu"]},
+    "cuda": {
+        "train": ["--device", "cuda", "--precision", "float32"],
+        "run": ["--device", "cuda", "--dtype", "float32"],
+    },
+}
 # The KERPLE release's draw takes whole documents, so it is a run of its own: 64 samples a length, as 320 of
 # 16,384 bytes would be three times the held-out text and two hours a model.
 PACKED = ["--length", "512,1024,2048,4096,8192", "--protocol", "kerple-release:split=all,samples=64"]
@@ -99,21 +107,23 @@ def models() -> list[Model]:
     return order + [Model(s, "sotu", seed, packed=True) for seed in SEEDS for s in ("kerple-log", PER_LAYER)]
 
 
-def train(model: Model, out: Path) -> None:
+def train(model: Model, out: Path, device: str) -> None:
     folder = out / "models" / model.trained
     if model.in_zoo or ((folder / "config.json").exists() and not (folder / "training-state.pt").exists()):
         return
     kerple_eval(
         *("train", "--scheme", SPELLED.get(model.scheme, model.scheme), "--task", TASKS[model.corpus]),
-        *("--length", "512", "--seed", str(model.seed), *RECIPE, "--out", str(folder)),
+        *("--length", "512", "--seed", str(model.seed), *RECIPE, *DEVICES[device]["train"]),
+        *("--out", str(folder)),
     )
 
 
-def score(model: Model, out: Path) -> None:
+def score(model: Model, out: Path, device: str) -> None:
     path = f"zoo:{model.in_zoo}" if model.in_zoo else f"native:{out / 'models' / model.trained}"
     kerple_eval(
         *("run", f"{model.trained}={path}", "--task", TASKS[model.corpus]),
         *(PACKED if model.packed else SCORING),
+        *DEVICES[device]["run"],
         *("--out", str(out / "runs" / model.name)),
     )
 
@@ -253,6 +263,9 @@ def add_to_summary(rows: list[dict[str, str]]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("out/corpora"), help="weights and cells")
+    options.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="where to train and score, in float32"
+    )
     options.add_argument("--list", action="store_true", help="the names, in order")
     options.add_argument("names", nargs="*", metavar="NAME", help="these models only")
     given = options.parse_args()
@@ -269,8 +282,8 @@ def main() -> None:
     for name in given.names or known:
         finished = given.out / "runs" / f"{name}.kept"
         if not finished.exists():
-            train(known[name], given.out)
-            score(known[name], given.out)
+            train(known[name], given.out, given.device)
+            score(known[name], given.out, given.device)
             keep(known[name], given.out)
             finished.touch()
     if not given.names:
