@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -246,15 +247,13 @@ def parameters(weights: Path) -> dict[str, Any]:
 
 
 def add_to_summary(rows: list[dict[str, str]]) -> None:
-    path = HERE / "summary.csv"
-    held = []
-    if path.exists():
-        with path.open() as file:
-            held = list(csv.DictReader(file))
-    new = {(row["model"], row["protocol"], row["length"]) for row in rows}
-    held = [row for row in held if (row["model"], row["protocol"], row["length"]) not in new] + rows
-    held.sort(key=lambda row: (row["task"], row["protocol"], row["model"], int(row["length"])))
-    with path.open("w", newline="") as file:
+    with (HERE / "summary.csv").open("a+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # models may be made side by side
+        file.seek(0)
+        new = {(row["model"], row["protocol"], row["length"]) for row in rows}
+        held = [r for r in csv.DictReader(file) if (r["model"], r["protocol"], r["length"]) not in new] + rows
+        held.sort(key=lambda row: (row["task"], row["protocol"], row["model"], int(row["length"])))
+        file.truncate(0)
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(held)
