@@ -230,7 +230,7 @@ def own_label(model: str, folder: str | Path, owners: dict[str, str]) -> str:
 
     ``owners`` maps a label given so far to its run.
     """
-    for label in (model, f"{model} ({Path(folder).resolve().name})"):
-        if owners.setdefault(label, str(folder)) == str(folder):
-            return label
-    return f"{model} ({folder})"
+    if owners.setdefault(model, str(folder)) == str(folder):
+        return model
+    named = f"{model} ({Path(folder).resolve().name})"
+    return named if owners.setdefault(named, str(folder)) == str(folder) else f"{model} ({folder})"
