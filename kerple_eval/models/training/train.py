@@ -102,22 +102,24 @@ def train(
             raise UserError(f"{out}: is not empty and holds no training state to continue from")
     described = {key: value for key, value in asdict(recipe).items() if value != "" or key != "start"}
     identity = {"recipe": described, "data": corpus.record}
-    with _threads(recipe.threads), locked(out), interrupt_flag() as interrupted:
+    with _threads(recipe.threads), locked(out):
         run = _Run(recipe, corpus, start)
         if state_file.exists():
             run.restore(state_file, identity)
         every = max(1, recipe.steps // reports)
-        while run.step < recipe.steps:
-            loss = run.advance()
-            on_step(run.step, loss)
-            watch(run.decoder, run.step)
-            if run.step % every == 0 or run.step == recipe.steps:
-                on_report(run.report())
-            done = run.step == recipe.steps
-            if done or interrupted() or time.monotonic() - run.saved > SAVE_SECONDS:
-                run.save(state_file, identity)
-            if interrupted():
-                raise KeyboardInterrupt
+        with interrupt_flag() as interrupted:
+            while run.step < recipe.steps:
+                loss = run.advance()
+                on_step(run.step, loss)
+                watch(run.decoder, run.step)
+                if run.step % every == 0 or run.step == recipe.steps:
+                    on_report(run.report())
+                done = run.step == recipe.steps
+                if done or interrupted() or time.monotonic() - run.saved > SAVE_SECONDS:
+                    run.save(state_file, identity)
+                if interrupted():
+                    raise KeyboardInterrupt
+        # All is saved: a signal may end what follows at once, which takes minutes on long held-out text.
         final = run.finish(weights_dtype)
         training = {
             **(record or {}),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,26 @@ def test_an_interrupt_saves_and_the_same_call_goes_on(number: signal.Signals, tm
     steps: list[int] = []
     run(recipe(), tmp_path / "stopped", on_step=lambda step, loss: steps.append(step))
     assert steps == [5, 6, 7, 8]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_an_interrupt_of_the_last_evaluation_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(recipe(), tmp_path / "whole")
+
+    def interrupted(self: object, dtype: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        raise AssertionError("the signal was kept for later")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Run, "finish", interrupted)
+        run(recipe(), tmp_path / "stopped")
+    steps: list[int] = []
+    run(recipe(), tmp_path / "stopped", on_step=lambda step, loss: steps.append(step))
+    assert steps == []
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
 
