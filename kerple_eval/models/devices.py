@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import get_args
 
 import torch
@@ -10,9 +11,30 @@ from kerple_eval.models.base import Checkpoint
 from kerple_eval.support import memory
 from kerple_eval.types import DtypeName, UserError
 
+#: What torch has MKL compute of a CPU tensor (ATen/cpu/vml.h).
+VECTOR_FUNCTIONS = (
+    "acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin", "sqrt",
+    "tan", "tanh", "trunc",
+)  # fmt: skip
+
+
+@cache
+def settle_vector_functions() -> None:
+    """Call each function that MKL computes once, from this thread alone, in both precisions.
+
+    MKL chooses its code at a function's first call. Where several threads make that call at once, one of
+    them may take a variant of 11 bits for its part of it, this once (MKL 2024.2, pytorch's issue 188792): of
+    400 processes of two threads 8 began with weights wrong by 1e-5 of their value.
+    """
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones(1, dtype=dtype, device="cpu")
+        for name in VECTOR_FUNCTIONS:
+            getattr(torch, name)(one)
+
 
 def resolve_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU; asking for CUDA without one is refused."""
+    settle_vector_functions()
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kerple_eval.models.decoder.attention_backward import kernel_attention
+from kerple_eval.models.decoder.attention_backward import RECOMPUTE_ELEMENTS, kernel_attention
 from kerple_eval.models.decoder.flex import FlexScores
 from kerple_eval.models.decoder.pruning import Bounds, GateBounds, KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.models.decoder.toeplitz import hankel
@@ -42,9 +42,6 @@ from kerple_eval.schemes.base import Scheme
 QUERY_CHUNK = 1024  # query rows that attend at once, at most
 SHORT_CHUNK = 256  # and at least, on the CPU: a sixteenth of the window, so that little lies in the future
 GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
-RECOMPUTE_ELEMENTS = (
-    1 << 22
-)  # of a layer's scores: more are formed anew in the backward pass, so many at once
 
 
 class KernelTable:

@@ -35,7 +35,7 @@ SIZES = [
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUERY_CHUNK", CHUNK)
-    monkeypatch.setattr(training, "BACKWARD_ROWS", 3)
+    monkeypatch.setattr(training, "BLOCK_ROWS", 3)
 
 
 def scheme_of(name: str, dtype: torch.dtype = torch.float64, heads: int = HEADS) -> Scheme:
@@ -166,7 +166,14 @@ def test_training_without_torch_s_private_operation(name: str, monkeypatch: pyte
 
 
 def compare_in_training(name: str, length: int, dtype: torch.dtype) -> None:
-    """Outputs and gradients in q, k, v and every scheme parameter, batch 2."""
+    """Outputs and gradients in q, k, v and every scheme parameter, batch 2; weights kept, and formed anew."""
+    for most in (0, training.RECOMPUTE_ELEMENTS):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "RECOMPUTE_ELEMENTS", most)
+            compare_once_in_training(name, length, dtype)
+
+
+def compare_once_in_training(name: str, length: int, dtype: torch.dtype) -> None:
     scheme = scheme_of(name, dtype)
     leaves = {key: x.detach().double().clone().requires_grad_() for key, x in scheme.named_parameters()}
     mine = [torch.from_numpy(x).to(dtype).requires_grad_() for x in drawn(length, length)]
@@ -192,10 +199,12 @@ def compare_in_training(name: str, length: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 128])
 @pytest.mark.parametrize("chunk", [2, 3, 1024])
-def test_gradcheck(rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finite differences in q, k, v, r1 and r2 through the kernel path."""
+@pytest.mark.parametrize("most", [0, 1 << 22])
+def test_gradcheck(rows: int, chunk: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite differences in q, k, v, r1 and r2 through the kernel path, weights formed anew or kept."""
+    monkeypatch.setattr(training, "RECOMPUTE_ELEMENTS", most)
     monkeypatch.setattr(module, "QUERY_CHUNK", chunk)
-    monkeypatch.setattr(training, "BACKWARD_ROWS", rows)
+    monkeypatch.setattr(training, "BLOCK_ROWS", rows)
     geometry = Geometry(heads=2, head_dim=3, width=6, layers=1, train_length=4)
 
     class Given(Scheme):
@@ -321,9 +330,10 @@ def test_inference_memory_grows_linearly(
 @each_case("name", KERNELS)
 @each_case("length", [300, 600])
 def test_training_memory_grows_linearly(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward hold no more than one [H, rows, K] block (and its sheared copy)."""
+    """Above the bound no more than one [H, rows, K] block (and its sheared copy) is held."""
+    monkeypatch.setattr(training, "RECOMPUTE_ELEMENTS", HEADS * length**2 - 1)
     monkeypatch.setattr(module, "QUERY_CHUNK", 32)
-    monkeypatch.setattr(training, "BACKWARD_ROWS", 8)
+    monkeypatch.setattr(training, "BLOCK_ROWS", 8)
     scheme = scheme_of(name, torch.float32)
     tensors = [torch.from_numpy(x).float().requires_grad_() for x in drawn(length, length, batch=1)]
 
