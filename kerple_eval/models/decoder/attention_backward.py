@@ -77,7 +77,8 @@ class _KernelAttention(torch.autograd.Function):
         assert k.shape[2] == length <= reach, "training attends over whole sequences"
         ctx.reach = reach
         if q.shape[:2].numel() * length**2 <= RECOMPUTE_ELEMENTS:
-            out, kept = _attend_and_keep(q, k, v, values, reach)
+            with torch.autocast(q.device.type, enabled=False):  # the fused operation has none either
+                out, kept = _attend_and_keep(q, k, v, values, reach)
             ctx.save_for_backward(q, k, v, values, out, None, *kept)
             return out
         out = torch.empty_like(q)
