@@ -22,9 +22,9 @@ VECTOR_FUNCTIONS = (
 def settle_vector_functions() -> None:
     """Call each function that MKL computes once, from this thread alone, in both precisions.
 
-    MKL chooses its code at a function's first call. Where several threads make that call at once, one of
-    them may take a variant of 11 bits for its part of it, this once (MKL 2024.2, pytorch's issue 188792): of
-    400 processes of two threads 8 began with weights wrong by 1e-5 of their value.
+    MKL before 2025.0 chooses its code at a function's first call. Where several threads make that call at
+    once, one of them may take fast, inexact code for its part of it, this once (pytorch's issue 188792;
+    ``tests/models/test_vector_functions.py`` shows it with torch 2.13).
     """
     for dtype in (torch.float32, torch.float64):
         one = torch.ones(1, dtype=dtype, device="cpu")
@@ -33,7 +33,10 @@ def settle_vector_functions() -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; asking for CUDA without one is refused."""
+    """``auto`` is CUDA where there is one, else the CPU; asking for CUDA without one is refused.
+
+    Every run and every training begins with it, before threads compute: here MKL is settled.
+    """
     settle_vector_functions()
     available = torch.cuda.is_available()
     if name == "auto":

@@ -63,14 +63,6 @@ SCORING = [
     *("--protocol", "full-context", "--protocol", "last:k=256", "--protocol", "aligned:k=256"),
     *("--protocol", "aligned:k=256,every=2048@4096"),
 ]
-# Float32 on a card too, where training and scoring would otherwise choose bfloat16.
-DEVICES = {
-    "cpu": {"train": ["--device", "cpu"], "run": ["--device", "cpu"]},
-    "cuda": {
-        "train": ["--device", "cuda", "--precision", "float32"],
-        "run": ["--device", "cuda", "--dtype", "float32"],
-    },
-}
 # The KERPLE release's draw takes whole documents, so it is a run of its own: 64 samples a length, as 320 of
 # 16,384 bytes would be three times the held-out text and two hours a model.
 PACKED = ["--length", "512,1024,2048,4096,8192", "--protocol", "kerple-release:split=all,samples=64"]
@@ -114,8 +106,8 @@ def train(model: Model, out: Path, device: str) -> None:
         return
     kerple_eval(
         *("train", "--scheme", SPELLED.get(model.scheme, model.scheme), "--task", TASKS[model.corpus]),
-        *("--length", "512", "--seed", str(model.seed), *RECIPE, *DEVICES[device]["train"]),
-        *("--out", str(folder)),
+        *("--length", "512", "--seed", str(model.seed), *RECIPE),
+        *("--precision", "float32", "--device", device, "--out", str(folder)),
     )
 
 
@@ -124,8 +116,7 @@ def score(model: Model, out: Path, device: str) -> None:
     kerple_eval(
         *("run", f"{model.trained}={path}", "--task", TASKS[model.corpus]),
         *(PACKED if model.packed else SCORING),
-        *DEVICES[device]["run"],
-        *("--out", str(out / "runs" / model.name)),
+        *("--device", device, "--out", str(out / "runs" / model.name)),
     )
 
 
@@ -263,7 +254,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("out/corpora"), help="weights and cells")
     options.add_argument(
-        "--device", choices=DEVICES, default="cpu", help="where to train and score, in float32"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train and score, in float32"
     )
     options.add_argument("--list", action="store_true", help="the names, in order")
     options.add_argument("names", nargs="*", metavar="NAME", help="these models only")
