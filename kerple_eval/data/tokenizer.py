@@ -192,7 +192,7 @@ def markers_around(fast: Any, identity: str) -> tuple[tuple[int, ...], tuple[int
         try:
             plain = fast.encode(probe, add_special_tokens=False).ids
             whole = fast.encode(probe, add_special_tokens=True)
-        except Exception:
+        except Exception:  # what tokenizers raises for a probe that its model cannot read
             continue
         if not plain:
             continue
