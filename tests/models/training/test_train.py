@@ -113,9 +113,13 @@ def test_an_interrupt_of_the_last_evaluation_ends_at_once(
         time.sleep(5)
         raise AssertionError("the signal was kept for later")
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Run, "finish", interrupted)
-        run(recipe(), tmp_path / "stopped")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(training._Run, "finish", interrupted)
+            run(recipe(), tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     steps: list[int] = []
     run(recipe(), tmp_path / "stopped", on_step=lambda step, loss: steps.append(step))
     assert steps == []
