@@ -21,7 +21,8 @@ shared by every layer unless it is ``per_layer``. Each hook does nothing unless 
   any other mask, which ``masks`` states too where it has the form "D < near or j < first".
 * ``remap(positions_q, positions_k) -> [(far bool [Q, K], positions_q' [Q], positions_k' [K]), ...]``: where a
   ``far`` is true, ``rotate`` uses the positions i' and j', and ``kernel`` and ``weight`` use D' = i' - j'.
-  No pair is far in two of them; one that is in none keeps its distance.
+  i' is a function of i alone and j' of j alone. No pair is far in two of them; one that is in none keeps its
+  distance.
 
 * ``attend(scores [B, H, Q, K], seen bool [Q, K], positions_q [Q], positions_k [K]) -> [B, H, Q, K]``: the
   weights of the values, in place of a softmax over the keys that are seen and the sink.

@@ -188,10 +188,10 @@ def test_every_pair_is_seen_where_the_paper_says(
         ]
     )
     tensors = [torch.from_numpy(x) for x in (q, k, v)]
-    table = make_table(scheme, 33, torch.float64, torch.device("cpu"))
     monkeypatch.setattr(training, "BLOCK_ROWS", 3)
     for chunk in (4, 1024):
         monkeypatch.setattr(module, "QUERY_CHUNK", chunk)
+        table = make_table(scheme, 33, torch.float64, torch.device("cpu"))
         monkeypatch.setattr(module, "GENERAL_CHUNK_ELEMENTS", 2 * HEADS * 33 * chunk)
         for queries in (33, 7, 1):
             last = [tensors[0][:, :, -queries:], *tensors[1:]]

@@ -13,7 +13,8 @@ and a half-precision model attends in float32 there, since that attention would 
 the model's dtype. A window is part of the table (-inf from there on), and a chunk's keys begin where
 its first query's window does, so that the work is O(L window).
 
-Schemes of weights, absolute positions or content take the general path, one chunk of scores at a time. In
+Schemes of weights, absolute positions or content take the general path, one chunk of scores at a time; those
+that move positions or hide keys and do no more go by runs of keys on the CPU (:mod:`key_runs`). In
 training such a chunk would leave up to 15 tensors of its size for the backward pass; where a layer has many
 scores, the backward pass forms them anew instead and a chunk leaves nothing but its queries and keys.
 
@@ -35,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kerple_eval.models.decoder.attention_backward import RECOMPUTE_ELEMENTS, kernel_attention
 from kerple_eval.models.decoder.flex import FlexScores
+from kerple_eval.models.decoder.key_runs import KeyRuns, keys_in_reach
 from kerple_eval.models.decoder.pruning import Bounds, GateBounds, KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.models.decoder.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
@@ -44,6 +46,12 @@ SHORT_CHUNK = 256  # and at least, on the CPU: a sixteenth of the window, so tha
 GENERAL_CHUNK_ELEMENTS = 1 << 24  # scores a chunk of the general path may hold (64 MB in float32)
 
 
+def rows_at_once(reach: int, device: torch.device) -> int:
+    """Query rows of a chunk in a pass over at most ``reach`` tokens."""
+    most = min(QUERY_CHUNK, reach)
+    return min(most, max(SHORT_CHUNK, reach // 16)) if device.type == "cpu" else most
+
+
 class KernelTable:
     """The scheme's kernel at every distance below ``reach``, shared by all layers of a pass."""
 
@@ -51,9 +59,7 @@ class KernelTable:
         self, scheme: Scheme, reach: int, dtype: torch.dtype, device: torch.device, *, prune: bool = False
     ) -> None:
         self.reach = reach
-        self.chunk = min(QUERY_CHUNK, reach)
-        if device.type == "cpu":
-            self.chunk = min(self.chunk, max(SHORT_CHUNK, reach // 16))
+        self.chunk = rows_at_once(reach, device)
         self.window = scheme.window or reach
         distance = torch.arange(reach - 1, -1, -1, device=device)
         wide = torch.promote_types(dtype, torch.float32)
@@ -101,7 +107,7 @@ class EagerScores:
     """Instead of a table: compute all scores at once (:func:`eager_attention`)."""
 
 
-SharedScores = KernelTable | FlexScores | EagerScores | GatedScores
+SharedScores = KernelTable | FlexScores | EagerScores | GatedScores | KeyRuns
 
 
 def make_table(
@@ -118,7 +124,9 @@ def make_table(
         return FlexScores(scheme, reach, dtype, device, prune=backend == "pruned")
     if backend == "pruned" and prunes_by_gates(scheme):
         return GatedScores()
-    if uses_general_path(scheme) or not (scheme.implements("kernel") or scheme.window):
+    if uses_general_path(scheme):
+        return KeyRuns(rows_at_once(reach, device)) if KeyRuns.serves(scheme, device) else None
+    if not (scheme.implements("kernel") or scheme.window):
         return None
     return KernelTable(scheme, reach, dtype, device, prune=backend == "pruned")
 
@@ -134,7 +142,7 @@ def attention(
         return eager_attention(q, k, v, scheme, observed)
     if isinstance(table, FlexScores):
         return table(*_rotated(q, k, scheme), v)
-    if isinstance(table, GatedScores) or uses_general_path(scheme):
+    if isinstance(table, GatedScores | KeyRuns) or uses_general_path(scheme):
         return _of_content(q, k, v, scheme, table, observed)
     q, k = _rotated(q, k, scheme)
     if table is None:
@@ -152,8 +160,10 @@ def attention(
 def _of_content(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: SharedScores | None, observed: Any
 ) -> Tensor:  # fmt: skip
-    if not isinstance(table, GatedScores) or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not isinstance(table, GatedScores | KeyRuns):
         return _general(q, k, v, scheme, observed)
+    if isinstance(table, KeyRuns):
+        return table.attend(lambda move: _moved(q, k, scheme, move), v, scheme, q.shape[2])
     decay = scheme.decay(observed)
     assert decay is not None
     return _pruned(*_rotated(q, k, scheme), v, GateBounds(decay, q.dtype), table.pruned)
@@ -172,6 +182,17 @@ def _rotated(q: Tensor, k: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     first = k.shape[2] - q.shape[2]
     q = _scaled(q, scheme, positions[first:], rows[first:])
     return scheme.rotate(q, k, positions[first:], positions)
+
+
+def _moved(q: Tensor, k: Tensor, scheme: Scheme, move: int) -> tuple[Tensor, Tensor]:
+    """:func:`_rotated`, by the positions that a pair of move ``move`` takes; 0: its own."""
+    if not move:
+        return _rotated(q, k, scheme)
+    positions = torch.arange(k.shape[2], device=q.device)
+    rows = positions[k.shape[2] - q.shape[2] :]
+    moved_q = scheme.remap(rows, positions[:1])[move - 1][1]
+    moved_k = scheme.remap(rows[:1], positions)[move - 1][2]
+    return scheme.rotate(_scaled(q, scheme, rows, rows), k, moved_q, moved_k)
 
 
 def _scaled(q: Tensor, scheme: Scheme, positions: Tensor, rows: Tensor) -> Tensor:
@@ -259,7 +280,7 @@ class _Block:
         first, stop = offset + rows.start, offset + rows.stop
         self.q, self.turned_q = q[:, :, rows], turned_q[:, :, rows]
         self.rows = torch.arange(first, stop, device=q.device)
-        self.columns = _keys_of(scheme, first, stop, q.device)
+        self.columns = keys_in_reach(scheme, first, stop, q.device)
         self.k, self.turned_k = self.keys(k), self.keys(turned_k)
         positions = scheme.augmented(torch.arange(k.shape[2], device=q.device))
         self.positions_q, self.positions_k = positions[self.rows], positions[self.columns]
@@ -270,19 +291,6 @@ class _Block:
         if count == self.rows[-1] + 1:
             return x[:, :, :count]
         return x.index_select(2, self.columns)
-
-
-def _keys_of(scheme: Scheme, first: int, stop: int, device: torch.device) -> Tensor:
-    """Numbers of the keys that the queries ``first .. stop - 1`` may see, ascending.
-
-    A mask hides the keys between its first ones and those near the chunk's first query from the whole chunk.
-    Content is read from every key: a scheme that changes scores by it takes all.
-    """
-    keys = torch.arange(stop, device=device)
-    masks = [] if scheme.implements("score") else scheme.masks()
-    for near, kept in masks:
-        keys = keys[(keys < kept) | (keys > first - near)]
-    return keys
 
 
 def _score_block(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kerple_eval.models.decoder.fused import attend_with_sums
 from kerple_eval.models.decoder.toeplitz import antidiagonals, hankel
 
-FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 BLOCK_ROWS = 64  # query rows a block of weights holds, for the cache
 RECOMPUTE_ELEMENTS = 1 << 22  # of a layer's scores: more are not kept for the backward pass but formed anew
 
@@ -19,21 +19,6 @@ def kernel_attention(q: Tensor, k: Tensor, v: Tensor, values: Tensor, reach: int
     """Causal attention ``[B, H, L, d]`` with the kernel's table ``values`` (:class:`attention.Table`)."""
     apply: Callable[..., Tensor] = _KernelAttention.apply
     return apply(q, k, v, values, reach)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Output ``[B, H, Q, d]`` and the logarithm of each row's sum ``[B, H, Q]``; bias ``[1, H, Q, K]``.
-
-    torch's fused operation that gives both is private; without it the scores are formed in memory.
-    """
-    fused = getattr(torch.ops.aten, FUSED, None)
-    if fused is None:
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias
-        sums = scores.logsumexp(dim=-1)
-        return (scores - sums[..., None]).exp() @ v, sums
-    bias = bias.expand(q.shape[0], -1, -1, -1)
-    output: tuple[Tensor, Tensor] = fused(q, k, v, 0.0, False, attn_mask=bias)
-    return output
 
 
 def _blocks(length: int, values: Tensor, reach: int) -> Iterator[tuple[int, int, slice]]:
@@ -87,7 +72,7 @@ class _KernelAttention(torch.autograd.Function):
         for start in range(0, length, chunk):
             stop = min(start + chunk, length)
             bias = hankel(values, reach, start, stop - 1)
-            rows, sums = _attend(q[:, :, start:stop].flip(2), k[:, :, :stop], v[:, :, :stop], bias)
+            rows, sums = attend_with_sums(q[:, :, start:stop].flip(2), k[:, :, :stop], v[:, :, :stop], bias)
             out[:, :, start:stop] = rows.flip(2)
             lse[:, :, start:stop] = sums.flip(2)
         ctx.save_for_backward(q, k, v, values, out, lse)

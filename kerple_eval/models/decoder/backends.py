@@ -6,7 +6,8 @@
              fall with distance; on the CPU gates that forget too)
     flex     torch's FlexAttention, with the scheme's formula inside the compiled loop (CUDA only)
     chunks   the scores of a chunk of query rows in memory, for schemes of weights, content or absolute
-             positions
+             positions; on the CPU without them where positions are moved or keys hidden and no more
+             (:mod:`kerple_eval.models.decoder.key_runs`)
     eager    all scores at once, as the KERPLE release computes them: O(H L^2) memory; used as an oracle
 
 The user chooses one of :data:`ATTENTION_CHOICES`. ``auto`` means: flex in half precision where it compiles

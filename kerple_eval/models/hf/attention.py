@@ -1,8 +1,8 @@
 """The attention of a transformers model computed here, so that a positional method can be applied to it.
 
 transformers lets attention be registered by name. The one registered here receives queries and keys that are
-not rotated (:mod:`rotation`), and the rule of each layer's mask in place of its matrix, and computes the
-scores by chunks of query rows (:mod:`kerple_eval.models.decoder.attention`) with the modifiers of
+not rotated (:mod:`rotation`), and the rule of each layer's mask in place of its matrix, and attends by blocks
+of query rows (:mod:`kerple_eval.models.decoder.attention`) with the modifiers of
 :mod:`kerple_eval.schemes`: no matrix [L, L] is formed. Grouped queries, partial rotation, scales, soft caps,
 sinks and each layer's own mask stay those of the model; norms of queries and keys lie before it.
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerple_eval.models.decoder.attention import attention
+from kerple_eval.models.decoder.attention import SharedScores, attention, make_table
 from kerple_eval.models.hf.foreign import one_line
 from kerple_eval.models.hf.rotation import Queries, Rotations
 from kerple_eval.schemes.assembly import build_scheme
@@ -87,6 +87,7 @@ class OwnAttention:
         self.modifiers: dict[str, Scheme] = {}
         self.local: dict[nn.Module, int | None] = {}
         self._received: list[tuple[nn.Module, Tensor]] | None = None
+        self._tables: dict[Any, SharedScores | None] = {}  # of a pass, one for layers that are alike
 
         def received() -> Queries:
             self._received = []
@@ -133,6 +134,7 @@ class OwnAttention:
             for config, name in before:
                 config._attn_implementation = name
             _INSTALLED.reset(token)
+            self._tables = {}
 
     def attend(
         self, layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, rule: Any, *, scaling: float | None,
@@ -153,9 +155,13 @@ class OwnAttention:
         if abs(ratio - 1) > 1e-12:
             q = q.to(torch.promote_types(q.dtype, torch.float32)) * ratio
         scheme: Scheme = ModelPositions(self.geometry, self.rotations, layer, rule, softcap, sinks)
-        if self.modifiers and self._applies(layer):
+        modified = bool(self.modifiers) and self._applies(layer)
+        if modified:
             scheme = Combined(scheme, self.modifiers)
-        return attention(q, k, v, scheme, None).transpose(1, 2).contiguous()
+        alike = (rule, modified, softcap)
+        if alike not in self._tables:
+            self._tables[alike] = make_table(scheme, k.shape[2], q.dtype, q.device, "chunks")
+        return attention(q, k, v, scheme, self._tables[alike]).transpose(1, 2).contiguous()
 
 
 def _parts(scheme: Scheme) -> dict[str, Scheme]:

@@ -95,8 +95,8 @@ class HfCheckpoint(Checkpoint):
         opened = self.opened
         if attention != "auto" and opened.method is not None and opened.method.modifiers:
             raise UserError(
-                f"attention {attention}: {', '.join(opened.method.modifiers)} is computed by chunks of "
-                "scores here; use auto"
+                f"attention {attention}: {', '.join(opened.method.modifiers)} is computed by blocks of "
+                "query rows here; use auto"
             )
         if attention != "auto":
             set_attention(opened.empty, attention, str(opened.weights.files[0]))

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kerple_eval.models.decoder import attention as module
 from kerple_eval.models.decoder import attention_backward as training
-from kerple_eval.models.decoder import network
+from kerple_eval.models.decoder import fused, network
 from kerple_eval.models.decoder.attention import attention, eager_attention, make_table, uses_general_path
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.kernels import log_kernel
@@ -160,7 +160,7 @@ def test_training_gradients(name: str, length: int, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("small_chunks")
 @each_case("name", KERNELS)
 def test_training_without_torch_s_private_operation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "FUSED", "no_such_operation")
+    monkeypatch.setattr(fused, "FUSED", "no_such_operation")
     for length in (1, 5, 22):
         compare_in_training(name, length, torch.float64)
 
