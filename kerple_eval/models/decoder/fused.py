@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
@@ -11,7 +12,7 @@ FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 def attend_with_sums(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, is_causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Output ``[B, H, Q, d]`` and log-sums ``[B, H, Q]`` of q ``[B, H, Q, d]``, k and v ``[B, H, K, d]``.
+    """Output ``[B, H, Q, e]``, log-sums ``[B, H, Q]`` of q ``[B, H, Q, d]``, k and v ``[B, H, K, d or e]``.
 
     ``bias`` (broadcast to ``[B, H, Q, K]``) is added to the scores ``q k / sqrt(d)``; ``is_causal``: row r
     sees the first r + 1 keys. Where a bias is -inf for a whole row, its output and sum mean nothing.
@@ -22,8 +23,10 @@ def attend_with_sums(
     if fused is not None:
         if bias is not None:
             bias = bias.expand(*q.shape[:2], *bias.shape[-2:])
-        output: tuple[Tensor, Tensor] = fused(q, k, v, 0.0, is_causal, attn_mask=bias)
-        return output
+        size = max(q.shape[-1], v.shape[-1])  # the operation knows one: zeros change neither product
+        wide = [F.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in (q, k, v)]
+        out, sums = fused(*wide, 0.0, is_causal, attn_mask=bias, scale=q.shape[-1] ** -0.5)
+        return out[..., : v.shape[-1]], sums
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias

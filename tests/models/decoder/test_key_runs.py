@@ -128,6 +128,16 @@ def test_any_mask_and_any_moves(seed: int, logit: float | None, monkeypatch: pyt
     check(Random(seed, logit), monkeypatch, chunks=(4, 61))
 
 
+@pytest.mark.parametrize("size", [3, 17])
+def test_values_of_another_size_than_keys(size: int) -> None:
+    """As in latent attention."""
+    scheme, (q, k, v) = modified("self-extend=9,group=4"), drawn()
+    v = v.repeat(1, 1, 1, 5)[..., :size]
+    with torch.no_grad():
+        out = attention(q, k, v, scheme, make_table(scheme, LENGTH, q.dtype, CPU))
+        torch.testing.assert_close(out, eager_attention(q, k, v, scheme), rtol=0, atol=1e-12)
+
+
 def test_without_torch_s_private_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "FUSED", "no_such_operation")
     for scheme in (Random(1, 0.5), modified("self-extend=9,group=4")):

@@ -302,7 +302,7 @@ def test_another_attention_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_choice_of_attention_is_refused(saved: Any) -> None:
     opened = HfCheckpoint.open(str(saved("llama")[1]), {"window": "8"})
-    with pytest.raises(UserError, match="attention sdpa: window is computed by chunks"):
+    with pytest.raises(UserError, match="attention sdpa: window is computed by blocks"):
         opened.set_attention("sdpa", CPU, torch.float32)
 
 
@@ -396,26 +396,26 @@ def test_a_run_of_models_in_memory_repeats_that_of_the_files(
         assert np.abs(found[same[0]] - found["plain"]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("name", "keys"), [("llama", 2 + 8 + 4), ("gemma2", 2 + 8 + 4)])
-def test_no_matrix_of_scores_is_formed(
-    saved: Any, monkeypatch: pytest.MonkeyPatch, name: str, keys: int
-) -> None:
-    """Four query rows at once meet the sinks, the recent keys and their own, and no others.
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_no_matrix_of_scores_is_formed(saved: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Some query rows at once meet the sinks, the recent keys and their own, and no others.
 
     Gemma 2 caps its scores, which are in memory then; Llama's are not.
     """
     _, place = saved(name)
     given = {"extend": "streaming-sink", "recent": "8", "sinks": "2"}
     whole = found(place, given)
-    met: list[int] = []
+    met: list[tuple[int, int]] = []
     attend, scored = key_runs.attend_with_sums, decoder_attention._scored
 
     def attending(q: Any, k: Any, *words: Any, **named: Any) -> Any:
-        met.append(q.shape[2] * k.shape[2])
+        if len(q) == 3:  # no pass of the check at loading, which is without the method
+            met.append((q.shape[2], k.shape[2]))
         return attend(q, k, *words, **named)
 
     def scoring(block: Any, *words: Any) -> Any:
-        met.append(len(block.positions_q) * len(block.positions_k))
+        if len(block.q) == 3:
+            met.append((len(block.positions_q), len(block.positions_k)))
         return scored(block, *words)
 
     monkeypatch.setattr(decoder_attention, "QUERY_CHUNK", 4)
@@ -423,5 +423,6 @@ def test_no_matrix_of_scores_is_formed(
     monkeypatch.setattr(key_runs, "attend_with_sums", attending)
     monkeypatch.setattr(decoder_attention, "_scored", scoring)
     np.testing.assert_allclose(found(place, given), whole, rtol=0, atol=1e-5)
-    assert max(met) <= 4 * keys
-    assert sum(met) > N * 8
+    assert all(keys <= 2 + 8 + rows for rows, keys in met)
+    assert sum(rows * keys for rows, keys in met) > N * 8
+    assert max(rows for rows, _ in met) < N / 2
