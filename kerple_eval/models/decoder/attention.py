@@ -160,13 +160,14 @@ def attention(
 def _of_content(
     q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, table: SharedScores | None, observed: Any
 ) -> Tensor:  # fmt: skip
-    if torch.is_grad_enabled() or not isinstance(table, GatedScores | KeyRuns):
-        return _general(q, k, v, scheme, observed)
-    if isinstance(table, KeyRuns):
-        return table.attend(lambda move: _moved(q, k, scheme, move), v, scheme, q.shape[2])
-    decay = scheme.decay(observed)
-    assert decay is not None
-    return _pruned(*_rotated(q, k, scheme), v, GateBounds(decay, q.dtype), table.pruned)
+    out = None
+    if isinstance(table, KeyRuns) and not torch.is_grad_enabled():
+        out = table.attend(lambda move: _moved(q, k, scheme, move), v, scheme, q.shape[2])
+    elif isinstance(table, GatedScores) and not torch.is_grad_enabled():
+        decay = scheme.decay(observed)
+        assert decay is not None
+        out = _pruned(*_rotated(q, k, scheme), v, GateBounds(decay, q.dtype), table.pruned)
+    return _general(q, k, v, scheme, observed) if out is None else out
 
 
 def _pruned(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, share: PrunedShare) -> Tensor:

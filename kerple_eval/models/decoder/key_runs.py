@@ -19,6 +19,7 @@ from torch import Tensor
 from kerple_eval.models.decoder.fused import attend_with_sums
 from kerple_eval.schemes.base import Scheme
 
+MOST_RUNS = 32  # of a block; where a mask is scattered more, scores in memory take less
 STRIP_ELEMENTS = 1 << 19  # pairs of a block whose masks are computed at once: in the cache
 
 #: Queries and keys ``[B, H, N, d]`` as move n has them: 0 as they stand, n the n-th of ``Scheme.remap``.
@@ -55,6 +56,7 @@ class KeyRuns:
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
+        self.scattered = False  # whether a block had too many
         self._found: dict[tuple[int, int], list[Run]] = {}
 
     @staticmethod
@@ -64,8 +66,11 @@ class KeyRuns:
         changed = scheme.softcap is not None or scheme.augments or any(map(scheme.implements, hooks))
         return device.type == "cpu" and not changed
 
-    def attend(self, rotated: Rotated, v: Tensor, scheme: Scheme, queries: int) -> Tensor:
-        """Attention output ``[B, H, queries, d]`` of the last ``queries`` positions, in v's dtype."""
+    def attend(self, rotated: Rotated, v: Tensor, scheme: Scheme, queries: int) -> Tensor | None:
+        """Attention output ``[B, H, queries, d]`` of the last ``queries`` positions, in v's dtype.
+
+        None where the keys are too scattered for it.
+        """
         wide = torch.promote_types(v.dtype, torch.float32)
         values, offset = v.to(wide), v.shape[2] - queries
         moved: dict[int, tuple[Tensor, Tensor]] = {}
@@ -79,13 +84,19 @@ class KeyRuns:
                     moved[run.move] = (q.to(wide), k.to(wide))
                 q, k = moved[run.move]
                 parts.append(run.attend(q[:, :, start:stop], k, values))
+            if self.scattered:
+                return None
             out.append(_together(parts, scheme.sink()))
         return torch.cat(out, dim=2).to(v.dtype)
 
     def _runs(self, scheme: Scheme, first: int, stop: int) -> list[Run]:
-        """The runs of the queries ``first .. stop - 1``."""
+        """The runs of the queries ``first .. stop - 1``; none where a block was found to have too many."""
+        if self.scattered:
+            return []
         if (first, stop) not in self._found:
-            self._found[first, stop] = _find(scheme, torch.arange(first, stop))
+            found = _find(scheme, torch.arange(first, stop))
+            self.scattered = len(found) > MOST_RUNS
+            self._found[first, stop] = [] if self.scattered else found
         return self._found[first, stop]
 
 

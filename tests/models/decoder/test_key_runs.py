@@ -78,6 +78,7 @@ def drawn() -> tuple[Tensor, Tensor, Tensor]:
 def check(scheme: Scheme, monkeypatch: pytest.MonkeyPatch, chunks: Sequence[int] = (5, 16, 64)) -> None:
     """All queries, the last 23 and the last one; float64, and float32 and bfloat16 within their rounding."""
     q, k, v = drawn()
+    monkeypatch.setattr(key_runs, "MOST_RUNS", 3 * LENGTH)
     monkeypatch.setattr(module, "_general", None)  # not that way
     with torch.no_grad():
         exact = eager_attention(q, k, v, scheme)
@@ -126,6 +127,21 @@ def test_a_moved_position_is_a_function_of_its_own(text: str) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_any_mask_and_any_moves(seed: int, logit: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     check(Random(seed, logit), monkeypatch, chunks=(4, 61))
+
+
+def test_scattered_keys_have_their_scores_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a block of the end; what was found of those before is of no use."""
+    monkeypatch.setattr(module, "QUERY_CHUNK", 4)
+    (q, k, v), scheme = drawn(), Random(0, 0.5)
+    with torch.no_grad():
+        table = make_table(scheme, LENGTH, q.dtype, CPU)
+        assert isinstance(table, KeyRuns)
+        assert len(table._runs(scheme, 0, 4)) < key_runs.MOST_RUNS
+        for _ in range(2):
+            out = attention(q, k, v, scheme, table)
+            assert table.scattered
+            torch.testing.assert_close(out, eager_attention(q, k, v, scheme), rtol=0, atol=1e-12)
+    assert all(len(runs) <= key_runs.MOST_RUNS for runs in table._found.values())
 
 
 @pytest.mark.parametrize("size", [3, 17])
