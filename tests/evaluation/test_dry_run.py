@@ -101,6 +101,30 @@ def test_passes_are_those_of_the_budget(tokens: int, models: dict[str, str], tex
     assert max(sizes) == min(17, tokens // 8)
 
 
+@pytest.mark.parametrize(("seconds", "runs"), [(0.5, 4), (90.0, 1)])
+def test_a_long_pass_is_run_once(
+    seconds: float, runs: int, models: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a shape that would take longer is not run at all."""
+    ran: list[PassShape] = []
+
+    def run(model: object, shape: PassShape, budget: object) -> float:
+        ran.append(shape)
+        return seconds
+
+    monkeypatch.setattr("kerple_eval.evaluation.forecast.pass_seconds", run)
+    plan = make_plan(
+        RunRequest.of(
+            models=models["rope"], out="out", lengths=[8, 16], text=text, device="cpu",
+            protocols="last:k=1", documents=1,
+        )
+    )  # fmt: skip
+    (entry,) = forecast(plan)
+    assert len(ran) == runs
+    assert ran[::2] == ran[1::2] or runs == 1
+    assert entry.seconds >= sum(entry.passes.values()) * seconds
+
+
 def test_another_specification_is_refused(words: list[str], invoke: Cli) -> None:
     assert invoke(*words).exit_code == 0
     done = invoke(*words, "--max-tokens", "40", "--dry-run")
