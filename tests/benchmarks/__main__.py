@@ -20,6 +20,7 @@ import torch
 from tests.benchmarks import cuda_rows, parts
 from tests.benchmarks.attention_rows import layer_rows, training_rows
 from tests.benchmarks.harness import Row, machine, shared_machine, table
+from tests.benchmarks.method_rows import method_rows
 from tests.benchmarks.piece_rows import piece_rows
 from tests.benchmarks.pruning_rows import pruning_rows
 from tests.benchmarks.scoring_rows import large_row, llama_rows, native_rows
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[], Iterable[Row]]] = {
     "llama": llama_rows,
     "native": native_rows,
     "pruning": pruning_rows,
+    "methods": method_rows,
     "pieces": piece_rows,
     "upkeep": upkeep_rows,
 }

@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kerple_eval.models.decoder.attention_backward import RECOMPUTE_ELEMENTS, kernel_attention
 from kerple_eval.models.decoder.flex import FlexScores
-from kerple_eval.models.decoder.key_runs import KeyRuns, keys_in_reach
+from kerple_eval.models.decoder.key_runs import KeyRuns, keys_in_reach, seen
 from kerple_eval.models.decoder.pruning import Bounds, GateBounds, KernelBounds, PrunedShare, pruned_attention
 from kerple_eval.models.decoder.toeplitz import hankel
 from kerple_eval.schemes.base import Scheme
@@ -305,12 +305,6 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     q, k = block.turned_q, block.turned_k
     dtype = torch.promote_types(q.dtype, torch.float32)
     distance = positions_q[:, None] - positions_k
-    seen = distance >= 0
-    if scheme.window:
-        seen = seen & (distance < scheme.window)
-    visible = scheme.visible(positions_q, positions_k)
-    if visible is not None:
-        seen = seen & visible
     scores = q.to(dtype) @ k.transpose(-1, -2).to(dtype)
     for far, moved_q, moved_k in scheme.remap(positions_q, positions_k):
         scaled = _scaled(block.q, scheme, positions_q, block.rows)
@@ -334,7 +328,7 @@ def _scored(block: _Block, v: Tensor, scheme: Scheme, observed: Any) -> Tensor:
     if scheme.implements("score"):
         extra = (observed,) if scheme.implements("observe") else ()
         scores = scheme.score(scores, q, k, positions_q, positions_k, *extra)
-    weights = scheme.attend(scores, seen, positions_q, positions_k)
+    weights = scheme.attend(scores, seen(scheme, positions_q, positions_k), positions_q, positions_k)
     out: Tensor = weights @ block.keys(v).to(weights.dtype)
     return out.to(v.dtype)
 

@@ -77,26 +77,24 @@ class KeyRuns:
         out = []
         for start in range(0, queries, self.rows):
             stop = min(start + self.rows, queries)
+            runs = self._runs(scheme, offset + start, offset + stop)
+            if self.scattered:
+                return None
             parts = []
-            for run in self._runs(scheme, offset + start, offset + stop):
+            for run in runs:
                 if run.move not in moved:
                     q, k = rotated(run.move)
                     moved[run.move] = (q.to(wide), k.to(wide))
                 q, k = moved[run.move]
                 parts.append(run.attend(q[:, :, start:stop], k, values))
-            if self.scattered:
-                return None
             out.append(_together(parts, scheme.sink()))
         return torch.cat(out, dim=2).to(v.dtype)
 
     def _runs(self, scheme: Scheme, first: int, stop: int) -> list[Run]:
-        """The runs of the queries ``first .. stop - 1``; none where a block was found to have too many."""
-        if self.scattered:
-            return []
+        """The runs of the queries ``first .. stop - 1``."""
         if (first, stop) not in self._found:
-            found = _find(scheme, torch.arange(first, stop))
-            self.scattered = len(found) > MOST_RUNS
-            self._found[first, stop] = [] if self.scattered else found
+            self._found[first, stop] = _find(scheme, torch.arange(first, stop))
+            self.scattered |= len(self._found[first, stop]) > MOST_RUNS
         return self._found[first, stop]
 
 
@@ -113,18 +111,22 @@ def keys_in_reach(scheme: Scheme, first: int, stop: int, device: torch.device) -
     return keys
 
 
+def seen(scheme: Scheme, positions_q: Tensor, positions_k: Tensor) -> Tensor:
+    """Which queries see which keys: bool ``[Q, K]``."""
+    distance = positions_q[:, None] - positions_k
+    pairs = distance >= 0
+    if scheme.window:
+        pairs = pairs & (distance < scheme.window)
+    visible = scheme.visible(positions_q, positions_k)
+    return pairs if visible is None else pairs & visible
+
+
 def _find(scheme: Scheme, rows: Tensor) -> list[Run]:
     """The runs of the query positions ``rows [R]``, each move's in the order of their keys."""
     runs: dict[int, list[Run]] = {}
     columns = keys_in_reach(scheme, int(rows[0]), int(rows[-1]) + 1, rows.device)
     for strip in torch.split(columns, max(1, STRIP_ELEMENTS // len(rows))):
-        distance = rows[:, None] - strip
-        stays = distance >= 0
-        if scheme.window:
-            stays = stays & (distance < scheme.window)
-        visible = scheme.visible(rows, strip)
-        if visible is not None:
-            stays = stays & visible
+        stays = seen(scheme, rows, strip)
         moves = [far & stays for far, _, _ in scheme.remap(rows, strip)]
         for far in moves:
             stays = stays & ~far

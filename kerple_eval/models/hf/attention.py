@@ -87,7 +87,8 @@ class OwnAttention:
         self.modifiers: dict[str, Scheme] = {}
         self.local: dict[nn.Module, int | None] = {}
         self._received: list[tuple[nn.Module, Tensor]] | None = None
-        self._tables: dict[Any, SharedScores | None] = {}  # of a pass, one for layers that are alike
+        #: Of a pass, by mask, whether modified, and soft cap: one for layers that are alike.
+        self._tables: dict[tuple[MaskRule | None, bool, float | None], SharedScores | None] = {}
 
         def received() -> Queries:
             self._received = []

@@ -141,7 +141,7 @@ def test_scattered_keys_have_their_scores_in_memory(monkeypatch: pytest.MonkeyPa
             out = attention(q, k, v, scheme, table)
             assert table.scattered
             torch.testing.assert_close(out, eager_attention(q, k, v, scheme), rtol=0, atol=1e-12)
-    assert all(len(runs) <= key_runs.MOST_RUNS for runs in table._found.values())
+    assert len(table._found) < LENGTH / 4  # no block was looked at after that one
 
 
 @pytest.mark.parametrize("size", [3, 17])
