@@ -57,7 +57,7 @@ def layer_rows() -> list[Row]:
     fast = interleaved({"ours": partial(ours, scheme, *tensors), "plain": partial(plain, *tensors)}, 8)
     slow = interleaved({"release": partial(release, scheme, *tensors)}, 2)
     scheme, long = drawn(16384)
-    far = interleaved({"ours": partial(ours, scheme, *long), "plain": partial(plain, *long)}, 3)
+    far = interleaved({"ours": partial(ours, scheme, *long), "plain": partial(plain, *long)}, 9)
     more = _peak("ours", 16384) - _peak("plain", 16384)
     shape = f"[1, {HEADS}, 4096, {DIM}] float32, KERPLE bias"
     return [
@@ -95,7 +95,7 @@ def training_rows() -> list[Row]:
         for a, b in zip(*gradients.values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
         steps = {n: partial(_step, way, leaves) for n, way in ways.items()}
-        times = interleaved(steps, 5 if length == 512 else 2)
+        times = interleaved(steps, 10)
         rows.append(
             Row(
                 f"training, attention with gradients, {length}",

@@ -38,6 +38,7 @@ CHUNK = 256  # query rows that attend at once
 BLOCK = 64  # keys are left out by so many
 TALL = 768  # rows: from here on torch's fused CPU attention takes 256 of them at a time, below it 64
 JOINED = 1.15  # chunks attend at once where that is at most so many times the scores
+CALL = 1 << 18  # scores that take as long as one more call of torch's attention
 MARGIN = 2.0**-10  # for values larger than outputs, which are not known beforehand
 SLACK = 1e-3  # of an exponent: the bound itself is computed in float32
 WORTHWHILE = 0.1  # of the causal scores: where the kernel alone could not leave out so many, nothing is tried
@@ -63,6 +64,8 @@ class PrunedShare:
 
 class KernelBounds:
     """A kernel ``[H, reach]`` by falling distance (``values``), and what it sums to from a distance on."""
+
+    slides = True  # bias moves along with the queries
 
     def __init__(self, values: Tensor, reach: int) -> None:
         self.values = values  # [H, >= reach]; element t is the kernel at distance reach - 1 - t
@@ -105,6 +108,8 @@ class KernelBounds:
 
 class GateBounds:
     """The same of gates: c ``[B, H, N]`` (``Scheme.decay``), float64, of scores in ``dtype``."""
+
+    slides = False
 
     def __init__(self, decay: Tensor, dtype: torch.dtype) -> None:
         self.decay = decay
@@ -185,15 +190,54 @@ class _Pruned(Certificate):
         for rows in _chunks(self.every, CHUNK):
             first = self.bounds.first(self.excess[:, :, rows], self.offset + rows.start) // BLOCK * BLOCK
             self.lowest[:, rows] = first[:, None]
+        left = torch.ones(len(self.lowest), -(-self.every.stop // CHUNK), dtype=torch.bool)  # of its chunks
         for tall in _chunks(self.every, self.bounds.rows):
             joined = self._joined(tall)
-            for rows, members in [(tall, joined), *((rows, ~joined) for rows in _chunks(tall, CHUNK))]:
-                first = torch.where(members, self.lowest[:, rows].amin(dim=1), -1)
-                for lowest, group in groupby(enumerate(first.tolist()), key=lambda pair: pair[1]):
-                    heads = [head for head, _ in group]
-                    if lowest >= 0:
-                        self._attend(slice(heads[0], heads[-1] + 1), rows, lowest)
+            left[joined, tall.start // CHUNK : -(-tall.stop // CHUNK)] = False
+            self._attend_alike(tall, joined)
+        if self.bounds.slides:
+            for head in range(len(left)):
+                self._attend_in_a_row(head, left[head])
+        for number, rows in enumerate(_chunks(self.every, CHUNK)):
+            self._attend_alike(rows, left[:, number])
         self.share.causal = self._scores(self.every, 0) * len(self.lowest)
+
+    def _attend_alike(self, rows: slice, members: Tensor) -> None:
+        """The heads ``members [H]``, those side by side whose first key is the same at once."""
+        first = torch.where(members, self.lowest[:, rows].amin(dim=1), -1)
+        for lowest, group in groupby(enumerate(first.tolist()), key=lambda pair: pair[1]):
+            heads = [head for head, _ in group]
+            if lowest >= 0:
+                self._attend(slice(heads[0], heads[-1] + 1), rows, lowest)
+
+    def _attend_in_a_row(self, head: int, left: Tensor) -> None:
+        """The last chunks of ``head`` as one batch, each over as many keys as the one that sees farthest,
+        where that takes less than chunk by chunk. They are no longer ``left [chunks]`` then."""
+        stops = self.offset + CHUNK * torch.arange(1, self.every.stop // CHUNK + 1)
+        spans = stops - self.lowest[head, : CHUNK * len(stops) : CHUNK]
+        widest = spans.flip(0).cummax(dim=0).values.flip(0)  # of a chunk and those after it
+        fits = left[: len(stops)] & (widest <= stops)
+        begin = int((~fits).nonzero()[-1]) + 1 if not fits.all() else 0
+        count = len(stops) - begin
+        if count < 2 or count * widest[begin] >= spans[begin:].sum() + (count - 1) * CALL // CHUNK:
+            return
+        span = int(widest[begin])
+        rows = slice(begin * CHUNK, len(stops) * CHUNK)
+        keys = slice(int(stops[begin]) - span, int(stops[-1]))
+        last = int(stops[begin]) - 1
+        bias = self.bounds.bias(slice(head, head + 1), last + 1 - CHUNK, last, keys.start)
+        found = F.scaled_dot_product_attention(
+            self.q[:, head, rows].unflatten(1, (count, CHUNK)).flip(2),
+            self.k[:, head, keys].unfold(1, span, CHUNK).transpose(2, 3),
+            self.v[:, head, keys].unfold(1, span, CHUNK).transpose(2, 3),
+            attn_mask=bias.expand(len(self.q), count, -1, -1),
+        )
+        self.out[:, head, rows] = found.flip(2).flatten(1, 2)
+        self.lowest[head, rows] = (stops[begin:] - span).repeat_interleave(CHUNK)
+        self.share.scores += sum(
+            self._scores(c, int(self.lowest[head, c.start])) for c in _chunks(rows, CHUNK)
+        )
+        left[begin : len(stops)] = False
 
     def _joined(self, tall: slice) -> Tensor:
         """The heads ``[H]`` whose chunks within ``tall`` attend faster at once."""

@@ -33,6 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 16)
     monkeypatch.setattr(module, "BLOCK", 4)
     monkeypatch.setattr(module, "TALL", 48)
+    monkeypatch.setattr(module, "CALL", 64)
 
 
 def drawn(rows: int, keys: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -210,24 +211,52 @@ def test_the_bound_of_a_kernel_is_the_sum_over_what_is_left_out() -> None:
     assert (found[:, :8] == 0).all()
 
 
-def test_chunks_of_a_head_that_sees_far_attend_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Certified over the keys that took part; too few rows to gain by it attend chunk by chunk."""
+def noted(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """By head, the rows of each call that attended a chunk or several over the same keys."""
     attended: dict[int, list[int]] = {0: [], 1: [], 2: []}
     attend = module._Pruned._attend
 
-    def noted(self: module._Pruned, heads: slice, rows: slice, lowest: int) -> None:
+    def note(self: module._Pruned, heads: slice, rows: slice, lowest: int) -> None:
         for head in range(heads.start, heads.stop):
             attended[head].append(rows.stop - rows.start)
         attend(self, heads, rows, lowest)
         assert (self.lowest[heads, rows] == lowest).all()
 
-    monkeypatch.setattr(module._Pruned, "_attend", noted)
+    monkeypatch.setattr(module._Pruned, "_attend", note)
+    return attended
+
+
+def test_chunks_of_a_head_that_sees_far_attend_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certified over the keys that took part; too few rows to gain by it attend chunk by chunk."""
+    monkeypatch.setattr(module, "CALL", 0)
+    attended = noted(monkeypatch)
     q, k, v = drawn(170, 400, dtype=torch.float64)
     kernel = slopes(400, 8.0).double()
     kernel[2] /= 4  # sees all
     out, share = pruned_attention(q, k, v, bounds_of(kernel))
     assert attended == {0: [16] * 10 + [10], 1: [16] * 10 + [10], 2: [64, 64, 16, 16, 10]}
     assert change(out, whole(q, k, v, kernel)).max() < 1e-14
+    assert share.left_out > 0.3
+
+
+@each_case("far", [None, 5, 9])
+def test_chunks_of_a_head_that_sees_near_attend_in_a_row(
+    far: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one batch, but where one of them sees much farther; each is certified over the keys it took."""
+    monkeypatch.setattr(module, "CALL", 256)
+    attended = noted(monkeypatch)
+    q, k, v = drawn(170, 400, dtype=torch.float64)
+    if far is not None:
+        q[:, :, 16 * far] *= 100
+    kernel = slopes(400, 8.0).double()
+    kernel[1] *= 4
+    kernel[2] /= 4  # sees all
+    out, share = pruned_attention(q, k, v, bounds_of(kernel))
+    row = [10] if far is None else [16] * 10 + [10]
+    assert attended == {0: row, 1: row, 2: [64, 64, 16, 16, 10]}
+    assert change(out, whole(q, k, v, kernel)).max() < 1e-14
+    assert share.bound <= 2**-53
     assert share.left_out > 0.3
 
 
