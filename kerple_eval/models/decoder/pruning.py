@@ -227,7 +227,7 @@ class _Pruned(Certificate):
         last = int(stops[begin]) - 1
         bias = self.bounds.bias(slice(head, head + 1), last + 1 - CHUNK, last, keys.start)
         found = F.scaled_dot_product_attention(
-            self.q[:, head, rows].unflatten(1, (count, CHUNK)).flip(2),
+            self.q[:, head, rows].reshape(len(self.q), count, CHUNK, -1).flip(2),
             self.k[:, head, keys].unfold(1, span, CHUNK).transpose(2, 3),
             self.v[:, head, keys].unfold(1, span, CHUNK).transpose(2, 3),
             attn_mask=bias.expand(len(self.q), count, -1, -1),
