@@ -39,6 +39,7 @@ def run_values(
     with ExitStack() as stack:
         for model in in_memory.values():
             stack.enter_context(model.borrowed())
+            model.measure_together()
         request = RunRequest.of(
             models=names, in_memory=in_memory, out=out if scratch is None else scratch.name,
             temporary=scratch is not None, text=text_files, tokens=token_files, values=values, bos=bos,

@@ -209,7 +209,7 @@ def _meet(step: int) -> tuple[dist.ProcessGroup | None, int]:
     except RuntimeError as error:
         raise UserError(
             f"watch at step {step}: the other ranks did not come within {MEET:.0f} s; call it on every rank, "
-            "each with its own copy of the model"
+            "each with its copy or part of the model"
         ) from error
 
 

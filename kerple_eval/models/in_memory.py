@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
+from kerple_eval.models import lent
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.models.probes import probe
 from kerple_eval.schemes.layers import format_layers
@@ -40,10 +41,13 @@ class CallableModel(LanguageModel):
     It may also give a tuple that begins with them, or an object with ``.logits``.
     """
 
-    def __init__(self, function: Callable[[Tensor], Any], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Any], device: torch.device, dtype: torch.dtype, *, together: bool
+    ) -> None:
         self.function = function
         self.device = device
         self.dtype = dtype
+        self.together = together
 
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
         """The last ``rows`` of the function's logits."""
@@ -110,7 +114,7 @@ class InMemoryCheckpoint(Checkpoint):
     @property
     def name(self) -> str:
         """The class or function, for the record."""
-        name = getattr(self.model, "__qualname__", None) or type(self.model).__qualname__
+        name = getattr(self.model, "__qualname__", None) or lent.own_class(self.model).__qualname__
         return str(name)
 
     @property
@@ -126,7 +130,9 @@ class InMemoryCheckpoint(Checkpoint):
     @cached_property
     def scored(self) -> LanguageModel:
         """What scores: the model itself, or its own forward behind the interface."""
+        together = self.module is not None and lent.in_parts(self.module, self.name)
         if isinstance(self.model, LanguageModel):
+            self.model.together |= together
             return self.model
         device, dtype = self._device_and_dtype()
         if self._method is not None:
@@ -137,13 +143,13 @@ class InMemoryCheckpoint(Checkpoint):
             with self.borrowed():
                 return ExtendedModel(
                     self.model, device, dtype, self.name, method=self._method, answering=answering,
-                    placed=True,
+                    placed=True, together=together,
                 )  # fmt: skip
         if is_transformers(self.model):
             from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
-            return HfModel(self.model, device, dtype, self.name, placed=True)
-        return CallableModel(self.model, device, dtype)
+            return HfModel(self.model, device, dtype, self.name, placed=True, together=together)
+        return CallableModel(self.model, device, dtype, together=together)
 
     @cached_property
     def _method(self) -> Method | None:
@@ -157,15 +163,18 @@ class InMemoryCheckpoint(Checkpoint):
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
         mapped = getattr(self.model, "hf_device_map", None) is not None  # a meta tensor then lies on disk
-        devices = {tensor.device for tensor in tensors}
+        devices = {lent.placement(tensor) for tensor in tensors}
         if len(devices) > 1 and not mapped:
             names = ", ".join(sorted(map(str, devices)))
             raise UserError(
                 f"{self.name} is on several devices ({names}) without a device map; move it to one"
             )
         floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-        device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
-        return device, floating[0] if floating else torch.float32
+        device = next(
+            (lent.placement(tensor) for tensor in tensors if not tensor.is_meta), torch.device("cpu")
+        )
+        own = None if self.module is None else lent.compute_dtype(self.module)
+        return device, own or (floating[0] if floating else torch.float32)
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -198,25 +207,14 @@ class InMemoryCheckpoint(Checkpoint):
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """In eval mode inside; afterwards mode, buffers and cached lengths are what they were."""
-        module = self.module
-        if module is None:
+        """In eval mode inside; afterwards the model is what it was."""
+        with nullcontext() if self.module is None else lent.borrowed(self.module):
             yield
-            return
-        before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
-        config: Any = getattr(module, "config", None)
-        longest = getattr(config, "max_seq_len", None)
-        module.eval()
-        try:
-            yield
-        finally:
-            if longest is not None:
-                config.max_seq_len = longest  # MPT's is raised for windows beyond it
-            for part, training, buffers, cached in before:
-                part.training = training
-                part._buffers.update(buffers)
-                for key, value in cached.items():
-                    setattr(part, key, value)
+
+    def measure_together(self) -> None:
+        """What is measured of a model in parts, on all ranks at once: later rank 0 alone would be asked."""
+        if self.scored.together:
+            _ = self.description
 
     @cached_property
     def description(self) -> Description:
@@ -277,16 +275,16 @@ class InMemoryCheckpoint(Checkpoint):
         from kerple_eval.models.hf.layers import layer_schemes  # noqa: PLC0415
 
         if self._method is None:
-            return layer_schemes(type(model), model.config) or ["unknown"]
+            return layer_schemes(lent.own_class(model), model.config) or ["unknown"]
         from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
         from kerple_eval.models.hf.extension import with_frequencies  # noqa: PLC0415
 
         config, _ = with_frequencies(model, self._method, self.name)
-        names = layer_schemes(type(model), config) or ["unknown"]
+        names = layer_schemes(lent.own_class(model), config) or ["unknown"]
         return self._method.renamed(names, text_config(config, self.name))
 
     def _vocabulary(self) -> int:
-        with torch.inference_mode():
+        with lent.without_gradients():
             ids = torch.zeros(1, 2, dtype=torch.int64, device=self.scored.device)
             return int(next(iter(self.scored.logits(ids, 2))).shape[-1])
 
@@ -296,14 +294,15 @@ class InMemoryCheckpoint(Checkpoint):
         module = self.module
         if module is None or not any(True for _ in module.parameters()):
             return None
-        digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}\n".encode())
+        cls = lent.own_class(module)
+        digest = hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}\n".encode())
         if is_transformers(module):
             settings = module.config.to_dict()  # type: ignore[union-attr,operator]
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tensors = dict(module.state_dict()) | dict(module.named_buffers())
         for name in sorted(tensors):
-            whole = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
-            for part, held in _plain_tensors(name, whole.detach()):
+            found = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
+            for part, held in _plain_tensors(name, lent.whole(found.detach())):
                 tensor = held.cpu().contiguous()
                 digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
@@ -366,8 +365,3 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
 
     found: Tensor = load_offloaded_parameter(module, name)
     return found
-
-
-def _cached(module: nn.Module) -> dict[str, Any]:
-    """The longest window a rotary module has seen, which decides dynamic frequencies."""
-    return {name: vars(module)[name] for name in ("max_seq_len_cached",) if name in vars(module)}

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from kerple_eval.models.base import LanguageModel
+from kerple_eval.models.lent import without_gradients
 from kerple_eval.types import UserError
 
 LENGTH = 48  # tokens of a probe, unless the model's positions end before
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest logit; half precision: 5e-2
 
 
-@torch.inference_mode()
+@without_gradients()
 def probe(
     model: LanguageModel, vocabulary: int, *, longest: int | None = None, avoid: Collection[int] = ()
 ) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.divergence import ROWS, Parts, RowReader, argmax, compare_rows
+from kerple_eval.models.lent import without_gradients
 from kerple_eval.types import Window
 
 #: Input tokens of one forward pass. The CUDA figure is a guess until one is measured.
@@ -184,7 +185,7 @@ class _Passes:
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    @torch.inference_mode()
+    @without_gradients()
     def _losses(self, members: list[int]) -> Tensor:
         """Losses ``[B, targets]``, or with what else is kept ``[B, rows, targets]``, on the device."""
         targets = []

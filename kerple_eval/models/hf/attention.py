@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kerple_eval.models.decoder.attention import SharedScores, attention, make_table
 from kerple_eval.models.hf.foreign import one_line
 from kerple_eval.models.hf.rotation import Queries, Rotations
+from kerple_eval.models.lent import without_gradients
 from kerple_eval.schemes.assembly import build_scheme
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.composite import Combined
@@ -92,7 +93,7 @@ class OwnAttention:
 
         def received() -> Queries:
             self._received = []
-            with self.installed(), torch.inference_mode():
+            with self.installed(), without_gradients():
                 model(input_ids=ids, use_cache=False)
                 return self._received, self.rotations.answers
 

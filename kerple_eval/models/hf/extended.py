@@ -19,6 +19,7 @@ from kerple_eval.models.hf.foreign import one_line
 from kerple_eval.models.hf.model import HfModel
 from kerple_eval.models.hf.rope import forget_lengths
 from kerple_eval.models.hf.rotation import answered_by
+from kerple_eval.models.lent import without_gradients
 from kerple_eval.types import UserError
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -55,7 +56,7 @@ class ExtendedModel(HfModel):
     def _own_attention(self, method: Method, special: Collection[int], longest: int | None) -> OwnAttention:
         """The model's attention with the modifiers, after it was found to be the model's own without."""
         self.plain = torch.tensor([n for n in range(self.vocabulary) if n not in special] or [0])
-        with torch.inference_mode(), in_float32(self.model):
+        with without_gradients(), in_float32(self.model):
             attention = OwnAttention(self.model, self._ids(9), method.geometry, self.where)
             local = {size for size in attention.local.values() if size is not None}
             for length in (*_LENGTHS, *(size + _PAST for size in sorted(local))):

@@ -20,6 +20,7 @@ from kerple_eval.models.base import LanguageModel, head_rows
 from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
+from kerple_eval.models.lent import without_gradients
 from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
 
@@ -112,7 +113,7 @@ class HfModel(LanguageModel):
             )
         return output
 
-    @torch.inference_mode()
+    @without_gradients()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
         """Measure that the model is causal, and prefix-invariant where that is claimed.
 

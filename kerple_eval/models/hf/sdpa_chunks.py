@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.models.hf.model import HfModel
+from kerple_eval.models.lent import without_gradients
 
 NAME = "sdpa-chunks"
 MOST_ROWS, LEAST_ROWS = 1024, 128  # queries of a chunk: as many as the window is wide, within these
@@ -64,7 +65,7 @@ def install(made: HfModel, longest: int | None) -> None:
         made.attention = NAME
 
 
-@torch.inference_mode()
+@without_gradients()
 def _agrees(made: HfModel, theirs: dict[int, tuple[Any, str]], length: int) -> bool:
     """Whether logits of a few rows are the same both ways; the model is afterwards as it was."""
     ids = torch.randint(made.vocabulary, (1, length), generator=torch.Generator().manual_seed(length))

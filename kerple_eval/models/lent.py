@@ -1,0 +1,103 @@
+"""A module that is lent to scoring and goes on to train: how it is called, and what is put back.
+
+Each rank of a distributed training may hold a part of the module alone (``fully_shard``, tensor parallel).
+Its parameters are DTensors then, every forward pass is one of all ranks, and so is reading a whole parameter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kerple_eval.types import UserError
+
+_FSDP_1 = "FullyShardedDataParallel"
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """No gradients, but ordinary tensors, also inside of torch's inference mode.
+
+    What a module keeps of a call (a table of positions, a gathered weight) may serve its training later, and
+    backward passes refuse tensors made in inference mode.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def borrowed(module: nn.Module) -> Iterator[None]:
+    """In eval mode inside; afterwards mode, buffers, cached lengths and shards are what they were."""
+    before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
+    config: Any = getattr(module, "config", None)
+    longest = getattr(config, "max_seq_len", None)
+    module.eval()
+    try:
+        yield
+    finally:
+        if longest is not None:
+            config.max_seq_len = longest  # MPT's is raised for windows beyond it
+        for part, training, buffers, cached in before:
+            part.training = training
+            part._buffers.update(buffers)
+            for key, value in cached.items():
+                setattr(part, key, value)
+            if _is_fsdp(type(part)):
+                part.reshard()  # type: ignore[operator] # the outermost part stays gathered after a pass
+
+
+def in_parts(module: nn.Module, where: str) -> bool:
+    """Whether each rank holds a part of ``module`` alone.
+
+    Raises:
+        UserError: it does in a way that is not read here.
+    """
+    old = any(cls.__name__ == _FSDP_1 for part in module.modules() for cls in type(part).__mro__)
+    if old or any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
+        raise UserError(
+            f"{where}: is in parts by {'FSDP 1' if old else 'DeepSpeed ZeRO-3'}, which is not read; "
+            "torch.distributed.fsdp.fully_shard (FSDP 2; accelerate: fsdp_version: 2) is"
+        )
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def placement(parameter: Tensor) -> torch.device:
+    """The device that a parameter computes on, which of a part may be another than the one it is kept on."""
+    mesh: Any = getattr(parameter, "device_mesh", None)
+    kind = parameter.device.type if mesh is None else str(mesh.device_type)
+    if kind == parameter.device.type:
+        return parameter.device
+    return torch.device(kind, torch.get_device_module(kind).current_device())
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype | None:
+    """The dtype that FSDP's policy of mixed precision computes in; None where it says nothing."""
+    state: Any = module._get_fsdp_state() if _is_fsdp(type(module)) else None  # type: ignore[operator]
+    found = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that ``tensor`` is this rank's part of, or itself; for all ranks at once."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def own_class(model: object) -> type:
+    """The class that the model was before ``fully_shard`` put one of its own over it."""
+    return next(cls for cls in type(model).__mro__ if not _is_fsdp(cls))
+
+
+def _is_fsdp(cls: type) -> bool:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported where it was used
+    return fsdp is not None and issubclass(cls, fsdp.FSDPModule)
+
+
+def _cached(module: nn.Module) -> dict[str, Any]:
+    """The longest window a rotary module has seen, which decides dynamic frequencies."""
+    return {name: vars(module)[name] for name in ("max_seq_len_cached",) if name in vars(module)}
