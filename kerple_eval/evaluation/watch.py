@@ -125,7 +125,7 @@ class Watch:
             self.skipped.append(step)
             return None
         with _random_states():
-            scored = run_values({f"{self.name}@{step}": _own(model)}, **self.asked)
+            scored = run_values({f"{self.name}@{step}": model}, **self.asked)
             if rank == 0:
                 add_step(self.folder, scored, step, self._lines)
                 self._log(scored, step)
@@ -183,13 +183,6 @@ def _or_warn(when: str, function: Callable[..., object], *args: Any) -> None:
         function(*args)
     except UserError as error:
         warnings.warn(f"watch, {when}: {error}", RuntimeWarning, stacklevel=2)
-
-
-def _own(model: Any) -> Any:
-    """The model that torch's data-parallel wrapper holds a copy of on every rank; else the model itself."""
-    from torch.nn.parallel import DistributedDataParallel  # noqa: PLC0415
-
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _meet(step: int) -> tuple[dist.ProcessGroup | None, int]:

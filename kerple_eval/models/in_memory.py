@@ -89,8 +89,8 @@ class InMemoryCheckpoint(Checkpoint):
                 f"a model in memory must be a torch.nn.Module, a function of token ids or a "
                 f"kerple_eval.LanguageModel, got {type(model).__name__}"
             )
-        self.model = model
-        self.feeds_pieces = is_transformers(model)
+        self.model: Model = lent.unwrapped(model)
+        self.feeds_pieces = is_transformers(self.model)
         self._tokenizer = tokenizer
         self.scheme = scheme
         self.train_length = train_length
@@ -99,7 +99,7 @@ class InMemoryCheckpoint(Checkpoint):
         self.seed = seed
         self.identity = identity
         self.extend = extend
-        if extend is not None and not is_transformers(model):
+        if extend is not None and not self.feeds_pieces:
             raise UserError(f"extend={extend}: {self.name} is no transformers model; only such are extended")
 
     def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
@@ -129,7 +129,14 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def scored(self) -> LanguageModel:
-        """What scores: the model itself, or its own forward behind the interface."""
+        """What scores, in the dtype that its matrix products have."""
+        if self._interface is not self.model:
+            self._interface.dtype = self._first_pass[1] or self._interface.dtype
+        return self._interface
+
+    @cached_property
+    def _interface(self) -> LanguageModel:
+        """The model itself, or its own forward behind the interface."""
         together = self.module is not None and lent.in_parts(self.module, self.name)
         if isinstance(self.model, LanguageModel):
             self.model.together |= together
@@ -173,8 +180,26 @@ class InMemoryCheckpoint(Checkpoint):
         device = next(
             (lent.placement(tensor) for tensor in tensors if not tensor.is_meta), torch.device("cpu")
         )
-        own = None if self.module is None else lent.compute_dtype(self.module)
-        return device, own or (floating[0] if floating else torch.float32)
+        return device, floating[0] if floating else torch.float32
+
+    @cached_property
+    def _first_pass(self) -> tuple[int, torch.dtype | None]:
+        """Of a pass over two tokens: V, and the dtype of most matrix products, None where none is seen.
+
+        Autocast (accelerate's too) and FSDP's policy compute in another one than the parameters have.
+        """
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self._interface.device)
+        products = lent.Products()
+
+        def width() -> int:
+            return int(next(iter(self._interface.logits(ids, 2))).shape[-1])
+
+        with self.borrowed(), lent.without_gradients():
+            try:
+                with products:
+                    return width(), products.dtype
+            except Exception:  # an operation that torch does not watch; or what is wrong is said here
+                return width(), None
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -219,7 +244,7 @@ class InMemoryCheckpoint(Checkpoint):
     @cached_property
     def description(self) -> Description:
         _ = self.scored, self.state_sha256  # of the model as it was given
-        vocabulary = self._vocabulary()
+        vocabulary = self._first_pass[0]
         facts = self._facts()
         measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))
         details: dict[str, Any] = {
@@ -282,11 +307,6 @@ class InMemoryCheckpoint(Checkpoint):
         config, _ = with_frequencies(model, self._method, self.name)
         names = layer_schemes(lent.own_class(model), config) or ["unknown"]
         return self._method.renamed(names, text_config(config, self.name))
-
-    def _vocabulary(self) -> int:
-        with lent.without_gradients():
-            ids = torch.zeros(1, 2, dtype=torch.int64, device=self.scored.device)
-            return int(next(iter(self.scored.logits(ids, 2))).shape[-1])
 
     @cached_property
     def state_sha256(self) -> str | None:

@@ -7,15 +7,19 @@ Its parameters are DTensors then, every forward pass is one of all ranks, and so
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kerple_eval.types import UserError
 
+_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 _FSDP_1 = "FullyShardedDataParallel"
 
 
@@ -30,22 +34,41 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
+def unwrapped(model: Any) -> Any:
+    """The module that torch's data-parallel wrapper copies to every rank, or that torch.compile has wrapped.
+
+    Scored as it is, a compiled module would be compiled again for each length, and those programs would count
+    against the number that its training may have.
+    """
+    while isinstance(model, nn.Module):
+        copied = isinstance(model, DistributedDataParallel)
+        inner = model.module if copied else getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
 @contextmanager
 def borrowed(module: nn.Module) -> Iterator[None]:
-    """In eval mode inside; afterwards mode, buffers, cached lengths and shards are what they were."""
-    before = [(part, part.training, dict(part._buffers), _cached(part)) for part in module.modules()]
+    """In eval mode and not compiled inside; afterwards mode, buffers, cached lengths and shards are what they
+    were."""
+    before = [(part, part.training, dict(part._buffers), _kept(part)) for part in module.modules()]
     config: Any = getattr(module, "config", None)
     longest = getattr(config, "max_seq_len", None)
     module.eval()
+    for part, *_, kept in before:
+        if "_compiled_call_impl" in kept:
+            part._compiled_call_impl = None
     try:
         yield
     finally:
         if longest is not None:
             config.max_seq_len = longest  # MPT's is raised for windows beyond it
-        for part, training, buffers, cached in before:
+        for part, training, buffers, kept in before:
             part.training = training
             part._buffers.update(buffers)
-            for key, value in cached.items():
+            for key, value in kept.items():
                 setattr(part, key, value)
             if _is_fsdp(type(part)):
                 part.reshard()  # type: ignore[operator] # the outermost part stays gathered after a pass
@@ -75,11 +98,24 @@ def placement(parameter: Tensor) -> torch.device:
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def compute_dtype(module: nn.Module) -> torch.dtype | None:
-    """The dtype that FSDP's policy of mixed precision computes in; None where it says nothing."""
-    state: Any = module._get_fsdp_state() if _is_fsdp(type(module)) else None  # type: ignore[operator]
-    found = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
-    return found if isinstance(found, torch.dtype) else None
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the matrix products of what is called inside."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: Counter[torch.dtype] = Counter()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of most of them."""
+        return self.seen.most_common(1)[0][0] if self.seen else None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "overloadpacket", None) in _PRODUCTS:
+            self.seen.update([args[-1].dtype])  # of products with a sum, the sum comes first
+        return func(*args, **(kwargs or {}))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -98,6 +134,8 @@ def _is_fsdp(cls: type) -> bool:
     return fsdp is not None and issubclass(cls, fsdp.FSDPModule)
 
 
-def _cached(module: nn.Module) -> dict[str, Any]:
-    """The longest window a rotary module has seen, which decides dynamic frequencies."""
-    return {name: vars(module)[name] for name in ("max_seq_len_cached",) if name in vars(module)}
+def _kept(module: nn.Module) -> dict[str, Any]:
+    """What ``Module.compile`` has set, and the longest window a rotary module has seen, which decides dynamic
+    frequencies."""
+    names = ("_compiled_call_impl", "max_seq_len_cached")
+    return {name: vars(module)[name] for name in names if name in vars(module)}

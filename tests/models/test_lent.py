@@ -40,6 +40,77 @@ def test_what_a_model_keeps_serves_its_training(inference: bool) -> None:
     assert model.embedding.weight.grad is not None
 
 
+def scored_dtype(model: object) -> tuple[str, float]:
+    frame = kerple_eval.evaluate({"m": model}, text=TEXT, lengths=[32], tokenizer="bytes").summary()
+    return str(frame.dtype[0]), float(frame.nll[0])
+
+
+def test_the_dtype_of_a_model_is_that_of_its_products() -> None:
+    """Its parameters are float32 in all of these."""
+    model = plain()
+    dtype, loss = scored_dtype(model)
+    assert dtype == "float32"
+
+    def mixed(ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: torch.Tensor = model(ids)
+        return logits.float()
+
+    found = scored_dtype(mixed)
+    assert found[0] == "bfloat16"
+    assert found[1] != loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert scored_dtype(model) == found
+    assert scored_dtype(plain().double())[0] == "float64"
+    assert scored_dtype(torch.nn.Embedding(256, 256))[0] == "float32"  # no product at all
+    with pytest.raises(UserError, match=r"dtype float32: model m is in memory in torch\.bfloat16"):
+        kerple_eval.evaluate({"m": mixed}, text=TEXT, lengths=[32], tokenizer="bytes", dtype="float32")
+
+
+class Small(torch.nn.Module):
+    """Of a class of its own: torch.compile passes over torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = plain()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(ids)
+        return logits
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_not_compiled_for_scoring(in_place: bool) -> None:
+    programs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        programs.append(graph)
+        return graph.forward
+
+    model = Small()
+    watch = kerple_eval.Watch(TEXT, [32, 48, 64], every=1, tokenizer="bytes")
+    first = watch(model, 0)
+    assert first is not None
+    if in_place:
+        model.compile(backend=backend)
+        compiled: object = model
+    else:
+        compiled = torch.compile(model, backend=backend)
+    ids = torch.zeros(2, 16, dtype=torch.int64)
+    assert callable(compiled)
+    compiled(ids)
+    before = len(programs)
+    assert before
+    again = watch(compiled, 1)
+    assert again is not None
+    compiled(ids)
+    assert len(programs) == before
+    frame = again.summary()
+    assert frame[frame.step == 0].nll.tolist() == frame[frame.step == 1].nll.tolist()
+    sha256 = {model.weights_sha256 for model in again.specification.models}
+    assert len(sha256) == 1  # the same model, compiled or not
+
+
 SCRIPT = """
 import sys, torch, torch.distributed as dist, kerple_eval
 from torch.distributed.device_mesh import init_device_mesh
