@@ -89,7 +89,9 @@ class InMemoryCheckpoint(Checkpoint):
                 f"a model in memory must be a torch.nn.Module, a function of token ids or a "
                 f"kerple_eval.LanguageModel, got {type(model).__name__}"
             )
-        self.model: Model = lent.unwrapped(model)
+        self.given = model
+        self.model: Model
+        self.model, self.adapter = lent.unwrapped(model)
         self.feeds_pieces = is_transformers(self.model)
         self._tokenizer = tokenizer
         self.scheme = scheme
@@ -105,7 +107,7 @@ class InMemoryCheckpoint(Checkpoint):
     def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
         """The same with a tokeniser and a name for its version where it has none of its own."""
         return InMemoryCheckpoint(
-            self.model, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
+            self.given, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
             train_length=self.train_length, max_length=self.max_length,
             prefix_invariant=self.prefix_invariant, seed=self.seed, identity=self.identity or identity,
             extend=self.extend,
@@ -252,6 +254,8 @@ class InMemoryCheckpoint(Checkpoint):
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
             "identity": "the caller's word" if self.state_sha256 is None else "sha256 of the model's state",
         }
+        if self.adapter is not None:
+            details["adapter"] = {"peft_type": self.adapter}
         if self._method is not None:
             details |= self._method.details()
             measured = measured and self._method.prefix_invariant

@@ -34,19 +34,31 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
-def unwrapped(model: Any) -> Any:
-    """The module that torch's data-parallel wrapper copies to every rank, or that torch.compile has wrapped.
+def unwrapped(model: Any) -> tuple[Any, str | None]:
+    """The module inside of what torch's data parallel, torch.compile and peft put around it; the adapter's
+    kind as peft has it (LORA).
 
     Scored as it is, a compiled module would be compiled again for each length, and those programs would count
-    against the number that its training may have.
+    against the number that its training may have. The weights of an adapter are in the module's own layers.
     """
+    adapter = None
     while isinstance(model, nn.Module):
-        copied = isinstance(model, DistributedDataParallel)
-        inner = model.module if copied else getattr(model, "_orig_mod", None)
-        if inner is None:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif _is_adapted(model):
+            adapter = str(getattr(model.peft_type, "value", model.peft_type))
+            model = model.get_base_model()  # type: ignore[operator]
+        else:
             break
-        model = inner
-    return model
+    return model, adapter
+
+
+def _is_adapted(model: Any) -> bool:
+    """Whether peft has put weights into the model's layers; prompts that are learned stand outside of it."""
+    ours = any(c.__name__ == "PeftModel" and c.__module__.startswith("peft.") for c in type(model).__mro__)
+    return ours and not model.active_peft_config.is_prompt_learning
 
 
 @contextmanager

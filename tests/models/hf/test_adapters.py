@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kerple_eval import evaluate
 from kerple_eval.models.hf import placement
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.hf.files import _needed_files
@@ -20,6 +21,7 @@ from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.records.run import open_run
 from kerple_eval.types import UserError
 from tests.helpers import hf_folders as folders
+from tests.helpers.cases import each_case
 from tests.helpers.command import Cli, refusal
 from tests.helpers.hf_folders import CPU, transformers
 
@@ -253,3 +255,30 @@ def test_of_a_hub_repository_the_adapter_alone_is_fetched() -> None:
         "config.json",
         "model.safetensors",
     ]
+
+
+@each_case("kind", sorted(KINDS))
+def test_an_adapted_model_in_memory(kind: str, base: Path) -> None:
+    """Its numbers are peft's own; where the adapter is in the model's layers, the facts are the model's."""
+    torch.manual_seed(1)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.get_peft_model(plain, KINDS[kind][0]()).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    ids = torch.tensor([IDS])
+    asked: dict[str, Any] = {"tokens": [IDS], "lengths": [len(IDS) - 1]}
+    if kind == "prompt":  # its virtual tokens have logits too
+        with pytest.raises(UserError, match="logits of shape"):
+            evaluate({"m": model}, **asked)
+        return
+    run = evaluate({"m": model}, **asked)
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).logits[0]
+    assert run.summary().nll[0] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])), 1e-6
+    )
+    record = run.specification.models[0]
+    outside = kind == "prefix"
+    assert record.scheme == ("unknown" if outside else "rope")
+    assert record.other["architecture"] == ("PeftModelForCausalLM" if outside else "LlamaForCausalLM")
+    assert record.other.get("adapter") == (None if outside else {"peft_type": str(model.peft_type.value)})
