@@ -10,7 +10,6 @@ after the run what they were before it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
-from kerple_eval.models import lent
+from kerple_eval.models import lent, state_hash
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
+from kerple_eval.models.callable import CallableModel
 from kerple_eval.models.probes import probe
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.types import UserError
@@ -33,39 +32,6 @@ if TYPE_CHECKING:
     from kerple_eval.models.hf.extension import Method
 
 Model = nn.Module | LanguageModel | Callable[[Tensor], Any]
-
-
-class CallableModel(LanguageModel):
-    """A function of ids ``[B, N]`` that gives logits ``[B, N, V]``.
-
-    It may also give a tuple that begins with them, or an object with ``.logits``.
-    """
-
-    def __init__(
-        self, function: Callable[[Tensor], Any], device: torch.device, dtype: torch.dtype, *, together: bool
-    ) -> None:
-        self.function = function
-        self.device = device
-        self.dtype = dtype
-        self.together = together
-
-    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
-        """The last ``rows`` of the function's logits."""
-        found = self.function(inputs)
-        found = getattr(found, "logits", found)
-        if isinstance(found, tuple | list) and found:
-            found = found[0]
-        if not isinstance(found, Tensor):
-            raise UserError(
-                f"the model returned {type(found).__name__}; expected logits [B, N, V]: a tensor, a tuple "
-                "that begins with one, or an object with .logits"
-            )
-        if found.dim() != 3 or found.shape[:2] != inputs.shape:
-            raise UserError(
-                f"the model gives logits of shape {tuple(found.shape)} for ids of shape "
-                f"{tuple(inputs.shape)}; expected (batch, tokens, vocabulary)"
-            )
-        yield found[:, -rows:]
 
 
 class InMemoryCheckpoint(Checkpoint):
@@ -92,7 +58,7 @@ class InMemoryCheckpoint(Checkpoint):
         self.given = model
         self.model: Model
         self.model, self.adapter = lent.unwrapped(model)
-        self.feeds_pieces = is_transformers(self.model)
+        self.feeds_pieces = lent.is_transformers(self.model)
         self._tokenizer = tokenizer
         self.scheme = scheme
         self.train_length = train_length
@@ -154,7 +120,7 @@ class InMemoryCheckpoint(Checkpoint):
                     self.model, device, dtype, self.name, method=self._method, answering=answering,
                     placed=True, together=together,
                 )  # fmt: skip
-        if is_transformers(self.model):
+        if lent.is_transformers(self.model):
             from kerple_eval.models.hf.model import HfModel  # noqa: PLC0415
 
             return HfModel(self.model, device, dtype, self.name, placed=True, together=together)
@@ -281,7 +247,7 @@ class InMemoryCheckpoint(Checkpoint):
     def _facts(self) -> dict[str, Any]:
         """What the model's own configuration says, and over it what the caller says."""
         known: dict[str, Any] = {}
-        if is_transformers(self.model):
+        if lent.is_transformers(self.model):
             from kerple_eval.models.hf import config_facts  # noqa: PLC0415
             from kerple_eval.models.hf.config import text_config  # noqa: PLC0415
 
@@ -314,23 +280,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def state_sha256(self) -> str | None:
-        """sha256 of class, configuration and every tensor (buffers too); None without parameters."""
-        module = self.module
-        if module is None or not any(True for _ in module.parameters()):
-            return None
-        cls = lent.own_class(module)
-        digest = hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}\n".encode())
-        if is_transformers(module):
-            settings = module.config.to_dict()  # type: ignore[union-attr,operator]
-            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        tensors = dict(module.state_dict()) | dict(module.named_buffers())
-        for name in sorted(tensors):
-            found = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
-            for part, held in _plain_tensors(name, lent.whole(found.detach())):
-                tensor = held.cpu().contiguous()
-                digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return None if self.module is None else state_hash.state_sha256(self.module)
 
     def _named_identity(self) -> str:
         if self.identity is None:
@@ -361,31 +311,3 @@ def tokenizer_of(given: Any) -> Tokenizer | None:
     from kerple_eval.models.hf.tokenizer import from_object  # noqa: PLC0415
 
     return from_object(given)
-
-
-def is_transformers(model: Any) -> bool:
-    """Whether ``model`` is a transformers model, without importing transformers."""
-    return any(
-        cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
-        for cls in type(model).__mro__
-    )
-
-
-def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensor, or those that a packed one (torchao's) consists of, by name."""
-    if not is_traceable_wrapper_subclass(tensor):
-        yield name, tensor
-        return
-    parts, _ = tensor.__tensor_flatten__()
-    for part in sorted(parts):
-        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
-
-
-def _offloaded(module: nn.Module, name: str) -> Tensor:
-    """A tensor that accelerate keeps on disk or in the CPU's memory, and a meta tensor in its place."""
-    if getattr(module, "hf_device_map", None) is None:
-        raise UserError(f"{type(module).__name__}: tensor {name} is on the meta device, without values")
-    from transformers.integrations.accelerate import load_offloaded_parameter  # noqa: PLC0415
-
-    found: Tensor = load_offloaded_parameter(module, name)
-    return found

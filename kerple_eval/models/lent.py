@@ -136,6 +136,14 @@ def whole(tensor: Tensor) -> Tensor:
     return found
 
 
+def is_transformers(model: Any) -> bool:
+    """Whether ``model`` is a transformers model, without importing transformers."""
+    return any(
+        cls.__module__.startswith("transformers.") and cls.__name__ == "PreTrainedModel"
+        for cls in type(model).__mro__
+    )
+
+
 def own_class(model: object) -> type:
     """The class that the model was before ``fully_shard`` put one of its own over it."""
     return next(cls for cls in type(model).__mro__ if not _is_fsdp(cls))
