@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,26 @@ def test_the_figure(models: dict[str, str], library: Path, tmp_path: Path, invok
     )
     result = invoke("plot", made.folder, "--kind", "divergence", "--out", tmp_path / "x.svg")
     assert result.exit_code == 0 and (tmp_path / "x.svg").stat().st_size > 1000
+
+
+def test_the_page(models: dict[str, str], library: Path, tmp_path: Path, invoke: Cli) -> None:
+    """A section of it, each mean linked to its cell; none where a run has losses alone."""
+    made = run(models, library, tmp_path / "a", "alibi", "nope", divergence_from=models["rope"])
+    without = run(models, library, tmp_path / "b", "alibi")
+    page, plain = (
+        invoke("report", one.folder, "--out", tmp_path / f"{n}.html") for n, one in enumerate((made, without))
+    )
+    assert page.exit_code == plain.exit_code == 0
+    text, other = ((tmp_path / f"{n}.html").read_text() for n in range(2))
+    assert "Divergence from a reference" not in other
+    section = text[text.index("Divergence from a reference</h2>") :]
+    section = section[: section.index("<h2")]
+    mean = made.divergences(model="nope", protocol="full-context", length=32)["divergence"].mean()
+    link = re.search(rf'href="#(cell-\d+)"[^>]*>{mean:.3g}<', section)
+    assert link is not None, section[:2000]
+    row = text[text.index(f'id="{link.group(1)}"') :][:200]
+    assert "nope" in row
+    assert section.count("<svg") >= 2
 
 
 def test_the_forecast_counts_both_models(models: dict[str, str], library: Path, tmp_path: Path) -> None:

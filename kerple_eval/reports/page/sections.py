@@ -8,7 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from kerple_eval.reports.figures import curve, depth, position, ratio, scatter
+from kerple_eval.records.cell import Cell
+from kerple_eval.reports.figures import curve, depth, divergence, position, ratio, scatter
 from kerple_eval.reports.grid import VALUES, Grid
 from kerple_eval.reports.page.blocks import (
     Beside,
@@ -26,6 +27,7 @@ from kerple_eval.reports.page.findings import in_words
 from kerple_eval.reports.page.gathered import Gathered
 from kerple_eval.reports.reach_columns import beside
 from kerple_eval.reports.tables import answers, compare, explain, gain, intervals, reach, table
+from kerple_eval.reports.tables import divergence as divergence_table
 from kerple_eval.reports.typeset import Table, TableCell
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.intervals import MINIMUM_DOCUMENTS
@@ -224,6 +226,16 @@ def sure(data: Gathered) -> Section | None:
     if not data.known:
         return None
     return Section("How sure", "sure", tuple(intervals.tables(data.reader, link=data.link)))
+
+
+def diverged(data: Gathered) -> Section | None:
+    """How far predictions are from those of the reference that ``--divergence-from`` named."""
+    if not any(isinstance(cell, Cell) and cell.divergence is not None for _, cell in data.reader.cells()):
+        return None
+    tables = divergence_table.tables(data.reader, link=data.link)
+    pictures = divergence.pictures(data.reader)
+    drawn = (Figures("divergence", tuple(pictures)),) if pictures else ()
+    return Section("Divergence from a reference", "divergence", (*tables, *drawn))
 
 
 def by_context(data: Gathered) -> Section:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,28 @@ def make(
     if down not in ("models", "contexts"):
         raise unknown("down", down, ("models", "contexts"))
     by_context = down == "contexts"
-    columns = CONTEXT_COLUMNS if by_context else COLUMNS
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for found in read_divergences(RunReader(folders), task, protocol):
-        name = (found.key.task, found.key.protocol, found.reference)
-        groups.setdefault(name, []).extend(_contexts(found) if by_context else [_record(found)])
+    groups = _records(RunReader(folders), task, protocol, by_context=by_context)
     if style == "csv":
+        columns = CONTEXT_COLUMNS if by_context else COLUMNS
         return typeset(records_table(columns, [record for rows in groups.values() for record in rows]), style)
     return "\n".join(typeset(_table(name, rows, by_context), style) for name, rows in groups.items())
+
+
+def tables(reader: RunReader, *, link: Callable[[str, str, str, int], str]) -> list[Table]:
+    """One a task, protocol and reference, a row a model and length; ``link`` as the page has it."""
+    groups = _records(reader, None, None, by_context=False)
+    return [_table(name, rows, by_context=False, link=link) for name, rows in groups.items()]
+
+
+def _records(
+    reader: RunReader, task: str | None, protocol: str | None, *, by_context: bool
+) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """By task, protocol and reference."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for found in read_divergences(reader, task, protocol):
+        name = (found.key.task, found.key.protocol, found.reference)
+        groups.setdefault(name, []).extend(_contexts(found) if by_context else [_record(found)])
+    return groups
 
 
 def _identity(found: DivergenceCell) -> dict[str, Any]:
@@ -87,7 +101,10 @@ def _contexts(found: DivergenceCell) -> list[dict[str, Any]]:
     ]
 
 
-def _table(name: tuple[str, str, str], rows: Sequence[dict[str, Any]], by_context: bool) -> Table:
+def _table(
+    name: tuple[str, str, str], rows: Sequence[dict[str, Any]], by_context: bool,
+    link: Callable[[str, str, str, int], str] = lambda *_: "",
+) -> Table:  # fmt: skip
     task, protocol, reference = name
     title = f"{task}, {protocol}: divergence from {reference}, nats per target"
     notes = (
@@ -98,16 +115,17 @@ def _table(name: tuple[str, str, str], rows: Sequence[dict[str, Any]], by_contex
     if by_context:
         table = Table(title, CONTEXT_HEAD, tuple(map(_context_row, rows)), notes, frozenset({0}))
     else:
-        table = Table(title, HEAD, tuple(map(_row, rows)), notes, frozenset({0}))
+        body = [_row(row, link(task, protocol, row["model"], row["length"])) for row in rows]
+        table = Table(title, HEAD, tuple(body), notes, frozenset({0}))
     return table.without_empty_columns()
 
 
-def _row(record: dict[str, Any]) -> TableRow:
+def _row(record: dict[str, Any], link: str) -> TableRow:
     numbers = [TableCell(_nats(record[f"p{p:g}"]), record[f"p{p:g}"]) for p in SHOWN]
     return TableRow(
         (
             *_label(record),
-            TableCell(_nats(record["divergence"]), record["divergence"]),
+            TableCell(_nats(record["divergence"]), record["divergence"], link=link),
             _interval(record),
             *numbers,
             TableCell(_nats(record["largest"]), record["largest"]),
