@@ -45,7 +45,7 @@ def unwrapped(model: Any) -> tuple[Any, str | None]:
     while isinstance(model, nn.Module):
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):
+        elif _is_compiled(model):
             model = model._orig_mod
         elif _is_adapted(model):
             adapter = str(getattr(model.peft_type, "value", model.peft_type))
@@ -53,6 +53,11 @@ def unwrapped(model: Any) -> tuple[Any, str | None]:
         else:
             break
     return model, adapter
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has wrapped it, and FSDP not the wrapper again: its hooks belong to a call."""
+    return hasattr(module, "_orig_mod") and not _is_fsdp(type(module))
 
 
 def _is_adapted(model: Any) -> bool:
@@ -65,6 +70,14 @@ def _is_adapted(model: Any) -> bool:
 def borrowed(module: nn.Module) -> Iterator[None]:
     """In eval mode and not compiled inside; afterwards mode, buffers, cached lengths and shards are what they
     were."""
+    wrapped = [
+        (part, name, child)
+        for part in module.modules()
+        for name, child in part._modules.items()
+        if child is not None and _is_compiled(child)
+    ]
+    for part, name, child in wrapped:
+        part._modules[name] = child._orig_mod
     before = [(part, part.training, dict(part._buffers), _kept(part)) for part in module.modules()]
     config: Any = getattr(module, "config", None)
     longest = getattr(config, "max_seq_len", None)
@@ -75,6 +88,8 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for part, name, child in wrapped:
+            part._modules[name] = child
         if longest is not None:
             config.max_seq_len = longest  # MPT's is raised for windows beyond it
         for part, training, buffers, kept in before:

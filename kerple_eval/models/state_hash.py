@@ -27,11 +27,12 @@ def state_sha256(module: nn.Module) -> str | None:
     if lent.is_transformers(module):
         config: Any = module.config
         digest.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
-    tensors = dict(module.state_dict()) | dict(module.named_buffers())
+    held = dict(module.state_dict()) | dict(module.named_buffers())
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in held.items()}  # of torch.compile
     for name in sorted(tensors):
         found = tensors[name] if not tensors[name].is_meta else _offloaded(module, name)
-        for part, held in _plain_tensors(name, lent.whole(found.detach())):
-            tensor = held.cpu().contiguous()
+        for part, values in _plain_tensors(name, lent.whole(found.detach())):
+            tensor = values.cpu().contiguous()
             digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -70,17 +70,17 @@ def test_the_dtype_of_a_model_is_that_of_its_products() -> None:
 class Small(torch.nn.Module):
     """Of a class of its own: torch.compile passes over torch's."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: torch.nn.Module | None = None) -> None:
         super().__init__()
-        self.layers = plain()
+        self.layers = layers or plain()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.layers(ids)
         return logits
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_model_is_not_compiled_for_scoring(in_place: bool) -> None:
+@pytest.mark.parametrize("how", ["wrapped", "in place", "a layer"])
+def test_a_compiled_model_is_not_compiled_for_scoring(how: str) -> None:
     programs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
@@ -88,14 +88,18 @@ def test_a_compiled_model_is_not_compiled_for_scoring(in_place: bool) -> None:
         return graph.forward
 
     model = Small()
+    if how == "a layer":
+        model.layers = Small(model.layers)
     watch = kerple_eval.Watch(TEXT, [32, 48, 64], every=1, tokenizer="bytes")
     first = watch(model, 0)
     assert first is not None
-    if in_place:
-        model.compile(backend=backend)
-        compiled: object = model
-    else:
+    compiled: object = model
+    if how == "wrapped":
         compiled = torch.compile(model, backend=backend)
+    elif how == "in place":
+        model.compile(backend=backend)
+    else:
+        model.layers = torch.compile(model.layers, backend=backend)
     ids = torch.zeros(2, 16, dtype=torch.int64)
     assert callable(compiled)
     compiled(ids)
