@@ -77,7 +77,7 @@ def borrowed(module: nn.Module) -> Iterator[None]:
         if child is not None and _is_compiled(child)
     ]
     for part, name, child in wrapped:
-        part._modules[name] = child._orig_mod
+        part._modules[name] = child._orig_mod  # type: ignore[assignment]
     before = [(part, part.training, dict(part._buffers), _kept(part)) for part in module.modules()]
     config: Any = getattr(module, "config", None)
     longest = getattr(config, "max_seq_len", None)
