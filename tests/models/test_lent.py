@@ -119,6 +119,8 @@ SCRIPT = """
 import sys, torch, torch.distributed as dist, kerple_eval
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from tests.models.test_lent import TEXT, llama, plain
 
 dist.init_process_group("gloo")
@@ -146,8 +148,11 @@ def trained(watch):
 out = sys.argv[1]
 watched = trained(kerple_eval.Watch(TEXT, [32, 64], every=2, tokenizer="bytes", out=out + "/watch"))
 assert all(torch.equal(tensor, watched[name]) for name, tensor in trained(None).items())
+tensors = parallelize_module(plain(), mesh, {"1": ColwiseParallel(output_layouts=Replicate())})
 for name, length, model in (
     ("plain", 32, sharded(plain())),
+    ("tensor", 32, tensors),
+    ("copies", 32, torch.nn.parallel.DistributedDataParallel(plain())),
     ("half", 32, sharded(plain(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))),
     ("far", 64, kerple_eval.from_module(sharded(llama()), extend="self-extend,window=16,group=4")),
 ):
@@ -173,14 +178,15 @@ def plain() -> torch.nn.Module:
 
 
 def test_ranks_that_hold_parts_score_together(tmp_path: Path) -> None:
-    """By ``fully_shard``: the training does not notice, and the numbers are the whole model's."""
+    """The training does not notice (``fully_shard``), and the numbers are the whole model's."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = as_ranks(tmp_path / "o", 2, [str(tmp_path)], script)
     assert [one.returncode for one in done] == [0, 0], [one.stderr[-1500:] for one in done]
     extended = kerple_eval.from_module(llama(), extend="self-extend,window=16,group=4")
     for name, model, lengths, rows in (
-        ("watch", llama(), [32, 64], 2), ("plain", plain(), [32], 1), ("far", extended, [64], 1),
+        ("watch", llama(), [32, 64], 2), ("far", extended, [64], 1),
+        ("plain", plain(), [32], 1), ("tensor", plain(), [32], 1), ("copies", plain(), [32], 1),
     ):  # fmt: skip
         run = kerple_eval.open_run(tmp_path / name)
         alone = kerple_eval.evaluate({"alone": model}, text=TEXT, lengths=lengths, tokenizer="bytes")
