@@ -26,7 +26,10 @@ class Run(RunDirectory):
         return self._text("table", style=style, **options)
 
     def compare(self, against: str, style: str = "text", **options: Any) -> str:
-        """Models against one of them, on the same targets: ``task``, ``protocol``, ``level``, ``seed``."""
+        """Models against one of them, on the same targets: ``task``, ``protocol``, ``level``, ``seed``.
+
+        ``models`` and ``lengths``: these comparisons only.
+        """
         return self._text("compare", against=against, style=style, **options)
 
     def intervals(self, style: str = "text", **options: Any) -> str:

@@ -146,19 +146,28 @@ def plot(sources: tuple[str, ...], kind: str, out: str | None, **options: Any) -
     "--against", required=True, metavar="MODEL",
     help="The reference: one model, or a scheme of several seeds.",
 )  # fmt: skip
+@click.option(
+    "--model", "models", multiple=True, metavar="MODEL",
+    help="Compare this one only; may be given several times.",
+)  # fmt: skip
+@click.option("--length", metavar="LENGTHS", help="Compare at these lengths only, as in 512,16k.")
 @statistics
-def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
+def compare(folders: tuple[str, ...], against: str, length: str | None, **options: Any) -> None:
     """Compare schemes with one of them on the same targets: is the difference real?
 
     Models that differ only in the training seed, and in a number at the end of the label, are one scheme.
+    The more comparisons, the stronger each has to be: --model and --length, settled before a look at the
+    results, keep them few.
 
     \b
     Example:
       kerple-eval compare runs/first --against alibi
     """
+    from kerple_eval.evaluation.request import parse_lengths  # noqa: PLC0415
     from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
 
-    click.echo(make(folders, against, **options), nl=False)
+    lengths = () if length is None else parse_lengths(length)
+    click.echo(make(folders, against, lengths=lengths, **options), nl=False)
 
 
 @click.command(cls=Command, short_help="How certain is each number?")

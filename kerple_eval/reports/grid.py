@@ -18,6 +18,7 @@ from kerple_eval.records.cell import COLUMNS
 from kerple_eval.records.notes import feeding_notes, text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run, own_label
+from kerple_eval.reports.numbers import number
 from kerple_eval.stats.groups import identities
 from kerple_eval.support.readers import LARGEST_JSON, quoted, read_bytes
 from kerple_eval.support.registry import unknown
@@ -97,7 +98,7 @@ class Grid:
         return any(len(found) > 1 for found in hashes.values())
 
     def best(self, length: int, value: str) -> set[str]:
-        """Models with the lowest value at a length; none where targets differ or one is alone."""
+        """Models with the lowest value at a length, as shown; none where targets differ or one is alone."""
         cells = {
             model: entry.row[value]
             for model in self.models
@@ -107,8 +108,8 @@ class Grid:
         comparable = self.same_targets(length) or across
         if len(cells) < 2 or not comparable:
             return set()
-        lowest = min(cells.values())
-        return {model for model, number in cells.items() if number == lowest}
+        lowest = number(min(cells.values()))
+        return {model for model, found in cells.items() if number(found) == lowest}
 
     def values(self) -> list[str]:
         """Perplexity and, where bytes are known, bits per byte; only that across tokenisers."""

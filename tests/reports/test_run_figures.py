@@ -236,6 +236,25 @@ def test_legends_of_long_and_odd_labels(tmp_path: Path) -> None:
         assert label in picture.words
 
 
+@pytest.mark.parametrize(("models", "lengths"), [(18, (512, 1024)), (18, tuple(2**n for n in range(6, 15)))])
+def test_a_legend_of_many_models_is_whole_and_covers_nothing(
+    models: int, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
+    lines = [row(f"model-{i}", n, 20.0 + i + n / 1000) for i in range(models) for n in lengths]
+    (picture,) = curve.pictures(read(write_run(tmp_path / "r", lines))[0], {})
+    figure = compose([picture])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    found = axes.get_legend()
+    assert found is not None
+    assert len(found.get_texts()) == models
+    box, label = found.get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= label.y0 + 1  # pixels
+    assert axes.bbox.height > 0.4 * figure.bbox.height
+
+
 @pytest.mark.parametrize(
     ("y", "expected"),
     [

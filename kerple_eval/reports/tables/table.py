@@ -168,7 +168,8 @@ def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
         for length in grid.lengths:
             own = found[family.label, length]
             means = [s.mean for f in members if (s := found[f.label, length]) is not None]
-            best = own is not None and own.mean == min(means) and len(means) > 1 and grid.same_targets(length)
+            best = own is not None and number(own.mean) == number(min(means))
+            best = best and len(means) > 1 and grid.same_targets(length)
             worse = against is not None and significantly_worse(family, against, length, value)
             if own is None:
                 cells.append(TableCell("-", missing=True))
