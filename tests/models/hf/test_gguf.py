@@ -389,9 +389,7 @@ def test_the_quick_reader_reads_what_the_packages_own_does(made: Any, tmp_path: 
         np.testing.assert_array_equal(one.data, other.data)
 
 
-def test_a_table_of_tensor_names_is_made_once_a_loading(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_of_tensor_names_is_made_once_a_loading(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers makes it for every module of the model."""
     made, own = [], gguf.get_tensor_name_map
 
