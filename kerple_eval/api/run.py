@@ -22,7 +22,10 @@ class Run(RunDirectory):
     """
 
     def table(self, style: str = "text", **options: Any) -> str:
-        """Perplexity against length: ``over_seeds``, ``reference``, ``against``, ``down``, ``reach``."""
+        """Perplexity against length.
+
+        As in ``kerple-eval table``: models, over_seeds, reference, against, down, reach.
+        """
         return self._text("table", style=style, **options)
 
     def compare(self, against: str, style: str = "text", **options: Any) -> str:

@@ -152,16 +152,24 @@ def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
 
 
-def read_grids(reader: RunReader) -> list[Grid]:
-    """Grids of several runs together; where two hold a model of one name, the run's name joins it."""
+def read_grids(reader: RunReader, models: Sequence[str] = ()) -> list[Grid]:
+    """Grids of several runs together; where two hold a model of one name, the run's name joins it.
+
+    Of ``models`` alone where any are given; UserError where there is none of that label.
+    """
     grids: dict[tuple[str, str], Grid] = {}
+    labels: dict[str, None] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         known = identities(run)
         for key, row in _rows_of(run):
-            grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
-            label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
+            name = (row["task"], row["protocol"])
+            label = own_label(row["model"], run.folder, owners.setdefault(name, {}))
+            labels[label] = None
+            if models and label not in models:
+                continue
+            grid = grids.setdefault(name, Grid(*name))
             if label not in grid.models:
                 grid.models.append(label)
                 notes = text_notes(run.specification, row["model"], grid.task, grid.protocol)
@@ -172,8 +180,11 @@ def read_grids(reader: RunReader) -> list[Grid]:
             grid.tokenizers.add(readers[row["model"]])
             grid.identities[label] = known[row["model"]]
             grid.entries[label, row["length"]] = GridEntry(row, run.folder, key)
-    if not grids:
+    if not labels:
         raise UserError(f"{reader.names}: no cell has been run yet")
+    for model in models:
+        if model not in labels:
+            raise unknown("model", model, labels)
     return list(grids.values())
 
 

@@ -236,6 +236,28 @@ def test_legends_of_long_and_odd_labels(tmp_path: Path) -> None:
         assert label in picture.words
 
 
+def test_only_these_models(tmp_path: Path, run: Path) -> None:
+    folder, out = str(run), str(tmp_path / "a.png")
+    lines = (
+        CliRunner().invoke(cli, ["table", folder, "--model", "rope", "--format", "csv"]).stdout.splitlines()
+    )
+    assert [line.split(",")[3] for line in lines[1:]] == ["rope"] * (len(lines) - 1)
+    assert len(lines) > 1
+    (grid,) = read_grids(RunReader([run]), ["rope"])
+    assert grid.models == ["rope"]
+    for words in (["curve"], ["ratio", "--against", "kerple-log"]):
+        done = CliRunner().invoke(cli, ["plot", folder, "--kind", *words, "--model", "rope", "--out", out])
+        assert done.exit_code == 0, done.output
+    for words, expected in (
+        (["table", folder, "--model", "rop"], "unknown model 'rop': did you mean 'rope'?"),
+        (["plot", folder, "--model", "rop", "--out", out], "unknown model 'rop'"),
+        (["plot", folder, "--kind", "position", "--model", "rope", "--out", out], "has no --model"),
+    ):
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 2
+        assert expected in done.stderr
+
+
 @pytest.mark.parametrize(("models", "lengths"), [(18, (512, 1024)), (18, tuple(2**n for n in range(6, 15)))])
 def test_a_legend_of_many_models_is_whole_and_covers_nothing(
     models: int, lengths: tuple[int, ...], tmp_path: Path

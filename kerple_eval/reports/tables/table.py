@@ -68,12 +68,13 @@ def make(
     against: str | None = None,
     down: str = "models",
     reach: bool = False,
+    models: Sequence[str] = (),
 ) -> str:
     """The tables of one or several runs in one of :data:`~kerple_eval.reports.typeset.TABLE_FORMATS`.
 
     ``over_seeds`` makes one row of the seeds of a scheme, with daggers where ``reference`` beats it;
     ``against`` ("paper[:table=T,dataset=NAME]") sets the paper's rows beside; ``down`` says what rows are;
-    ``reach`` adds how far each model holds and what context it uses.
+    ``reach`` adds how far each model holds and what context it uses; ``models`` are rows of these alone.
     """
     check_format(style)
     if down not in ("models", "lengths"):
@@ -86,7 +87,7 @@ def make(
             "kerple-eval reach DIR --format csv"
         )
     reader = RunReader(folders)
-    grids = read_grids(reader)
+    grids = read_grids(reader, models)
     reaches = read_reach(reader) if reach else Reaches([], [])
     if against is not None:
         paper.rows(against, grids[0].task)  # refuses a wrong name
