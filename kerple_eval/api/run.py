@@ -22,11 +22,17 @@ class Run(RunDirectory):
     """
 
     def table(self, style: str = "text", **options: Any) -> str:
-        """Perplexity against length: ``over_seeds``, ``reference``, ``against``, ``down``, ``reach``."""
+        """Perplexity against length.
+
+        As in ``kerple-eval table``: models, over_seeds, reference, against, down, reach.
+        """
         return self._text("table", style=style, **options)
 
     def compare(self, against: str, style: str = "text", **options: Any) -> str:
-        """Models against one of them, on the same targets: ``task``, ``protocol``, ``level``, ``seed``."""
+        """Models against one of them, on the same targets: ``task``, ``protocol``, ``level``, ``seed``.
+
+        ``models`` and ``lengths``: these comparisons only.
+        """
         return self._text("compare", against=against, style=style, **options)
 
     def intervals(self, style: str = "text", **options: Any) -> str:

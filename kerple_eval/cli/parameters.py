@@ -91,6 +91,9 @@ def out(text: str, **more: Any) -> Callable[[F], F]:
 
 
 folders = click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+only_models = click.option(
+    "--model", "models", multiple=True, metavar="MODEL", help="Only this model; may be given several times."
+)
 table_format = click.option(
     "--format", "style", default="text", show_default=True, metavar="FORMAT",
     help="text, markdown, latex or csv.",

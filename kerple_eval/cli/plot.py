@@ -29,7 +29,8 @@ def kinds() -> dict[str, ReportEntry]:
 
 def run(
     sources: Sequence[str], kind: str, out: Path | None, *,
-    head: int | None = None, layer: int | None = None, over_seeds: bool = False, **options: int | str | None,
+    head: int | None = None, layer: int | None = None, over_seeds: bool = False, models: Sequence[str] = (),
+    **options: int | str | None,
 ) -> Path:  # fmt: skip
     """Write the figure ``kind`` of ``sources`` to ``out``, or to ``KIND.png`` in the one run directory.
 
@@ -43,13 +44,19 @@ def run(
     entry = kinds()[kind]
     _check_sources(sources, entry)
     make = REPORTS.load(entry.name)
-    every = {"head": head, "layer": layer, "over_seeds": over_seeds or None} | options
+    every = {
+        "head": head,
+        "layer": layer,
+        "over_seeds": over_seeds or None,
+        "models": models or None,
+    } | options
     given: dict[str, Any] = {k: v for k, v in every.items() if v is not None}
     known = inspect.signature(make).parameters
     accepted = set(known) | ({"layer"} if entry.takes == "models" else set())
     for option in given:
         if option not in accepted:
-            raise UserError(f"--kind {kind} has no --{option.replace('_', '-')}; leave it out")
+            name = "model" if option == "models" else option.replace("_", "-")
+            raise UserError(f"--kind {kind} has no --{name}; leave it out")
     if "against" in known and "against" not in given:
         raise UserError(f"--kind {kind} needs --against MODEL, the model that the others are compared with")
     given.pop("layer", None)

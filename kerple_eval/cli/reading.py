@@ -15,6 +15,7 @@ from kerple_eval.cli.parameters import (
     Tokens,
     at_least,
     folders,
+    only_models,
     out,
     statistics,
     table_format,
@@ -45,6 +46,7 @@ from kerple_eval.types import UserError
     "--reach", is_flag=True,
     help="Two more columns: how far each model holds and what context it uses (see kerple-eval reach).",
 )  # fmt: skip
+@only_models
 @click.option(
     "--divergence", is_flag=True,
     help="How far predictions are from those of the reference that run --divergence-from named: mean, "
@@ -61,9 +63,10 @@ def table(context: click.Context, /, folders: tuple[str, ...], style: str, **opt
     if options.pop("divergence"):
         from kerple_eval.reports.tables.divergence import make as divergences  # noqa: PLC0415
 
-        for name in options:
-            if name != "down" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-                raise UserError(f"--{name.replace('_', '-')} has no meaning with --divergence; leave it out")
+        for option in context.command.params:
+            given = context.get_parameter_source(option.name or "") is not ParameterSource.DEFAULT
+            if given and option.name in options and option.name != "down":
+                raise UserError(f"{option.opts[0]} has no meaning with --divergence; leave it out")
         click.echo(divergences(folders, style, down=options["down"]), nl=False)
         return
     from kerple_eval.reports.tables.table import make  # noqa: PLC0415
@@ -117,6 +120,7 @@ def report(folders: tuple[str, ...], out: str | None, style: str | None, **optio
     "--over-seeds", is_flag=True,
     help="curve: one line per scheme, mean ± standard deviation over its seeds.",
 )  # fmt: skip
+@only_models
 @click.option("--value", metavar="VALUE", help="position: nll (nats per target) or ppl (perplexity).")
 @click.option(
     "--length", type=Tokens(), metavar="N",
@@ -146,19 +150,25 @@ def plot(sources: tuple[str, ...], kind: str, out: str | None, **options: Any) -
     "--against", required=True, metavar="MODEL",
     help="The reference: one model, or a scheme of several seeds.",
 )  # fmt: skip
+@only_models
+@click.option("--length", metavar="LENGTHS", help="Compare at these lengths only, as in 512,16k.")
 @statistics
-def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
+def compare(folders: tuple[str, ...], against: str, length: str | None, **options: Any) -> None:
     """Compare schemes with one of them on the same targets: is the difference real?
 
     Models that differ only in the training seed, and in a number at the end of the label, are one scheme.
+    The more comparisons, the stronger each has to be: --model and --length, settled before a look at the
+    results, keep them few.
 
     \b
     Example:
       kerple-eval compare runs/first --against alibi
     """
+    from kerple_eval.evaluation.request import parse_lengths  # noqa: PLC0415
     from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
 
-    click.echo(make(folders, against, **options), nl=False)
+    lengths = () if length is None else parse_lengths(length)
+    click.echo(make(folders, against, lengths=lengths, **options), nl=False)
 
 
 @click.command(cls=Command, short_help="How certain is each number?")

@@ -30,6 +30,7 @@ from kerple_eval.types import CellKey, Window
 
 TIMED_PASSES = 5  # passes on the clock for each model
 DEAREST = 4.0  # seconds: a shape that would take longer is not run but extrapolated
+PRIOR = 1e-4  # weight of one rate for all work beside what was timed
 
 
 @dataclass
@@ -192,12 +193,19 @@ def _chosen(passes: Counter[PassShape], work: dict[PassShape, tuple[float, float
 def _predicted(
     shape: PassShape, work: dict[PassShape, tuple[float, float]], timed: dict[PassShape, float]
 ) -> float:  # fmt: skip
-    """Seconds by the fit of constant, linear and attention work, each weighed by its own time."""
+    """Seconds by the fit of constant, linear and attention work, each weighed by its own time.
+
+    What fewer than three shapes leave open is decided by no constant and one rate for all work.
+    """
     from scipy.optimize import nnls  # noqa: PLC0415
 
-    unit = [max(1.0, *(work[s][i] for s in timed)) for i in (0, 1)]
-    rows = np.array([[1.0, work[s][0] / unit[0], work[s][1] / unit[1]] for s in timed])
+    dearest = max(timed, key=lambda one: sum(work[one]))
+    rate = timed[dearest] / sum(work[dearest])
+    rows = np.array([[1.0, rate * work[s][0], rate * work[s][1]] for s in timed])
     seconds = np.array(list(timed.values()))
-    solved, _ = nnls(rows / seconds[:, None], np.ones(len(seconds)))
-    wanted = [1.0, work[shape][0] / unit[0], work[shape][1] / unit[1]]
-    return float(np.dot(solved, wanted))
+    usual = PRIOR * np.diag([1 / seconds.min(), 1.0, 1.0])
+    solved, _ = nnls(
+        np.concatenate([rows / seconds[:, None], usual]),
+        np.concatenate([np.ones(len(seconds)), PRIOR * np.array([0.0, 1.0, 1.0])]),
+    )
+    return float(np.dot(solved, [1.0, rate * work[shape][0], rate * work[shape][1]]))

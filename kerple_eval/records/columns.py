@@ -109,9 +109,14 @@ def to_parquet(columns: Columns, names: Sequence[str], header: dict[str, Any]) -
     hashes = {"header": _sha256(text.encode()), "columns": columns.sha256}
     if columns.divergence is not None:
         hashes["divergence"] = columns.divergence.sha256
-    table = table.replace_schema_metadata({HEADER: text, HASHES: json.dumps(hashes)})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    # Losses hardly repeat: their dictionary would be added to them. Arrow's schema would repeat the header.
+    with pq.ParquetWriter(
+        buffer, table.schema, compression="zstd", write_page_checksum=True, use_dictionary=["document"],
+        write_statistics=False, store_schema=False,
+    ) as writer:  # fmt: skip
+        writer.write_table(table)
+        writer.add_key_value_metadata({HEADER: text, HASHES: json.dumps(hashes)})
     return buffer.getvalue()
 
 

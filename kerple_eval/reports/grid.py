@@ -18,6 +18,7 @@ from kerple_eval.records.cell import COLUMNS
 from kerple_eval.records.notes import feeding_notes, text_notes
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run, own_label
+from kerple_eval.reports.numbers import number
 from kerple_eval.stats.groups import identities
 from kerple_eval.support.readers import LARGEST_JSON, quoted, read_bytes
 from kerple_eval.support.registry import unknown
@@ -97,7 +98,7 @@ class Grid:
         return any(len(found) > 1 for found in hashes.values())
 
     def best(self, length: int, value: str) -> set[str]:
-        """Models with the lowest value at a length; none where targets differ or one is alone."""
+        """Models with the lowest value at a length, as shown; none where targets differ or one is alone."""
         cells = {
             model: entry.row[value]
             for model in self.models
@@ -107,8 +108,8 @@ class Grid:
         comparable = self.same_targets(length) or across
         if len(cells) < 2 or not comparable:
             return set()
-        lowest = min(cells.values())
-        return {model for model, number in cells.items() if number == lowest}
+        lowest = number(min(cells.values()))
+        return {model for model, found in cells.items() if number(found) == lowest}
 
     def values(self) -> list[str]:
         """Perplexity and, where bytes are known, bits per byte; only that across tokenisers."""
@@ -151,16 +152,24 @@ def _one(values: set[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(values))
 
 
-def read_grids(reader: RunReader) -> list[Grid]:
-    """Grids of several runs together; where two hold a model of one name, the run's name joins it."""
+def read_grids(reader: RunReader, models: Sequence[str] = ()) -> list[Grid]:
+    """Grids of several runs together; where two hold a model of one name, the run's name joins it.
+
+    Of ``models`` alone where any are given; UserError where there is none of that label.
+    """
     grids: dict[tuple[str, str], Grid] = {}
+    labels: dict[str, None] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
     for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         known = identities(run)
         for key, row in _rows_of(run):
-            grid = grids.setdefault((row["task"], row["protocol"]), Grid(row["task"], row["protocol"]))
-            label = own_label(row["model"], run.folder, owners.setdefault((grid.task, grid.protocol), {}))
+            name = (row["task"], row["protocol"])
+            label = own_label(row["model"], run.folder, owners.setdefault(name, {}))
+            labels[label] = None
+            if models and label not in models:
+                continue
+            grid = grids.setdefault(name, Grid(*name))
             if label not in grid.models:
                 grid.models.append(label)
                 notes = text_notes(run.specification, row["model"], grid.task, grid.protocol)
@@ -171,8 +180,11 @@ def read_grids(reader: RunReader) -> list[Grid]:
             grid.tokenizers.add(readers[row["model"]])
             grid.identities[label] = known[row["model"]]
             grid.entries[label, row["length"]] = GridEntry(row, run.folder, key)
-    if not grids:
+    if not labels:
         raise UserError(f"{reader.names}: no cell has been run yet")
+    for model in models:
+        if model not in labels:
+            raise unknown("model", model, labels)
     return list(grids.values())
 
 

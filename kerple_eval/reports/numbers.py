@@ -15,6 +15,12 @@ def between(low: float | None, high: float | None) -> str:
     return f"{number(low) or 'too large'} to {number(high) or 'too large'}"
 
 
+def signed(value: float, digits: int = 4) -> str:
+    """``+0.0123``, ``-1.2000``; ``0.0000`` where nothing is left of it."""
+    text = f"{value:+z.{digits}f}"
+    return text if text.strip("+0.") else text[1:]
+
+
 def probability(p: float | None) -> str:
     """A p-value: ``<0.0001``, ``0.0123``, ``0.45``."""
     if p is None:

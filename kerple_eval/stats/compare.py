@@ -30,6 +30,9 @@ from kerple_eval.stats.seeds import Crossed, Spread, crossed, spread
 from kerple_eval.stats.significance import ALPHA, SeedTest, dagger, effect_size, holm, seed_test, sign_flip_p
 from kerple_eval.support.registry import unknown
 
+#: Nats per target: a difference whose interval lies within it is one of rounding.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -83,21 +86,24 @@ class Comparison:
         return dagger(self.over_seeds)
 
     @property
-    def too_few(self) -> bool:
-        """Whether no outcome could be significant: n documents give no p below 2 / 2^n."""
-        if self.p_pooled is not None or self.documents is None or self.family is None:
-            return False
-        return self.family * 2.0 ** (1 - self.documents) >= ALPHA
+    def most(self) -> float:
+        """How many comparisons the documents suffice for: n of them give no p below 2 / 2^n."""
+        if self.p_pooled is not None or self.documents is None or self.documents > 60:
+            return math.inf
+        return math.ceil(ALPHA * 2.0 ** (self.documents - 1)) - 1
 
     @property
     def verdict(self) -> str:
         if self.difference is None or self.p_corrected is None:
             return self.reason or ""
+        if max(-self.difference.low, self.difference.high) <= ROUNDING:
+            return "equal: perplexity within 0.001 %"
         low, high = (change_of_perplexity(end) for end in (self.difference.low, self.difference.high))
-        if self.p_corrected >= ALPHA and self.too_few:
+        if self.p_corrected >= ALPHA and (self.family or 0) > self.most:
             return (
-                f"not enough documents: {self.documents} for {self.family} comparisons, no p below "
-                f"{ALPHA:g} is possible; perplexity {low} to {high}"
+                f"not enough documents: {self.documents} allow {self.most or 'no'} "
+                f"comparison{'s' * (self.most != 1)}, not {self.family}; "
+                f"perplexity {low} to {high}"
             )
         if self.p_corrected >= ALPHA:
             return f"no difference shown: perplexity {low} to {high}"
@@ -113,7 +119,7 @@ def change_of_perplexity(nats: float) -> str:
     if ratio >= 2:
         return f"x {ratio:.3g}"
     change = 100 * (ratio - 1)
-    return f"{change:+.{2 if abs(change) < 1 else 1}f} %"
+    return f"{change:+z.{2 if abs(change) < 1 else 1}f} %"
 
 
 def find_group(tables: Sequence[SchemeTable], name: str) -> tuple[list[SchemeTable], Group]:
@@ -122,15 +128,11 @@ def find_group(tables: Sequence[SchemeTable], name: str) -> tuple[list[SchemeTab
     Raises:
         UserError: none has.
     """
-    found = [(table, group) for table in tables for group in table.groups if _is(group, name)]
+    found = [(table, group) for table in tables for group in table.groups if group.is_called([name])]
     if not found:
         labels = [n for t in tables for g in t.groups for n in (g.name, *(m.label for m in g.members))]
         raise unknown("model", name, list(dict.fromkeys(labels)))
     return [table for table, _ in found], found[0][1]
-
-
-def _is(group: Group, name: str) -> bool:
-    return name == group.name or name in [m.label for m in group.members]
 
 
 def compare(table: SchemeTable, against: str, *, level: float = 0.95, seed: int = 0) -> list[Comparison]:

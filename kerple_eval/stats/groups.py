@@ -45,6 +45,10 @@ class Group:
         """Training seeds, where known."""
         return [m.seed for m in self.members if m.seed is not None]
 
+    def is_called(self, names: Sequence[str]) -> bool:
+        """Whether its name, or the label of one of its members, is among ``names``."""
+        return any(name in names for name in (self.name, *(m.label for m in self.members)))
+
     def at(self, length: int) -> list[Scored]:
         """Finished cells of a length."""
         return [m.cells[length] for m in self.members if length in m.cells]
@@ -63,6 +67,21 @@ class SchemeTable:
     @property
     def lengths(self) -> list[int]:
         return sorted({n for g in self.groups for m in g.members for n in m.cells})
+
+    def restricted(self, models: Sequence[str], lengths: Sequence[int]) -> SchemeTable:
+        """The groups of these names and lengths alone; all of them where none is given."""
+        groups = [
+            Group(
+                group.name,
+                [
+                    replace(m, cells={n: cell for n, cell in m.cells.items() if not lengths or n in lengths})
+                    for m in group.members
+                ],
+            )
+            for group in self.groups
+            if not models or group.is_called(models)
+        ]
+        return replace(self, groups=groups)
 
 
 def read_tables(

@@ -173,20 +173,23 @@ def keep(model: Model, out: Path) -> None:
                 "targets": pa.int32(),
                 "loss": pa.float64(),
                 "targets_hash": pa.string(),
-            },
-            metadata={
-                "documents": json.dumps(documents, sort_keys=True),
-                "parameters": json.dumps(parameters(weights), sort_keys=True),
-            },
+            }
         ),
     )
     for place in ("sums", "cards"):
         (HERE / place).mkdir(exist_ok=True)
-    pq.write_table(
-        kept, HERE / "sums" / f"{model.name}.parquet", compression="zstd", compression_level=19,
-        use_dictionary=["protocol", "length", "document", "targets", "context", "targets_hash"],
-        write_statistics=False,
-    )  # fmt: skip
+    dictionaries = ["protocol", "length", "document", "targets", "context", "targets_hash"]
+    with pq.ParquetWriter(
+        HERE / "sums" / f"{model.name}.parquet", kept.schema, compression="zstd", compression_level=19,
+        use_dictionary=dictionaries, write_statistics=False, store_schema=False,
+    ) as writer:  # fmt: skip
+        writer.write_table(kept)
+        writer.add_key_value_metadata(
+            {
+                "documents": json.dumps(documents, sort_keys=True),
+                "parameters": json.dumps(parameters(weights), sort_keys=True),
+            }
+        )
     if not model.in_zoo and not model.packed:
         card = (out / "models" / model.trained / "config.json").read_text()
         (HERE / "cards" / f"{model.name}.json").write_text(card)

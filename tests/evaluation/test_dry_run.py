@@ -50,6 +50,16 @@ def test_the_fit_is_of_constant_linear_and_attention_work() -> None:
     )
 
 
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_few_timed_shapes_still_give_longer_ones_their_time(known: int) -> None:
+    """A time alone fits a constant as well: four windows of 16,384 would cost no more than four of 4,096."""
+    work = {PassShape(1, n, 512): (2e8 * n, 1e5 * n * n) for n in (4096, 8192, 16384, 32768)}
+    truth = {shape: sum(done) / 1e11 for shape, done in work.items()}
+    timed = {shape: truth[shape] for shape in list(work)[:known]}
+    for shape, seconds in truth.items():
+        assert _predicted(shape, work, timed) == pytest.approx(seconds, rel=1e-3)
+
+
 @pytest.fixture
 def words(models: dict[str, str], text: str, tmp_path: Path) -> list[str]:
     return [

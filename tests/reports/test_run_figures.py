@@ -236,6 +236,47 @@ def test_legends_of_long_and_odd_labels(tmp_path: Path) -> None:
         assert label in picture.words
 
 
+def test_only_these_models(tmp_path: Path, run: Path) -> None:
+    folder, out = str(run), str(tmp_path / "a.png")
+    lines = (
+        CliRunner().invoke(cli, ["table", folder, "--model", "rope", "--format", "csv"]).stdout.splitlines()
+    )
+    assert [line.split(",")[3] for line in lines[1:]] == ["rope"] * (len(lines) - 1)
+    assert len(lines) > 1
+    (grid,) = read_grids(RunReader([run]), ["rope"])
+    assert grid.models == ["rope"]
+    for words in (["curve"], ["ratio", "--against", "kerple-log"]):
+        done = CliRunner().invoke(cli, ["plot", folder, "--kind", *words, "--model", "rope", "--out", out])
+        assert done.exit_code == 0, done.output
+    for words, expected in (
+        (["table", folder, "--model", "rop"], "unknown model 'rop': did you mean 'rope'?"),
+        (["plot", folder, "--model", "rop", "--out", out], "unknown model 'rop'"),
+        (["plot", folder, "--kind", "position", "--model", "rope", "--out", out], "has no --model"),
+    ):
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 2
+        assert expected in done.stderr
+
+
+@pytest.mark.parametrize(("models", "lengths"), [(18, (512, 1024)), (18, tuple(2**n for n in range(6, 15)))])
+def test_a_legend_of_many_models_is_whole_and_covers_nothing(
+    models: int, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
+    lines = [row(f"model-{i}", n, 20.0 + i + n / 1000) for i in range(models) for n in lengths]
+    (picture,) = curve.pictures(read(write_run(tmp_path / "r", lines))[0], {})
+    figure = compose([picture])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    found = axes.get_legend()
+    assert found is not None
+    assert len(found.get_texts()) == models
+    box, label = found.get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= label.y0 + 1  # pixels
+    assert axes.bbox.height > 0.4 * figure.bbox.height
+
+
 @pytest.mark.parametrize(
     ("y", "expected"),
     [

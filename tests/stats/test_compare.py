@@ -159,7 +159,46 @@ def test_few_documents_are_said_plainly(tmp_path: Path) -> None:
     cells = [cell("a", shifted(five, [0.5, 0.4, 0.5, 0.6, 0.5]), scheme="x"), cell("b", five)]
     (found,) = compare(read_tables(RunReader([write_cells(tmp_path / "five", cells)]))[0], "b")
     assert found.p_documents == 0.0625
-    assert found.verdict.startswith("not enough documents: 5 for 1 comparisons, no p below 0.05 is possible")
+    assert found.verdict.startswith("not enough documents: 5 allow no comparisons, not 1; perplexity +")
+
+
+def test_a_difference_of_rounding_is_said_to_be_equal(tmp_path: Path) -> None:
+    cells = [
+        cell("same", TEXT, scheme="x"),
+        cell("near", shifted(TEXT, noise(1, 0.0, 1e-6)), scheme="y"),
+        cell("apart", shifted(TEXT, noise(2, 0.0, 1e-4)), scheme="z"),
+        cell("b", TEXT),
+    ]
+    folder = write_cells(tmp_path / "run", cells)
+    verdicts = {c.model: c.verdict for c in compare(read_tables(RunReader([folder]))[0], "b")}
+    assert verdicts["same"] == verdicts["near"] == "equal: perplexity within 0.001 %"
+    assert verdicts["apart"].startswith("no difference shown")
+    lines = {line.split()[0]: line for line in make([folder], "b").splitlines() if line.strip()}
+    assert "0.0000 to 0.0000" in lines["near"]
+    assert "+0.0000" not in lines["near"]
+    assert "-0.0000" not in lines["near"]
+
+
+def test_fewer_comparisons_are_corrected_for_less(tmp_path: Path, invoke: Cli) -> None:
+    """Eight documents allow six comparisons: eight are too many, four at one length or one model are not."""
+    cells = [cell("b", TEXT, length=n) for n in (64, 128)]
+    cells += [
+        cell(name, shifted(TEXT, [0.1 * k] * N), length=n, scheme=name)
+        for k, name in enumerate("vwxy", 1)
+        for n in (64, 128)
+    ]
+    folder = str(write_cells(tmp_path / "run", cells))
+    every = invoke("compare", folder, "--against", "b").stdout
+    assert every.count("not enough documents: 8 allow 6 comparisons, not 8") == 8
+    by_length = invoke("compare", folder, "--against", "b", "--length", "128").stdout
+    assert by_length.count("worse: perplexity") == 4
+    assert "corrected for 4 comparisons" in by_length
+    one = invoke("compare", folder, "--against", "b", "--model", "w", "--model", "y").stdout
+    assert [line.split()[0] for line in one.splitlines() if "worse: " in line] == ["w", "y"] * 2
+    assert "unknown model 'z'" in refusal(invoke("compare", folder, "--against", "b", "--model", "z"))
+    assert "unknown length '512'" in refusal(invoke("compare", folder, "--against", "b", "--length", "512"))
+    alone = invoke("compare", folder, "--against", "b", "--model", "b")
+    assert "nothing to compare b with" in refusal(alone)
 
 
 def test_other_targets_are_refused_in_one_line(tmp_path: Path, invoke: Cli) -> None:
@@ -239,4 +278,4 @@ def test_identical_models(tmp_path: Path) -> None:
     (found,) = compare(read_tables(RunReader([folder]))[0], "b")
     assert found.p_documents == 1.0
     assert found.effect is None
-    assert found.verdict == "no difference shown: perplexity +0.00 % to +0.00 %"
+    assert found.verdict == "equal: perplexity within 0.001 %"

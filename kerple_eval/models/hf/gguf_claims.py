@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kerple_eval.models.hf.files import StoredTensor
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import metadata, some, vector
+from kerple_eval.models.hf.gguf_reader import quick_reader
 from kerple_eval.models.hf.rope import Extension, rope_dicts, rotated
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
@@ -305,7 +306,7 @@ def check_tensors(model: Any, config: Any, path: Path, stored: Mapping[str, Stor
     if is_gguf_arch_supported(architecture):
         return  # the newer loader reports what it does not claim
     try:
-        with foreign(str(path), "transformers cannot map its tensors"):
+        with foreign(str(path), "transformers cannot map its tensors"), quick_reader():
             make = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
             names = get_gguf_hf_weights_map(model, make(config=config.to_dict()))
     except UserError as error:

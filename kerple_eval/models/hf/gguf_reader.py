@@ -1,13 +1,15 @@
-"""A quick walk over the long arrays of a GGUF header, for transformers' own reading of it.
+"""Quick ways through package gguf, for transformers' own reading of a file.
 
 ``gguf.GGUFReader`` makes numpy objects of every element of every array: minutes for a vocabulary of 262,144
 pieces with scores, types and merges, at each reading of the configuration, the tokeniser and the weights.
-transformers takes only numbers and lengths from there (its texts it reads by ``integrations/gguf``).
+transformers takes only numbers and lengths from there (its texts it reads by ``integrations/gguf``). And
+transformers asks for the table of all tensor names anew for each module of the model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +22,14 @@ Parts = tuple[int, list[Any], list[int], list[Any]]
 
 @contextlib.contextmanager
 def quick_reader() -> Iterator[None]:
-    """Inside, transformers reads GGUF headers by a reader that gives arrays of texts as empty texts."""
+    """Inside, transformers reads GGUF headers by a reader that gives arrays of texts as empty texts.
+
+    A table of tensor names is made once.
+    """
     import gguf  # noqa: PLC0415
     from transformers.integrations.gguf import reader  # noqa: PLC0415
 
-    original, mapped = gguf.GGUFReader, reader._mapped
+    original, mapped, names = gguf.GGUFReader, reader._mapped, gguf.get_tensor_name_map
     text, array = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
 
     class QuickReader(original):  # type: ignore[misc, valid-type]
@@ -54,9 +59,9 @@ def quick_reader() -> Iterator[None]:
             values = np.frombuffer(self.data, plain, count, start) if count else np.zeros(0, plain)
             return 12 + values.nbytes, list(values.reshape(-1, 1)), list(range(count)), types
 
-    gguf.GGUFReader = QuickReader
+    gguf.GGUFReader, gguf.get_tensor_name_map = QuickReader, functools.cache(names)
     reader._mapped = lambda path: memoryview(mapped(path))
     try:
         yield
     finally:
-        gguf.GGUFReader, reader._mapped = original, mapped
+        gguf.GGUFReader, reader._mapped, gguf.get_tensor_name_map = original, mapped, names

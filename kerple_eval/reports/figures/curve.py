@@ -34,14 +34,14 @@ SEED_BANDS = "bands: mean ± standard deviation over seeds"
 
 def make(
     folders: Sequence[str | Path], out: Path, *, task: str | None = None, protocol: str | None = None,
-    over_seeds: bool = False,
+    models: Sequence[str] = (), over_seeds: bool = False,
 ) -> None:  # fmt: skip
     """One panel a (task, protocol); legend in the order of the curves at the longest length.
 
-    ``over_seeds``: one curve per scheme, the mean over its seeds.
+    Of ``models`` alone where any are given. ``over_seeds``: one curve per scheme, the mean over its seeds.
     """
     reader = RunReader(folders)
-    grids = read_grids(reader)
+    grids = read_grids(reader, models)
     if over_seeds:
         save(compose(seed_pictures(chosen(grids, task, protocol))), out)
     else:

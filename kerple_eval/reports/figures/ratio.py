@@ -32,11 +32,14 @@ from kerple_eval.types import UserError
 
 def make(
     folders: Sequence[str | Path], out: Path, *, against: str, task: str | None = None,
-    protocol: str | None = None,
+    protocol: str | None = None, models: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """One panel a (task, protocol) that has the model ``against``; legend in the order of the curves."""
+    """One panel a (task, protocol) that has the model ``against``; legend in the order of the curves.
+
+    Of ``models`` alone where any are given.
+    """
     reader = RunReader(folders)
-    grids = read_grids(reader)
+    grids = read_grids(reader, [*models, against] if models else ())
     known = sums.for_bands(reader, grids)
     save(compose(pictures(grids, known, against=against, task=task, protocol=protocol)), out)
 

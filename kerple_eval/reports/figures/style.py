@@ -29,6 +29,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANEL = (3.3, 2.3)  # inches: a paper's column; two panels are its text width
 WORDS, SMALL = 7.5, 6.5  # points: titles and axes; legends and notes
 LONGEST_BESIDE = 15  # characters of the longest label that leave room for a legend beside the curves
+MOST_BESIDE = 9  # labels that are no higher than the curves they stand beside
+LEGEND_ROW = 0.14  # inches
 LEAST_SPAN = 1.1  # of a logarithmic axis of values
 FIGURE_FORMATS = ("png", "pdf", "svg")
 
@@ -116,17 +118,31 @@ def compose(pictures: Sequence[Picture]) -> Figure:
 
 
 def _legends(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Beside the curves, in the order they were drawn in; below where labels are long."""
+    """Beside the curves, in the order they were drawn in; below where labels are long or many.
+
+    Below they are in as many columns, top to bottom, as the panel's width has room for.
+    """
+    from matplotlib.transforms import ScaledTranslation  # noqa: PLC0415
+
     found = [panel.get_legend_handles_labels() for panel in axes]
     longest = max((len(label) for _, labels in found for label in labels), default=0)
-    beside = longest <= LONGEST_BESIDE
-    position: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    if not beside:
-        position = {"loc": "upper left", "bbox_to_anchor": (-0.15, -0.3)}
+    most = max((len(labels) for _, labels in found), default=0)
+    below = longest > LONGEST_BESIDE or most > MOST_BESIDE
+    columns = max(1, int(PANEL[0] / (0.4 + 0.045 * longest))) if below else 1
+    if below:
         width, height = figure.get_size_inches()
-        rows = -(-len(axes) // 2)
-        figure.set_size_inches(width, height + rows * 0.125 * max(len(labels) for _, labels in found))
+        figure.set_size_inches(width, height + -(-len(axes) // 2) * LEGEND_ROW * -(-most // columns))
+        figure.draw_without_rendering()  # how far down the labels of the axes reach
     for panel, (handles, labels) in zip(axes, found, strict=True):
+        position: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        if below:
+            labelled = panel.get_tightbbox() or panel.bbox
+            down = ScaledTranslation(0, (labelled.y0 - panel.bbox.y0) / figure.dpi, figure.dpi_scale_trans)
+            position = {
+                "loc": "upper left",
+                "bbox_to_anchor": (-0.15, 0.0),
+                "bbox_transform": panel.transAxes + down,
+            }
         if handles:
             panel.legend(
                 handles,
@@ -135,6 +151,7 @@ def _legends(figure: Figure, axes: Sequence[Axes]) -> None:
                 frameon=False,
                 handlelength=1.8,
                 borderaxespad=0.3,
+                ncols=columns,
                 **position,
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.reports.numbers import number
+from kerple_eval.reports.numbers import number, signed
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.reports.words import listing
 from kerple_eval.stats.between_protocols import Effect, Kind, ProtocolDifference, between
@@ -94,15 +94,11 @@ def _row(one: ProtocolDifference, effect: Effect) -> TableRow:
             TableCell(effect.kind.replace("the first", first).replace("the second", second)),
             TableCell(f"{effect.targets:,}", effect.targets),
             TableCell(_context(effect)),
-            TableCell(_signed(effect.nats), effect.nats),
+            TableCell(signed(effect.nats), effect.nats),
             TableCell("" if factor is None else f"x {factor:.4f}", factor),
         ),
         rule_below=effect is one.effects[-1],
     )
-
-
-def _signed(nats: float) -> str:
-    return "0.0000" if abs(nats) < 5e-5 else f"{nats:+.4f}"
 
 
 def _words(one: ProtocolDifference, effect: Effect) -> str:
@@ -131,7 +127,7 @@ def sentence(one: ProtocolDifference) -> str:
     ranked = sorted(one.effects, key=lambda effect: -abs(effect.nats))
     reasons = [
         f"{_words(one, effect)} ({effect.targets:,} targets{_context(effect, ' tokens before them')}: "
-        f"{_signed(effect.nats)} nats)"
+        f"{signed(effect.nats)} nats)"
         for effect in ranked
         if abs(effect.nats) >= NAMED * largest
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.reader import RunReader
-from kerple_eval.reports.numbers import number, probability
+from kerple_eval.reports.numbers import number, probability, signed
 from kerple_eval.reports.typeset import (
     Link,
     Table,
@@ -26,6 +26,7 @@ from kerple_eval.stats.compare import Comparison, Side, compare, find_group
 from kerple_eval.stats.groups import SchemeTable, read_tables
 from kerple_eval.stats.intervals import Interval
 from kerple_eval.stats.significance import ALPHA
+from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 HEAD = (
@@ -44,17 +45,24 @@ COLUMNS = (
 
 def make(
     folders: Sequence[str | Path], against: str, style: str = "text", *, task: str | None = None,
-    protocol: str | None = None, level: float = 0.95, seed: int = 0,
+    protocol: str | None = None, models: Sequence[str] = (), lengths: Sequence[int] = (), level: float = 0.95,
+    seed: int = 0,
 ) -> str:  # fmt: skip
-    """The comparisons of one or several runs with the group ``against``.
+    """The comparisons of one or several runs with the group ``against``; of ``models`` and ``lengths`` only.
 
     Raises:
-        UserError: no such model; nothing to compare it with, or nothing on the same targets.
+        UserError: no such model or length; nothing to compare it with, or nothing on the same targets.
     """
     check_format(style)
-    found = _compared_tables(
-        read_tables(RunReader(folders), task=task, protocol=protocol), against, level, seed
-    )
+    every = read_tables(RunReader(folders), task=task, protocol=protocol)
+    for name in models:
+        find_group(every, name)
+    known = sorted({length for table in every for length in table.lengths})
+    for length in lengths:
+        if length not in known:
+            raise unknown("length", str(length), map(str, known))
+    kept = [table.restricted([*models, against] if models else (), lengths) for table in every]
+    found = _compared_tables(kept, against, level, seed)
     if style == "csv":
         return typeset(records_table(COLUMNS, [_record(table, c) for table, cs in found for c in cs]), style)
     return "\n".join(typeset(_table(table, cs, against, level, no_link), style) for table, cs in found)
@@ -137,7 +145,7 @@ def _compared(c: Comparison) -> list[TableCell]:
 
 
 def _signed(value: float | None, digits: int) -> TableCell:
-    return TableCell("" if value is None else f"{value:+.{digits}f}", value)
+    return TableCell("" if value is None else signed(value, digits), value)
 
 
 def _p(value: float | None) -> TableCell:
@@ -145,7 +153,7 @@ def _p(value: float | None) -> TableCell:
 
 
 def _ends(interval: Interval | None) -> TableCell:
-    return TableCell("" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}")
+    return TableCell("" if interval is None else f"{signed(interval.low)} to {signed(interval.high)}")
 
 
 def _notes(table: SchemeTable, found: Sequence[Comparison], level: float) -> tuple[str, ...]:

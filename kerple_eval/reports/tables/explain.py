@@ -9,6 +9,7 @@ from typing import Any
 
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports import escapes
+from kerple_eval.reports.numbers import signed
 from kerple_eval.reports.tables.explain_command import commands
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.context_gain import LossChange, Part, explain
@@ -99,8 +100,7 @@ def _row(split: LossChange) -> TableRow:
 def _shown(part: Part | None) -> TableCell:
     if part is None:
         return TableCell("-", missing=True)
-    numbers = [f"{value:+.4f}" for value in (part.value, *(part.interval or ()))]
-    value, *ends = ["0.0000" if number[1:] == "0.0000" else number for number in numbers]
+    value, *ends = map(signed, (part.value, *(part.interval or ())))
     return TableCell(f"{value} [{', '.join(ends)}]" if ends else value, part.value)
 
 
@@ -110,7 +110,7 @@ def _notes(splits: Sequence[LossChange]) -> tuple[str, ...]:
         subject = f"{split.key.model}, {split.key.length} -> {split.longer}"
         if not split.same_targets:
             split_of = (
-                f"; the split is over those of both, the others add {split.other_targets:+.4f}"
+                f"; the split is over those of both, the others add {signed(split.other_targets)}"
                 if split.targets
                 else ""
             )

@@ -9,6 +9,7 @@ from typing import Any
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run
+from kerple_eval.reports.numbers import signed
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.gain import NGRAM, GainSources, Share, Span, document_changes, gain_sources
 from kerple_eval.support.registry import unknown
@@ -116,7 +117,7 @@ def _shares(title: str, sources: GainSources, shares: Sequence[Share], *notes: s
                 TableCell(share.name),
                 TableCell(f"{share.targets:,}", share.targets),
                 *(TableCell(f"{loss:.4f}", loss) for loss in share.losses),
-                TableCell(_signed(share.part), share.part),
+                TableCell(signed(share.part), share.part),
                 _percent(share.part, sources.change),
             ),
             rule_below=share is shares[-1],
@@ -124,13 +125,9 @@ def _shares(title: str, sources: GainSources, shares: Sequence[Share], *notes: s
         for share in shares
     ]
     total = (TableCell(f"{sources.targets:,}", sources.targets), TableCell(""), TableCell(""))
-    change = TableCell(_signed(sources.change), sources.change)
+    change = TableCell(signed(sources.change), sources.change)
     rows.append(TableRow((TableCell("all"), *total, change, TableCell(""))))
     return Table(title, HEAD, tuple(rows), notes)
-
-
-def _signed(nats: float) -> str:
-    return "0.0000" if abs(nats) < 5e-5 else f"{nats:+.4f}"
 
 
 def _percent(part: float, change: float) -> TableCell:
@@ -143,7 +140,7 @@ def _percent(part: float, change: float) -> TableCell:
 def _span(span: Span, group: str) -> TableRow:
     cells = (TableCell(span.document), TableCell(f"{span.first}..{span.last}"))
     return TableRow(
-        (TableCell(span.text, code=True), *cells, TableCell(f"{span.change:+.2f}", span.change)), group=group
+        (TableCell(span.text, code=True), *cells, TableCell(signed(span.change, 2), span.change)), group=group
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.reader import RunReader
-from kerple_eval.reports.numbers import probability
+from kerple_eval.reports.numbers import probability, signed
 from kerple_eval.reports.reach_columns import columns
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.compare import change_of_perplexity
@@ -95,9 +95,7 @@ def _step(step: Step) -> str:
 
 def _gain(gain: Gain) -> TableCell:
     span = gain.nats
-    value, low, high = (
-        f"{x:+.4f}" if abs(x) >= 5e-5 else "0.0000" for x in (span.estimate, span.low, span.high)
-    )
+    value, low, high = map(signed, (span.estimate, span.low, span.high))
     text = f"{value} [{low}, {high}] at {gain.length}"
     return TableCell(text, span.estimate)
 

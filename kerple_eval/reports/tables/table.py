@@ -68,12 +68,13 @@ def make(
     against: str | None = None,
     down: str = "models",
     reach: bool = False,
+    models: Sequence[str] = (),
 ) -> str:
     """The tables of one or several runs in one of :data:`~kerple_eval.reports.typeset.TABLE_FORMATS`.
 
     ``over_seeds`` makes one row of the seeds of a scheme, with daggers where ``reference`` beats it;
     ``against`` ("paper[:table=T,dataset=NAME]") sets the paper's rows beside; ``down`` says what rows are;
-    ``reach`` adds how far each model holds and what context it uses.
+    ``reach`` adds how far each model holds and what context it uses; ``models`` are rows of these alone.
     """
     check_format(style)
     if down not in ("models", "lengths"):
@@ -86,7 +87,7 @@ def make(
             "kerple-eval reach DIR --format csv"
         )
     reader = RunReader(folders)
-    grids = read_grids(reader)
+    grids = read_grids(reader, models)
     reaches = read_reach(reader) if reach else Reaches([], [])
     if against is not None:
         paper.rows(against, grids[0].task)  # refuses a wrong name
@@ -168,7 +169,8 @@ def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
         for length in grid.lengths:
             own = found[family.label, length]
             means = [s.mean for f in members if (s := found[f.label, length]) is not None]
-            best = own is not None and own.mean == min(means) and len(means) > 1 and grid.same_targets(length)
+            best = own is not None and number(own.mean) == number(min(means))
+            best = best and len(means) > 1 and grid.same_targets(length)
             worse = against is not None and significantly_worse(family, against, length, value)
             if own is None:
                 cells.append(TableCell("-", missing=True))

@@ -389,6 +389,20 @@ def test_the_quick_reader_reads_what_the_packages_own_does(made: Any, tmp_path: 
         np.testing.assert_array_equal(one.data, other.data)
 
 
+def test_a_table_of_tensor_names_is_made_once_a_loading(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers makes it for every module of the model."""
+    made, own = [], gguf.get_tensor_name_map
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments)
+        return own(*arguments)
+
+    monkeypatch.setattr(gguf, "get_tensor_name_map", counted)
+    HfCheckpoint.open(str(path), {}).load(torch.device("cpu"), torch.float32)
+    assert len(made) == 2  # what it claims, what it loads
+    assert gguf.get_tensor_name_map is counted
+
+
 def test_broken_files(path: Path, made: Any) -> None:
     raw = path.read_bytes()
     for keep in (0, 3, 20, 400, len(raw) // 2, len(raw) - 40):
