@@ -245,9 +245,16 @@ def test_only_these_models(tmp_path: Path, run: Path) -> None:
     assert len(lines) > 1
     (grid,) = read_grids(RunReader([run]), ["rope"])
     assert grid.models == ["rope"]
-    for words in (["curve"], ["ratio", "--against", "kerple-log"]):
-        done = CliRunner().invoke(cli, ["plot", folder, "--kind", *words, "--model", "rope", "--out", out])
+    drawn_in = tmp_path / "a.svg"
+    for words, models in (
+        (["curve", "--model", "rope"], {"rope"}),
+        (["curve"], {"rope", "kerple-log"}),
+        (["ratio", "--against", "kerple-log", "--model", "rope"], {"rope"}),
+    ):
+        done = CliRunner().invoke(cli, ["plot", folder, "--kind", *words, "--out", str(drawn_in)])
         assert done.exit_code == 0, done.output
+        texts = drawn_in.read_text()
+        assert {name for name in ("rope", "kerple-log") if f">{name}</text>" in texts} == models
     for words, expected in (
         (["table", folder, "--model", "rop"], "unknown model 'rop': did you mean 'rope'?"),
         (["plot", folder, "--model", "rop", "--out", out], "unknown model 'rop'"),
