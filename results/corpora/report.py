@@ -620,9 +620,7 @@ def draw_kernels(models: Sequence[Scores], path: Path) -> None:
 
 def hours(folder: Path) -> Iterator[str]:
     yield "# The models trained for this\n"
-    yield (
-        "| model | precision | held out, bits a byte | 3-gram | gain of last tenth | hours | weights' sha256 |"
-    )
+    yield ("| model | precision | bits a byte | 3-gram | last tenth's gain | hours | weights' sha256 |")
     yield "|---|---|---:|---:|---:|---:|---|"
     for path in sorted((folder / "cards").glob("*.json")):
         card = json.loads(path.read_text())
