@@ -36,11 +36,14 @@ class Run(RunDirectory):
         return self._text("compare", against=against, style=style, **options)
 
     def intervals(self, style: str = "text", **options: Any) -> str:
-        """How sure each number is: ``task``, ``protocol``, ``level``, ``seed``."""
+        """How sure each number is: ``task``, ``protocol``, ``models``, ``lengths``, ``level``, ``seed``."""
         return self._text("intervals", style=style, **options)
 
     def reach(self, style: str = "text", **options: Any) -> str:
-        """How far each model holds, and what context it uses: ``task``, ``protocol``, ``margin`` ("1%")."""
+        """How far each model holds, and what context it uses.
+
+        ``task``, ``protocol``, ``models``, ``margin`` ("1%").
+        """
         return self._text("reach", style=style, **options)
 
     def explain(self, style: str = "text", **options: Any) -> str:

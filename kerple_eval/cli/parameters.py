@@ -81,6 +81,13 @@ def not_empty(context: click.Context, option: click.Parameter, value: str | None
     return value
 
 
+def lengths(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """As ``512,16k``; none where it is not given."""
+    from kerple_eval.evaluation.request import parse_lengths  # noqa: PLC0415
+
+    return () if value is None else tuple(parse_lengths(value))
+
+
 def at_least(least: int) -> click.IntRange:
     return click.IntRange(min=least)
 
@@ -93,6 +100,9 @@ def out(text: str, **more: Any) -> Callable[[F], F]:
 folders = click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 only_models = click.option(
     "--model", "models", multiple=True, metavar="MODEL", help="Only this model; may be given several times."
+)
+only_lengths = click.option(
+    "--length", "lengths", callback=lengths, metavar="LENGTHS", help="Only these lengths, as in 512,16k."
 )
 table_format = click.option(
     "--format", "style", default="text", show_default=True, metavar="FORMAT",

@@ -15,6 +15,7 @@ from kerple_eval.cli.parameters import (
     Tokens,
     at_least,
     folders,
+    only_lengths,
     only_models,
     out,
     statistics,
@@ -151,9 +152,9 @@ def plot(sources: tuple[str, ...], kind: str, out: str | None, **options: Any) -
     help="The reference: one model, or a scheme of several seeds.",
 )  # fmt: skip
 @only_models
-@click.option("--length", metavar="LENGTHS", help="Compare at these lengths only, as in 512,16k.")
+@only_lengths
 @statistics
-def compare(folders: tuple[str, ...], against: str, length: str | None, **options: Any) -> None:
+def compare(folders: tuple[str, ...], against: str, **options: Any) -> None:
     """Compare schemes with one of them on the same targets: is the difference real?
 
     Models that differ only in the training seed, and in a number at the end of the label, are one scheme.
@@ -164,15 +165,15 @@ def compare(folders: tuple[str, ...], against: str, length: str | None, **option
     Example:
       kerple-eval compare runs/first --against alibi
     """
-    from kerple_eval.evaluation.request import parse_lengths  # noqa: PLC0415
     from kerple_eval.reports.tables.compare import make  # noqa: PLC0415
 
-    lengths = () if length is None else parse_lengths(length)
-    click.echo(make(folders, against, lengths=lengths, **options), nl=False)
+    click.echo(make(folders, against, **options), nl=False)
 
 
 @click.command(cls=Command, short_help="How certain is each number?")
 @folders
+@only_models
+@only_lengths
 @statistics
 def intervals(folders: tuple[str, ...], **options: Any) -> None:
     """How certain each number is: intervals over documents, spread over seeds, and both together.
@@ -190,6 +191,7 @@ def intervals(folders: tuple[str, ...], **options: Any) -> None:
 @folders
 @click.option("--task", metavar="NAME", help="Only this task.")
 @click.option("--protocol", metavar="NAME", help="Only this protocol, written as in the table.")
+@only_models
 @click.option(
     "--margin", metavar="P%", default="1%", show_default=True,
     help="A length holds where perplexity is within P% of the best shorter length's.",

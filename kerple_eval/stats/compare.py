@@ -19,7 +19,7 @@ import numpy as np
 
 from kerple_eval.records.reductions import perplexity
 from kerple_eval.stats.documents import Scored, different_targets, effective_documents, paired_sums
-from kerple_eval.stats.groups import Group, SchemeTable
+from kerple_eval.stats.groups import Group, SchemeTable, find_group
 from kerple_eval.stats.intervals import (
     Interval,
     coverage_note,
@@ -28,7 +28,6 @@ from kerple_eval.stats.intervals import (
 )
 from kerple_eval.stats.seeds import Crossed, Spread, crossed, spread
 from kerple_eval.stats.significance import ALPHA, SeedTest, dagger, effect_size, holm, seed_test, sign_flip_p
-from kerple_eval.support.registry import unknown
 
 #: Nats per target: a difference whose interval lies within it is one of rounding.
 ROUNDING = 1e-5
@@ -120,19 +119,6 @@ def change_of_perplexity(nats: float) -> str:
         return f"x {ratio:.3g}"
     change = 100 * (ratio - 1)
     return f"{change:+z.{2 if abs(change) < 1 else 1}f} %"
-
-
-def find_group(tables: Sequence[SchemeTable], name: str) -> tuple[list[SchemeTable], Group]:
-    """The tables that have a group of that name, or a model of that label, and the first such group.
-
-    Raises:
-        UserError: none has.
-    """
-    found = [(table, group) for table in tables for group in table.groups if group.is_called([name])]
-    if not found:
-        labels = [n for t in tables for g in t.groups for n in (g.name, *(m.label for m in g.members))]
-        raise unknown("model", name, list(dict.fromkeys(labels)))
-    return [table for table, _ in found], found[0][1]
 
 
 def compare(table: SchemeTable, against: str, *, level: float = 0.95, seed: int = 0) -> list[Comparison]:

@@ -18,6 +18,7 @@ from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.documents import Scored, scored
+from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
@@ -61,12 +62,17 @@ class SchemeTable:
     task: str
     protocol: str
     groups: list[Group]
-    failed: list[str]  # "MODEL at LENGTH"
+    failed: list[tuple[str, int]]  # label, length
     notes: list[str] = field(default_factory=list)  # what a reader must know of the runs
 
     @property
     def lengths(self) -> list[int]:
         return sorted({n for g in self.groups for m in g.members for n in m.cells})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know: notes, and which cells failed."""
+        return [*self.notes, *(f"{label} at {length} failed" for label, length in self.failed)]
 
     def restricted(self, models: Sequence[str], lengths: Sequence[int]) -> SchemeTable:
         """The groups of these names and lengths alone; all of them where none is given."""
@@ -81,16 +87,57 @@ class SchemeTable:
             for group in self.groups
             if not models or group.is_called(models)
         ]
-        return replace(self, groups=groups)
+        called = {*models, *(n for g in groups for n in (g.name, *(m.label for m in g.members)))}
+        failed = [
+            (label, length)
+            for label, length in self.failed
+            if (not models or called & {label, stem(label)}) and (not lengths or length in lengths)
+        ]
+        return replace(self, groups=groups, failed=failed)
+
+
+def find_group(tables: Sequence[SchemeTable], name: str) -> tuple[list[SchemeTable], Group]:
+    """The tables that have a group of that name, or a model of that label, and the first such group.
+
+    Raises:
+        UserError: none has.
+    """
+    found = [(table, group) for table in tables for group in table.groups if group.is_called([name])]
+    if not found:
+        labels = [n for t in tables for g in t.groups for n in (g.name, *(m.label for m in g.members))]
+        raise unknown("model", name, list(dict.fromkeys(labels)))
+    return [table for table, _ in found], found[0][1]
 
 
 def read_tables(
-    reader: RunReader, *, task: str | None = None, protocol: str | None = None
-) -> list[SchemeTable]:
-    """Tables of several runs together, of one task or protocol where given; no losses are kept."""
+    reader: RunReader, *, task: str | None = None, protocol: str | None = None,
+    models: Sequence[str] = (), lengths: Sequence[int] = (),
+) -> list[SchemeTable]:  # fmt: skip
+    """Tables of several runs together; no losses are kept.
+
+    Of one ``task``, ``protocol``, of ``models`` (labels, or names of groups) and ``lengths``, where given.
+
+    Raises:
+        UserError: no finished cell; a model or a length that there is not.
+    """
+    every = _all_tables(reader, task, protocol)
+    for name in models:
+        find_group(every, name)
+    known = sorted({length for table in every for length in table.lengths})
+    for length in lengths:
+        if length not in known:
+            raise unknown("length", str(length), map(str, known))
+    found = [table for part in every if (table := part.restricted(models, lengths)).lengths]
+    if not found:
+        what = f"{', '.join(models)} at {', '.join(map(str, lengths))}"
+        raise UserError(f"{reader.names}: no finished cell of {what}")
+    return found
+
+
+def _all_tables(reader: RunReader, task: str | None, protocol: str | None) -> list[SchemeTable]:
     members: dict[tuple[str, str], dict[str, tuple[str, SeedCells]]] = {}
     owners: dict[tuple[str, str], dict[str, str]] = {}
-    failed: dict[tuple[str, str], list[str]] = {}
+    failed: dict[tuple[str, str], list[tuple[str, int]]] = {}
     notes = [
         f"{run.folder}: documents were added until it was sure (--precision), so that intervals here "
         "cover less than they say; precision.json there holds those corrected for the looks"
@@ -102,7 +149,7 @@ def read_tables(
         name = (cell.key.task, cell.key.protocol)
         label = own_label(cell.key.model, run.folder, owners.setdefault(name, {}))
         if not isinstance(cell, Cell):
-            failed.setdefault(name, []).append(f"{label} at {cell.key.length}")
+            failed.setdefault(name, []).append((label, cell.key.length))
             continue
         entry = (kinds[run.folder][cell.key.model], SeedCells(label, cell.header.seed))
         members.setdefault(name, {}).setdefault(label, entry)[1].cells[cell.key.length] = scored(cell)

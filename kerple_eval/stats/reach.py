@@ -43,6 +43,7 @@ from kerple_eval.stats.answers import Share, share
 from kerple_eval.stats.documents import Counts, Sums, effective_documents
 from kerple_eval.stats.intervals import Interval, ratio_interval, shortage
 from kerple_eval.stats.significance import ALPHA, below_p, holm, upper_bound
+from kerple_eval.support.registry import unknown
 from kerple_eval.types import CellKey, UserError
 
 MARGIN = 0.01  # of perplexity
@@ -141,13 +142,17 @@ class Reaches:
 
 
 def read_reach(
-    reader: RunReader, *, task: str | None = None, protocol: str | None = None, margin: float = MARGIN
-) -> Reaches:
+    reader: RunReader, *, task: str | None = None, protocol: str | None = None, models: Sequence[str] = (),
+    margin: float = MARGIN,
+) -> Reaches:  # fmt: skip
     """Every (model, task, protocol) of the runs with two finished lengths of the same targets.
 
+    Of ``models``, by label, where any are given.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or no such model.
     """
+    labels: dict[str, None] = {}
     found: list[Reach] = []
     left_out: list[str] = []
     owners: dict[tuple[str, str], dict[str, str]] = {}
@@ -159,11 +164,17 @@ def read_reach(
                 groups.setdefault((key.model, key.task, key.protocol), []).append(key)
         for (model, *where), keys in groups.items():
             label = own_label(model, run.folder, owners.setdefault((where[0], where[1]), {}))
+            labels[label] = None
+            if models and label not in models:
+                continue
             one = _reach(reader, run, label, sorted(keys, key=lambda k: k.length), margin)
             if isinstance(one, Reach):
                 found.append(one)
             else:
                 left_out.append(f"{label}, {', '.join(where)}: {one}")
+    for name in models:
+        if name not in labels:
+            raise unknown("model", name, labels)
     if not found:
         wanted = " of " + ", ".join(w for w in (task, protocol) if w) if task or protocol else ""
         raise UserError(f"{reader.names}: {left_out[0] if left_out else 'no finished cell' + wanted}")

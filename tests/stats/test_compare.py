@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kerple_eval.records.cell import FailedCell, write_failure
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.tables.compare import make
 from kerple_eval.reports.tables.intervals import make as render_intervals
@@ -21,7 +23,7 @@ from kerple_eval.stats.seeds import crossed
 from kerple_eval.stats.significance import holm, seed_test, sign_flip_p
 from tests.helpers.command import Cli, refusal
 from tests.helpers.made_cells import cell, drawn, shifted, write_cells
-from tests.helpers.records import PRECISION
+from tests.helpers.records import PRECISION, failed_header
 
 SIZES = [30, 12, 50, 24, 41, 18, 33, 27]
 TEXT = drawn(0, SIZES)
@@ -199,6 +201,40 @@ def test_fewer_comparisons_are_corrected_for_less(tmp_path: Path, invoke: Cli) -
     assert "unknown length '512'" in refusal(invoke("compare", folder, "--against", "b", "--length", "512"))
     alone = invoke("compare", folder, "--against", "b", "--model", "b")
     assert "nothing to compare b with" in refusal(alone)
+
+
+def test_models_and_lengths_asked_for_alone(tmp_path: Path, invoke: Cli) -> None:
+    """Rows and what failed; a seed that has no finished cell belongs to its scheme."""
+    cells = [cell(name, TEXT, length=n, scheme=name) for name in ("b", "w") for n in (64, 128)]
+    cells += [cell(f"v-s{k}", TEXT, length=64, scheme="v", seed=k) for k in (1, 2)]
+    folder = write_cells(tmp_path / "run", [*cells, cell("v-s3", TEXT, length=64, scheme="v", seed=3)])
+    (unfinished,) = (folder / "cells").glob("v-s3--*")
+    unfinished.unlink()
+    for label, seed, length in (("w", 1, 256), ("v-s1", 1, 128), ("v-s3", 3, 64)):
+        key = replace(cells[0].key, model=label, length=length)
+        failed = failed_header(scheme=label[0], seed=seed, train_length=64)
+        write_failure(folder, FailedCell(key, failed, "no"))
+    run = json.loads((folder / "run.json").read_text())
+    run["specification"]["protocols"][0]["lengths"].append(256)
+    (folder / "run.json").write_text(json.dumps(run))
+
+    def told(*words: str) -> tuple[set[str], set[str], list[str]]:
+        lines = [line.split() for line in invoke(*words).stdout.splitlines()]
+        rows = [line for line in lines if len(line) > 3 and line[1] in ("64", "128")]
+        failed = [" ".join(line[:3]) for line in lines if line[-1:] == ["failed"]]
+        return {row[0] for row in rows}, {row[1] for row in rows}, failed
+
+    intervals, against = ["intervals", str(folder)], ["compare", str(folder), "--against", "b"]
+    everything = ["v-s1 at 128", "v-s3 at 64", "w at 256"]
+    assert sorted(told(*intervals)[2]) == sorted(told(*against)[2]) == everything
+    assert told(*intervals, "--model", "w") == ({"w"}, {"64", "128"}, ["w at 256"])
+    assert told(*intervals, "--model", "v-s1")[2] == ["v-s1 at 128", "v-s3 at 64"]  # the scheme v
+    assert told(*intervals, "--length", "128") == ({"b", "w"}, {"128"}, ["v-s1 at 128"])
+    assert told(*against, "--model", "w") == ({"b", "w"}, {"64", "128"}, ["w at 256"])
+    assert told(*against, "--length", "64")[1:] == ({"64"}, ["v-s3 at 64"])
+    assert "unknown model 'z'" in refusal(invoke(*intervals, "--model", "z"))
+    nothing = invoke(*intervals, "--model", "v", "--length", "128")
+    assert "no finished cell of v at 128" in refusal(nothing)
 
 
 def test_other_targets_are_refused_in_one_line(tmp_path: Path, invoke: Cli) -> None:

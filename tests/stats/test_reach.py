@@ -176,6 +176,19 @@ def test_runs_with_a_known_answer(protocol: str, tmp_path: Path) -> None:
     assert found["breaks"].steps[-1].outcome == "lost"
 
 
+def test_models_asked_for_alone(tmp_path: Path) -> None:
+    run = str(run_of(tmp_path / "r", MODELS))
+    every, two, none = (
+        CliRunner().invoke(cli, ["reach", run, "--format", "csv", *words])
+        for words in ([], ["--model", "ten", "--model", "better"], ["--model", "tne"])
+    )
+    head, *rows = every.stdout.splitlines()
+    assert two.stdout.splitlines() == [head, *(row for row in rows if ",breaks," not in row)]
+    assert len(rows) == 3
+    assert none.exit_code == 2
+    assert "unknown model 'tne'; did you mean 'ten'" in none.stderr
+
+
 def test_few_documents_are_an_answer(tmp_path: Path) -> None:
     run = run_of(tmp_path / "r", {"m": ever_better}, documents=4)
     assert "not enough documents: 4, and" in reach_table.make([run])

@@ -22,11 +22,10 @@ from kerple_eval.reports.typeset import (
     records_table,
     typeset,
 )
-from kerple_eval.stats.compare import Comparison, Side, compare, find_group
-from kerple_eval.stats.groups import SchemeTable, read_tables
+from kerple_eval.stats.compare import Comparison, Side, compare
+from kerple_eval.stats.groups import SchemeTable, find_group, read_tables
 from kerple_eval.stats.intervals import Interval
 from kerple_eval.stats.significance import ALPHA
-from kerple_eval.support.registry import unknown
 from kerple_eval.types import UserError
 
 HEAD = (
@@ -54,15 +53,11 @@ def make(
         UserError: no such model or length; nothing to compare it with, or nothing on the same targets.
     """
     check_format(style)
-    every = read_tables(RunReader(folders), task=task, protocol=protocol)
-    for name in models:
-        find_group(every, name)
-    known = sorted({length for table in every for length in table.lengths})
-    for length in lengths:
-        if length not in known:
-            raise unknown("length", str(length), map(str, known))
-    kept = [table.restricted([*models, against] if models else (), lengths) for table in every]
-    found = _compared_tables(kept, against, level, seed)
+    read = read_tables(
+        RunReader(folders), task=task, protocol=protocol, models=[*models, against] if models else (),
+        lengths=lengths,
+    )  # fmt: skip
+    found = _compared_tables(read, against, level, seed)
     if style == "csv":
         return typeset(records_table(COLUMNS, [_record(table, c) for table, cs in found for c in cs]), style)
     return "\n".join(typeset(_table(table, cs, against, level, no_link), style) for table, cs in found)
@@ -185,7 +180,7 @@ def _notes(table: SchemeTable, found: Sequence[Comparison], level: float) -> tup
             f"by it at {ALPHA:g}, as in the KERPLE paper"
         )
     lines += dict.fromkeys(c.note for c in found if c.note)
-    return (*lines, *table.notes, *(f"{cell} failed" for cell in table.failed))
+    return (*lines, *table.remarks)
 
 
 def _over(found: Sequence[Comparison]) -> str:

@@ -53,11 +53,17 @@ COLUMNS = (
 
 def make(
     folders: Sequence[str | Path], style: str = "text", *, task: str | None = None,
-    protocol: str | None = None, level: float = 0.95, seed: int = 0,
+    protocol: str | None = None, models: Sequence[str] = (), lengths: Sequence[int] = (), level: float = 0.95,
+    seed: int = 0,
 ) -> str:  # fmt: skip
-    """Intervals of every finished cell, and of every group of seeds, of one or several runs."""
+    """Intervals of every finished cell, and of every group of seeds, of one or several runs.
+
+    Of ``models`` and ``lengths`` alone where any are given; UserError where there is no such one.
+    """
     check_format(style)
-    read = read_tables(RunReader(folders), task=task, protocol=protocol)
+    read = read_tables(
+        RunReader(folders), task=task, protocol=protocol, models=models, lengths=lengths
+    )  # fmt: skip
     found = [(table, _records(table, level, seed)) for table in read]
     if style == "csv":
         return typeset(records_table(COLUMNS, [record for _, records in found for record in records]), style)
@@ -156,7 +162,7 @@ def _table(table: SchemeTable, records: Sequence[dict[str, Any]], level: float, 
     if any(record["over"] == "seeds and documents" for record in records):
         notes.append("pooled: seeds and documents as crossed random effects; its ppl is exp of the mean nll")
     notes += dict.fromkeys(r["note"] for r in records if r["note"] and r["over"] == "documents")
-    notes += [*table.notes, *(f"{cell} failed" for cell in table.failed)]
+    notes += table.remarks
     title = f"{table.task}, {table.protocol}: how sure"
     rows = tuple(_row(r, link(table.task, table.protocol, r["model"], r["length"])) for r in records)
     words = frozenset({0, len(HEAD) - 1})

@@ -30,12 +30,12 @@ COLUMNS = (
 
 def make(
     folders: Sequence[str | Path], style: str = "text", *, task: str | None = None,
-    protocol: str | None = None, margin: str | None = None,
+    protocol: str | None = None, models: Sequence[str] = (), margin: str | None = None,
 ) -> str:  # fmt: skip
     """Reaches of one or several runs; ``margin``, 1% unless given, is of perplexity."""
     check_format(style)
     share = MARGIN if margin is None else parse_percent(margin, "--margin")
-    reaches = read_reach(RunReader(folders), task=task, protocol=protocol, margin=share)
+    reaches = read_reach(RunReader(folders), task=task, protocol=protocol, models=models, margin=share)
     if style == "csv":
         return typeset(records_table(COLUMNS, [_record(one, share) for one in reaches.found]), style)
     return "\n".join(typeset(table, style) for table in tables(reaches, share))
