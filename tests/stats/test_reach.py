@@ -186,7 +186,7 @@ def test_models_asked_for_alone(tmp_path: Path) -> None:
     assert two.stdout.splitlines() == [head, *(row for row in rows if ",breaks," not in row)]
     assert len(rows) == 3
     assert none.exit_code == 2
-    assert "unknown model 'tne'; did you mean 'ten'" in none.stderr
+    assert "unknown model 'tne': did you mean 'ten'?" in none.stderr
 
 
 def test_few_documents_are_an_answer(tmp_path: Path) -> None:
