@@ -81,7 +81,7 @@ def test_refused_in_one_line(
 def test_an_option_given_twice_is_refused_by_every_command(invoke: Cli) -> None:
     """Every option of every command, and of the group, but for those that collect their values."""
     collecting = {("train", "--text"), ("explain", "--between")}
-    collecting |= {(name, "--model") for name in ("table", "plot", "compare")}
+    collecting |= {(name, "--model") for name in ("table", "plot", "compare", "intervals", "reach")}
     collecting |= {("run", option) for option in ("--task", "--text", "--tokens", "--protocol", "--length")}
     seen = set()
     commands: list[tuple[list[str], click.Command]] = [([], cli)]
