@@ -79,8 +79,8 @@ def evaluate(
         dtype: float32, bfloat16, float16 or float64: the precision that checkpoints are scored in. Unless
             given (or ``"auto"``) a Hugging Face model on CUDA is scored in the one it is stored in, every
             other checkpoint in float32.
-        attention: auto, flex, sdpa, eager or pruned: how attention is computed. A named one is used or, where a
-            model cannot be computed so, refused.
+        attention: auto, flex, sdpa, eager or pruned: how attention is computed. A named one is used or, where
+            a model cannot be computed so, refused.
         piece: feed windows longer than so many tokens in pieces of so many, with the model's own cache, so
             that activations are those of a piece (models of transformers). Unless given, windows that
             would not fit in memory are fed so.
