@@ -224,6 +224,14 @@ def test_a_call_that_the_model_refuses_is_its_own() -> None:
         _ = InMemoryCheckpoint(fails, identity="x").description
 
 
+def test_a_transformers_model_without_a_head_is_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=V, **sizes))
+    with pytest.raises(UserError, match="LlamaModel: gives no logits .* by AutoModelForCausalLM"):
+        _ = InMemoryCheckpoint(model).description
+
+
 def test_a_function_needs_a_name_for_its_version() -> None:
     function = Recurrent().eval().forward
     with pytest.raises(UserError, match="no state whose sha256"):

@@ -97,11 +97,12 @@ class HfModel(LanguageModel):
         named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
             output = self.model(input_ids=inputs, use_cache=use_cache, **named, **cache)
-            logits = getattr(output, "logits", None)
-        if logits is None:
+        if not hasattr(output, "logits"):
             raise UserError(
-                f"{self.where}: gives no logits; load it with its head, by AutoModelForCausalLM"
-            )  # fmt: skip
+                f"{self.where}: gives no logits but {type(output).__name__}: load it with its head, by "
+                "AutoModelForCausalLM"
+            )
+        logits = output.logits
         if (
             not isinstance(logits, Tensor)
             or logits.dim() != 3
