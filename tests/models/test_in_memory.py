@@ -228,7 +228,7 @@ def test_a_transformers_model_without_a_head_is_named() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=V, **sizes))
-    with pytest.raises(UserError, match="LlamaModel: gives no logits .* by AutoModelForCausalLM"):
+    with pytest.raises(UserError, match=r"LlamaModel: gives no logits .* by AutoModelForCausalLM"):
         _ = InMemoryCheckpoint(model).description
 
 
