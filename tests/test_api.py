@@ -159,6 +159,14 @@ def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [[TEXT, TEXT[::-1], "more text"], [7, 9, 11, 13]], ids=["text", "ids"])
+def test_a_generator_loses_nothing(values: list[Any]) -> None:
+    """It is looked into, text or ids, before it is read."""
+    options: dict[str, Any] = {"length": 4, "keep_short": True, "tokenizer": "bytes"}
+    whole = kerple_eval.score(Bigram(), values, **options)
+    assert kerple_eval.score(Bigram(), (value for value in values), **options).equals(whole)
+
+
 def test_a_data_set_says_which_columns_it_has() -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"body": [TEXT], "label": [3]})
