@@ -20,7 +20,7 @@ from kerple_eval.models.base import LanguageModel, head_rows
 from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
-from kerple_eval.models.lent import without_gradients
+from kerple_eval.models.lent import replaced_forwards, without_gradients
 from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
 
@@ -176,8 +176,5 @@ def _trunk_runs_once(model: Any, kept: list[Any]) -> Iterator[None]:
             kept.append(forward(*words, **named))
         return kept[0]
 
-    trunk.forward = replay  # shadows the class's method until it is deleted
-    try:
+    with replaced_forwards([(trunk, replay)]):
         yield
-    finally:
-        del trunk.forward
