@@ -208,6 +208,22 @@ def test_a_run_answers_with_its_reports(tmp_path: Path) -> None:
     assert repr(kerple_eval.open_run(tmp_path / "run")) == repr(run)
     with pytest.raises(UserError, match="unknown kind of figure 'curv'"):
         run.plot("curv")
+    one = run.intervals(models=["mine"], lengths=[8])
+    for spelled in ({"models": "mine", "lengths": 8}, {"model": "mine", "length": "8"}):
+        assert run.intervals(**spelled) == one
+    assert run.explain(lengths="8,16") == run.explain(lengths=(8, 16)) == run.explain(length=[16, 8])
+    assert run.plot("curve", tmp_path / "m.png", model="mine") == tmp_path / "m.png"
+    assert run.plot("position", tmp_path / "l.png", length="8") == tmp_path / "l.png"
+    with pytest.raises(UserError, match="unknown option 'level': available: style, task,"):
+        run.reach(level=0.9)
+
+
+def test_losses_of_what_there_is_not_are_refused(tmp_path: Path) -> None:
+    run = kerple_eval.evaluate({"mine": Bigram()}, tokenizer="bytes", text=TEXT, lengths=[8, 16])
+    assert len(run.losses(model="mine", length=16)) == len(run.losses(length="16")) == len(TEXT.encode()) - 1
+    for wrong in ({"model": "mien"}, {"length": 64}, {"protocol": "full"}, {"task": "txt"}):
+        with pytest.raises(UserError, match=f"unknown {next(iter(wrong))} "):
+            run.losses(**wrong)
 
 
 def test_a_model_of_few_positions_is_probed_within_them() -> None:

@@ -102,6 +102,49 @@ def test_each_is_used_by_its_name(tmp_path: Path, invoke: Cli) -> None:
         assert any(line.split()[0] == name for line in invoke("list", what).stdout.splitlines()), what
 
 
+class SameConvolution(Scheme):
+    """Mixes each embedding with its neighbours, the next one too: a mistake that is soon made."""
+
+    def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(x, (0, 0, 1, 1))
+        return padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+
+
+class ByLength(Scheme):
+    """Scales by the window's length, and says nothing of it."""
+
+    def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return x * (1 + torch.arange(x.shape[-1]) * len(positions))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (SameConvolution, "scheme own: it sees tokens after the one it predicts from"),
+        (ByLength, "scheme own: its logits change with the number of tokens that follow"),
+    ],
+)
+def test_a_scheme_that_sees_what_follows_is_refused(
+    scheme: type[Scheme], message: str, tmp_path: Path
+) -> None:
+    """Before its training and where it is loaded: such a model predicts random letters without loss."""
+    kerple_eval.register_scheme("own", scheme, parameters="0", prefix_invariant=True)
+    text = tmp_path / "a.txt"
+    text.write_text("A line of text, and a longer one after it. " * 20)
+    try:
+        with pytest.raises(UserError, match=message):
+            kerple_eval.train(
+                tmp_path / "new", scheme="own", text=text, length=16, steps=2, layers=1, width=16, heads=2
+            )
+        folder = make_model(tmp_path / "model", "own")
+        run = kerple_eval.evaluate(str(folder), text=text, lengths=[16], out=tmp_path / "run")
+        (row,) = run.summary().to_dict("records")
+        assert row["status"] == "failed"
+        assert message in row["error"]
+    finally:
+        SCHEMES.unregister("own")
+
+
 @pytest.mark.usefixtures("registered")
 def test_a_name_that_exists_is_refused(tmp_path: Path) -> None:
     again: list[Any] = [

@@ -79,8 +79,8 @@ def evaluate(
         dtype: float32, bfloat16, float16 or float64: the precision that checkpoints are scored in. Unless
             given (or ``"auto"``) a Hugging Face model on CUDA is scored in the one it is stored in, every
             other checkpoint in float32.
-        attention: auto, flex, sdpa or eager: how attention is computed. A named one is used or, where a
-            model cannot be computed so, refused.
+        attention: auto, flex, sdpa, eager or pruned: how attention is computed. A named one is used or, where
+            a model cannot be computed so, refused.
         piece: feed windows longer than so many tokens in pieces of so many, with the model's own cache, so
             that activations are those of a piece (models of transformers). Unless given, windows that
             would not fit in memory are fed so.
@@ -178,8 +178,8 @@ def from_module(
         prefix_invariant: whether the logits of a prefix do not depend on what follows, at any length; then
             ``prefix`` serves all lengths by one pass. It is measured at short lengths too.
         seed: its training seed.
-        identity: a name for its version, where it has no parameters whose sha256 could be taken. A run that
-            is resumed trusts it.
+        identity: a name for its version, which a run that is resumed trusts. A model without parameters
+            needs one; for others it stands for code and settings, and tensors are compared all the same.
         extend: how a transformers model's rotary positions are extended while it is scored, as after
             ``extend=`` in MODEL: ``"self-extend,group=4"``, ``"yarn,factor=4"``, ``"window=512"``.
     """

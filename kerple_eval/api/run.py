@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import fields
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from kerple_eval.evaluation.request import read_lengths
 from kerple_eval.records import merging
 from kerple_eval.records.run import Run as RunDirectory
 from kerple_eval.records.run import open_run as open_directory
 from kerple_eval.reports.catalogue import REPORTS
 from kerple_eval.reports.exports import export
+from kerple_eval.support.registry import unknown
 
 
 class Run(RunDirectory):
@@ -52,7 +55,12 @@ class Run(RunDirectory):
         With ``between``, two protocols: why their numbers differ; ``model``, ``length`` ("512,2048"). With
         ``gain=True``: where the change comes from; ``lengths``, ``model``, ``protocol``, ``ngram``.
         """
+        from kerple_eval.reports.tables.explain import parse_pair  # noqa: PLC0415
+
         name = "gain" if options.pop("gain", False) else "between" if "between" in options else "explain"
+        if given := [options.pop(key) for key in ("lengths", "length") if options.get(key) is not None]:
+            text = ",".join(map(str, read_lengths("length", given[0])))
+            options |= {"length": text} if name == "between" else {"lengths": parse_pair(text)}
         return self._text(name, style=style, **options)
 
     def divergence(self, style: str = "text", **options: Any) -> str:
@@ -74,7 +82,9 @@ class Run(RunDirectory):
         """
         from kerple_eval.cli.plot import run as plot  # noqa: PLC0415
 
-        return plot([str(self.folder)], kind, None if out is None else Path(out), **options)
+        return plot(
+            [str(self.folder)], kind, None if out is None else Path(out), **_spelled(options, "length")
+        )
 
     def report(
         self, out: str | PathLike[str] | None = None, style: str | None = None, **options: Any
@@ -91,7 +101,14 @@ class Run(RunDirectory):
         return export(self.folder, None if out is None else Path(out), style=style, model=model)
 
     def _text(self, name: str, **options: Any) -> str:
-        text: str = REPORTS.load(name)([self.folder], **options)
+        make = REPORTS.load(name)
+        known = inspect.signature(make).parameters
+        if "models" in known:
+            options = _spelled(options)
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+            for option in options.keys() - known.keys():
+                raise unknown("option", option, list(known)[1:])
+        text: str = make([self.folder], **options)
         return text
 
     def __repr__(self) -> str:
@@ -101,6 +118,22 @@ class Run(RunDirectory):
     def _repr_html_(self) -> str:
         """The table, where a notebook shows the run."""
         return self.table("html")
+
+
+def _spelled(options: dict[str, Any], length: str = "lengths") -> dict[str, Any]:
+    """Options of a report with models and lengths given as to :func:`evaluate`: one or several, a length also
+    as "16k"; ``model`` and ``length`` are the command's words for them. ``length``: what the report has.
+    """
+    found = dict(options)
+    if (model := found.pop("model", None)) is not None:
+        found["models"] = model
+    if isinstance(found.get("models"), str):
+        found["models"] = [found["models"]]
+    given = [found.pop(name) for name in ("length", "lengths") if found.get(name) is not None]
+    if given:
+        lengths = read_lengths("length", given[0])
+        found[length] = lengths if length == "lengths" or len(lengths) > 1 else lengths[0]
+    return found
 
 
 def open_run(folder: str | PathLike[str]) -> Run:

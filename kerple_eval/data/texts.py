@@ -165,7 +165,10 @@ class TextSource:
         if self.tokens is not None:
             return NO_MARKERS
         if tokenizer is None:
-            raise UserError(f"model {label} has no tokeniser; give token ids with --tokens")
+            raise UserError(
+                f"model {label} has no tokeniser; give one (in Python tokenizer=..., "
+                '"bytes" for a model of bytes; of a python: model `return model, tokenizer`), or token ids'
+            )
         return applied(self.bos, tokenizer)
 
     def tokenised(

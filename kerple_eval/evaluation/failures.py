@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 
 import torch
 
-from kerple_eval.models.user_code import MODULE_PREFIX
+from kerple_eval.models.user_code import frames_of
 from kerple_eval.types import UserError
 
 #: Errors whose own words are enough.
 SELF_EXPLAINING = (UserError, ArithmeticError, MemoryError, torch.OutOfMemoryError)
-#: Packages that compute what they are told to: where one raises, the code that called it is at fault.
-LIBRARIES = ("torch", "numpy", "safetensors")
 LONGEST = 300  # characters of an error's own words
 
 
@@ -47,21 +43,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _origin(frame: FrameType) -> str:
-    """The module of a frame; of a user's file (``python:FILE.py:FUNCTION``) the name of the file."""
-    file = frame.f_code.co_filename
-    module = str(frame.f_globals.get("__name__", file))
-    return Path(file).name if module.startswith(MODULE_PREFIX) else module
-
-
 def _located(line: str, error: BaseException) -> str:
-    frames = [(_origin(frame), number) for frame, number in traceback.walk_tb(error.__traceback__)]
+    frames = frames_of(error)
     if not frames:
         return line
-    if frames[-1][0] == "kerple_eval.evaluation.ranks":  # raised there for a rank that sent it
+    module, number = frames[-1]
+    if module == "kerple_eval.evaluation.ranks":  # raised there for a rank that sent it
         return f"{line} (on another rank: the traceback in the cell's file says where)"
-    callers = [frame for frame in frames if frame[0].partition(".")[0] not in LIBRARIES]
-    module, number = (callers or frames)[-1]
+    if module == "kerple_eval.models.callable":  # which does nothing but call it
+        return f"{line} (the model was called with ids [B, N])"
     where = f"{line} (at {module}:{number})"
     if module.partition(".")[0] == "kerple_eval":
         return f"internal error, a fault of kerple-eval: {where}; please report it with the cell's file"

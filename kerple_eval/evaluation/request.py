@@ -192,7 +192,7 @@ def _at_least(least: int) -> Callable[[str, Any], int]:
     return read
 
 
-def _lengths(name: str, value: Any) -> tuple[int, ...]:
+def read_lengths(name: str, value: Any) -> tuple[int, ...]:
     """A length, or several, each a number or written as on the command line."""
     several = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     lengths: list[int] = []
@@ -255,7 +255,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "text": _words,
     "tokens": _words,
     "protocols": _words,
-    "lengths": _lengths,
+    "lengths": read_lengths,
     "documents": _at_least(1),
     "keep_short": _truth,
     "max_tokens": _at_least(2),

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models import lent, state_hash
 from kerple_eval.models.base import Checkpoint, Description, LanguageModel, Shape
 from kerple_eval.models.callable import CallableModel
-from kerple_eval.models.probes import probe
+from kerple_eval.models.probes import logits_of, probe
 from kerple_eval.schemes.layers import format_layers
 from kerple_eval.types import UserError
 
@@ -71,12 +71,13 @@ class InMemoryCheckpoint(Checkpoint):
             raise UserError(f"extend={extend}: {self.name} is no transformers model; only such are extended")
 
     def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
-        """The same with a tokeniser and a name for its version where it has none of its own."""
+        """The same with a tokeniser, and a name for its version where it has neither one nor parameters."""
+        if self.identity is not None or self.state_sha256 is not None:
+            identity = self.identity
         return InMemoryCheckpoint(
             self.given, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,
             train_length=self.train_length, max_length=self.max_length,
-            prefix_invariant=self.prefix_invariant, seed=self.seed, identity=self.identity or identity,
-            extend=self.extend,
+            prefix_invariant=self.prefix_invariant, seed=self.seed, identity=identity, extend=self.extend,
         )  # fmt: skip
 
     @property
@@ -162,7 +163,9 @@ class InMemoryCheckpoint(Checkpoint):
         def width() -> int:
             return int(next(iter(self._interface.logits(ids, 2))).shape[-1])
 
-        with self.borrowed(), lent.without_gradients():
+        from kerple_eval.models.hf.foreign import foreign  # noqa: PLC0415
+
+        with self.borrowed(), lent.without_gradients(), foreign(self.name, "its own code fails"):
             try:
                 with products:
                     return width(), products.dtype
@@ -214,7 +217,9 @@ class InMemoryCheckpoint(Checkpoint):
         _ = self.scored, self.state_sha256  # of the model as it was given
         vocabulary = self._first_pass[0]
         facts = self._facts()
-        measured = probe(self.scored, vocabulary, longest=facts.get("max_length"))
+        scored = self.scored
+        logits = partial(logits_of, scored, vocabulary)
+        measured = probe(logits, vocabulary, scored.device, scored.dtype, longest=facts.get("max_length"))
         details: dict[str, Any] = {
             "architecture": self.name,
             "tokenizer": None if self._tokenizer is None else self._tokenizer.identity,
@@ -224,7 +229,7 @@ class InMemoryCheckpoint(Checkpoint):
             details["adapter"] = {"peft_type": self.adapter}
         if self._method is not None:
             details |= self._method.details()
-            measured = measured and self._method.prefix_invariant
+            measured = bool(measured and self._method.prefix_invariant)
         parameters = 0 if self.module is None else sum(p.numel() for p in self.module.parameters())
         return Description(
             format="memory",
@@ -235,7 +240,7 @@ class InMemoryCheckpoint(Checkpoint):
             seed=self.seed,
             # Measured at short windows only, so a length beyond them is served by a pass of its own unless
             # the caller says that it need not be.
-            prefix_invariant=measured and bool(facts.get("prefix_invariant", False)),
+            prefix_invariant=bool(measured and facts.get("prefix_invariant", False)),
             max_length=facts.get("max_length"),
             weights_sha256=self.state_sha256 or self._named_identity(),
             architecture=self.name,
@@ -280,7 +285,7 @@ class InMemoryCheckpoint(Checkpoint):
 
     @cached_property
     def state_sha256(self) -> str | None:
-        return None if self.module is None else state_hash.state_sha256(self.module)
+        return None if self.module is None else state_hash.state_sha256(self.module, self.identity)
 
     def _named_identity(self) -> str:
         if self.identity is None:

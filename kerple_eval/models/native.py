@@ -31,7 +31,7 @@ from kerple_eval.models.decoder.backends import resolve_backend
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.extend import extended
 from kerple_eval.models.decoder.network import Decoder, scheme_of
-from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.decoder.scored import DecoderModel, check_scheme
 from kerple_eval.models.zoo import shipped_folder
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.support.files import inside, is_file, is_folder, write_atomically
@@ -166,7 +166,9 @@ class NativeCheckpoint(Checkpoint):
         self.attention = resolve_backend(attention, self._evaluated, self.config.scheme_name, device, dtype)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> DecoderModel:
-        return DecoderModel(self.decoder(), device, dtype, self.attention)
+        decoder = self.decoder()
+        check_scheme(decoder)
+        return DecoderModel(decoder, device, dtype, self.attention)
 
     def decoder(self) -> Decoder:
         """The decoder on CPU in float32, or in float64 where the weights are stored so."""

@@ -1,13 +1,13 @@
 """What is measured of a model before it is scored, whatever it came from: is it causal, and do its logits
 depend on how many tokens follow?
 
-Both probes compare logits of random ids: of a window, of the same window with its last tokens changed, and of
-its first tokens alone. A model that sees tokens after the one it predicts from is no language model.
+Log-probabilities of random ids are compared: of a window, of the same window with its last tokens changed,
+and of its first tokens alone. A model that sees tokens after the one it predicts from is no language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -17,51 +17,70 @@ from kerple_eval.models.lent import without_gradients
 from kerple_eval.types import UserError
 
 LENGTH = 48  # tokens of a probe, unless the model's positions end before
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest logit; half precision: 5e-2
+#: Of the largest logit: what rounding may change between rows of one pass, and between two passes.
+_ROW = {torch.float64: 1e-8, torch.float32: 1e-4}  # half precision: 5e-2
+_PASS = {torch.float64: 1e-6, torch.float32: 1e-3}
+_LEAST = -50.0  # log-probabilities below it are masked entries: no loss of a token that occurs
 
 
 @without_gradients()
 def probe(
-    model: LanguageModel, vocabulary: int, *, longest: int | None = None, avoid: Collection[int] = ()
-) -> bool:
+    logits: Callable[[Tensor], Tensor], vocabulary: int, device: torch.device, dtype: torch.dtype, *,
+    longest: int | None = None, avoid: Collection[int] = (), name: str = "the model",
+) -> bool | None:  # fmt: skip
     """Whether the model is prefix-invariant: the logits of a prefix do not depend on what follows it.
 
+    None where it cannot be told: windows of fewer than 4 tokens, one id, or no finite logits.
+
     Args:
-        model: ready to score.
+        logits: ids ``[B, N]`` on ``device`` -> logits ``[B, N, V]``, as ``logits_of`` gives them.
         vocabulary: V; the ids of the probe are drawn below it.
+        dtype: the model's; it decides what is rounding.
         longest: the most tokens that the model takes, None where there is no limit.
         avoid: ids with a meaning of their own (padding, masks), which are not drawn.
 
     Raises:
-        UserError: logits of another shape than ``[B, rows, V]``, or a model that is not causal.
+        UserError: the model, called ``name``, is not causal.
     """
     length = min(LENGTH, longest or LENGTH)
-    allowed = [number for number in range(vocabulary) if number not in avoid] or list(range(vocabulary))
+    allowed = torch.tensor([number for number in range(vocabulary) if number not in avoid])
+    if length < 4 or len(allowed) < 2:
+        logits(torch.zeros(1, length, dtype=torch.int64, device=device))  # its shape is looked at
+        return None
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor(allowed)[torch.randint(len(allowed), (2, length), generator=generator)]
-    plain = drawn[0].to(model.device)
-    if length < 4:
-        logits_of(model, plain[None], vocabulary)
-        return False
+    drawn = torch.randint(len(allowed), (2, length), generator=generator)
+    plain = allowed[drawn[0]].to(device)
+    other = allowed[(drawn[1] + (drawn[0] == drawn[1])) % len(allowed)].to(device)
     half = length // 2
-    changed = plain.clone()
-    changed[half:] = torch.where(
-        plain[half:] == drawn[1, half:].to(model.device), allowed[0], drawn[1, half:]
-    )
-    before = logits_of(model, torch.stack([plain, changed]), vocabulary)
-    if not before.isfinite().all():
-        return False  # scoring says which loss is not finite
-    tolerance = _TOLERANCE.get(model.dtype, 5e-2) * (1 + float(before.abs().max()))
-    if float((before[0, :half] - before[1, :half]).abs().max()) > tolerance:
-        raise UserError(
-            "the model sees tokens after the one it predicts from, so its losses are not those of a "
-            "language model"
-        )
-    alone = logits_of(model, plain[None, :half], vocabulary)
-    return float((before[0, :half] - alone[0]).abs().max()) <= tolerance
+    late = torch.cat([plain[:-1], other[-1:]])
+    early = torch.cat([plain[:half], other[half:]])
+    found = logits(torch.stack([plain, late, early]))
+    for changed, rows in ((1, length - 1), (2, half)):
+        if _disagree(found[0, :rows], found[changed, :rows], _ROW.get(dtype, 5e-2)):
+            raise UserError(
+                f"{name} sees tokens after the one it predicts from, so its losses are not those of a "
+                "language model"
+            )
+    alone = logits(plain[None, :half])
+    disagree = _disagree(found[0, :half], alone[0], _PASS.get(dtype, 5e-2))
+    return None if disagree is None else not disagree
 
 
-def logits_of(model: LanguageModel, inputs: Tensor, vocabulary: int) -> Tensor:
+def _disagree(one: Tensor, other: Tensor, share: float) -> bool | None:
+    """Whether log-probabilities ``[N, V]`` differ by over ``share`` of the largest logit; None: none left.
+
+    Over the entries that are not masked in either, so that a masked one, -inf or a large negative number,
+    neither hides a difference nor makes it look small.
+    """
+    logs = [logits.double().log_softmax(dim=-1) for logits in (one, other)]
+    seen = (logs[0] > _LEAST) & (logs[1] > _LEAST)
+    if not seen.any():
+        return None
+    largest = max(float(logits[seen].abs().max()) for logits in (one, other))
+    return float((logs[0] - logs[1])[seen].abs().max()) > share * largest
+
+
+def logits_of(model: LanguageModel, vocabulary: int, inputs: Tensor) -> Tensor:
     """All logits ``[B, N, V]`` of ``inputs [B, N]`` in float32 or better, their shape checked."""
     rows = inputs.shape[1]
     chunks: Sequence[Tensor] = list(model.logits(inputs, rows))

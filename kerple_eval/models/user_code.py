@@ -10,8 +10,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from kerple_eval.support.files import is_file
 from kerple_eval.support.readers import quoted
@@ -19,6 +20,25 @@ from kerple_eval.types import UserError
 
 #: A user's file is imported under a name that begins so, since two files may have the same name.
 MODULE_PREFIX = "kerple_eval_user_"
+
+
+#: Packages that compute what they are told to: where one raises, the code that called it is at fault.
+LIBRARIES = ("torch", "numpy", "safetensors")
+
+
+def frames_of(error: BaseException) -> list[tuple[str, int]]:
+    """Where an error was raised, (module, line), outermost first; without what libraries called further in,
+    but for an error of theirs alone.
+    """
+    frames = [(_origin(frame), number) for frame, number in traceback.walk_tb(error.__traceback__)]
+    return [frame for frame in frames if frame[0].partition(".")[0] not in LIBRARIES] or frames
+
+
+def _origin(frame: FrameType) -> str:
+    """The module of a frame; of a user's file (``python:FILE.py:FUNCTION``) the name of the file."""
+    file = frame.f_code.co_filename
+    module = str(frame.f_globals.get("__name__", file))
+    return Path(file).name if module.startswith(MODULE_PREFIX) else module
 
 
 def load_file(path: Path) -> ModuleType:

@@ -28,6 +28,7 @@ from kerple_eval.records.schema import RUN_STEPS, SCHEMA_VERSION, up_to_date
 from kerple_eval.records.specification import Provenance, RunSpecification
 from kerple_eval.support.files import is_file, write_atomically
 from kerple_eval.support.readers import read_json
+from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
@@ -157,8 +158,13 @@ class Run:
 
         columns = ["model", "task", "protocol", "length", "document", "target", "context", "loss"]
         frames = []
-        for key in self.keys():
-            if any(v is not None and getattr(key, k) != v for k, v in wanted.items()):
+        keys = self.keys()
+        for name, value in wanted.items():
+            known = {str(getattr(key, name)) for key in keys}
+            if value is not None and str(value) not in known:
+                raise unknown(name, str(value), sorted(known))
+        for key in keys:
+            if any(v is not None and str(getattr(key, k)) != str(v) for k, v in wanted.items()):
                 continue
             cell = self.cell(key)
             if not isinstance(cell, Cell) or (divergences and cell.divergence is None):

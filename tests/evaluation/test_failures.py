@@ -13,6 +13,7 @@ import torch
 
 import kerple_eval
 from kerple_eval.evaluation.failures import failure_of
+from kerple_eval.models.callable import CallableModel
 from kerple_eval.models.decoder.scored import DecoderModel
 from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.scoring import NotFiniteError
@@ -38,6 +39,10 @@ def test_where_an_error_arose() -> None:
     assert library.error.startswith("RuntimeError: Given normalized_shape=[3]")
     assert here in library.error  # not torch, which was told to
     assert here in failure_of(raised(lambda: np.concatenate([]))).error
+    called = CallableModel(lambda: None, torch.device("cpu"), torch.float32, together=False)  # type: ignore[arg-type,misc]
+    line = failure_of(raised(lambda: list(called.logits(torch.zeros(1, 4), 2)))).error
+    assert line.startswith("TypeError: ")
+    assert line.endswith("(the model was called with ids [B, N])")
     own = failure_of(raised(lambda: FullContext().plan("x", 4, 4)))  # type: ignore[arg-type]
     assert own.error.startswith("internal error, a fault of kerple-eval: TypeError: ")
     assert "(at kerple_eval.protocols.full_context:" in own.error

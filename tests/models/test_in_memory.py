@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.in_memory import InMemoryCheckpoint
 from kerple_eval.models.scoring import score
+from kerple_eval.models.user_code import load_file
 from kerple_eval.types import UserError, Window
 
 V = 19
@@ -112,6 +114,124 @@ def test_identity_is_that_of_the_state() -> None:
     assert identity(moved) != identity(Recurrent())
 
 
+class Scaled(nn.Module):
+    """A module whose losses depend on more than its tensors."""
+
+    def __init__(self, scale: float = 1.0, window: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(V, V)
+        self.scale = scale
+        self.options = SimpleNamespace(window=window)
+        self._calls = 0  # of its own bookkeeping
+        self.helper = object()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self._calls += 1
+        return torch.mul(self.embedding(ids), self.scale)
+
+
+SCALED = """
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(V, V)
+
+    def forward(self, ids):  # COMMENT
+        return BODY
+"""
+
+
+def test_identity_is_also_that_of_code_and_settings(tmp_path: Path) -> None:
+    """What a notebook changes between two calls; ``identity`` stands in its place, tensors always count."""
+
+    def identity(model: nn.Module, version: str | None = None) -> str:
+        return InMemoryCheckpoint(model, identity=version).description.weights_sha256
+
+    plain = identity(Scaled().eval())
+    assert plain == identity(Scaled().train())
+    assert len({plain, identity(Scaled(9.0)), identity(Scaled(window=5))}) == 3
+    assert identity(Scaled(), "1") == identity(Scaled(9.0), "1") != identity(Scaled(), "2")
+    moved = Scaled()
+    with torch.no_grad():
+        moved.embedding.weight += 1
+    assert identity(moved, "1") != identity(Scaled(), "1")
+
+    def written(body: str, comment: str = "") -> str:
+        file = tmp_path / "mine.py"
+        file.write_text(
+            "import torch\nfrom torch import nn\nV = 19\n"
+            + SCALED.replace("BODY", body).replace("COMMENT", comment)
+            + "\ndef model():\n    return Scaled()\n"
+        )
+        return identity(load_file(file).model())
+
+    once = written("self.embedding(ids)")
+    assert once == written("self.embedding(ids)", "said better")
+    assert once != written("self.embedding(ids) * 2")
+
+
+@pytest.mark.parametrize("mask", [-float("inf"), -1e4, torch.finfo(torch.float32).min])
+def test_masked_entries_hide_nothing(mask: float) -> None:
+    """Models of a padded vocabulary mask what never occurs."""
+
+    def masked(function: Any) -> Any:
+        def answer(ids: Tensor) -> Tensor:
+            logits: Tensor = function(ids)
+            logits[..., V - 3 :] = mask
+            return logits
+
+        return answer
+
+    with pytest.raises(UserError, match="sees tokens after the one it predicts from"):
+        _ = InMemoryCheckpoint(masked(bidirectional), identity="x").description
+    claimed = InMemoryCheckpoint(masked(follows_length), identity="x", prefix_invariant=True)
+    assert not claimed.description.prefix_invariant
+    causal = InMemoryCheckpoint(masked(Recurrent().eval()), identity="x", prefix_invariant=True)
+    assert causal.description.prefix_invariant
+
+
+def test_a_small_leak_of_small_logits_is_seen() -> None:
+    """An untrained model's logits are small, and so is what it sees of later tokens."""
+    causal = Recurrent().eval()
+    for share, refused in ((1e-3, True), (0.0, False)):
+
+        def leaking(ids: Tensor, share: float = share) -> Tensor:
+            logits: Tensor = causal(ids) * 1e-2 + share * 1e-2 * bidirectional(ids)
+            return logits
+
+        if refused:
+            with pytest.raises(UserError, match="sees tokens after"):
+                _ = InMemoryCheckpoint(leaking, identity="x").description
+        else:
+            _ = InMemoryCheckpoint(leaking, identity="x").description
+
+
+def test_a_call_that_the_model_refuses_is_its_own() -> None:
+    class Needy(nn.Module):
+        def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+            return ids
+
+    with pytest.raises(UserError, match=r"Needy: its own code fails: TypeError: .*'positions'"):
+        _ = InMemoryCheckpoint(Needy(), identity="x").description
+    small = nn.Sequential(nn.Embedding(4, V))
+
+    def fails(ids: Tensor) -> Tensor:
+        return small(ids + 9)  # type: ignore[no-any-return]
+
+    with pytest.raises(UserError, match=r"IndexError: index out of range in self \(at tests.models.test_in_"):
+        _ = InMemoryCheckpoint(fails, identity="x").description
+
+
+def test_a_transformers_model_without_a_head_is_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=V, **sizes))
+    with pytest.raises(UserError, match=r"LlamaModel: gives no logits .* by AutoModelForCausalLM"):
+        _ = InMemoryCheckpoint(model).description
+
+
 def test_a_function_needs_a_name_for_its_version() -> None:
     function = Recurrent().eval().forward
     with pytest.raises(UserError, match="no state whose sha256"):
@@ -146,7 +266,7 @@ def follows_length(ids: Tensor) -> Tensor:
         (lambda ids: torch.zeros(len(ids), ids.shape[1] - 1, V), r"logits of shape \(1, 1, 19\)"),
         (
             lambda ids: torch.zeros(1, *ids.shape[1:], V),
-            r"logits of shape \(1, 48, 19\) for ids of shape \(2, 48\)",
+            r"logits of shape \(1, 48, 19\) for ids of shape \(3, 48\)",
         ),
         (lambda ids: torch.zeros(*ids.shape, V + ids.shape[1]), "expected .*21"),
         (lambda ids: torch.zeros(ids.shape), "expected .batch, tokens, vocabulary"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from kerple_eval.models.user_code import frames_of
 from kerple_eval.types import UserError
 
 
@@ -29,4 +30,7 @@ def foreign(where: str, failed: str) -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             raise
         name = "" if str(error).strip() == "" else f"{type(error).__name__}: "
-        raise UserError(f"{where}: {failed}: {name}{one_line(error)}") from error
+        module, number = frames_of(error)[-1]
+        own = module.partition(".")[0] not in ("kerple_eval", "transformers", "contextlib")
+        place = f" (at {module}:{number})" if own else ""
+        raise UserError(f"{where}: {failed}: {name}{one_line(error)}{place}") from error

@@ -20,11 +20,10 @@ from kerple_eval.models.base import LanguageModel, head_rows
 from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
-from kerple_eval.models.lent import replaced_forwards, without_gradients
+from kerple_eval.models.lent import replaced_forwards
+from kerple_eval.models.probes import probe
 from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
-
-_PROBE = 32  # tokens of the checks after loading
 
 
 class HfModel(LanguageModel):
@@ -99,7 +98,12 @@ class HfModel(LanguageModel):
         named = {} if keep is None else {"logits_to_keep": keep}
         with foreign(self.where, "its own code fails"):
             output = self.model(input_ids=inputs, use_cache=use_cache, **named, **cache)
-            logits = output.logits
+        if not hasattr(output, "logits"):
+            raise UserError(
+                f"{self.where}: gives no logits but {type(output).__name__}: load it with its head, by "
+                "AutoModelForCausalLM"
+            )
+        logits = output.logits
         if (
             not isinstance(logits, Tensor)
             or logits.dim() != 3
@@ -113,42 +117,24 @@ class HfModel(LanguageModel):
             )
         return output
 
-    @without_gradients()
     def probe(self, where: str, special: set[int], longest: int | None, *, invariant: bool) -> None:
         """Measure that the model is causal, and prefix-invariant where that is claimed.
 
-        On ids of plain text: models treat ``special`` ones (padding above all) in other ways. The logits of
-        a row must not change with later tokens, nor, where ``invariant``, with the window's length.
-        ``longest``: the longest window that positions serve.
+        On ids of plain text: models treat ``special`` ones (padding above all) in other ways. ``longest``:
+        the longest window that positions serve.
 
         Raises:
             UserError: the losses would not be those of a language model, or not those that were claimed.
         """
-        plain = [number for number in range(self.vocabulary) if number not in special]
-        length = min(_PROBE, longest or _PROBE)
-        if len(plain) < 2 or length < 4:
-            return
-        generator = torch.Generator().manual_seed(0)
-        draws = torch.randint(len(plain), (2, length), generator=generator)
-        other = torch.tensor(plain)[(draws[1] + (draws[0] == draws[1])) % len(plain)].to(self.device)
-        text = torch.tensor(plain)[draws[0]].to(self.device)
-        half, short = length // 2, length - length // 4
-        late = torch.cat([text[:-1], other[-1:]])
-        early = torch.cat([text[:half], other[half:]])
-        logits = self._forward(torch.stack([text, late, early]), length).float()
-        if not logits.isfinite().all():
-            return  # scoring will say which loss is not finite
-        tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * (1 + float(logits.abs().max()))
-        for changed, rows in ((1, length - 1), (2, half)):
-            if float((logits[0, :rows] - logits[changed, :rows]).abs().max()) > tolerance:
-                raise UserError(
-                    f"{where}: the model sees tokens after the one it predicts from, so its losses are not "
-                    "those of a language model"
-                )
-        if not invariant:
-            return
-        alone = self._forward(text[None, :short], short).float()
-        if float((logits[0, :short] - alone[0]).abs().max()) > tolerance:
+
+        def logits(inputs: Tensor) -> Tensor:
+            return self._forward(inputs, inputs.shape[1])[..., : self.vocabulary]
+
+        measured = probe(
+            logits, self.vocabulary, self.device, self.dtype, longest=longest, avoid=special,
+            name=f"{where}: the model",
+        )  # fmt: skip
+        if invariant and measured is False:
             raise UserError(
                 f"{where}: the model's losses change with the length of the window, which its architecture "
                 "was not known to do; please report it"

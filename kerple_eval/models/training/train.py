@@ -26,7 +26,7 @@ from kerple_eval.data.tokenizer import BYTE_TOKENIZER, Tokenizer
 from kerple_eval.models.decoder.backends import resolve_backend
 from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import Decoder, scheme_of
-from kerple_eval.models.decoder.scored import DecoderModel
+from kerple_eval.models.decoder.scored import DecoderModel, check_scheme
 from kerple_eval.models.native import CONFIG, write_checkpoint
 from kerple_eval.models.scoring import NotFiniteError, score
 from kerple_eval.models.training.batches import PackedBatches
@@ -169,6 +169,7 @@ class _Run:
         self.decoder = Decoder(recipe.model) if start is None else start
         if start is None:
             self.decoder.reset_parameters(recipe.seed)
+        check_scheme(self.decoder)
         self.decoder.to(self.device).train()
         narrow = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
         self.backend = resolve_backend(
