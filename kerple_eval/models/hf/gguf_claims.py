@@ -87,17 +87,17 @@ def check_scaling(
     table = vector(path, "rope_freqs.weight") if "rope_freqs.weight" in names else None
     if extension is not None:
         parameters = next(iter(far_dicts(config).values()))
-        length = original_length(config, parameters)
-        differs = bool(original) and extension.has_original and original != length
+        now = original_length(config, parameters)
+        differs = bool(original) and extension.has_original and original != now
         if differs and extension.original is None:
             raise UserError(
                 f"{path}: states rope.scaling.original_context_length = {quoted(original)}, and "
-                f"{extension.kind} would go by {length} tokens; give original={quoted(original)}"
+                f"{extension.kind} would go by {now} tokens; give original={quoted(original)}"
             )
         warnings = [f"the file's {other} is left out" for other in others]
         if differs:
             warnings.append(
-                f"{extension.kind} of {length} tokens replaces the file's own ({quoted(original)} tokens)"
+                f"{extension.kind} of {now} tokens replaces the file's own ({quoted(original)} tokens)"
             )
         if table is not None and extension.kind == "llama3":
             _compare_frequencies(table, config, path)
