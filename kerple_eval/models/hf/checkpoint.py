@@ -85,6 +85,8 @@ class HfCheckpoint(Checkpoint):
             raise UserError(
                 f"{where}: its weights are quantised ({opened.quantisation.method}): no native form"
             )
+        if opened.placement.word:
+            raise UserError(f"{where}: is converted on the CPU as a whole; leave {opened.placement.word} out")
         if opened.adapter is not None and not opened.merged:
             raise UserError(
                 f"{opened.adapter.where}: an adapter of kind {opened.adapter.kind} is computed beside the "
