@@ -298,6 +298,13 @@ def test_mpt_in_memory_keeps_its_length() -> None:
     np.testing.assert_array_equal(frames[0]["loss"], frames[2]["loss"])
 
 
+def test_text_taken_for_a_name_is_refused_in_short(tmp_path: Path) -> None:
+    """``train`` takes names of files; a whole text is too long for one."""
+    with pytest.raises(UserError, match=r"\.\.\.: cannot be read: File name too long$") as refused:
+        kerple_eval.train(tmp_path / "x", scheme="alibi", text=TEXT * 40, length=16, steps=1)
+    assert len(str(refused.value)) < 400
+
+
 def test_train_from_python_is_the_command(tmp_path: Path) -> None:
     from click.testing import CliRunner  # noqa: PLC0415
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,23 @@ def without_gradients() -> Iterator[None]:
     """
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
+
+
+@contextmanager
+def replaced_forwards(given: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, each module computes by the function beside it; afterwards by its own, which may be a patch or
+    a hook of accelerate rather than its class's."""
+    replaced = list(given)
+    before = [(vars(module), vars(module).get("forward")) for module, _ in replaced]  # None: the class's
+    try:
+        for module, function in replaced:
+            module.forward = function
+        yield
+    finally:
+        for held, forward in before:
+            held.pop("forward", None)
+            if forward is not None:
+                held["forward"] = forward
 
 
 def unwrapped(model: Any) -> tuple[Any, str | None]:

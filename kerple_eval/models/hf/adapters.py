@@ -109,6 +109,11 @@ class Adapter:
     def kind(self) -> str:
         return str(self.settings["peft_type"])
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions a learned prompt takes before the first token."""
+        return int(self.settings.get("num_virtual_tokens") or 0)
+
     def sha256(self) -> str:
         """Over the file's bytes."""
         with self.weights.open("rb") as file:

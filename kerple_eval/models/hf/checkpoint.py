@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kerple_eval.models.decoder.network import Decoder
     from kerple_eval.models.hf.model import HfModel
 
-#: Models whose attention was compared in this process: weights, configuration, frequencies.
+#: Models whose attention was compared in this process: weights, configuration, method.
 _CHECKED: set[tuple[str, str, str]] = set()
 
 
@@ -85,9 +85,17 @@ class HfCheckpoint(Checkpoint):
             raise UserError(
                 f"{where}: its weights are quantised ({opened.quantisation.method}): no native form"
             )
+        if opened.placement.word:
+            raise UserError(f"{where}: is converted on the CPU as a whole; leave {opened.placement.word} out")
+        if opened.adapter is not None and not opened.merged:
+            raise UserError(
+                f"{opened.adapter.where}: an adapter of kind {opened.adapter.kind} is computed beside the "
+                "weights, which has no native form; one that is merged into them has"
+            )
         refuse_others(opened.empty, where)  # before the weights are read
         loaded = self.load(torch.device("cpu"), torch.float32)
-        return as_native(loaded.model, opened.train_length, where)
+        modifiers = {} if opened.method is None else opened.method.modifiers
+        return as_native(loaded.model, opened.train_length, where, modifiers)
 
     def set_attention(self, attention: str, device: torch.device, dtype: torch.dtype) -> None:
         if attention == "flex" and device.type != "cuda":
@@ -127,8 +135,6 @@ class HfCheckpoint(Checkpoint):
                 where, opened.special_ids(), described.max_length, invariant=described.prefix_invariant
             )
             made.feeding = copy(self.feeding)
-            if made.feeding is not None and opened.method is not None and not opened.method.prefix_invariant:
-                made.feeding.refused = "its positions follow the length of the window"
             return made
 
     def _ready(self, model: Any, device: torch.device, dtype: torch.dtype, where: str) -> HfModel:
@@ -153,7 +159,7 @@ class HfCheckpoint(Checkpoint):
         opened = self.opened
         if opened.method is None or not opened.method.modifiers or opened.placement.tensor:
             return
-        key = (opened.weights.sha256(), opened.fingerprint, str(opened.extension))
+        key = (self.description.weights_sha256, opened.fingerprint, str(opened.method))
         if key not in _CHECKED:
             self.load(device, dtype)
             _CHECKED.add(key)

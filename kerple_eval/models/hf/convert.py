@@ -8,6 +8,7 @@ transposed (``Conv1D``, ``[in, out]``) with ``[3, H, d]`` outputs, as here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_fast": "gelu-tanh
                 "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu", "silu": "swish"}  # fmt: skip
 
 
-def as_native(model: Any, train_length: int | None, where: str) -> Decoder:
-    """The native decoder with the weights of a loaded model, float32 on CPU.
+def as_native(
+    model: Any, train_length: int | None, where: str, modifiers: Mapping[str, dict[str, Any]]
+) -> Decoder:
+    """The native decoder with the weights of a loaded model, float32 on CPU, and ``modifiers`` on its scheme.
 
     Raises:
         UserError: another architecture, or a setting that the decoder does not have.
@@ -34,7 +37,7 @@ def as_native(model: Any, train_length: int | None, where: str) -> Decoder:
         "gpt2": lambda m, n: _gpt2(m, n, where),
     }
     native, state = makers[model.config.model_type](model, train_length or 1)
-    decoder = Decoder(native)
+    decoder = Decoder(replace(native, modifiers=dict(modifiers)))
     decoder.load_state_dict({name: tensor.to(torch.float32) for name, tensor in state.items()}, strict=True)
     return decoder
 

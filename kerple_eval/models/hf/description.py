@@ -26,6 +26,8 @@ def describe(opened: Opened) -> Description:
     more = [f"how {text.model_type} encodes positions is not known here"] if unknown_positions else []
     with foreign(opened.where, "its sizes cannot be read"):
         sizes, longest = shape(text), longest_window(text, opened.empty)
+    if longest is not None and opened.adapter is not None:
+        longest -= opened.adapter.virtual_tokens
     return Description(
         format="hf",
         scheme=format_layers(opened.layers),

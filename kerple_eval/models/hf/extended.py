@@ -45,6 +45,7 @@ class ExtendedModel(HfModel):
         answering: Mapping[str, nn.Module] | None = None, placed: bool = False, together: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(model, device, dtype, where, placed=placed, together=together)
+        self.method = method
         self.own: OwnAttention | None = None
         self.answering: Mapping[str, nn.Module] = {}
         if method.modifiers:
@@ -52,6 +53,11 @@ class ExtendedModel(HfModel):
             self.own.rotations.answering |= answering or {}
             self.attention = "chunks"
         self.answering = answering or {}
+
+    def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
+        if self.feeding is not None and not self.method.prefix_invariant:
+            self.feeding.refused = "its positions follow the length of the window"
+        return super().logits(inputs, rows)
 
     def _own_attention(self, method: Method, special: Collection[int], longest: int | None) -> OwnAttention:
         """The model's attention with the modifiers, after it was found to be the model's own without."""

@@ -29,6 +29,7 @@ from kerple_eval.models.hf.rope import (
     LENGTH_DEPENDENT,
     LOCAL_MASKS,
     Extension,
+    far_dicts,
     original_length,
     rope_dicts,
     rotated,
@@ -42,7 +43,7 @@ from kerple_eval.schemes.spelling import format_scheme
 from kerple_eval.types import Geometry, UserError
 
 #: Layers that have no attention of this kind, or one that is left as it is.
-_OTHERS = ("recurrent", "conv", "mlp", "&")
+_OTHERS = ("recurrent", "conv", "mlp")
 
 #: Options of schemes under transformers' names, where they differ.
 _THEIR_NAMES = {"low": "low_freq_factor", "high": "high_freq_factor"}
@@ -72,11 +73,10 @@ class Method:
         if not self.modifiers:
             return list(layers)
         added = format_scheme("", {}, self.modifiers)
-        attending = [name for name in layers if not any(word in name for word in _OTHERS)]
-        every = all(_is_local(name) for name in attending)
-        return [
-            name + added if name in attending and (every or not _is_local(name)) else name for name in layers
-        ]
+        parts = [name.split("&") for name in layers]  # a layer may have attention beside a recurrent state
+        attending = {part for layer in parts for part in layer if part not in _OTHERS}
+        changed = {part for part in attending if not _is_local(part)} or attending
+        return ["&".join(part + added if part in changed else part for part in layer) for layer in parts]
 
     @property
     def prefix_invariant(self) -> bool:
@@ -97,8 +97,7 @@ def read_method(
     Raises:
         UserError: an unknown method or option, or one that does not fit the model.
     """
-    parts = dict(rope_dicts(config))
-    parameters = parts.get("full_attention") or parts.get("") or next(iter(parts.values()), None)
+    parameters = next(iter(far_dicts(config).values()), None)
     if parameters is None:
         raise UserError(
             f"{where}: {next(iter(options))}= extends rotary positions that a config's rope_parameters "
@@ -134,7 +133,8 @@ def method_of(text: str, model: Any, train_length: int | None, where: str) -> Me
     options = extend_options(text)
     config = text_config(model.config, where)
     trained = train_length or config_facts.train_length(config, {})
-    return read_method(options, config, config_facts.shape(config), trained, where, ())
+    with foreign(where, "its sizes cannot be read"):
+        return read_method(options, config, config_facts.shape(config), trained, where, ())
 
 
 def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[str, nn.Module]]:
@@ -153,7 +153,8 @@ def with_frequencies(model: Any, method: Method, where: str) -> tuple[Any, dict[
             f"{where}: {type(model).__name__} was built with a scale of its scores that goes with its "
             "frequencies (mscale_all_dim); save it and extend it by hf:DIR,extend="
         )
-    method.frequencies.apply(text, where)
+    with foreign(where, f"{method.frequencies.kind} cannot be set"):
+        method.frequencies.apply(text, where)
     made: dict[str, nn.Module] = {}
     for name, module in rotary_modules(model).items():
         with foreign(where, "its rotary module cannot be made anew"):

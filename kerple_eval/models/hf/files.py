@@ -8,6 +8,7 @@ out of the folder is followed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from kerple_eval.types import UserError
 CONFIG = "config.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SECONDS = 10.0  # the hub answers within these or counts as out of reach
 #: What a checkpoint's folder may hold besides weights; only these are fetched from the hub.
 _SMALL = (
@@ -210,6 +212,8 @@ def _from_hub(
         except UserError:
             raise
         except Exception as error:  # network, proxy and cache errors share no base class
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise UserError(f"{what}: cannot be written to the hub's cache: {error.strerror}") from None
             reason = type(error).__name__
     else:
         reason = "offline mode"
@@ -231,10 +235,10 @@ def _needed_files(names: Sequence[str], what: str, gguf: str | None, adapter: bo
         adapter or not any(name.startswith(("model", "pytorch_model")) for name in names)
     ):
         return [name for name in names if name in (ADAPTER, ADAPTER_WEIGHTS)]
+    available = ", ".join(name for name in names if name.endswith(".gguf"))
     if gguf is not None:
         if gguf not in names:
-            available = ", ".join(n for n in names if n.endswith(".gguf")) or "none"
-            raise UserError(f"{what}: has no file {gguf}; .gguf files there: {available}")
+            raise UserError(f"{what}: has no file {gguf}; .gguf files there: {available or 'none'}")
         return [name for name in names if name in parts.names_of(gguf)]
     for pattern in (
         r"model\.safetensors", r"model(-\d+-of-\d+)\.safetensors|model\.safetensors\.index\.json",
@@ -243,4 +247,5 @@ def _needed_files(names: Sequence[str], what: str, gguf: str | None, adapter: bo
         weights = [name for name in names if re.fullmatch(pattern, name)]
         if weights:
             return small + weights
-    raise UserError(f"{what}: holds no model.safetensors, pytorch_model.bin or shards of them")
+    by_name = f"; gguf=FILE reads one of its .gguf files: {available}" if available else ""
+    raise UserError(f"{what}: holds no model.safetensors, pytorch_model.bin or shards of them{by_name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import shutil
 import struct
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from kerple_eval.models.hf.files import StoredTensor, stamp
 from kerple_eval.models.hf.foreign import one_line
+from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
 
 
@@ -92,15 +92,12 @@ def _stamped(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def joined(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> Path:
-    """One temporary file with the metadata of the first part and the tensors of all; deleted at exit.
+def joined(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> ScratchFolder:
+    """A folder with one file, named as the first part: its metadata, and the tensors of all.
 
     transformers reads single files alone. A part's header: magic, version (u32), counts of tensors and keys
     (u64), the keys, the tensor table (name, dimensions, type, offset), the data at ``general.alignment``.
     """
-    scratch = tempfile.mkdtemp(prefix="kerple-eval-gguf-")
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    path = Path(scratch) / files[0].name
     entries: list[bytes] = []
     sections: list[tuple[Path, int]] = []  # file, start of its data
     base, alignment = 0, 32
@@ -121,7 +118,8 @@ def joined(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> Path
         sections.append((file, start))
         base += -(-length // alignment) * alignment
     try:
-        with path.open("wb") as out:
+        scratch = ScratchFolder("gguf")
+        with (scratch.path / files[0].name).open("wb") as out:
             out.write(head[:8] + struct.pack("<Q", len(entries)) + head[16:] + b"".join(entries))
             for file, start in sections:
                 out.write(bytes(-out.tell() % alignment))
@@ -129,8 +127,10 @@ def joined(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> Path
                     source.seek(start)
                     shutil.copyfileobj(source, out, 1 << 22)
     except OSError as error:
-        raise UserError(f"{path}: the parts cannot be put together there: {error.strerror}") from None
-    return path
+        raise UserError(
+            f"{files[0]}: its parts cannot be put together in {tempfile.gettempdir()}: {error.strerror}"
+        ) from None
+    return scratch
 
 
 def stated_sizes(path: Path) -> dict[str, Any]:

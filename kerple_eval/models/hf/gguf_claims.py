@@ -22,7 +22,7 @@ from kerple_eval.models.hf.files import StoredTensor
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.gguf import metadata, some, vector
 from kerple_eval.models.hf.gguf_reader import quick_reader
-from kerple_eval.models.hf.rope import Extension, rope_dicts, rotated
+from kerple_eval.models.hf.rope import Extension, far_dicts, original_length, rope_dicts, rotated
 from kerple_eval.support.readers import quoted
 from kerple_eval.types import UserError
 
@@ -86,7 +86,19 @@ def check_scaling(
     longrope = any(name.startswith("rope_factors") for name in names)
     table = vector(path, "rope_freqs.weight") if "rope_freqs.weight" in names else None
     if extension is not None:
+        parameters = next(iter(far_dicts(config).values()))
+        now = original_length(config, parameters)
+        differs = bool(original) and extension.has_original and original != now
+        if differs and extension.original is None:
+            raise UserError(
+                f"{path}: states rope.scaling.original_context_length = {quoted(original)}, and "
+                f"{extension.kind} would go by {now} tokens; give original={quoted(original)}"
+            )
         warnings = [f"the file's {other} is left out" for other in others]
+        if differs:
+            warnings.append(
+                f"{extension.kind} of {now} tokens replaces the file's own ({quoted(original)} tokens)"
+            )
         if table is not None and extension.kind == "llama3":
             _compare_frequencies(table, config, path)
         elif longrope or table is not None:
@@ -221,12 +233,13 @@ def _claim_one(raw: dict[str, Any], key: str, value: Any, states: str) -> None:
 
 
 def _claim_pattern(raw: dict[str, Any], value: Any, refusal: UserError) -> None:
-    """Which layers slide: one flag a layer, or n: every n-th sees all (llama.cpp, ``set_swa_pattern``)."""
+    """Which layers slide: one flag a layer, or n: every n-th sees all, none where 0 (llama.cpp,
+    ``set_swa_pattern``)."""
     layers = raw.get("layer_types")
     if not isinstance(layers, list):
         raise refusal
     slides = (
-        value if isinstance(value, list) else [value and n % value < value - 1 for n in range(len(layers))]
+        value if isinstance(value, list) else [not value or n % value < value - 1 for n in range(len(layers))]
     )
     if len(slides) != len(layers):
         raise refusal

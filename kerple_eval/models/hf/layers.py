@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from kerple_eval.models.hf.labels import POSITION, Labels, plain
+from kerple_eval.models.lent import replaced_forwards
 
 TOKENS = 13  # of the pass: a number that no size of a model equals by chance
 #: Model types whose attention adds ALiBi's biases, computed in ``forward``.
@@ -286,10 +287,5 @@ def _mask(
 def _without_experts(model: nn.Module) -> Iterator[None]:
     """Inside, experts give what they got: which tokens go to which needs numbers."""
     experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
-    for module in experts:
-        module.forward = lambda hidden, *words, **named: plain(hidden)
-    try:
+    with replaced_forwards((module, lambda hidden, *words, **named: plain(hidden)) for module in experts):
         yield
-    finally:
-        for module in experts:
-            del module.forward

@@ -20,6 +20,7 @@ from kerple_eval.models.base import LanguageModel, head_rows
 from kerple_eval.models.hf import pieces
 from kerple_eval.models.hf.foreign import foreign
 from kerple_eval.models.hf.rope import forget_lengths
+from kerple_eval.models.lent import replaced_forwards
 from kerple_eval.models.probes import probe
 from kerple_eval.support.scratch import ScratchFolder
 from kerple_eval.types import UserError
@@ -57,8 +58,7 @@ class HfModel(LanguageModel):
     def logits(self, inputs: Tensor, rows: int) -> Iterator[Tensor]:
         """By chunk; in pieces with the model's own cache where ``feeding`` says so and the model can."""
         forget_lengths(self.model)
-        if self.config.model_type == "mpt":  # its ALiBi table is cut from one of max_seq_len
-            self.config.max_seq_len = max(self.config.max_seq_len, inputs.shape[1])
+        self._serve(inputs.shape[1])
         feeding = self.feeding
         if feeding is not None and pieces.serves(feeding, self._pass, self.model, inputs, self.dtype):
             yield from pieces.in_pieces(self._pass, self.model, inputs, rows, feeding.piece)
@@ -83,8 +83,13 @@ class HfModel(LanguageModel):
                 output = self._call(inputs, keep, **cache)
             yield output.logits, output
 
+    def _serve(self, length: int) -> None:
+        if self.config.model_type == "mpt":  # its ALiBi table is cut from one of max_seq_len
+            self.config.max_seq_len = max(self.config.max_seq_len, length)
+
     def _forward(self, inputs: Tensor, rows: int) -> Tensor:
         """``[B, N]`` -> ``[B, rows, V]`` by one plain call."""
+        self._serve(inputs.shape[1])
         logits: Tensor = self._call(inputs, rows if self.keeps_rows else None).logits
         return logits[:, -rows:]
 
@@ -161,8 +166,5 @@ def _trunk_runs_once(model: Any, kept: list[Any]) -> Iterator[None]:
             kept.append(forward(*words, **named))
         return kept[0]
 
-    trunk.forward = replay  # shadows the class's method until it is deleted
-    try:
+    with replaced_forwards([(trunk, replay)]):
         yield
-    finally:
-        del trunk.forward

@@ -94,8 +94,14 @@ class Opened:
         self._source = self.folder
         if self.weights.kind == "gguf":
             need(("gguf", "accelerate"))
-            self.gguf_path = _whole_gguf(self.weights.files)
+            self.gguf_path = self._whole_gguf(self.weights.files)
             self._source = replace(self.folder, root=self.gguf_path.parent, gguf=self.gguf_path.name)
+
+    def _whole_gguf(self, files: tuple[Path, ...]) -> Path:
+        if len(files) == 1:
+            return files[0]
+        self._joined = gguf.joined(files, tuple(stamp(file) for file in files))  # ends with its last holder
+        return self._joined.path / files[0].name
 
     def _read_config(self, *, remote: bool) -> dict[str, Any]:
         """The raw configuration, its sizes checked, and ``config`` as transformers reads it."""
@@ -131,9 +137,9 @@ class Opened:
         from kerple_eval.models.hf.extension import read_method  # noqa: PLC0415
 
         with foreign(self.where, "its sizes cannot be read"):
+            known = (*OPTIONS, "rope")
             sizes = shape(self.text)
-        known = (*OPTIONS, "rope")
-        self.method = read_method(self._changes, self.text, sizes, self.train_length, self.where, known)
+            self.method = read_method(self._changes, self.text, sizes, self.train_length, self.where, known)
         self.extension = self.method.frequencies
         if self.extension is None:
             return
@@ -262,10 +268,6 @@ def need(packages: tuple[str, ...]) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise UserError(f"hf: needs {package}: pip install 'kerple-eval[hf]'")
-
-
-def _whole_gguf(files: tuple[Path, ...]) -> Path:
-    return files[0] if len(files) == 1 else gguf.joined(files, tuple(stamp(file) for file in files))
 
 
 def _warnings(note: str | None, text: Any, raw: dict[str, Any], *, remote: bool) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ before the model is built; no weight is touched. With theta the base, d the rota
 the original length, and inv_freq_i = theta^(-2i/d), i = 0 .. d/2-1:
 
 linear   inv_freq / F (Chen et al., Position Interpolation, arXiv 2306.15595)
-ntk      theta * F^(d/(d-2)) (NTK-aware scaling, bloc97; Peng et al., YaRN, arXiv 2309.00071, eq. 10)
+ntk      theta * F^(d/(d-2)) (NTK-aware scaling, bloc97; Peng et al., YaRN, arXiv 2309.00071, section 3.1)
 dynamic  theta * ((F n / L) - (F - 1))^(d/(d-2)) for a window of n > L tokens, plain up to L: a loss
          depends on how long its window is
 yarn     a ramp over dimensions between inv_freq / F and inv_freq, and cos, sin scaled by
@@ -43,7 +43,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 _KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
 #: How the scheme of such a layer says so.
 LOCAL_MASKS = (",window=", ",chunk=")
-_LOCAL = ("sliding_attention", "chunked_attention")  # layers that never see far: not extended
+_LOCAL = ("sliding", "chunked")  # in the types of layers that never see far: not extended
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,11 @@ class Extension:
             raise UserError(f"hf: original={text} must be a whole number of tokens, at least 1")
         return cls(kind, factor, int(text))
 
+    @property
+    def has_original(self) -> bool:
+        """Whether it goes by the length before any extension."""
+        return self.kind in (*_WITH_ORIGINAL, "longrope")
+
     def options(self) -> dict[str, str]:
         """As ``extend=`` has them."""
         found = {"extend": self.kind, "factor": str(self.factor)}
@@ -100,20 +105,20 @@ class Extension:
         Raises:
             UserError: the model has no rotary positions that transformers can scale.
         """
-        parameters = dict(rope_dicts(config))
+        parameters = far_dicts(config)
         if not parameters:
             raise UserError(f"{where}: {self.kind} extends rotary positions, and this model has none")
-        if len(parameters) > 1:
-            parameters = {name: old for name, old in parameters.items() if name not in _LOCAL}
+        if vars(config).get("head_dim", 0) is None:  # Mixtral; transformers' functions would multiply it
+            config.head_dim = config.hidden_size // config.num_attention_heads
         own = [old for old in parameters.values() if old.get("rope_type", "default") != "default"]
         for name, old in parameters.items():
             new = self._parameters(config, old, where)
             if name:
                 config.rope_parameters[name] = new
+                if self.kind == "yarn":  # transformers looks for it beside the layer types
+                    config.rope_parameters["truncate"] = new.get("truncate", True)
             else:
                 config.rope_parameters = new
-        if self.kind == "dynamic" and self.original is not None:
-            config.max_position_embeddings = self.original  # where transformers takes L from
         replaced = ", ".join(f"{old['rope_type']} (factor {old.get('factor')})" for old in own)
         return replaced or None
 
@@ -148,10 +153,13 @@ class Extension:
             theta = float(old["rope_theta"]) * self.factor ** (d / (d - 2))
             return new | {"rope_type": "default", "rope_theta": theta}
         new |= {"rope_type": self.kind, "factor": self.factor}
-        if self.kind in ("yarn", "llama3", "longrope"):
+        if self.has_original:
             original = self.original or original_length(config, old)
             if original is None:
                 raise UserError(f"{where}: its config names no trained length; give original=N")
+            if self.kind == "dynamic":  # transformers takes L from there
+                config.max_position_embeddings = original
+                return new
             new["original_max_position_embeddings"] = original
             # the attribute some configs carry (Phi-3) takes precedence over the entry just made
             if getattr(config, "original_max_position_embeddings", None) is not None:
@@ -172,6 +180,13 @@ def rope_dicts(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((name, layer) for name, layer in parameters.items() if isinstance(layer, dict))
 
 
+def far_dicts(config: Any) -> dict[str, dict[str, Any]]:
+    """Those of :func:`rope_dicts` whose layers see far; all of them where no layer does."""
+    parts = dict(rope_dicts(config))
+    far = {name: part for name, part in parts.items() if not any(word in name for word in _LOCAL)}
+    return far or parts
+
+
 def original_length(config: Any, parameters: dict[str, Any]) -> int | None:
     """The length before any extension of the config's own."""
     for value in (
@@ -186,8 +201,9 @@ def original_length(config: Any, parameters: dict[str, Any]) -> int | None:
 
 def rotated(config: Any, parameters: dict[str, Any]) -> int:
     """d: how many dimensions of a head are rotated."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(head * (parameters.get("partial_rotary_factor") or 1.0))
+    from kerple_eval.models.hf.config_facts import shape  # noqa: PLC0415 - torch
+
+    return int(shape(config).head_dim * (parameters.get("partial_rotary_factor") or 1.0))
 
 
 def rope_types(config: Any) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kerple_eval.models.lent import replaced_forwards
 from kerple_eval.types import UserError
 
 #: One call of a rotary module in a pass: the module's name, and what else than positions it was given.
@@ -154,7 +155,7 @@ class Rotations:
         """Inside, the rotary modules answer as if every position were 0, and ``answers`` has the truth."""
         self.answers = {}
         try:
-            with _forwards((module, self._forward(name)) for name, module in self.modules.items()):
+            with replaced_forwards((module, self._forward(name)) for name, module in self.modules.items()):
                 yield
         finally:
             self.answers = {}
@@ -252,24 +253,8 @@ class Rotations:
 @contextmanager
 def answered_by(model: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, ``others`` answer for the rotary modules of those names."""
-    with _forwards((model.get_submodule(name), other.forward) for name, other in others.items()):
+    with replaced_forwards((model.get_submodule(name), other.forward) for name, other in others.items()):
         yield
-
-
-@contextmanager
-def _forwards(given: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Inside, each module computes by the function beside it."""
-    replaced = list(given)
-    before = [(vars(module), vars(module).get("forward")) for module, _ in replaced]  # None: the class's
-    try:
-        for module, function in replaced:
-            module.forward = function
-        yield
-    finally:
-        for held, forward in before:
-            held.pop("forward", None)
-            if forward is not None:
-                held["forward"] = forward
 
 
 def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:

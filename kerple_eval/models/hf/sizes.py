@@ -21,8 +21,10 @@ _EXPERTS = re.compile(r"expert")
 _MOST_EXPERTS = 1 << 16  # stacked in one tensor, or stated by a default where a model has none
 #: Keys that count positions, tokens or hashes of n-grams: no tensor need be as long.
 _POSITIONS = re.compile(
-    r"(position|context|window|chunk|length|seq|_len$|distance|token|_id$|max_|time|seed|ngram)"
+    r"(position|context|window|chunk|length|seq|_len$|distance|token|_id$|max_|time|seed|ngram|floor)"
 )
+#: Ids, and bases of rotary frequencies.
+_NO_SIZES = re.compile(r"token|theta|(rope|rotary)\w*_base|base_freq|freq_base")
 _FRACTIONS = re.compile(r"(rotary_pct|partial_rotary_factor|rotary_percent|rotary_emb_fraction)$")
 _LEAST = 512  # layers: built in a second, whatever the file holds
 _MOST_POSITIONS = 1 << 40
@@ -39,7 +41,7 @@ def check_sizes(stated: Mapping[str, Any], shapes: list[tuple[int, ...]], where:
     bounds = (  # the first pattern that a key matches, the most it may be, and why
         (_COUNTS, max(_LEAST, len(shapes)), f"but the weight files hold {len(shapes)} tensors"),
         (_EXPERTS, max(_MOST_EXPERTS, largest), "no model has so many"),
-        (re.compile("token"), math.inf, ""),
+        (_NO_SIZES, math.inf, ""),
         (_POSITIONS, positions, f"at most {positions:,} are supported"),
         (re.compile(""), max(elements, 1 << 20), f"but the weight files hold {elements:,} numbers"),
     )

@@ -282,3 +282,18 @@ def test_an_adapted_model_in_memory(kind: str, base: Path) -> None:
     assert record.scheme == ("unknown" if outside else "rope")
     assert record.other["architecture"] == ("PeftModelForCausalLM" if outside else "LlamaForCausalLM")
     assert record.other.get("adapter") == (None if outside else {"peft_type": str(model.peft_type.value)})
+
+
+def test_a_prompt_takes_positions_and_has_no_native_form(tmp_path: Path, invoke: Cli) -> None:
+    """GPT-2 of 64 positions behind a prompt of 3: windows of 61 tokens, with peft's own logits."""
+    base = folders.save(tmp_path / "base", folders.model("gpt2"))
+    adapter = write(base, tmp_path / "adapter", "prompt")
+    options = {"adapter": str(adapter)}
+    checkpoint = HfCheckpoint.open(str(base), options)
+    assert checkpoint.description.max_length == 61
+    loaded = checkpoint.load(CPU, torch.float32)
+    with torch.no_grad():
+        assert sum(part.shape[1] for part in loaded.logits(torch.arange(61)[None], 61)) == 61
+    assert float((ours(base, **options) - by_peft(base, adapter, merge=False)).abs().max()) < 1e-5
+    done = invoke("convert", f"hf:{base},adapter={adapter}", tmp_path / "native")
+    assert "kind PROMPT_TUNING is computed beside the weights, which has no native form" in refusal(done)

@@ -15,6 +15,7 @@ import torch
 import kerple_eval
 from kerple_eval.models.decoder import attention as decoder_attention
 from kerple_eval.models.decoder import key_runs
+from kerple_eval.models.feeding import Feeding
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.scoring import score
 from kerple_eval.types import UserError, Window
@@ -426,3 +427,60 @@ def test_no_matrix_of_scores_is_formed(saved: Any, monkeypatch: pytest.MonkeyPat
     assert all(keys <= 2 + 8 + rows for rows, keys in met)
     assert sum(rows * keys for rows, keys in met) > N * 8
     assert max(rows for rows, _ in met) < N / 2
+
+
+@pytest.mark.parametrize("text", ["dynamic,factor=4", "longrope,factor=2,long=1/2/4/8"])
+def test_pieces_do_not_serve_what_follows_the_window(text: str, saved: Any) -> None:
+    """In memory, where the model's own configuration does not say so; the first piece sees no difference."""
+    held = kerple_eval.from_module(saved("llama")[0], extend=text)
+    ids = torch.from_numpy(folders.documents()[0][:N])[None]
+    found = []
+    for feeding in (None, Feeding(8, one_pass=20)):
+        held.feeding = feeding
+        loaded = held.load(CPU, torch.float32)
+        with torch.no_grad():
+            found.append(torch.cat(list(loaded.logits(ids, N)), dim=1))
+    assert loaded.feeding is not None
+    assert loaded.feeding.refused is not None
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+
+
+def test_heads_of_other_sizes_in_other_layers(tmp_path: Path) -> None:
+    """Gemma 4, whose configuration refuses to name one size of a head."""
+    config = transformers.Gemma4TextConfig(
+        **sized(
+            head_dim=8, global_head_dim=16, num_global_key_value_heads=2, sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=97,
+            hidden_size_per_layer_input=8,
+        )
+    )  # fmt: skip
+    place = folders.save(tmp_path, folders.model(config))
+    own = found(place, {})
+    np.testing.assert_allclose(found(place, {"window": "100"}), own, rtol=0, atol=2e-5)
+    changed = found(place, {"extend": "self-extend", "window": "12", "group": "3"})
+    np.testing.assert_allclose(changed[:12], own[:12], rtol=0, atol=2e-5)
+    assert np.abs(changed - own).max() > 1e-3
+    opened = HfCheckpoint.open(str(place), {"window": "11"})
+    assert opened.description.scheme == "rope,window=8 1/2 + rope-proportional,window=11 1/2"
+    folders.refused(place, "which are of the type proportional", extend="yarn", factor="4")
+
+
+def test_each_method_is_checked_for_itself(tmp_path: Path) -> None:
+    """Cohere 2's layers without a window have no positions to move, which a window does not ask for."""
+    sizes = sized(sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+    place = folders.save(tmp_path, folders.model(transformers.Cohere2Config(**sizes)))
+    HfCheckpoint.open(str(place), {"window": "16"}).check_weights(CPU, torch.float32)
+    with pytest.raises(UserError, match="no layer that self-extend applies to has rotary positions"):
+        HfCheckpoint.open(str(place), {"extend": "self-extend"}).check_weights(CPU, torch.float32)
+
+
+def test_attention_beside_a_recurrent_state_is_named(tmp_path: Path) -> None:
+    """Falcon-H1's layers have both."""
+    config = transformers.FalconH1Config(
+        **sized(
+            head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=16
+        )
+    )
+    place = folders.save(tmp_path, folders.model(config))
+    opened = HfCheckpoint.open(str(place), {"extend": "self-extend", "window": "12", "group": "3"})
+    assert opened.description.scheme == "rope,self-extend=12,group=3&recurrent"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,6 +207,15 @@ def test_the_advice_for_scaling_is_whole_and_possible(made: Any, tmp_path: Path)
     path = write(tmp_path / "a.gguf", made, more=scaled(gguf.RopeScalingType.YARN, 16))
     refused(path, "give rope=yarn,factor=4.0,original=16")
     HfCheckpoint.open(str(path), {"rope": "yarn", "factor": "4.0", "original": "16"})
+    for kind in ("yarn", "dynamic", "llama3"):  # the length of the configuration is 32
+        with pytest.raises(
+            UserError, match=f"original_context_length = 16, and {kind} would go by 32 tokens"
+        ):
+            HfCheckpoint.open(str(path), {"rope": kind, "factor": "4.0"})
+    other = HfCheckpoint.open(str(path), {"rope": "yarn", "factor": "4.0", "original": "8"}).description
+    assert other.details["rope_parameters"]["original_max_position_embeddings"] == 8
+    assert "yarn of 8 tokens replaces the file's own (16 tokens)" in other.warnings
+    HfCheckpoint.open(str(path), {"rope": "linear", "factor": "4.0"})
     path = write(tmp_path / "b.gguf", made, more=scaled(gguf.RopeScalingType.LONGROPE, 16))
     refused(path, "longrope", "no rope= option can state", "safetensors")
 
@@ -326,7 +336,7 @@ def test_sizes_are_those_of_the_tensors(size: int, made: Any, tmp_path: Path) ->
         assert time.perf_counter() - started < 10, key
 
 
-def test_a_file_in_parts(made: Any, path: Path, tmp_path: Path) -> None:
+def test_a_file_in_parts(made: Any, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As llama-gguf-split leaves them: the keys in the first, each with its own tensors."""
     folder = tmp_path / "parts"
     folder.mkdir()
@@ -337,9 +347,15 @@ def test_a_file_in_parts(made: Any, path: Path, tmp_path: Path) -> None:
         write(folder / f"m-{number + 1:05d}-of-00003.gguf", made, only=wanted)
     windows = [Window(0, 20, 1)]
     whole = folders.scored(path.parent, windows, gguf=path.name)
+    scratch = tmp_path / "scratch"
+    (left := scratch / "kerple-eval-gguf-killed0").mkdir(parents=True)
+    (left / ".lock").touch()  # whose process was killed
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     for name in ("m-00001-of-00003.gguf", "m-00002-of-00003.gguf"):
         np.testing.assert_array_equal(folders.scored(folder, windows, gguf=name), whole)
     assert open_model(parse_model(str(folder))).description.parameters > 0
+    assert not left.exists()
+    assert len(list(scratch.iterdir())) == 1  # both names are of the same parts
     (folder / "m-00002-of-00003.gguf").unlink()
     refused(folder / "m-00001-of-00003.gguf", "m-00002-of-00003.gguf: no such file", "3 parts")
 

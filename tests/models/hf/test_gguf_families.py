@@ -92,11 +92,13 @@ def test_keys_that_decide_losses(
     assert refusal in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", [3, [1, 1, 0, 1, 1, 0]])
+@pytest.mark.parametrize("pattern", [3, [1, 1, 0, 1, 1, 0], 0])
 def test_which_layers_slide(pattern: Any, tmp_path: Path) -> None:
-    """Every third sees all, where Gemma 3's own are every sixth."""
+    """Every third sees all, or none does, where Gemma 3's own are every sixth."""
     config = FAMILIES["gemma3"]()
     config.layer_types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    if pattern == 0:
+        config.layer_types = ["sliding_attention"] * 6
     model = folders.model(config)
     add = (
         "add_uint32" if isinstance(pattern, int) else "add_array",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.files import _needed_files
+from kerple_eval.types import UserError
 from tests.helpers import hf_folders as folders
 from tests.helpers.hf_folders import refused
 
@@ -125,3 +128,24 @@ def test_revisions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("org/name@", "no revision")
     monkeypatch.chdir(folder.parent)
     refused("model@main", "local folder, which has no revisions")
+
+
+def test_what_a_repository_of_gguf_files_wants() -> None:
+    with pytest.raises(UserError, match=r"; gguf=FILE reads one of its \.gguf files: m-Q4\.gguf, m-Q8\.gguf"):
+        _needed_files(["README.md", "m-Q4.gguf", "m-Q8.gguf"], "hf:org/m", None, False)
+
+
+def test_a_full_disk_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub  # noqa: PLC0415
+
+    class About:
+        sha = "c0ffee"
+        siblings = (type("File", (), {"rfilename": "model.safetensors"}),)
+
+    def fetch(name: str, **options: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **options: About)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    refused("org/tiny", "hf:org/tiny: cannot be written to the hub's cache: No space left on device")

@@ -11,6 +11,7 @@ import torch
 
 from kerple_eval.models import base
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
+from kerple_eval.models.hf.model import HfModel
 from kerple_eval.models.scoring import NotFiniteError, score
 from kerple_eval.types import Window
 from tests.helpers import hf_folders as folders
@@ -196,3 +197,25 @@ def test_global_settings_are_left_as_they_were(saved: dict[str, tuple[Path, Any]
     before = (log.get_verbosity(), log.is_progress_bar_enabled(), torch.get_default_dtype())
     HfCheckpoint.open(str(folder), {}).load(CPU, torch.bfloat16)
     assert (log.get_verbosity(), log.is_progress_bar_enabled(), torch.get_default_dtype()) == before
+
+
+def test_a_forward_of_the_trunks_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's patch of the trunk, as accelerate's hooks are: windows are scored with it, and it stays."""
+    monkeypatch.setitem(base.HEAD_CHUNK_ELEMENTS, "cpu", 7 * V)
+    made = folders.model("llama")
+    own = made.model.forward
+
+    def patched(*words: Any, **named: Any) -> Any:
+        output = own(*words, **named)
+        output.last_hidden_state = 0.5 * output.last_hidden_state
+        return output
+
+    plain = folders.expected(made, folders.documents()[0], WINDOWS[0])
+    made.model.forward = patched
+    found = folders.documents()
+    loaded = HfModel(made, CPU, torch.float32, "made")
+    for document in found:
+        (_, (losses,)) = next(iter(score(loaded, [document], [(0, WINDOWS[0])])))
+        assert vars(made.model)["forward"] is patched
+        np.testing.assert_allclose(losses, folders.expected(made, document, WINDOWS[0]), rtol=0, atol=1e-5)
+    assert np.abs(plain - folders.expected(made, found[0], WINDOWS[0])).max() > 1e-2

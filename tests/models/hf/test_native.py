@@ -13,7 +13,9 @@ transformers = pytest.importorskip("transformers")
 from click.testing import CliRunner  # noqa: E402
 
 from kerple_eval.cli.main import cli  # noqa: E402
+from kerple_eval.models.hf import placement  # noqa: E402
 from kerple_eval.models.native import NativeCheckpoint  # noqa: E402
+from kerple_eval.models.open import open_model, parse_model  # noqa: E402
 from tests.helpers.hf_folders import model, save  # noqa: E402
 
 NEOX: dict[str, Any] = {
@@ -78,3 +80,28 @@ def test_an_extended_rope_has_no_native_form(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["convert", extended, str(tmp_path / "native")])
     assert done.exit_code == 2
     assert "rope_type yarn has no native form" in done.stderr
+
+
+def test_a_modifier_is_kept(tmp_path: Path) -> None:
+    save(tmp_path / "hf", model(transformers.GPTNeoXConfig(**NEOX)))
+    extended = f"hf:{tmp_path / 'hf'},window=9,log-n=16"
+    done = CliRunner().invoke(cli, ["convert", extended, str(tmp_path / "native")])
+    assert done.exit_code == 0, done.output
+    native, there = NativeCheckpoint(tmp_path / "native"), open_model(parse_model(extended))
+    assert native.description.scheme == there.description.scheme == "rope,window=9,log-n=16"
+    ids = torch.arange(40)[None] * 7 % 40
+    device = torch.device("cpu")
+    with torch.no_grad():
+        decoder = native.decoder()
+        (expected,) = there.load(device, torch.float32).logits(ids, 40)
+        torch.testing.assert_close(decoder.head(decoder(ids)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_in_parts_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "hf", model(transformers.GPTNeoXConfig(**NEOX)))
+    monkeypatch.setattr(placement, "memory", lambda device: {"cpu": 10_000})  # the rest on disk
+    done = CliRunner().invoke(
+        cli, ["convert", f"hf:{tmp_path / 'hf'},devices=auto", str(tmp_path / "native")]
+    )
+    assert done.exit_code == 2
+    assert "is converted on the CPU as a whole; leave devices=auto out" in done.stderr

@@ -318,3 +318,14 @@ def test_mutated_folders_never_end_in_a_traceback(whole: Path, in_shards: Path, 
             assert "\n" not in str(error)
         shutil.rmtree(place)
     assert refusals > 100
+
+
+def test_a_base_of_frequencies_is_no_size(folder: Path) -> None:
+    """5,000,000 written as a whole number, in a model with fewer weights."""
+    rope = {"rope_type": "default", "rope_theta": 5_000_000}
+    folders.edit_config(folder, rope_parameters=rope, rope_theta=5_000_000, rotary_emb_base=5_000_000)
+    HfCheckpoint.open(str(folder), {})
+    folders.edit_config(folder, rope_parameters=rope | {"rope_theta": 10**400})
+    refused(folder, "config.json")
+    folders.edit_config(folder, rope_parameters=rope, intermediate_size=5_000_000)
+    refused(folder, "intermediate_size is 5000000; but the weight files hold")

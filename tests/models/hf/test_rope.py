@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import kerple_eval
 from kerple_eval.models.hf.checkpoint import HfCheckpoint
 from kerple_eval.models.scoring import score
 from kerple_eval.types import UserError, Window
@@ -33,13 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folders.save(tmp_path_factory.mktemp("llama"), folders.model(config()))
 
 
-def inverse_frequencies(kind: str, factor: float, original: int, n: int) -> tuple[NDArray[np.float64], float]:
+def inverse_frequencies(
+    kind: str, factor: float, original: int, n: int, *, truncate: bool = True
+) -> tuple[NDArray[np.float64], float]:
     """inv_freq ``[D/2]`` and the scale of cos and sin, from the papers, for a window of n tokens."""
     i = np.arange(0, D, 2, dtype=np.float64)
     plain = THETA ** (-i / D)
     if kind == "linear":  # arXiv 2306.15595, eq. 4
         return plain / factor, 1.0
-    if kind == "ntk":  # YaRN, arXiv 2309.00071, eq. 10
+    if kind == "ntk":  # YaRN, arXiv 2309.00071, section 3.1
         return (THETA * factor ** (D / (D - 2))) ** (-i / D), 1.0
     if kind == "dynamic":  # the same with the scale of the window at hand, as transformers defines it
         grown = factor * max(n, original) / original - (factor - 1)
@@ -50,7 +53,9 @@ def inverse_frequencies(kind: str, factor: float, original: int, n: int) -> tupl
         def dimension(rotations: float) -> float:
             return D * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(THETA))
 
-        low, high = max(math.floor(dimension(32)), 0), min(math.ceil(dimension(1)), D - 1)
+        low, high = dimension(32), dimension(1)
+        low, high = (math.floor(low), math.ceil(high)) if truncate else (low, high)
+        low, high = max(low, 0), min(high, D - 1)
         keep = 1 - np.clip((np.arange(D // 2) - low) / (high - low), 0, 1)
         return plain * keep + plain / factor * (1 - keep), 0.1 * math.log(factor) + 1
     smooth = (original / wavelength - 1.0) / (4.0 - 1.0)  # Llama 3.1: low 1, high 4
@@ -81,6 +86,44 @@ def test_frequencies_are_the_papers(kind: str, factor: float, original: int | No
     expected, scale = inverse_frequencies(kind, factor, original or L, n)
     np.testing.assert_allclose(rotary.inv_freq.double().numpy(), expected, rtol=2e-6)
     assert rotary.attention_scaling == pytest.approx(scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_configuration_that_leaves_the_heads_size_to_be_worked_out(kind: str, tmp_path: Path) -> None:
+    """Mixtral's head_dim is None there; transformers' yarn and dynamic would multiply it."""
+    rope = {"rope_theta": THETA, "rope_type": "default"}
+    sizes = folders.sized(hidden_size=4 * D, num_local_experts=2, rope_parameters=rope)
+    made = folders.model(transformers.MixtralConfig(**sizes))
+    place = folders.save(tmp_path, made)
+    n = 60
+    expected, _ = inverse_frequencies(kind, 4, L, n)
+    for loaded in (
+        HfCheckpoint.open(str(place), options(kind, 4, None)).load(CPU, torch.float32),
+        kerple_eval.from_module(made, extend=f"{kind},factor=4").load(CPU, torch.float32),
+    ):
+        list(loaded.logits(torch.zeros(1, n, dtype=torch.long), 1))
+        answering = getattr(loaded, "answering", {})
+        rotary = answering.get("model.rotary_emb", loaded.model.model.rotary_emb)
+        np.testing.assert_allclose(rotary.inv_freq.double().numpy(), expected, rtol=2e-6)
+    assert made.config.head_dim is None
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_truncate_where_layers_have_parameters_of_their_own(truncate: bool, tmp_path: Path) -> None:
+    """Gemma 3: transformers looks for it beside the layer types."""
+    rope = {
+        "full_attention": {"rope_theta": THETA, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    }
+    sizes = folders.sized(head_dim=D, sliding_window=8, layer_types=list(rope), rope_parameters=rope)
+    place = folders.save(tmp_path, folders.model(transformers.Gemma3TextConfig(**sizes)))
+    given = {"extend": "yarn", "factor": "4", "truncate": str(truncate).lower()}
+    rotary = HfCheckpoint.open(str(place), given).load(CPU, torch.float32).model.model.rotary_emb
+    expected, _ = inverse_frequencies("yarn", 4, L, 60, truncate=truncate)
+    np.testing.assert_allclose(rotary.full_attention_inv_freq.double().numpy(), expected, rtol=2e-6)
+    np.testing.assert_allclose(
+        rotary.sliding_attention_inv_freq.double().numpy(), 10000.0 ** (-np.arange(0, D, 2) / D), rtol=2e-6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,6 +196,20 @@ def test_layers_with_positions_of_their_own(tmp_path: Path) -> None:
     assert parameters["sliding_attention"]["rope_type"] == "default"
 
 
+def test_other_names_of_layers_that_never_see_far(tmp_path: Path) -> None:
+    """Zaya's are called hybrid_sliding."""
+    types = ["hybrid", "hybrid_sliding"]
+    sizes = folders.sized(
+        head_dim=8, layer_types=types, sliding_window=8, num_experts=2, num_experts_per_tok=1
+    )
+    place = folders.save(tmp_path, folders.model(transformers.ZayaConfig(**sizes)))
+    plain = HfCheckpoint.open(str(place), {}).description.details["rope_parameters"]
+    found = HfCheckpoint.open(str(place), {"rope": "linear", "factor": "8"}).description
+    assert found.scheme == "rope-linear 1/2 + rope,window=8 1/2"
+    assert found.details["rope_parameters"]["hybrid"]["factor"] == 8.0
+    assert found.details["rope_parameters"]["hybrid_sliding"] == plain["hybrid_sliding"]
+
+
 def test_a_partial_rotation_keeps_its_share(tmp_path: Path) -> None:
     """GPT-NeoX rotates half of a head: ntk's d is 4 of 8."""
     place = folders.save(tmp_path, folders.model("gpt-neox"))
@@ -174,6 +231,24 @@ def test_an_extension_replaces_the_configs_own_and_says_so(tmp_path: Path) -> No
     found = HfCheckpoint.open(str(place), {"rope": "yarn", "factor": "4"}).description
     assert found.details["rope_parameters"]["original_max_position_embeddings"] == 16
     assert any("replaces" in warning and "2.0" in warning for warning in found.warnings)
+
+
+def test_dynamic_goes_by_the_length_before_the_configs_own_scaling(tmp_path: Path) -> None:
+    """Llama 3.1's kind: plain up to the original 16 tokens, not up to the 32 of its scaling."""
+    own = {
+        "rope_type": "llama3", "rope_theta": THETA, "factor": 2.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    made = transformers.LlamaConfig(**folders.sized(head_dim=D, rope_parameters=own))
+    place = folders.save(tmp_path, folders.model(made))
+    checkpoint = HfCheckpoint.open(str(place), {"rope": "dynamic", "factor": "4"})
+    assert checkpoint.description.train_length == 32
+    loaded = checkpoint.load(CPU, torch.float32)
+    for n in (30, 60, 12):
+        list(loaded.logits(torch.zeros(1, n, dtype=torch.long), 1))
+        expected, _ = inverse_frequencies("dynamic", 4, 16, n)
+        found = loaded.model.model.rotary_emb.inv_freq.double().numpy()
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
 REFUSED = [
