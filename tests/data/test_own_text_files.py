@@ -371,6 +371,15 @@ def test_the_text_of_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(text_files([written(tmp_path / "b.jsonl.gz", lines)]).documents) == 10
 
 
+def test_a_row_of_a_table_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bytes, in one line or in many; not the table."""
+    monkeypatch.setattr(files, "LARGEST_JSON", 100)
+    for row in (b"a" * 101, b'"a\n",' * 30, b'"' + b"a\n" * 60):
+        path = written(tmp_path / "a.csv", b"text\n" + b"word\n" * 99 + row)
+        assert "a row longer than 100 bytes; split it" in refusal(text_files, path)
+    assert len(text_files([written(tmp_path / "b.csv", b"text\n" + b"word\n" * 99)]).documents) == 99
+
+
 def test_a_compressed_file_of_token_ids(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl.gz", gzip.compress(b'{"tokens": [1, 2]}\n'))
     assert [d.ids.tolist() for d in token_files((path,))] == [[1, 2]]

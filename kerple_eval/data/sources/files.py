@@ -212,13 +212,34 @@ def _is_object(line: bytes) -> bool:
 
 
 def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[NumberedRow]:
+    size = 0  # bytes read since the last row
+
+    def decoded() -> Iterator[str]:
+        """Lines with the ends they have: a line feed, a carriage return or both."""
+        nonlocal size
+        for number, raw in enumerate(lines(file), start=1):
+            here = f"{where}: line {number}"
+            size += len(raw)
+            if size > LARGEST_JSON:
+                raise UserError(f"{here}: a row longer than {LARGEST_JSON:,} bytes; split it")
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{here}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
+                ) from None
+            if "\0" in text:
+                raise UserError(f"{here}: {_NUL.format(raw.index(0))}")
+            yield from io.StringIO(text, newline="")
+
     before = csv.field_size_limit(LARGEST_JSON)
-    reader = csv.reader(_csv_lines(file, where), delimiter="\t" if tab else ",", strict=True)
+    reader = csv.reader(decoded(), delimiter="\t" if tab else ",", strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise UserError(f"{where}: two columns have one name: {quoted(header)}")
         for number, fields in enumerate(reader, start=1):
+            size = 0
             if fields and len(fields) != len(header):
                 raise UserError(
                     f"{where}: row {number} has {len(fields)} fields, the header {len(header)} columns"
@@ -229,22 +250,6 @@ def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[NumberedR
         raise UserError(f"{where}: line {reader.line_num}: damaged or cut off: {error}") from None
     finally:
         csv.field_size_limit(before)
-
-
-def _csv_lines(file: BinaryIO, where: object) -> Iterator[str]:
-    """Decoded lines, with the ends they have: a line feed, a carriage return or both."""
-    for number, raw in enumerate(lines(file), start=1):
-        if len(raw) > LARGEST_JSON:
-            raise UserError(f"{where}: line {number}: longer than {LARGEST_JSON:,} bytes; split the line")
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: line {number}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
-            ) from None
-        if "\0" in text:
-            raise UserError(f"{where}: line {number}: {_NUL.format(raw.index(0))}")
-        yield from io.StringIO(text, newline="")
 
 
 def _parquet_rows(file: BinaryIO, columns: Sequence[str] | None) -> Iterator[NumberedRow]:
