@@ -83,7 +83,8 @@ def _read(
         members = groups.setdefault(name, [])
         if members and length is None and cell.key.length < members[0].length:
             continue
-        if contexts(cell.windows).min() > cell.key.length // 2:
+        seen = contexts(cell.windows)
+        if not 0 < min(seen[seen > 0], default=0) <= cell.key.length // 2:
             continue
         members[:] = [m for m in members if m.length == cell.key.length] + [
             by_context(cell, label, cell.losses)
@@ -115,5 +116,6 @@ def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str],
     descriptions = "; ".join(f"{one.label} {trend(one.x, one.y, 'at context')}" for one in found)
     words = f"{label} against context, windows of {longest} tokens".capitalize()
     words += f". From the highest curve at its end to the lowest: {descriptions}."
-    note = sums.BANDS if any(one.lower for one in found) else ""
-    return Picture(f"{name[0]}, {name[1]}, L = {longest}", paint, words, note)
+    notes = [sums.BANDS] if any(one.lower for one in found) else []
+    notes += [binned.note for binned in members if binned.note]
+    return Picture(f"{name[0]}, {name[1]}, L = {longest}", paint, words, "; ".join(notes))
