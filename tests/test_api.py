@@ -159,6 +159,14 @@ def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [[TEXT, TEXT[::-1], "more text"], [7, 9, 11, 13]], ids=["text", "ids"])
+def test_a_generator_loses_nothing(values: list[Any]) -> None:
+    """It is looked into, text or ids, before it is read."""
+    options: dict[str, Any] = {"length": 4, "keep_short": True, "tokenizer": "bytes"}
+    whole = kerple_eval.score(Bigram(), values, **options)
+    assert kerple_eval.score(Bigram(), (value for value in values), **options).equals(whole)
+
+
 def test_a_data_set_says_which_columns_it_has() -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"body": [TEXT], "label": [3]})
@@ -288,6 +296,13 @@ def test_mpt_in_memory_keeps_its_length() -> None:
     frames = [kerple_eval.score(model, TEXT, length=length, tokenizer="bytes") for length in (128, 16, 128)]
     assert model.config.max_seq_len == 32
     np.testing.assert_array_equal(frames[0]["loss"], frames[2]["loss"])
+
+
+def test_text_taken_for_a_name_is_refused_in_short(tmp_path: Path) -> None:
+    """``train`` takes names of files; a whole text is too long for one."""
+    with pytest.raises(UserError, match=r"\.\.\.: cannot be read: File name too long$") as refused:
+        kerple_eval.train(tmp_path / "x", scheme="alibi", text=TEXT * 40, length=16, steps=1)
+    assert len(str(refused.value)) < 400
 
 
 def test_train_from_python_is_the_command(tmp_path: Path) -> None:

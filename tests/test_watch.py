@@ -122,6 +122,14 @@ def test_a_step_reads_its_own_cells_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert ended == (tmp_path / "anew" / "summary.csv").read_text()
 
 
+def test_a_generator_of_texts_is_there_at_every_step() -> None:
+    watch = kerple_eval.Watch((text for text in TEXT), share=1.0, **FAST)
+    for step in (0, 2):
+        run = watch(Careless(), step)
+    assert run is not None
+    assert run.losses().groupby("model")["document"].nunique().to_dict() == {"model@0": 2, "model@2": 2}
+
+
 def test_scoring_keeps_to_its_share() -> None:
     watch = kerple_eval.Watch(TEXT, share=1e-9, **FAST)
     trained(watch)

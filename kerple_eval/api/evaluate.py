@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,7 @@ def score(
     from kerple_eval.evaluation import given  # noqa: PLC0415 - imports torch
 
     words = isinstance(model, str | PathLike)
+    text = list(text) if isinstance(text, Iterator) else text  # it is looked into, then read
     source = {"tokens": text} if given.holds_ids(text) else {"text": text, "column": column}
     run = evaluate(
         model if words else {"model": model}, tokenizer=tokenizer, protocols=[protocol], lengths=[length],

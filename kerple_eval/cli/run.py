@@ -21,6 +21,7 @@ from kerple_eval.evaluation.stopping import read_lines
 from kerple_eval.evaluation.worker import RunProgress
 from kerple_eval.models.devices import DeviceLostError
 from kerple_eval.records.cell import Cell, FailedCell, file_name
+from kerple_eval.records.notes import passed_over_words
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run
 from kerple_eval.reports.grid import read_grids
@@ -129,10 +130,16 @@ def finish(result: Run, *, divergences: bool = False) -> int:
         f"{len(seconds)} {'cell' if len(seconds) == 1 else 'cells'} in {folder}/summary.csv"
         + (f", {len(failed)} failed" if failed else "")
     )
-    for error, count in without.items():
-        print(f"without divergences: {count} {'cell' if count == 1 else 'cells'}: {error}")
-    for line in read_lines(folder):
-        print(f"precision: {line}")
+    passed_over = {
+        text.name: (text.source or {}).get("passed_over", {}) for text in result.specification.tasks
+    }
+    notes = [f"{name}: {passed_over_words(counts)}" for name, counts in passed_over.items() if counts]
+    notes += [
+        f"without divergences: {count} {'cell' if count == 1 else 'cells'}: {error}"
+        for error, count in without.items()
+    ]
+    for line in [*notes, *(f"precision: {line}" for line in read_lines(folder))]:
+        print(line)
     verdict = dry.verdict(Path(folder), seconds)
     if verdict is not None:
         print(verdict)

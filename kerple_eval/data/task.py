@@ -7,7 +7,7 @@ refused with the file, the key and what would be right.
     version: 1                      # raised whenever the numbers could change
     description: ...                # one line
     licence: ...                    # of the text
-    source: {kind: package, ...}    # package | stdlib | files | hub, see ``sources.py``, or megatron
+    source: {kind: package, ...}    # package | stdlib | files | hub, see ``sources/kinds.py``, or megatron
     split: {test: 0.1}              # share of documents held out, by a hash of their names
     bos: tokenizer                  # a first-token marker: never | document | window | tokenizer
     packing: document               # document | concatenate (with end-of-document tokens)

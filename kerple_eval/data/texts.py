@@ -225,9 +225,12 @@ class TextSource:
         if not eligible:
             most = int(sizes.max(initial=0))
             cut = "" if choice.max_tokens is None else f" (cut by --max-tokens {choice.max_tokens})"
+            right = f"use --length up to {max(most - beyond, 0)}"
+            right += "" if choice.keep_short else " or --keep-short"
+            if self.selection.minimum_length > most:
+                right = f"the task's documents.minimum_length is {self.selection.minimum_length}"
             raise UserError(
-                f"{self.name}: no document has {least} tokens, the longest has {most}{cut}; use "
-                f"--length up to {max(most - beyond, 0)}" + ("" if choice.keep_short else " or --keep-short")
+                f"{self.name}: no document has {least} tokens, the longest has {most}{cut}; {right}"
             )
         count = choice.documents or self.selection.count
         seed = self.selection.seed if choice.seed is None else choice.seed

@@ -73,7 +73,7 @@ class ModelTokens:
 
 
 class ByteTokenizer:
-    """UTF-8 bytes; id = byte. NUL, which text does not contain, ends a document in packed text."""
+    """UTF-8 bytes; id = byte. NUL, which plain text does not contain, ends a document in packed text."""
 
     def __init__(self) -> None:
         self.identity = "bytes"

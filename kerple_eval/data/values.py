@@ -61,14 +61,18 @@ def _read(part: Any, number: int, column: str, found: TextFiles) -> None:
             raise UserError(f"text: document {number} is empty; a document needs text")
         found.documents.append(Document(f"text:{number}", check_encodable(part, f"text: document {number}")))
     elif _is_dataset(part):
-        if column not in part.column_names:
-            raise UserError(
-                f"text: the data set has no column {column!r}; it has {', '.join(part.column_names)}"
+        names = part.column_names
+        if column not in (names or ()):
+            known = (
+                "it names none, so give its texts as a list"
+                if names is None
+                else f"it has {', '.join(names)}"
             )
+            raise UserError(f"text: the data set has no column {column!r}; {known}")
         rows = part[column]
-        wrong = next((i for i, row in enumerate(rows) if not isinstance(row, str | None)), None)
-        if wrong is not None:
-            raise UserError(f"text: row {wrong} of column {column!r} is {_kind(rows[wrong])}, expected text")
+        for i, row in enumerate(rows):
+            if not isinstance(row, str | None):
+                raise UserError(f"text: row {i} of column {column!r} is {_kind(row)}, expected text")
         name = "row" if number == 1 else f"row {number}"
         for i, row in enumerate(rows):
             if row is None or not row.strip():

@@ -95,9 +95,10 @@ class Watch:
             trackers.require(log_to)
             if log_to == "tensorboard" and out is None:
                 raise UserError("log_to='tensorboard' writes files into out: say where, as out='runs/watch'")
-        self.asked = {
-            "text": texts, "lengths": lengths, "protocols": protocols, "tokenizer": tokenizer, **options
-        }  # fmt: skip
+        asked = {"text": texts, "lengths": lengths, "protocols": protocols, "tokenizer": tokenizer, **options}
+        self.asked: dict[str, Any] = {
+            name: list(x) if isinstance(x, Iterator) else x for name, x in asked.items()
+        }
         self.every = every
         self.name = name
         self.share = share

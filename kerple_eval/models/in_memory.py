@@ -72,7 +72,8 @@ class InMemoryCheckpoint(Checkpoint):
 
     def completed(self, tokenizer: Tokenizer | None, identity: str | None) -> InMemoryCheckpoint:
         """The same with a tokeniser, and a name for its version where it has neither one nor parameters."""
-        if self.identity is not None or self.state_sha256 is not None:
+        has_state = self.module is not None and any(True for _ in self.module.parameters())
+        if has_state or self.identity is not None:
             identity = self.identity
         return InMemoryCheckpoint(
             self.given, tokenizer=self._tokenizer or tokenizer, scheme=self.scheme,

@@ -13,7 +13,9 @@ The scan runs the pickle machine on placeholders, so that before anything is unp
 * only what ``torch.save`` calls is called: ``_codecs.encode`` with latin1 alone (other codecs take
   quadratic time), no storage by its size, and no attribute is set but a state dict's ``_metadata``;
 * tuples nested more than ``DEEPEST`` deep, or whose members repeated come to more than ``MOST_MEMBERS``,
-  are refused: hashing a tuple recurses in C, and visits a member as often as it appears.
+  are refused: hashing a tuple recurses in C, and visits a member as often as it appears;
+* keys that a file can choose to hash alike (all but text and whole numbers below 2^61 - 1, Python's
+  modulus) are at most ``MOST_KEYS`` in all, since such a dictionary or set takes quadratic time.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from kerple_eval.types import UserError
 
 DEEPEST = 100
 MOST_MEMBERS = 1 << 24  # members of all tuples, repeated ones counted each time
+MOST_KEYS = 256  # keys of all dictionaries and members of all sets that could hash alike
 
 #: Bytes an element of each storage class takes.
 STORAGES = {
@@ -53,14 +56,14 @@ ALLOWED = CALLED | {"torch.storage.UntypedStorage"} | {f"torch.{name}" for name 
 _MARK = object()
 _OTHER = object()  # anything the scan need not know more of
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_POPS = {"APPEND": 1, "STOP": 1, "POP": 1}
-_POPS_MARK = {"APPENDS", "ADDITEMS", "LIST", "DICT"}
+_POPS = {"STOP": 1, "POP": 1}
+_POPS_MARK = {"ADDITEMS", "LIST", "DICT"}  # torch's loader knows none of them
 _CONSTANTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING",
 }  # fmt: skip
 _PLAIN = {
-    "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "FLOAT", "EMPTY_LIST", "EMPTY_SET",
+    "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "FLOAT", "EMPTY_SET",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
     "LIST", "DICT",
 }  # fmt: skip  # what leaves one object on the stack
@@ -94,6 +97,27 @@ class _Dict:
         self.keys: set[str] = set()
 
 
+class _List:
+    """How many of a list's items could hash alike: as members of a set, and as pairs by their keys."""
+
+    def __init__(self) -> None:
+        self.first: Any = _OTHER
+        self.odd = self.odd_keys = self.size = 0
+
+    def extend(self, items: list[Any]) -> None:
+        for item in items:
+            self.first = self.first if self.size else item
+            self.size += 1
+            self.odd += _is_odd(item)
+            key = item.first if isinstance(item, _List) else _OTHER
+            self.odd_keys += _is_odd(item.items[0] if isinstance(item, _Tuple) and item.items else key)
+
+
+def _is_odd(key: Any) -> bool:
+    """Whether a file could choose many keys of this kind that hash alike."""
+    return not isinstance(key, str) and not (isinstance(key, int) and abs(key) < (1 << 61) - 1)
+
+
 def scan(file: IO[bytes], where: str) -> list[Storage]:
     """Read one pickle from ``file``, leave the position after it, and say which storages it wants.
 
@@ -123,6 +147,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         self.members = 0
+        self.odd_keys = 0
 
     def step(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:
@@ -181,7 +206,21 @@ class _Machine:
         if self.members > MOST_MEMBERS:
             raise UserError(f"{self.where}: refused: tuples of more than {MOST_MEMBERS} members in all")
 
+    def _count_keys(self, odd: int) -> None:
+        self.odd_keys += odd
+        if self.odd_keys > MOST_KEYS:
+            raise UserError(
+                f"{self.where}: refused: more than {MOST_KEYS} keys that are neither text nor whole numbers "
+                "below 2^61, which can take quadratic time"
+            )
+
+    def _append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, _List):
+            target.extend(items)
+
     def _set_items(self, items: list[Any]) -> None:
+        self._count_keys(sum(map(_is_odd, items[::2])))
         target = self.stack[-1]
         if isinstance(target, _Dict):
             target.keys.update(key if isinstance(key, str) else "" for key in items[::2])
@@ -195,6 +234,12 @@ class _Machine:
             raise UserError(f"{self.where}: refused: the pickle encodes text by another codec than latin1")
         if name in _REBUILD:
             self._check_tensor(items)
+        if items and name.endswith((".set", ".OrderedDict")):
+            if len(items) != 1 or not isinstance(items[0], _List):
+                raise UserError(
+                    f"{self.where}: refused: the pickle makes {name} of something else than a list"
+                )
+            self._count_keys(items[0].odd if name.endswith(".set") else items[0].odd_keys)
         self.stack.append(_OTHER)
 
     def _check_tensor(self, items: tuple[Any, ...]) -> None:
@@ -240,6 +285,9 @@ class _Machine:
 #: Operations on the stack, by opcode.
 _ACTIONS: dict[str, Callable[[_Machine], None]] = {
     "MARK": lambda machine: machine.stack.append(_MARK),
+    "EMPTY_LIST": lambda machine: machine.stack.append(_List()),
+    "APPEND": lambda machine: machine._append(machine._pop(1)),
+    "APPENDS": lambda machine: machine._append(machine._pop_mark()),
     "EMPTY_DICT": lambda machine: machine.stack.append(_Dict()),
     "SETITEM": lambda machine: machine._set_items(machine._pop(2)),
     "SETITEMS": lambda machine: machine._set_items(machine._pop_mark()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kerple_eval.records.specification import ModelRecord, Provenance, RunSpecification
 
 #: Types of Hugging Face models whose losses are far too high in a window that does not begin with BOS.
@@ -35,6 +37,12 @@ def feeding_notes(provenance: Provenance, model: str) -> list[str]:
     """Why windows of a model that were to be fed in pieces were not; none where they were."""
     why = (provenance.one_pass or {}).get(model)
     return [] if why is None else [f"its windows were scored in one pass, not in pieces: {why}"]
+
+
+def passed_over_words(counts: Mapping[str, int]) -> str:
+    """What of a text was passed over and how often; empty where nothing was."""
+    words = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+    return words and f"passed over: {words}"
 
 
 def _kind(model: ModelRecord) -> str:

@@ -9,6 +9,8 @@ import html as _html
 import re
 import unicodedata
 
+#: Two characters that XML, and with it SVG, cannot hold.
+_NO_XML = "\ufffe\uffff"
 #: Control characters, invisible format characters (which can reverse a line), lone surrogates, line ends.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 #: What Markdown would read as markup. An underscore within a word is none, and neither is "<" before a
@@ -41,7 +43,7 @@ def printable(text: str) -> str:
     r"""The text for a terminal: what is not printable as Python writes it (``\x1b``, ``\n``, ``\u202e``)."""
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _UNPRINTABLE
+        if unicodedata.category(character) in _UNPRINTABLE or character in _NO_XML
         else character
         for character in text
     )

@@ -6,7 +6,6 @@ a checkpoint.
 
 from __future__ import annotations
 
-from textwrap import fill
 from typing import Protocol
 
 import numpy as np
@@ -47,10 +46,10 @@ class KernelView(Protocol):
         ...
 
 
-def title(model: KernelView, width: int) -> str:
-    """Its label and its scheme, the scheme alone where that begins with the label; ``width`` characters."""
+def title(model: KernelView) -> str:
+    """Its label and its scheme, the scheme alone where that begins with the label."""
     name = model.scheme if model.scheme.startswith(model.label) else f"{model.label} ({model.scheme})"
-    return fill(name.replace(",", ", "), width, break_long_words=False, break_on_hyphens=False)
+    return name.replace(",", ", ")
 
 
 def kernel_reaches(kernel: Array, window: int | None = None) -> list[int | None]:

@@ -103,7 +103,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 def cannot_read(path: object, error: OSError | ValueError) -> str:
     """The message for a file that the system does not open or read."""
-    return f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+    name = str(path)  # or text that was taken for a name
+    name = name if len(name) <= 300 else f"{name[:300]}..."
+    return f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _decoded(raw: bytes, where: object) -> str:

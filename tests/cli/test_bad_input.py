@@ -168,6 +168,17 @@ def test_bad_text_files(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_folder_holds_beside_text_is_said(
+    invoke: Cli, good: dict[str, list[str]], text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(Path(text).read_bytes())
+    (tmp_path / "texts" / "b.html").write_text("<p>b</p>")
+    done = invoke(*command(good, text=["--text", str(tmp_path / "texts")]))
+    assert done.exit_code == 0
+    assert "\ntext: passed over: HTML, RTF, PDF and office documents 1\n" in done.stdout
+
+
 def test_two_models_of_one_label(invoke: Cli, good: dict[str, list[str]], models: dict[str, str]) -> None:
     line = refusal(invoke(*command(good, model=[f"a={models['alibi']}", f"a={models['rope']}"])))
     assert "two models are labelled 'a'" in line

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kerple_eval.data.documents import Document
+from kerple_eval.data.sources import files
+from kerple_eval.data.sources.files import folder_of
 from kerple_eval.data.sources.own import text_files, token_files
 from kerple_eval.types import UserError
 
@@ -35,11 +38,11 @@ def refusal(read: Callable[[tuple[str, ...]], Any], *paths: str) -> str:
 
 
 def test_a_text_file_is_a_document_and_keeps_its_newlines(tmp_path: Path) -> None:
-    one = written(tmp_path / "one.txt", "a\r\nb\n\né\x00\u2028")
+    one = written(tmp_path / "one.txt", "a\r\nb\n\né\x01\u2028")
     two = written(tmp_path / "two.md", " x")
     assert text_files((two, one)).documents == [
         Document("two.md", " x"),
-        Document("one.txt", "a\r\nb\n\né\x00\u2028"),
+        Document("one.txt", "a\r\nb\n\né\x01\u2028"),
     ]
 
 
@@ -226,6 +229,7 @@ def test_a_json_file_of_texts_or_of_one_object(tmp_path: Path) -> None:
     ("a.txt.gz", b"\x1f\x8b\x08\x00broken", ": "),
     ("a.xz", b"\xfd7zXZ\x00broken", "damaged or cut off: "),
     ("a.zst", b"\x28\xb5\x2f\xfdbroken", "cannot be read: "),
+    ("a.txt", "text".encode("utf-16-le"), "not text: a NUL at byte 1; if this is UTF-16, convert it, "),
     ("a.json", b"3", "expected a list of texts or an object, got 3"),
     ("a.json", b"[1]", "1: no column 'text'; it has: int"),
     ("a.json", b'{"data": []}', "1: no column 'text'; it has: data"),
@@ -249,8 +253,9 @@ def test_what_holds_no_text_is_refused_in_plain_words(
 def test_a_folder_is_its_files(tmp_path: Path) -> None:
     for name, content in (
         ("b.txt", b"b"), ("deep/a.txt", b"a"), ("rows.jsonl", LINES), ("empty.txt", b" "), (".hidden", b"no"),
-        ("picture.png", b"\x89PNG\r\n"), ("deep/bytes.bin", b"\xff\x00"), ("settings.json", b'{"a": 1}'),
-        ("page.html", b"<p>c</p>"),
+        ("picture.png", b"\x89PNG\r\n"), ("deep/bytes.bin", b"\xff\x00"), ("latin.txt", b"caf\xe9"),
+        ("utf16.txt", "wide".encode("utf-16-le")), ("page.html", b"<p>c</p>"), (".git/a", b"a"),
+        (".git/b", b"b"),
     ):  # fmt: skip
         written(tmp_path / "texts" / name, content)
     found = text_files([tmp_path / "texts"])
@@ -258,10 +263,121 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
         ("b.txt", "b"), ("deep/a.txt", "a"), ("rows.jsonl:1", "one\n"), ("rows.jsonl:3", 'two, "é"'),
     ]  # fmt: skip
     assert found.passed_over == {
-        "rows without text": 2, "empty files": 1, "hidden files": 1, "files that hold no text": 4,
+        "rows without text": 2, "empty files": 1, "hidden files": 1, "hidden folders": 1,
+        "files that are not UTF-8 text": 4, "HTML, RTF, PDF and office documents": 1,
     }  # fmt: skip
     (tmp_path / "none").mkdir()
     assert refusal(text_files, str(tmp_path / "none")).endswith("empty; a document needs text")
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("a.jsonl", LINES + b'{"txt": "renamed"}\n' + LINES, ":5: no column 'text'; it has: txt"),
+    ("a.jsonl", LINES + b'{"text": "caf\xe9"}\n', ":5: not UTF-8 at byte 13; "),
+    ("a.json", b'["a", 1]', ":2: no column 'text'; it has: int"),
+    ("a.csv", b"text\n" + b"a line\n" * 9999 + b"caf\xe9\nafter\n", ": line 10001: not UTF-8 at byte 3; "),
+    ("a.csv", b"text\na\na\x00b\n", ": line 3: not text: a NUL at byte 1; "),
+    ("a.csv", b'text\na\n"b" c\n', ": line 3: damaged or cut off: "),
+    ("a.csv", b"text,id\na,1\nb\n", ": row 2 has 1 fields, the header 2 columns"),
+    ("a.csv", "text\na\n".encode("utf-16"), ": is UTF-16 text, not UTF-8 text; "),
+    ("a.jsonl", b'{"words": "all"}\n', ":1: no column 'text'; it has: words"),
+])  # fmt: skip
+def test_a_bad_row_is_refused_in_a_folder_as_alone(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    """Never the rows before it alone."""
+    path = written(tmp_path / "texts" / name, content)
+    written(tmp_path / "texts" / "b.txt", b"b")
+    assert refusal(text_files, path).startswith(path + says)
+    assert refusal(text_files, str(tmp_path / "texts")) == refusal(text_files, path)
+
+
+def test_a_folder_without_text_says_what_it_holds(tmp_path: Path) -> None:
+    written(tmp_path / "d" / "a.html", b"<p>a</p>")
+    written(tmp_path / "d" / "b.bin", b"\xff\x00")
+    assert refusal(text_files, str(tmp_path / "d")).endswith(
+        "d: empty; a document needs text (passed over: HTML, RTF, PDF and office documents 1, "
+        "files that are not UTF-8 text 1)"
+    )
+
+
+def test_links_in_a_folder(tmp_path: Path) -> None:
+    """A linked file is read; a linked folder, which may be the folder itself, is counted."""
+    other = written(tmp_path / "other" / "b.txt", b"b")
+    folder = tmp_path / "texts"
+    written(folder / "a.txt", b"a")
+    (folder / "b.txt").symlink_to(other)
+    (folder / "more").symlink_to(tmp_path / "other")
+    (folder / "round").symlink_to(folder)
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe")
+    found = text_files([folder])
+    assert [d.name for d in found.documents] == ["a.txt", "b.txt"]
+    assert found.passed_over == {"linked folders": 2, "broken links and special files": 2}
+
+
+def test_a_closed_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "texts" / "shut" / "a.txt", b"a")
+    written(tmp_path / "texts" / "b.txt", b"b")
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    says = f"{tmp_path}/texts/shut: cannot be read: Permission denied"
+    assert refusal(text_files, str(tmp_path / "texts")) == says
+    with pytest.raises(UserError) as caught:
+        folder_of(tmp_path / "texts", "where", "**/*.txt")
+    assert str(caught.value) == says
+    assert folder_of(tmp_path / "texts", "where", "*.txt") == tmp_path / "texts"
+
+
+def test_a_column_whose_name_has_a_dot(tmp_path: Path) -> None:
+    """The whole name first, then a field of a column."""
+    flat, inner = {"meta.text": "flat", "id": 1}, {"meta": {"text": "inner"}, "id": 1}
+    pq.write_table(pa.Table.from_pylist([flat]), tmp_path / "flat.parquet")
+    pq.write_table(pa.Table.from_pylist([inner]), tmp_path / "inner.parquet")
+    written(tmp_path / "flat.csv", b"id,meta.text\n1,flat\n")
+    written(tmp_path / "both.jsonl", json.dumps(inner | flat))
+    for name, text in (
+        ("flat.parquet", "flat"), ("inner.parquet", "inner"), ("flat.csv", "flat"), ("both.jsonl", "flat"),
+    ):  # fmt: skip
+        found = text_files((f"{tmp_path / name},column=meta.text",))
+        assert [d.text for d in found.documents] == [text], name
+
+
+def test_the_delimiter_is_that_of_the_ending(tmp_path: Path) -> None:
+    written(tmp_path / "x.tsv-export" / "a.tsv.csv", b"id,text\n1,words\n")
+    assert [d.text for d in text_files([tmp_path]).documents] == ["words"]
+
+
+def test_lines_of_a_table_end_as_they_may(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        path = written(tmp_path / "a.csv", f'text,id{end}"one{end}two",1{end}three,2{end}'.encode())
+        assert [d.text for d in text_files([path]).documents] == [f"one{end}two", "three"]
+
+
+def test_the_text_of_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes of UTF-8, as it is read; a column of one repeated text is tiny on disk."""
+    monkeypatch.setattr(files, "LARGEST_TEXT", 100)
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 11, pa.int32()), ["é" * 5])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    lines = gzip.compress(json.dumps({"text": "a" * 10}).encode() + b"\n") * 11
+    for path in (tmp_path / "a.parquet", Path(written(tmp_path / "a.jsonl.gz", lines))):
+        assert refusal(text_files, str(path)) == f"{path}: more than 100 bytes of text in its rows; split it"
+    lines = gzip.compress(json.dumps({"text": "a" * 10}).encode() + b"\n") * 10
+    assert len(text_files([written(tmp_path / "b.jsonl.gz", lines)]).documents) == 10
+
+
+def test_a_row_of_a_table_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bytes, in one line or in many; not the table."""
+    monkeypatch.setattr(files, "LARGEST_JSON", 100)
+    for row in (b"a" * 101, b'"a\n",' * 30, b'"' + b"a\n" * 60):
+        path = written(tmp_path / "a.csv", b"text\n" + b"word\n" * 99 + row)
+        assert "a row longer than 100 bytes; split it" in refusal(text_files, path)
+    assert len(text_files([written(tmp_path / "b.csv", b"text\n" + b"word\n" * 99)]).documents) == 99
 
 
 def test_a_compressed_file_of_token_ids(tmp_path: Path) -> None:

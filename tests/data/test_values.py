@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from kerple_eval.data.values import holds_ids, text_of, tokens_of
 from kerple_eval.types import UserError
@@ -36,6 +36,11 @@ def test_strings_files_and_rows_are_documents(tmp_path: Path) -> None:
         (["a", " "], "text: document 2 is empty"),
         (Dataset.from_dict({"body": ["a"]}), "the data set has no column 'text'; it has body"),
         (Dataset.from_dict({"text": [1, 2]}), "text: row 0 of column 'text' is int, expected text"),
+        (Dataset.from_dict({"text": [1]}).to_iterable_dataset(), "text: row 0 of column 'text' is int"),
+        (
+            IterableDataset.from_generator(lambda: iter([{"text": "a"}])),
+            "no column 'text'; it names none, so give its texts",
+        ),
         (Dataset.from_dict({"text": [None, ""]}), "text: holds no document"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import kerple_eval
 from kerple_eval.records.run import Run
 from kerple_eval.reports.tables.table import make
+from kerple_eval.types import UserError
 from tests.helpers.command import make_model, prose
 
 # The library's document i (line i + 1) has 60 + 20 i bytes, i = 0..6.
@@ -34,6 +35,22 @@ def test_short_documents_are_passed_over_and_counted(
     assert scored(run) == {name: set(range(1, n)) for name, n in SIZES.items() if n >= 100}
     selection = run.specification.tasks[0].selection
     assert (selection.documents, selection.passed_over_as_short, selection.least_tokens) == (7, 2, 100)
+
+
+def test_a_task_s_own_minimum_is_named(models: dict[str, str], text: Path, tmp_path: Path) -> None:
+    """No option of the command would help."""
+    source = f"{{kind: files, path: {Path(text).parent}, files: one.txt}}"
+    (tmp_path / "mine.yaml").write_text(
+        f"name: mine\nversion: 1\ndescription: d\nlicence: none\nsource: {source}\nsplit: {{test: 1.0}}\n"
+        "documents: {minimum_length: 500}\n"
+    )
+    for keep_short in (False, True):
+        with pytest.raises(
+            UserError, match="no document has 500 tokens, the longest has 137; the task's documents"
+        ):
+            kerple_eval.evaluate(
+                models["nope"], tasks=[tmp_path / "mine.yaml"], lengths=[16], keep_short=keep_short
+            )
 
 
 def test_keep_short_takes_all(models: dict[str, str], library: str, tmp_path: Path) -> None:

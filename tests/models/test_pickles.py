@@ -159,7 +159,32 @@ def tensor(shape: bytes, strides: bytes, offset: int = 0) -> bytes:
     )  # fmt: skip
 
 
+def alike(number: int) -> bytes:
+    """A whole number that hashes to 0: a multiple of 2^61 - 1."""
+    content = (number * ((1 << 61) - 1)).to_bytes(10, "little")
+    return b"\x8a" + bytes([len(content)]) + content
+
+
+ALIKE = [alike(number) for number in range(1, 300)]
+MADE = {"set": b"c__builtin__\nset\n", "OrderedDict": b"ccollections\nOrderedDict\n"}
 REDUCED = {
+    "keys that hash alike": (b"}(" + b"".join(key + b"N" for key in ALIKE) + b"u", "more than 256 keys"),
+    "one by one": (b"}" + b"".join(key + b"Ns" for key in ALIKE), "more than 256 keys"),
+    "tuples of them": (b"}(" + b"".join(key + b"\x85N" for key in ALIKE) + b"u", "more than 256 keys"),
+    "a set of them": (MADE["set"] + b"](" + b"".join(ALIKE) + b"e\x85R", "more than 256 keys"),
+    "a set again and again": (
+        MADE["set"] + b"q\x010](" + b"".join(ALIKE[:200]) + b"eq\x000" + b"h\x01h\x00\x85R" * 2,
+        "more than 256",
+    ),
+    "a set of a dictionary": (MADE["set"] + b"}\x85R", "something else than a list"),
+    "pairs": (
+        MADE["OrderedDict"] + b"](" + b"".join(key + b"N\x86" for key in ALIKE) + b"e\x85R",
+        "more than 256 keys",
+    ),
+    "pairs as lists": (
+        MADE["OrderedDict"] + b"](" + b"".join(b"](" + key + b"Ne" for key in ALIKE) + b"e\x85R",
+        "than 256 keys",
+    ),
     "doubling tuples": (b"K\x01\x85q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"0", "tuples of more than"),
     "another codec": (b"c_codecs\nencode\n" + text("a" * 9) + text("punycode") + b"\x86R", "than latin1"),
     "no codec": (b"c_codecs\nencode\n" + text("a" * 9) + b"\x85R", "than latin1"),
@@ -189,10 +214,22 @@ def test_what_torch_save_never_writes(name: str, tmp_path: Path) -> None:
 def test_what_it_does_write_beside_tensors(tmp_path: Path) -> None:
     """A module's state dict brings ``_metadata``, protocol 2 encodes bytes as latin1 text."""
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    torch.save({"module": module.state_dict(), "bytes": b"\xff\x00"}, tmp_path / "weights.pt")
+    others = {"numbers": dict.fromkeys(range(-999, 999)), "set": set(range(999)), "few": {None, 0.5, (1, 2)}}
+    others["pairs"] = {1 << 70: 1, True: 2}
+    held = {"module": module.state_dict(), "bytes": b"\xff\x00", "others": others}
+    torch.save(held, tmp_path / "weights.pt")
     loaded = load_tensors(tmp_path / "weights.pt")
     assert loaded["bytes"] == b"\xff\x00"
+    assert loaded["others"] == others
     assert torch.equal(loaded["module"]["0.weight"], module.state_dict()["0.weight"])
+
+
+def test_an_ordered_dictionary_of_python_2(tmp_path: Path) -> None:
+    """It was written as a list of pairs."""
+    pairs = b"".join(b"](" + text(f"w{n}") + b"K\x07e" for n in range(999))
+    content = b"\x80\x02" + MADE["OrderedDict"] + b"](" + pairs + b"e\x85R."
+    rebuild(saved(tmp_path), {"data.pkl": content})
+    assert load_tensors(tmp_path / "weights.pt") == {f"w{n}": 7 for n in range(999)}
 
 
 # --- Damaged and forged archives -----------------------------------------------------------------

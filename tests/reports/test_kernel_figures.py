@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.models.scheme_view import SchemeView, view
 from kerple_eval.reports.figures import kernel_reach, kernels, matrix
+from kerple_eval.reports.figures.style import wrapped
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.schemes.kernel_view import KernelView, kernel_reaches, title
 from kerple_eval.types import Geometry, UserError
@@ -234,7 +235,25 @@ def test_matrix_refuses_what_no_eye_can_see(length: int, tmp_path: Path) -> None
 
 def test_titles() -> None:
     made = zoo("kerple-log,window=64")
-    assert title(made, 99) == "kerple-log, window=64"
+    assert title(made) == "kerple-log, window=64"
     made.label = "mine"
-    assert title(made, 99) == "mine (kerple-log, window=64)"
-    assert title(made, 10).splitlines() == ["mine", "(kerple-log,", "window=64)"]
+    assert title(made) == "mine (kerple-log, window=64)"
+    assert wrapped(title(made), 10).splitlines() == ["mine (kerp", "le-log,", "window=64)"]
+
+
+def test_a_label_is_no_mathematics(tmp_path: Path, drawn: list[Figure]) -> None:
+    made = zoo("alibi")
+    made.label = "a$x^$ $\\frac{"
+    kernels.make([made], tmp_path / "k.png")
+    matrix.make([made], tmp_path / "m.png", length=6)
+    kernel_reach.make([made], tmp_path / "r.svg", length=100)
+    assert ">a$x^$ $\\frac{ (alibi): 2 of 4 heads<" in (tmp_path / "r.svg").read_text(encoding="utf-8")
+    assert len(drawn) == 3
+
+
+def test_a_window_without_distances_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a window of 1 leaves no distance to draw"):
+        kernels.make([zoo("alibi"), zoo("alibi,window=1")], tmp_path / "k.png")
+    kernels.make([zoo("alibi,window=2")], tmp_path / "k.png")
+    kernel_reach.make([zoo("alibi,window=1")], tmp_path / "r.png", length=9)
+    matrix.make([zoo("alibi,window=1")], tmp_path / "m.png", length=4)

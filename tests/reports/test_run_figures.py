@@ -117,7 +117,28 @@ def test_ratio_on_other_targets_is_left_out_and_said(tmp_path: Path) -> None:
     found = curves(painted(picture))
     assert found == {"b": ([512, 1024], pytest.approx([math.exp(0.5)] * 2)),
                      "c": ([512], pytest.approx([math.exp(-1)]))}  # fmt: skip
-    assert picture.note == "left out, other targets or too large: c at 1024"
+    assert picture.note == "left out: c at 1024 (other targets)"
+
+
+def test_a_ratio_beyond_the_largest_number_is_left_out_and_said(tmp_path: Path) -> None:
+    lines = [row(m, 512, 20.0, nll=nll) for m, nll in (("a", 3.0), ("b", 900.0))]
+    with pytest.raises(UserError, match=r"with a: b at 512 \(beyond the largest number\)$"):
+        ratio.pictures(read(write_run(tmp_path / "r", lines))[0], {}, against="a")
+
+
+def test_position_leaves_out_perplexities_beyond_the_largest_number(tmp_path: Path) -> None:
+    """exp(709.8) is the largest float64: of a model whose loss is 700 nats plus its context, only the
+    contexts up to 9 have a perplexity."""
+    far = {name: [700.0 + i for i in range(1, SIZE + 1)] for name in BASE}
+    folder = write_finished(tmp_path / "r", [cell("near", BASE, window=SIZE), cell("far", far, window=SIZE)])
+    (picture,) = position.pictures(RunReader([folder]), value="ppl")
+    x, y = curves(painted(picture))["far"]
+    assert max(x) < 10 and max(y) < math.inf
+    assert "; left out, beyond the largest number: far (" in picture.title
+    (picture,) = position.pictures(
+        RunReader([write_finished(tmp_path / "s", [cell("far", shifted(far, [99] * 6))])]), value="ppl"
+    )
+    assert curves(painted(picture)) == {}
 
 
 def test_scatter_has_every_document(run: Path) -> None:
@@ -188,7 +209,7 @@ def test_scatter_refuses_other_targets(tmp_path: Path) -> None:
     folder = write_finished(tmp_path / "r", cells)
     with pytest.raises(UserError, match="not scored on the same targets"):
         scatter.pictures(*read(folder), against="rope")
-    with pytest.raises(UserError, match="nothing to compare with rope"):
+    with pytest.raises(UserError, match=r"nothing to compare with rope: kerple-log at \d+ \(other targets\)"):
         ratio.pictures(*read(folder), against="rope")
 
 

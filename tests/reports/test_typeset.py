@@ -28,7 +28,7 @@ HOSTILE = (
     "[x]: /evil", "![i](y)", "# heading", "> quote", "- item", "+ item", "1. item", "12) item", "---", "===",
     "\\", "\\*", "a\\", "`", "``", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b31m", "\u202eevil",
     "\u2028next", "\udcff", "=1+1", "+1+1", "-1+1", "@SUM(A1:A9)", "\t=1", " =1", "\uff1d1+1", "[h] first",
-    "*", "* starred", "50%_of #1 & {x} ^~$\\", "a--b", "---", "=--", '"quoted", comma',
+    "*", "* starred", "50%_of #1 & {x} ^~$\\", "\ufffea\uffff", "a--b", "---", "=--", '"quoted", comma',
 )  # fmt: skip
 
 

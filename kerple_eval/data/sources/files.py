@@ -4,7 +4,8 @@ The kind is the name's last ending, in any case and with a compression's ending 
 ``.jl`` and ``.ndjson``, ``.json`` (a list of objects or texts, one object, or JSON lines), ``.csv`` and
 ``.tsv`` (with a header), ``.parquet``; every other file is one plain text. gzip, bzip2, xz and zstd are
 recognised by their first bytes. A row is an object with columns. UTF-8 alone is read; a byte-order mark is
-taken off.
+taken off. Rows are read one by one, and the text that is kept of a file is bounded by ``LARGEST_TEXT``,
+compressed or not.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import gzip
 import io
 import itertools
 import lzma
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
 from kerple_eval.support.readers import (
     LARGEST_JSON,
@@ -31,7 +33,7 @@ from kerple_eval.support.readers import (
 )
 from kerple_eval.types import UserError
 
-LARGEST_TEXT = 1 << 30  # bytes of one plain text, decompressed
+LARGEST_TEXT = 1 << 30  # bytes of one plain text, or of all rows of a file, decompressed
 _COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
 _KINDS = {
     ".jsonl": "jsonl", ".jl": "jsonl", ".ndjson": "jsonl", ".json": "json",
@@ -52,11 +54,20 @@ _DOCUMENTS = {
     ".epub": "an e-book",
 }  # fmt: skip
 
+_NUL = "not text: a NUL at byte {}; if this is UTF-16, convert it, for example with iconv"
 NumberedRow = tuple[int, Any]  # number of the line or row, counted from 1; its content
 
 
 class NoTextError(UserError):
-    """A file that holds no text which could be read."""
+    """A file that is no text as a whole, told before any of it is taken."""
+
+    counted = "files that are not UTF-8 text"
+
+
+class MarkupError(NoTextError):
+    """A file whose text stands between markup."""
+
+    counted = "HTML, RTF, PDF and office documents"
 
 
 def kind_of(name: str) -> str:
@@ -76,7 +87,7 @@ def refuse_markup(name: str, where: object) -> None:
     """Refuse a file whose ending says that its text stands between markup."""
     what = _DOCUMENTS.get(_ending(name))
     if what is not None:
-        raise NoTextError(
+        raise MarkupError(
             f"{where}: is {what}, whose markup would be scored as text; extract the text (pandoc -t plain, "
             "say), or name the file .txt to score it as it is"
         )
@@ -96,12 +107,10 @@ def reading(where: object) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (EOFError, zlib.error, lzma.LZMAError, csv.Error) as error:
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{where}: damaged or cut off: {quoted(str(error), 200)[1:-1]}") from None
     except UnicodeDecodeError as error:
-        raise NoTextError(
-            f"{where}: not UTF-8 ({error.reason}); convert it, for example with iconv"
-        ) from None
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); convert it, for example with iconv") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
         raise UserError(" ".join(cannot_read(where, error).split())[:400]) from None
 
@@ -140,11 +149,14 @@ def plain_text(file: BinaryIO, where: object) -> str:
     if len(raw) > LARGEST_TEXT:
         raise UserError(f"{where}: more than {LARGEST_TEXT:,} bytes of text; split it")
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NoTextError(
             f"{where}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
         ) from None
+    if "\0" in text:
+        raise NoTextError(f"{where}: {_NUL.format(raw.index(0))}")
+    return text
 
 
 def rows(
@@ -159,7 +171,7 @@ def rows(
     elif kind == "json":
         yield from _json_rows(file, where)
     elif kind == "csv":
-        yield from _csv_rows(file, where, tab=".tsv" in name.lower())
+        yield from _csv_rows(file, where, tab=_ending(name) == ".tsv")
     else:
         yield from _parquet_rows(file, columns)
 
@@ -189,7 +201,7 @@ def _json_rows(file: BinaryIO, where: object) -> Iterator[NumberedRow]:
         for number, item in enumerate(value, start=1):
             yield number, {"text": item} if isinstance(item, str) else item
     else:
-        raise NoTextError(f"{where}: expected a list of texts or an object, got {quoted(value)}")
+        raise UserError(f"{where}: expected a list of texts or an object, got {quoted(value)}")
 
 
 def _is_object(line: bytes) -> bool:
@@ -200,20 +212,42 @@ def _is_object(line: bytes) -> bool:
 
 
 def _csv_rows(file: BinaryIO, where: object, *, tab: bool) -> Iterator[NumberedRow]:
+    size = 0  # bytes read since the last row
+
+    def decoded() -> Iterator[str]:
+        """Lines with the ends they have: a line feed, a carriage return or both."""
+        nonlocal size
+        for number, raw in enumerate(lines(file), start=1):
+            here = f"{where}: line {number}"
+            size += len(raw)
+            if size > LARGEST_JSON:
+                raise UserError(f"{here}: a row longer than {LARGEST_JSON:,} bytes; split it")
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{here}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
+                ) from None
+            if "\0" in text:
+                raise UserError(f"{here}: {_NUL.format(raw.index(0))}")
+            yield from io.StringIO(text, newline="")
+
     before = csv.field_size_limit(LARGEST_JSON)
+    reader = csv.reader(decoded(), delimiter="\t" if tab else ",", strict=True)
     try:
-        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-        reader = csv.reader(text, delimiter="\t" if tab else ",", strict=True)
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise UserError(f"{where}: two columns have one name: {quoted(header)}")
         for number, fields in enumerate(reader, start=1):
+            size = 0
             if fields and len(fields) != len(header):
                 raise UserError(
                     f"{where}: row {number} has {len(fields)} fields, the header {len(header)} columns"
                 )
             if fields:
                 yield number, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{where}: line {reader.line_num}: damaged or cut off: {error}") from None
     finally:
         csv.field_size_limit(before)
 
@@ -224,24 +258,32 @@ def _parquet_rows(file: BinaryIO, columns: Sequence[str] | None) -> Iterator[Num
 
     parquet = ParquetFile(file, pre_buffer=False)
     names = parquet.schema_arrow.names
-    wanted = names if columns is None else [name for name in names if name in columns]
-    if columns is not None and len(wanted) < len(set(columns)):
-        wanted = names  # one is missing: the caller's message lists those there are
-    number = itertools.count(1)
-    for batch in parquet.iter_batches(batch_size=32, columns=wanted, use_threads=False):
-        for row in batch.to_pylist():
-            yield next(number), row
+    wanted = {name if name in names else name.partition(".")[0] for name in columns or names}
+    if not wanted <= set(names):
+        wanted = set(names)  # one is missing: the caller's message lists those there are
+    # one row a batch: a column that repeats one long text is small until its rows are made
+    kept = [name for name in names if name in wanted]
+    batches = parquet.iter_batches(batch_size=1, columns=kept, use_threads=False)
+    for number, batch in enumerate(batches, start=1):
+        yield number, batch.to_pylist()[0]
 
 
-def folder_of(path: Path, where: str) -> Path:
-    """``path``, refused where it is no folder."""
+def folder_of(path: Path, where: str, pattern: str) -> Path:
+    """``path``, refused where it is no folder, or where ``pattern`` would look into one that is closed."""
     try:
         root = path.resolve()
         if root.is_dir():
+            for _ in os.walk(root, onerror=refuse_closed) if "/" in pattern else ():
+                pass
             return root
     except (OSError, RuntimeError, ValueError):  # too long a name, a link to itself, a NUL inside
         pass
     raise UserError(f"{where} is not a folder")
+
+
+def refuse_closed(error: OSError) -> NoReturn:
+    """For ``os.walk``, which would leave out a folder that cannot be read."""
+    raise UserError(cannot_read(error.filename, error))
 
 
 def check_name(name: str) -> None:
@@ -264,18 +306,21 @@ def matching(root: Path, pattern: str, where: str) -> list[Path]:
 
 
 def column_of(row: Any, column: str, where: str) -> Any:
-    """The value of a column, or of ``column.field`` inside one."""
+    """The value of a column, or of ``column.field`` inside one where no column has that whole name."""
+    if isinstance(row, dict) and column in row:
+        return row[column]
     value = row
     for part in column.split("."):
         if not isinstance(value, dict) or part not in value:
             known = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise NoTextError(f"{where}: no column {quoted(column)}; it has: {known[:300]}")
+            raise UserError(f"{where}: no column {quoted(column)}; it has: {known[:300]}")
         value = value[part]
     return value
 
 
 def texts(numbered: Iterable[NumberedRow], column: str, where: str) -> Iterator[tuple[int, str]]:
-    """The text of each row's column, empty where it is null."""
+    """The text of each row's column, empty where it is null; in all at most ``LARGEST_TEXT`` bytes."""
+    size = 0
     for number, row in numbered:
         value = column_of(row, column, f"{where}:{number}")
         if value is not None and not isinstance(value, str):
@@ -283,4 +328,7 @@ def texts(numbered: Iterable[NumberedRow], column: str, where: str) -> Iterator[
                 f"{where}:{number}: column {quoted(column)} must hold text, "
                 f"got {type(value).__name__} {quoted(value)}"
             )
+        size += len((value or "").encode("utf-8", "surrogatepass"))
+        if size > LARGEST_TEXT:
+            raise UserError(f"{where}: more than {LARGEST_TEXT:,} bytes of text in its rows; split it")
         yield number, value or ""

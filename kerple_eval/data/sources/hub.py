@@ -21,13 +21,21 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.data.documents import Document, check_encodable
-from kerple_eval.data.sources.files import column_of, decompressed, folder_of, matching, rows, texts
+from kerple_eval.data.sources.files import (
+    NumberedRow,
+    column_of,
+    decompressed,
+    folder_of,
+    matching,
+    rows,
+    texts,
+)
 from kerple_eval.data.sources.kinds import SEPARATORS, HubSource
 from kerple_eval.types import UserError
 
@@ -72,25 +80,29 @@ def hub_documents(
 def _texts(source: HubSource, task: str, tally: dict[str, int], names: Sequence[str] | None) -> NumberedTexts:
     """The text of every row that ``where`` lets pass, numbered over all files from 0."""
     columns = [source.text_column, *source.where]
-    number = -1
     try:
         for name, open_file in _files(source, task, names):
             where = f"task {task}: {name}"
             with open_file() as raw, decompressed(raw, where) as content:
-                wanted = [column.partition(".")[0] for column in columns]
-                for line, row in rows(content, name, where, wanted):
-                    number += 1
-                    tally["rows_read"] += 1
-                    here = f"{where}:{line}"
-                    if any(str(column_of(row, key, here)) != value for key, value in source.where.items()):
-                        tally["rows_passed_over"] += 1
-                        continue
-                    ((_, text),) = texts([(line, row)], source.text_column, where)
-                    yield number, check_encodable(text, here)
+                kept = _passing(rows(content, name, where, columns), source.where, where, tally)
+                for line, text in texts(kept, source.text_column, where):
+                    yield tally["rows_read"] - 1, check_encodable(text, f"{where}:{line}")
     except UserError:
         raise
     except Exception as error:  # the hub, the network and its cache raise errors without a common class
         raise _unreachable(source, task, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _passing(
+    numbered: Iterable[NumberedRow], wanted: Mapping[str, str], where: str, tally: dict[str, int]
+) -> Iterator[NumberedRow]:
+    """The rows whose columns have the ``wanted`` values; all are counted."""
+    for line, row in numbered:
+        tally["rows_read"] += 1
+        if all(str(column_of(row, key, f"{where}:{line}")) == value for key, value in wanted.items()):
+            yield line, row
+        else:
+            tally["rows_passed_over"] += 1
 
 
 def _unreachable(source: HubSource, task: str, reason: str) -> UserError:
@@ -109,7 +121,7 @@ def _files(
     streamed.
     """
     if source.path is not None:
-        folder = folder_of(Path(source.path), f"task {task}: path={source.path}")
+        folder = folder_of(Path(source.path), f"task {task}: path={source.path}", source.data_files)
         paths = matching(folder, source.data_files, f"task {task}: source.data_files")
         if not paths:
             raise UserError(

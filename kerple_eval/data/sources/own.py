@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +20,14 @@ from kerple_eval.data.sources.files import (
     lines,
     opened,
     plain_text,
+    reading,
+    refuse_closed,
     refuse_markup,
     rows,
     texts,
 )
 from kerple_eval.data.sources.kinds import SEPARATORS
+from kerple_eval.records.notes import passed_over_words
 from kerple_eval.support.files import is_file, is_folder
 from kerple_eval.support.readers import json_lines, quoted
 from kerple_eval.support.registry import unknown
@@ -60,8 +64,9 @@ def text_files(paths: Sequence[str | Path]) -> TextFiles:
     The column is ``text``, or the one named as in ``FILE,column=NAME``. ``PATH,join=RULE`` makes one document
     of all that the path holds, blank rows too, named after it.
 
-    Rows and files without text are passed over and counted, inside a folder also files that hold no text at
-    all; a file given by name must hold some.
+    Rows and files without text are passed over and counted, inside a folder also what is hidden, linked
+    folders and files that are no text as a whole; a file given by name must hold some. A file of rows with a
+    bad one is refused in a folder too.
     """
     found = TextFiles()
     for given in paths:
@@ -77,7 +82,7 @@ def text_files(paths: Sequence[str | Path]) -> TextFiles:
 
 def read_texts(path: Path, found: TextFiles, column: str = "text", join: str | None = None) -> None:
     """Add the documents of a file or folder to ``found``, or the one that they are joined to."""
-    before = len(found.documents)
+    before, passed_over = len(found.documents), found.passed_over.copy()
     if join is not None and join not in SEPARATORS:
         raise unknown(f"join rule of {path}", join, SEPARATORS)
     if is_folder(path):
@@ -92,21 +97,45 @@ def read_texts(path: Path, found: TextFiles, column: str = "text", join: str | N
             found.documents.append(Document(name, text))
             found.join[name] = join
     if len(found.documents) == before:
-        raise UserError(f"{path}: empty; a document needs text")
+        passed = passed_over_words(found.passed_over - passed_over) if is_folder(path) else ""
+        raise UserError(f"{path}: empty; a document needs text" + (passed and f" ({passed})"))
 
 
 def _read_folder(folder: Path, found: TextFiles, column: str, *, keep_blank: bool) -> None:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not path.is_file():
-            continue
-        if any(part.startswith(".") for part in name.parts):
-            found.passed_over["hidden files"] += 1
-            continue
+    for path in _files_below(folder, found.passed_over):
+        name = path.relative_to(folder).as_posix()
         try:
-            _read_file(path, name.as_posix(), found, column, keep_blank=keep_blank)
-        except NoTextError:
-            found.passed_over["files that hold no text"] += 1
+            _read_file(path, name, found, column, keep_blank=keep_blank)
+        except NoTextError as error:
+            if kind_of(name) != "text":
+                raise
+            found.passed_over[error.counted] += 1
+
+
+def _files_below(folder: Path, passed_over: Counter[str]) -> list[Path]:
+    """Regular files in order of name; what is hidden, linked folders (which may go in circles) and pipes,
+    sockets and the like are counted in ``passed_over``.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=refuse_closed):
+        for name in folders:
+            if name.startswith("."):
+                passed_over["hidden folders"] += 1
+            elif Path(parent, name).is_symlink():
+                passed_over["linked folders"] += 1
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in files):
+            with reading(path):
+                if path.name.startswith("."):
+                    passed_over["hidden files"] += 1
+                elif path.is_file():
+                    found.append(path)
+                else:
+                    passed_over["broken links and special files"] += 1
+    return sorted(found)
 
 
 def _read_file(path: Path, name: str, found: TextFiles, column: str, *, keep_blank: bool) -> None:
@@ -117,7 +146,7 @@ def _read_file(path: Path, name: str, found: TextFiles, column: str, *, keep_bla
             text = plain_text(file, path)
             found.add(Document(name, text), "empty files", keep_blank=keep_blank)
             return
-        for number, row_text in texts(rows(file, name, path, [column.partition(".")[0]]), column, str(path)):
+        for number, row_text in texts(rows(file, name, path, [column]), column, str(path)):
             document = Document(f"{name}:{number}", row_text)
             found.add(document, "rows without text", keep_blank=keep_blank)
 

@@ -50,7 +50,7 @@ def _read(source: Source, name: str, task_file: Path) -> tuple[list[Document], d
             return documents, {"kind": "stdlib", "python": platform.python_version()}
         case FilesSource():
             where_path = f"task {name}: source.path: {quoted(source.path)}"
-            root = folder_of(task_file.parent / source.path, where_path)
+            root = folder_of(task_file.parent / source.path, where_path, source.files)
             return _files(root, source.files, where), {"kind": "files", "files": source.files}
         case HubSource():
             return hub_documents(source, name)

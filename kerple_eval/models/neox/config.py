@@ -26,7 +26,7 @@ POS_EMBS = (
 #: Value under which a key changes nothing; any other is refused.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_mup": (False,), "soft_prompt_tuning": (None,), "onnx_safe": (False,), "use_bnb_optimizer": (False,),
-    "moe_num_experts": (0, 1), "num_kv_heads": (None, 0), "sliding_window_width": (None, 0),
+    "moe_num_experts": (0, 1), "sliding_window_width": (None, 0),
     "mlp_type": ("regular",), "use_qk_layernorm": (False,), "use_bias_in_norms": (True,),
     "use_bias_in_attn_linear": (True,), "use_bias_in_mlp": (True,), "small_emb": (False,),
     "rotary_interleaved": (False,),
@@ -83,6 +83,8 @@ def _build(values: _Values) -> NeoxConfig:
     assert layers is not None
     assert width is not None
     assert heads is not None
+    if values.get("num_kv_heads") not in (None, 0, heads):
+        raise values.wrong("num_kv_heads", f"is not supported, except as many as num-attention-heads {heads}")
     if width % heads:
         raise values.wrong("hidden_size", f"is not a multiple of num-attention-heads {heads}")
     fraction = values.number("rotary_pct", 1.0)
@@ -155,12 +157,16 @@ def _precision(values: _Values) -> str:
 
 
 def _check_attention(values: _Values) -> None:
-    """Every layer's attention is the plain one (``[[["global"], 12]]``; "flash" computes the same)."""
+    """Every layer's attention is the plain one (``[[["global"], 12]]``, or ``"all"`` for the number).
+
+    "flash" computes the same.
+    """
     todo = [values.get("attention_config")]
     while todo:
         item = todo.pop()
         if isinstance(item, list):
-            todo += item
+            times_all = len(item) == 2 and isinstance(item[0], list) and item[1] == "all"
+            todo += item[:1] if times_all else item
         elif item not in ("global", "flash", None) and not isinstance(item, int):
             raise values.wrong("attention_config", "is not supported; global and flash are")
 
@@ -202,7 +208,7 @@ class _Values:
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
             raise self.wrong(key, "must be an integer" + ("" if least is None else f" of at least {least}"))
         if abs(value) > _MOST:
-            raise self.wrong(key, "is larger than any model's")
+            raise self.wrong(key, f"is beyond {_MOST:,}, the most that is read")
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -22,6 +22,7 @@ from kerple_eval.reports.figures.style import (
     mark_trained,
     panels,
     save,
+    wrapped,
 )
 from kerple_eval.schemes.kernel_view import KernelView, kernel_reaches, title
 from kerple_eval.types import UserError
@@ -45,7 +46,7 @@ def make(models: Sequence[KernelView], out: Path, *, length: int | None = None) 
             [1, *reached, longest], [0, *range(1, len(reached) + 1), len(reached)], drawstyle="steps-post",
             color=COLORS[index % len(COLORS)], linewidth=1.6,
             linestyle=DASHES[index % len(DASHES)],  # curves often run on top of one another
-            label=f"{title(model, 99)}: {len(reached)} of {model.heads} heads",
+            label=f"{wrapped(title(model), 99)}: {len(reached)} of {model.heads} heads",
         )  # fmt: skip
     distance_axis(panel, longest)
     mark_trained(panel, {n for m in models if (n := m.train_length) is not None and n < longest})

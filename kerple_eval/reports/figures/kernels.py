@@ -29,6 +29,7 @@ from kerple_eval.reports.figures.style import (
     mark_trained,
     panels,
     save,
+    wrapped,
 )
 from kerple_eval.schemes.kernel_view import Array, KernelView, title
 from kerple_eval.types import UserError
@@ -53,6 +54,8 @@ def make(
         raise UserError(f"--length {length} leaves no distance to draw; it must be at least 3")
     found: list[Panel] = []
     for model in models:
+        if model.window == 1:
+            raise UserError(f"{model.label}: a window of 1 leaves no distance to draw; it must be at least 2")
         distances = drawn_distances(longest if model.window is None else min(longest, model.window - 1))
         for hook in HOOKS:
             values = getattr(model, hook)(distances)
@@ -69,7 +72,7 @@ def make(
         if model.train_length is not None and model.train_length < longest:
             mark_trained(panel, {model.train_length})
         panel.set_ylabel(LABELS[hook])
-        panel.set_title(title(model, 44), fontsize=8.5, loc="left")
+        panel.set_title(wrapped(title(model), 44), fontsize=8.5, loc="left")
     save(figure, out)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from kerple_eval.reports.figures.style import COLORS, look, panels, save
+from kerple_eval.reports.figures.style import COLORS, look, panels, save, wrapped
 from kerple_eval.schemes.kernel_view import Array, KernelView, title
 from kerple_eval.types import UserError
 
@@ -44,7 +44,7 @@ def make(
     figure, axes = panels(len(found), size=size, across=across)
     for (model, h, values), panel in zip(found, axes, strict=True):
         image = _panel(panel, values, max(lowest, highest - DEPTH), highest)
-        panel.set_title(f"{title(model, 26)}\nhead {h}", fontsize=7.5, loc="left")
+        panel.set_title(f"{wrapped(title(model), 26)}\nhead {h}", fontsize=7.5, loc="left")
         _mark_trained(panel, model.train_length, len(values))
     for panel in axes[::across]:
         panel.set_ylabel("query m", fontsize=7.5)

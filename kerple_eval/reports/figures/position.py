@@ -7,7 +7,6 @@ Bands are 95 % intervals over documents, bin by bin.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
-from kerple_eval.records.reductions import contexts
+from kerple_eval.records.reductions import contexts, perplexity
 from kerple_eval.records.run import own_label
 from kerple_eval.reports import sums
 from kerple_eval.reports.figures.style import (
@@ -93,13 +92,16 @@ def _read(
 
 
 def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str], value: str) -> Picture:
-    found = []
+    found, left_out = [], []
     for binned in members:
-        x, y, bands = binned.curve()
+        points = list(zip(*binned.curve(), strict=True))
         if value == "ppl":
-            y = [math.exp(loss) for loss in y]
-            bands = [b and (math.exp(b[0]), math.exp(b[1])) for b in bands]
-        found.append(Curve(binned.label, names.index(binned.label), x, y, *sums.columns(bands)))
+            points = [(x, ppl, _exp(band)) for x, y, band in points if (ppl := perplexity(y)) is not None]
+        if (beyond := len(binned.drawn) - len(points)) > 0:
+            left_out.append(f"{binned.label} ({beyond} of {len(binned.drawn)} points)")
+        if points:
+            x, y, bands = zip(*points, strict=True)
+            found.append(Curve(binned.label, names.index(binned.label), x, y, *sums.columns(bands)))
     found.sort(key=lambda one: -one.y[-1])
     longest = members[0].length
     label = "mean loss (nats per target)" if value == "nll" else VALUES[value]
@@ -118,4 +120,13 @@ def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str],
     words += f". From the highest curve at its end to the lowest: {descriptions}."
     notes = [sums.BANDS] if any(one.lower for one in found) else []
     notes += [binned.note for binned in members if binned.note]
-    return Picture(f"{name[0]}, {name[1]}, L = {longest}", paint, words, "; ".join(notes))
+    title = f"{name[0]}, {name[1]}, L = {longest}"
+    if left_out:
+        title += f"; left out, beyond the largest number: {', '.join(left_out)}"
+    return Picture(title, paint, words, "; ".join(notes))
+
+
+def _exp(band: sums.Band | None) -> sums.Band | None:
+    """The interval of the perplexity; None where its end exceeds the largest float."""
+    low, high = (None, None) if band is None else map(perplexity, band)
+    return None if low is None or high is None else (low, high)

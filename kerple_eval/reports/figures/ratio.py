@@ -50,15 +50,24 @@ def pictures(
 ) -> list[Picture]:  # fmt: skip
     """Refused where ``against`` is unknown, or no other model has a cell on the same targets."""
     names = model_names(grids, against)
-    found = [_picture(g, names, against, known) for g in chosen(grids, task, protocol) if against in g.models]
-    kept = [picture for picture in found if picture is not None]
-    if not kept:
-        raise UserError(f"nothing to compare with {against}: no other model has a cell of the same targets")
-    return kept
+    found, reasons = [], list[str]()
+    for grid in chosen(grids, task, protocol):
+        left_out: list[str] = []
+        curves_of = _curves(grid, names, against, known, left_out) if against in grid.models else []
+        if curves_of:
+            found.append(_picture(grid, curves_of, against, left_out))
+        reasons += left_out
+    if not found:
+        why = ", ".join(reasons) or "no other model has a finished cell at a length of its own"
+        raise UserError(f"nothing to compare with {against}: {why}")
+    return found
 
 
-def _picture(grid: Grid, names: list[str], against: str, known: sums.ScoredCells) -> Picture | None:
-    found, left_out = [], []
+def _curves(
+    grid: Grid, names: list[str], against: str, known: sums.ScoredCells, left_out: list[str]
+) -> list[Curve]:
+    """In the order in which they end; what cannot be drawn joins ``left_out``, with its reason."""
+    found = []
     for model in (m for m in grid.models if m != against):
         x, y, bands = [], [], []
         for length in grid.lengths:
@@ -66,18 +75,18 @@ def _picture(grid: Grid, names: list[str], against: str, known: sums.ScoredCells
             if not (entry and reference and entry.ok and reference.ok):
                 continue
             ratio = _ratio(entry, reference)
-            if ratio is None:
-                left_out.append(f"{model} at {length}")
+            if isinstance(ratio, str):
+                left_out.append(f"{model} at {length} ({ratio})")
                 continue
             x.append(length)
             y.append(ratio)
             bands.append(sums.ratio_band(entry, reference, known))
         if x:
             found.append(Curve(model, names.index(model), x, y, *sums.columns(bands)))
-    if not found:
-        return None
-    found.sort(key=lambda one: -one.y[-1])
+    return sorted(found, key=lambda one: -one.y[-1])
 
+
+def _picture(grid: Grid, found: Sequence[Curve], against: str, left_out: Sequence[str]) -> Picture:
     def paint(panel: Axes) -> None:
         panel.axhline(1, color="0.3", linewidth=0.8, zorder=0)
         curves(panel, found)
@@ -90,12 +99,13 @@ def _picture(grid: Grid, names: list[str], against: str, known: sums.ScoredCells
     words = f"Perplexity as a ratio to that of {against}, against length in tokens. {descriptions}."
     notes = [sums.BANDS + ", paired"] if any(one.lower for one in found) else []
     if left_out:
-        notes.append(f"left out, other targets or too large: {', '.join(left_out)}")
+        notes.append(f"left out: {', '.join(left_out)}")
     return Picture(f"{grid.task}, {grid.protocol}: against {against}", paint, words, "; ".join(notes))
 
 
-def _ratio(entry: GridEntry, reference: GridEntry) -> float | None:
-    """None on other targets, or where it exceeds the largest float."""
+def _ratio(entry: GridEntry, reference: GridEntry) -> float | str:
+    """The ratio, or why there is none."""
     if entry.row["targets_hash"] != reference.row["targets_hash"]:
-        return None
-    return perplexity(entry.row["nll"] - reference.row["nll"])
+        return "other targets"
+    ratio = perplexity(entry.row["nll"] - reference.row["nll"])
+    return "beyond the largest number" if ratio is None else ratio

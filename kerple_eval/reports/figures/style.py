@@ -111,8 +111,7 @@ def compose(pictures: Sequence[Picture]) -> Figure:
         picture.paint(panel)
         panel.xaxis.label.set_fontsize(WORDS)
         panel.yaxis.label.set_fontsize(WORDS)
-        lines = textwrap.wrap(escapes.printable(picture.title), 44, break_on_hyphens=False)
-        panel.set_title("\n".join(map(plain, lines)), fontsize=WORDS, loc="left")
+        panel.set_title(wrapped(picture.title, 44), fontsize=WORDS, loc="left")
     _legends(figure, axes)
     return figure
 
@@ -161,6 +160,11 @@ def plain(text: str) -> str:
     return ("\u200b" if text.startswith("_") else "") + escapes.printable(text).replace("$", r"\$")
 
 
+def wrapped(text: str, width: int) -> str:
+    """:func:`plain` text in lines of ``width`` characters."""
+    return "\n".join(map(plain, textwrap.wrap(escapes.printable(text), width, break_on_hyphens=False)))
+
+
 def curves(axes: Axes, found: Sequence[Curve]) -> None:
     """Drawn in order, each a little thinner than the one before, so that none hides behind another."""
     for rank, one in enumerate(found):
@@ -204,7 +208,7 @@ def value_axis(axes: Axes, named: float | None = None) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high / low < LEAST_SPAN:
-        middle = (low * high) ** 0.5
+        middle = low**0.5 * high**0.5  # the product could exceed the largest float
         low, high = middle / LEAST_SPAN**0.5, middle * LEAST_SPAN**0.5
         axes.set_ylim(low, high)
     if high / low < 3:

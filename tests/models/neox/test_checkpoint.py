@@ -436,12 +436,14 @@ def test_a_head_the_configuration_is_silent_about(tmp_path: Path) -> None:
         ({"no_weight_tying": "yes"}, ["no-weight-tying: 'yes' must be true or false"]),
         ({"use_mup": True}, ["use-mup: True is not supported"]),
         ({"onnx_safe": True}, ["onnx-safe"]),
-        ({"num_kv_heads": 2}, ["num-kv-heads: 2"]),
+        ({"num_kv_heads": 2}, ["num-kv-heads: 2 is not supported, except as many as num-attention-heads 4"]),
+        ({"attention_config": [[["sparse_fixed"], "all"]]}, ["attention-config"]),
         ({"attention_config": [[["sparse_fixed"], 2]]}, ["attention-config"]),
         ({"rotary_pct": 0.4}, ["fraction=0.4 of head dim 8 is 3"]),
         ({"rotary_pct": 1.5}, ["rotary-pct: 1.5 must be a number above 0 and at most 1"]),
         ({"num_unique_layers": 1}, ["num-unique-layers"]),
         ({"seed": "x"}, ["seed: 'x'"]),
+        ({"seed": 10**17}, ["seed: 100000000000000000 is beyond 281,474,976,710,656, the most that is read"]),
         ({"model_parallel_size": 4}, ["shard 1 is missing"]),
     ],
     ids=str,
@@ -450,6 +452,13 @@ def test_wrong_values_name_the_file_and_the_key(
     changes: dict[str, Any], parts: list[str], tmp_path: Path
 ) -> None:
     refused(write(tmp_path, variant(), **changes), *parts)
+
+
+def test_plain_attention_in_other_words(tmp_path: Path) -> None:
+    """GPT-NeoX (``megatron/utils.py``, ``model/transformer.py``): "all" is the number of layers, and as many
+    key heads as heads is plain attention."""
+    changes = {"attention_config": [[["global"], "all"]], "num_kv_heads": 4}
+    opened(write(tmp_path, variant(), **changes))
 
 
 @pytest.mark.parametrize(
