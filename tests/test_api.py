@@ -339,6 +339,7 @@ def test_train_from_python_is_the_command(tmp_path: Path) -> None:
         ({"scheme": "alibbi"}, "did you mean 'alibi'"),
         ({"scheme": None}, "needs either"),
         ({"text": ()}, "needs text"),
+        ({"seed": 2**63}, "seed=9223372036854775808 must be at most 9223372036854775807"),
         ({"steps": 0}, "steps=0 must be a whole number, at least 1"),
         ({"lr": float("nan")}, "lr=nan must be a number above 0"),
         ({"store": "int8"}, "unknown store of train"),

@@ -36,6 +36,7 @@ from kerple_eval.models.zoo import shipped_folder
 from kerple_eval.schemes.base import Scheme
 from kerple_eval.support.files import inside, is_file, is_folder, write_atomically
 from kerple_eval.support.readers import quoted, read_json
+from kerple_eval.support.typed_json import LARGEST
 from kerple_eval.types import UserError
 
 TensorShape = tuple[int, ...]
@@ -202,8 +203,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"got {quoted(data.get('weights_sha256'))}"
         )
     seed = data.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise UserError(f"{path}: seed must be an integer or null, got {quoted(seed)}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) > LARGEST):
+        raise UserError(f"{path}: seed must be an integer of 64 bits or null, got {quoted(seed)}")
     return data
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from kerple_eval.records.cell import Cell, FailedCell
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.support.files import is_folder
 from kerple_eval.types import CellKey, UserError
 
 
 class RunReader:
-    """The runs of one report. A folder given twice is one run.
+    """The runs of one report. A folder given twice, however spelled, is one run.
 
     ``keep``: cells stay in memory once they are read (4 bytes a target), for a page, whose sections ask
     for the same ones. A report that reduces cells one by one needs none of them again.
@@ -21,7 +23,10 @@ class RunReader:
     def __init__(self, folders: Sequence[str | Path], *, keep: bool = False) -> None:
         if not folders:
             raise UserError("no run directory given")
-        self.folders = tuple(dict.fromkeys(map(str, folders)))
+        spelled: dict[str, str] = {}
+        for folder in map(str, folders):
+            spelled.setdefault(os.path.realpath(folder) if is_folder(Path(folder)) else folder, folder)
+        self.folders = tuple(spelled.values())
         self.keep = keep
         self._cells: dict[tuple[Path, CellKey], Cell | FailedCell | None] = {}
 

@@ -41,25 +41,6 @@ def contexts(windows: Sequence[Window]) -> NDArray[np.int64]:
     )
 
 
-def loss_by_context(
-    windows: Sequence[Window], losses: Sequence[NDArray[np.float32]], edges: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean loss and number of targets in the bins ``edges[i] <= context < edges[i + 1]``.
-
-    The mean of an empty bin is NaN in the returned array, which is for drawing only.
-    """
-    context = contexts(windows)
-    values = np.concatenate(losses).astype(np.float64)
-    index = np.searchsorted(edges, context, side="right") - 1
-    inside = (index >= 0) & (index < len(edges) - 1)
-    bins = len(edges) - 1
-    counts = np.bincount(index[inside], minlength=bins)
-    sums = np.bincount(index[inside], weights=values[inside], minlength=bins)
-    means = np.full(bins, np.nan)
-    np.divide(sums, counts, out=means, where=counts > 0)
-    return means, counts
-
-
 def weighted_mean(losses: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> float:
     """``sum(weight * mean loss of the window) / sum(weights)``; sums in float64, exactly rounded."""
     means = [float(row.sum(dtype=np.float64)) / len(row) for row in losses]

@@ -58,7 +58,8 @@ class Grid:
     models: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     entries: dict[tuple[str, int], GridEntry] = field(default_factory=dict)
-    tokenizers: set[str] = field(default_factory=set)
+    tokenizers: set[str] = field(default_factory=set)  # one where token ids were given
+    weighted: bool = False  # whether nll is another tool's weighted mean
     identities: dict[str, str] = field(default_factory=dict)  # model -> all it is but for seed and weights
     text_notes: list[str] = field(default_factory=list)  # on how models read the text
 
@@ -89,6 +90,24 @@ class Grid:
         """Whether every finished cell of the length scored the same targets."""
         return len({cell.row["targets_hash"] for cell in self.column(length)}) <= 1
 
+    def bytes_scored(self, length: int) -> set[int]:
+        """UTF-8 bytes that finished cells of a length scored; empty where the rows do not say."""
+        rows = [cell.row for cell in self.column(length)]
+        if self.weighted or not all(row["bits_per_byte"] for row in rows):
+            return set()
+        return {round(row["targets"] * row["nll"] / (math.log(2) * row["bits_per_byte"])) for row in rows}
+
+    @property
+    def other_bytes(self) -> str | None:
+        """Where bits per byte across tokenisers are not known to be of one text; None where they are."""
+        if len(self.tokenizers) == 1 or self.values() != ["bits_per_byte"]:
+            return None
+        sizes = {n: self.bytes_scored(n) for n in self.lengths if len(self.column(n)) > 1}
+        parts = [
+            f"{n}: {_one(found) if found else 'not known'}" for n, found in sizes.items() if len(found) != 1
+        ]
+        return f"other bytes scored across models ({'; '.join(parts)}): no best marked" if parts else None
+
     def differs_between_lengths(self) -> bool:
         """Whether a model's finished cells were computed on different targets."""
         hashes: dict[str, set[str]] = {}
@@ -98,14 +117,15 @@ class Grid:
         return any(len(found) > 1 for found in hashes.values())
 
     def best(self, length: int, value: str) -> set[str]:
-        """Models with the lowest value at a length, as shown; none where targets differ or one is alone."""
+        """Models with the lowest value at a length, as shown; none where one is alone or targets differ, or
+        across tokenisers the bytes scored."""
         cells = {
             model: entry.row[value]
             for model in self.models
             if (entry := self.entries.get((model, length))) and entry.ok and entry.row[value] is not None
         }
         across = value == "bits_per_byte" and len(self.tokenizers) > 1
-        comparable = self.same_targets(length) or across
+        comparable = len(self.bytes_scored(length)) == 1 if across else self.same_targets(length)
         if len(cells) < 2 or not comparable:
             return set()
         lowest = number(min(cells.values()))
@@ -124,6 +144,8 @@ class Grid:
         lines = []
         if len(self.tokenizers) > 1:
             lines.append("models with different tokenisers: compare bits per byte, not perplexity")
+        if self.other_bytes:
+            lines.append(f"warning: {self.other_bytes}")
         mixed = [length for length in self.lengths if not self.same_targets(length)]
         if mixed and len(self.tokenizers) == 1:
             lines.append(f"different targets across models at {', '.join(map(str, mixed))}: no best marked")
@@ -163,6 +185,7 @@ def read_grids(reader: RunReader, models: Sequence[str] = ()) -> list[Grid]:
     for run in reader.runs:
         readers = {model.label: str(model.tokenizer) for model in run.specification.models}
         known = identities(run)
+        weighted = {plan.protocol for plan in run.specification.protocols if plan.reduction is not None}
         for key, row in _rows_of(run):
             name = (row["task"], row["protocol"])
             label = own_label(row["model"], run.folder, owners.setdefault(name, {}))
@@ -177,7 +200,8 @@ def read_grids(reader: RunReader, models: Sequence[str] = ()) -> list[Grid]:
                 grid.text_notes += [f"{label}: {note}" for note in notes]
             if row["length"] not in grid.lengths:
                 grid.lengths = sorted([*grid.lengths, row["length"]])
-            grid.tokenizers.add(readers[row["model"]])
+            grid.tokenizers.add("" if grid.task == "tokens" else readers[row["model"]])
+            grid.weighted = grid.protocol in weighted
             grid.identities[label] = known[row["model"]]
             grid.entries[label, row["length"]] = GridEntry(row, run.folder, key)
     if not labels:
@@ -262,7 +286,7 @@ def _typed(fields: Sequence[str]) -> dict[str, Any]:
 
 def _value(column: str, text: str) -> int | float | str:
     if column in WHOLE:
-        if not re.fullmatch(r"-?[0-9]{1,18}" if column == "seed" else r"[0-9]{1,18}", text):
+        if not re.fullmatch(r"-?[0-9]{1,19}" if column == "seed" else r"[0-9]{1,18}", text):
             raise ValueError(f"{column} {quoted(text)}, expected a whole number")
         return int(text)
     if column not in REAL:

@@ -17,7 +17,7 @@ from kerple_eval.types import UserError
 
 
 def content(run: Run, label: str) -> bytes | None:
-    """The file for one model, None where nothing is to be said; cells left out stand in its first line.
+    """The file for one model, None where nothing is to be said; cells left out stand in its first lines.
 
     Raises:
         UserError: no task of the run is a data set of the hub.
@@ -31,14 +31,18 @@ def content(run: Run, label: str) -> bytes | None:
             "results are of such data sets alone"
         )
     session = run.provenance.sessions[-1] if run.provenance.sessions else None
-    entries, left_out = [], []
+    entries: list[EvalResultEntry] = []
+    left_out: dict[str, list[str]] = {}
     for cell in run.cells():
         if not isinstance(cell, Cell) or cell.key.model != label:
             continue
         row, source = cell.summary(), sources[cell.key.task]
         name = f"{cell.key.task}/{cell.key.protocol}/{cell.key.length}"
         if source.get("kind") != "hub" or row["ppl"] is None:
-            left_out.append(name)
+            why = (
+                "not of a data set of the hub" if source.get("kind") != "hub" else "perplexity beyond a float"
+            )
+            left_out.setdefault(why, []).append(name)
             continue
         notes = f"kerple-eval: perplexity per token of {row['targets']} targets, hash {row['targets_hash']}"
         entries.append(
@@ -49,6 +53,6 @@ def content(run: Run, label: str) -> bytes | None:
         )  # fmt: skip
     if not entries:
         return None
-    head = f"# left out, not of a data set of the hub: {', '.join(left_out)}\n" if left_out else ""
+    head = "".join(f"# left out, {why}: {', '.join(names)}\n" for why, names in left_out.items())
     text: str = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
     return (head + text).encode()

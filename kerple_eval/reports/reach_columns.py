@@ -11,6 +11,12 @@ from kerple_eval.stats.reach import Reach, Reaches
 
 def beside(table: Table, grid: Grid, reaches: Reaches) -> Table:
     """A table of the grid's models with the columns *holds to* and *uses*, or with a note why not."""
+    reasons: dict[str, list[str]] = {}
+    for out in reaches.left_out:
+        if (out.task, out.protocol) == (grid.task, grid.protocol) and out.model in grid.models:
+            reasons.setdefault(out.why, []).append(out.model)
+    left_out = (f"how far it reaches: {', '.join(models)}: {why}" for why, models in reasons.items())
+    table = replace(table, notes=(*table.notes, *left_out))
     known = {o.model: o for o in reaches.found if (o.task, o.protocol) == (grid.task, grid.protocol)}
     if all(one.short_of is not None for one in known.values()):
         why = dict.fromkeys(f"how far it reaches: {one.short_of}" for one in known.values())

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.stats.documents import Scored, different_targets, effective_documents, paired_sums
+from kerple_eval.stats.documents import Scored, different_targets, effective_documents
 from kerple_eval.stats.groups import Group, SchemeTable, find_group
 from kerple_eval.stats.intervals import (
     Interval,
@@ -27,7 +27,18 @@ from kerple_eval.stats.intervals import (
     shortage,
 )
 from kerple_eval.stats.seeds import Crossed, Spread, crossed, spread
-from kerple_eval.stats.significance import ALPHA, SeedTest, dagger, effect_size, holm, seed_test, sign_flip_p
+from kerple_eval.stats.significance import (
+    ALPHA,
+    FLIPS,
+    SeedTest,
+    dagger,
+    effect_size,
+    exact,
+    holm,
+    least_p,
+    seed_test,
+    sign_flip_p,
+)
 
 #: Nats per target: a difference whose interval lies within it is one of rounding.
 ROUNDING = 1e-5
@@ -86,10 +97,10 @@ class Comparison:
 
     @property
     def most(self) -> float:
-        """How many comparisons the documents suffice for: n of them give no p below 2 / 2^n."""
-        if self.p_pooled is not None or self.documents is None or self.documents > 60:
+        """How many comparisons the signs can serve: so many times the least p is below 0.05."""
+        if self.p_pooled is not None or self.documents is None:
             return math.inf
-        return math.ceil(ALPHA * 2.0 ** (self.documents - 1)) - 1
+        return math.ceil(ALPHA / least_p(self.documents)) - 1
 
     @property
     def verdict(self) -> str:
@@ -99,9 +110,12 @@ class Comparison:
             return "equal: perplexity within 0.001 %"
         low, high = (change_of_perplexity(end) for end in (self.difference.low, self.difference.high))
         if self.p_corrected >= ALPHA and (self.family or 0) > self.most:
+            few = exact(self.documents or 0)
+            what = (
+                f"not enough documents: {self.documents}" if few else f"too many comparisons: {FLIPS} flips"
+            )
             return (
-                f"not enough documents: {self.documents} allow {self.most or 'no'} "
-                f"comparison{'s' * (self.most != 1)}, not {self.family}; "
+                f"{what} allow {self.most or 'no'} comparison{'s' * (self.most != 1)}, not {self.family}; "
                 f"perplexity {low} to {high}"
             )
         if self.p_corrected >= ALPHA:
@@ -187,11 +201,6 @@ def _note(documents: int, effective: float, level: float, unpaired: bool) -> str
     if unpaired:
         notes.append("fewer than two seeds in common: of the means of these very models, over documents")
     return "; ".join(note for note in notes if note) or None
-
-
-def compare_cells(first: Scored, second: Scored, *, level: float = 0.95) -> Interval:
-    """Interval over documents of the difference of two cells of the same targets."""
-    return ratio_interval(*paired_sums(first, second), level=level)
 
 
 def _matched(

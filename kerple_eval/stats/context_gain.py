@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from kerple_eval.records import reductions
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
-from kerple_eval.records.run import Run
+from kerple_eval.records.run import Run, own_label
 from kerple_eval.records.specification import ModelRecord
 from kerple_eval.stats.intervals import ratio_interval, shortage
 from kerple_eval.support.specs import parse_spec
@@ -64,6 +64,7 @@ class LossChange:
     """One change of mean loss; ``dilution`` and ``context_gain`` are None where ``needs`` says why."""
 
     run: Run
+    label: str  # the model's among the runs
     key: CellKey  # of the cell of length L1
     longer: int  # L2
     documents: int
@@ -96,7 +97,8 @@ def explain(reader: RunReader, lengths: tuple[int, int] | None = None) -> list[L
 
     Sliding-window cells are looked for in all of the reader's runs.
     """
-    found = [split for run in reader.runs for split in _of_run(run, reader, lengths)]
+    owners: dict[tuple[str, str], dict[str, str]] = {}
+    found = [split for run in reader.runs for split in _of_run(run, reader, lengths, owners)]
     if not found:
         asked = f" {lengths[0]} and {lengths[1]}" if lengths else ""
         raise UserError(
@@ -106,7 +108,10 @@ def explain(reader: RunReader, lengths: tuple[int, int] | None = None) -> list[L
     return found
 
 
-def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Iterator[LossChange]:
+def _of_run(
+    run: Run, reader: RunReader, lengths: tuple[int, int] | None,
+    owners: dict[tuple[str, str], dict[str, str]],
+) -> Iterator[LossChange]:  # fmt: skip
     groups: dict[tuple[str, str, str], list[CellKey]] = {}
     every = run.keys()
     for key in every:
@@ -114,7 +119,8 @@ def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Ite
             continue
         if isinstance(reader.cell(run.folder, key), Cell):
             groups.setdefault((key.model, key.task, key.protocol), []).append(key)
-    for keys in groups.values():
+    for (model, *_), keys in groups.items():
+        label = own_label(model, run.folder, owners.setdefault((keys[0].task, keys[0].protocol), {}))
         keys.sort(key=lambda key: key.length)
         if lengths is None:
             pairs = list(pairwise(keys))
@@ -122,10 +128,10 @@ def _of_run(run: Run, reader: RunReader, lengths: tuple[int, int] | None) -> Ite
             by_length = {key.length: key for key in keys}
             pairs = [(by_length[a], by_length[b]) for a, b in [lengths] if {a, b} <= by_length.keys()]
         for shorter, longer in pairs:
-            yield _split(run, reader, shorter, longer)
+            yield _split(run, label, reader, shorter, longer)
 
 
-def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> LossChange:
+def _split(run: Run, label: str, reader: RunReader, shorter: CellKey, longer: CellKey) -> LossChange:
     one, two = _cell(reader, run, shorter), _cell(reader, run, longer)
     a, b = target_losses(one), target_losses(two)
     positions = {d: common_targets(a, b, d) for d in a.losses if d in b.losses}
@@ -137,7 +143,7 @@ def _split(run: Run, reader: RunReader, shorter: CellKey, longer: CellKey) -> Lo
     same = one.targets_hash == two.targets_hash
     change = _part(first, second) if targets else Part(whole, None)
     rest = 0.0 if same else whole - change.value
-    kept = (run, shorter, longer.length, len(positions), targets, same, change, rest)
+    kept = (run, label, shorter, longer.length, len(positions), targets, same, change, rest)
     if not targets:
         return LossChange(*kept, None, None, None, 0.0, Lack.COMMON_TARGETS)
     limit = shorter.length - (1 if one.header.first_token.rule == "window" else 0)

@@ -26,21 +26,18 @@ PERCENTILES = (1.0, 5.0, 10.0, 50.0, 90.0, 95.0, 99.0, 99.9)
 
 @dataclass(frozen=True)
 class DivergenceCell:
-    """A finished cell with divergences, under its model's label among several runs."""
+    """A finished cell with divergences, under its model's label among several runs.
+
+    ``reference``: in words, which tell references of one label and other weights apart.
+    """
 
     label: str
     cell: Cell
-    record: DivergenceRecord
+    reference: str
 
     @property
     def key(self) -> CellKey:
         return self.cell.key
-
-    @property
-    def reference(self) -> str:
-        """In words."""
-        length = self.record.length
-        return self.record.reference.label if length is None else f"itself at {length}"
 
     def values(self, name: str) -> NDArray[np.float64]:
         """A column of :mod:`kerple_eval.records.divergence`, all targets ``[n]``."""
@@ -102,6 +99,7 @@ def read_divergences(
         UserError: the runs have none, with the command that computes them.
     """
     owners: dict[tuple[str, str], dict[str, str]] = {}
+    references: dict[str, str] = {}
     some = False
     for run, cell in reader.cells(task=task, protocol=protocol):
         label = own_label(
@@ -109,7 +107,7 @@ def read_divergences(
         )
         if isinstance(cell, Cell) and cell.divergence is not None and cell.header.divergence is not None:
             some = True
-            yield DivergenceCell(label, cell, cell.header.divergence)
+            yield DivergenceCell(label, cell, _in_words(cell.header.divergence, references))
     if not some:
         commands = [run.provenance.sessions[-1].command for run in reader.runs if run.provenance.sessions]
         again = shlex.join(commands[0]) if commands else "kerple-eval run ..."
@@ -117,3 +115,11 @@ def read_divergences(
             f"{reader.names}: its cells hold losses alone; compute what is missing by: {again} "
             "--divergence-from MODEL"
         )
+
+
+def _in_words(record: DivergenceRecord, references: dict[str, str]) -> str:
+    """``references``: label -> weights of the first reference that bears it."""
+    if record.length is not None:
+        return f"itself at {record.length}"
+    label, weights = record.reference.label, record.reference.weights_sha256
+    return label if references.setdefault(label, weights) == weights else f"{label} (weights {weights[:8]})"

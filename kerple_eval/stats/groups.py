@@ -18,11 +18,12 @@ from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import Run, own_label
 from kerple_eval.stats.documents import Scored, scored
+from kerple_eval.support.readers import quoted
 from kerple_eval.support.registry import unknown
 from kerple_eval.support.typed_json import to_json
 from kerple_eval.types import UserError
 
-_NUMBER = re.compile(r"(?P<stem>.+?)[-_.]?(?:seed|s)?[-_.]?(?<![@0-9])[0-9]+")
+_NUMBER = re.compile(r"(?P<stem>.+?)(?:[-_.]s|[-_.]?seed)?[-_.]?(?<![@0-9])[0-9]+")
 
 
 @dataclass
@@ -100,10 +101,14 @@ def find_group(tables: Sequence[SchemeTable], name: str) -> tuple[list[SchemeTab
     """The tables that have a group of that name, or a model of that label, and the first such group.
 
     Raises:
-        UserError: none has.
+        UserError: none has, or its cells failed.
     """
     found = [(table, group) for table in tables for group in table.groups if group.is_called([name])]
     if not found:
+        failed = {length for t in tables for label, length in t.failed if name in (label, stem(label))}
+        if failed:
+            lengths = ", ".join(map(str, sorted(failed)))
+            raise UserError(f"{quoted(name)} has no finished cell: it failed at {lengths}")
         labels = [n for t in tables for g in t.groups for n in (g.name, *(m.label for m in g.members))]
         raise unknown("model", name, list(dict.fromkeys(labels)))
     return [table for table, _ in found], found[0][1]

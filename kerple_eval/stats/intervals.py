@@ -20,16 +20,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kerple_eval.records.reductions import perplexity
-from kerple_eval.stats.documents import Counts, DocumentSums, Sums, document_sums, effective_documents
+from kerple_eval.stats.documents import Counts, DocumentSums, Sums, effective_documents
 from kerple_eval.types import UserError
-
-if TYPE_CHECKING:
-    from kerple_eval.records.cell import Cell
 
 #: Below this there is no interval and no test.
 MINIMUM_DOCUMENTS = 5
@@ -55,10 +51,6 @@ class Interval:
     @property
     def half_width(self) -> float:
         return (self.high - self.low) / 2
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
     def times(self, factor: float) -> Interval:
         """In another unit."""
@@ -143,17 +135,10 @@ def batch(documents: int) -> int:
     return max(1, min(1000, 10_000_000 // documents))
 
 
-def document_interval(
-    cell: Cell, *, level: float = 0.95, method: str = "delta", seed: int = 0
-) -> CellInterval:
-    """Intervals over the documents of a finished cell; none, and why, below ``MINIMUM_DOCUMENTS``."""
-    return sums_interval(document_sums(cell), level=level, method=method, seed=seed)
-
-
 def sums_interval(
     found: DocumentSums, *, level: float = 0.95, method: str = "delta", seed: int = 0
 ) -> CellInterval:
-    """:func:`document_interval` of sums already taken."""
+    """Intervals over a finished cell's documents; none, and why, below ``MINIMUM_DOCUMENTS``."""
     _check_level(level)
     effective = effective_documents(found.counts)
     if why := shortage(found.counts):

@@ -67,8 +67,8 @@ def sign_flip_p(differences: Sums, *, seed: int = 0, flips: int = FLIPS) -> floa
     """Two-sided p of the sum of paired differences by document when their signs are arbitrary.
 
     ``differences [n]``: summed loss of one model less the other's, by document (nats). Every one of the
-    2^n signs where that is no more than ``flips``, so that p is exact; else drawn, p = (hits + 1) /
-    (flips + 1).
+    2^n signs where that is no more than ``flips``, so that p is exact; else drawn, with each side's p
+    (hits + 1) / (flips + 1). Two-sided is twice the lesser side's, so that :func:`least_p` is the least.
 
     Raises:
         UserError: fewer than five documents: 2^-4 = 0.0625 is the least p that four could give.
@@ -85,6 +85,16 @@ def sign_flip_p(differences: Sums, *, seed: int = 0, flips: int = FLIPS) -> floa
         batch=batch(len(differences)), alternative="two-sided", rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(result.pvalue)
+
+
+def least_p(documents: int, flips: int = FLIPS) -> float:
+    """The least p that :func:`sign_flip_p` can give: 2 / 2^n where exact, 2 / (flips + 1) where drawn."""
+    return 2 / (2**documents if exact(documents, flips) else flips + 1)
+
+
+def exact(documents: int, flips: int = FLIPS) -> bool:
+    """Whether :func:`sign_flip_p` goes through every sign of so many documents."""
+    return documents < 60 and 2**documents <= flips
 
 
 def below_p(sums: Sums, counts: Counts | Sums, bound: float) -> float:

@@ -54,29 +54,3 @@ def test_perplexity_and_bits_per_byte() -> None:
 def test_contexts() -> None:
     windows = [Window(0, 3, 1), Window(3, 6, 5), Window(2, 5, 5)]
     assert reductions.contexts(windows).tolist() == [1, 2, 3, 2, 3, 3]
-
-
-def test_loss_by_context_is_the_naive_loop() -> None:
-    draw = np.random.default_rng(1)
-    windows, losses = [], []
-    for _ in range(60):
-        start, inputs = int(draw.integers(50)), int(draw.integers(1, 40))
-        first = start + 1 + int(draw.integers(inputs))
-        windows.append(Window(start, start + inputs, first))
-        losses.append(draw.exponential(2, windows[-1].targets).astype(np.float32))
-    edges = np.array([2, 3, 5, 9, 17, 30, 41, 60])  # contexts 1 fall below, bin 41..59 is empty
-    means, counts = reductions.loss_by_context(windows, losses, edges)
-    for i in range(len(edges) - 1):
-        inside = [
-            float(loss)
-            for window, row in zip(windows, losses, strict=True)
-            for target, loss in zip(range(window.first_target, window.stop + 1), row, strict=True)
-            if edges[i] <= target - window.start < edges[i + 1]
-        ]
-        assert counts[i] == len(inside)
-        if inside:
-            assert means[i] == pytest.approx(math.fsum(inside) / len(inside), rel=1e-12)
-        else:
-            assert math.isnan(means[i])
-    assert counts[-1] == 0
-    assert counts[:-1].min() > 0

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from scipy import stats as scipy_stats
 import kerple_eval
 from kerple_eval.models.open import open_model, parse_model
 from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.tables import gain
 from kerple_eval.reports.tables.explain import COLUMNS, make
 from kerple_eval.stats.context_gain import LossChange, explain
 from kerple_eval.types import UserError
@@ -153,7 +155,8 @@ def test_a_missing_cell_is_named_with_its_command(
 ) -> None:
     """The command, run as it stands, gives the cell; the second command then splits everything."""
     words = ["run", models["alibi"], f"other={models['rope']}", "--text", str(library), "--length", "8,16,40",
-             "--protocol", "full-context", "--documents", "6", "--out", str(tmp_path / "my run")]  # fmt: skip
+             "--protocol", "full-context", "--documents", "6", "--bos", "never",
+             "--out", str(tmp_path / "my run")]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["kerple-eval", *words])
     assert invoke(*words).exit_code == 0
     done = invoke("explain", str(tmp_path / "my run"))
@@ -161,6 +164,7 @@ def test_a_missing_cell_is_named_with_its_command(
     assert "no sliding-window at 8" in done.stdout
     first, second = [line.strip() for line in done.stdout.splitlines() if line.startswith("  kerple-eval ")]
     assert "--protocol sliding-window:stride=1@16" in first
+    assert "--bos never" in first  # other markers would be other losses
     assert invoke(*shlex.split(first)[1:]).exit_code == 0
     done = invoke(*shlex.split(second)[1:])
     assert done.exit_code == 0, done.output
@@ -174,10 +178,11 @@ def test_a_run_from_python_gets_its_command_too(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["notebook"])
     kerple_eval.evaluate(
-        models["alibi"], text=library, lengths=[8, 100], documents=2, seed=3, out=tmp_path / "r"
+        models["alibi"], text=library, lengths=[8, 100], documents=2, seed=3, bos="never", out=tmp_path / "r"
     )
     done = invoke("explain", str(tmp_path / "r"), "--format", "markdown")
     first, second = [line.strip() for line in done.stdout.splitlines() if line.startswith("  kerple-eval")]
+    assert "--bos never" in first
     assert "sliding-window:stride=1 " in first  # no cap: documents too short for 100 must stay out
     assert invoke(*shlex.split(first)[1:]).exit_code == 0
     assert invoke(*shlex.split(second)[1:]).exit_code == 0
@@ -309,3 +314,15 @@ def test_refusals(single: Path, models: dict[str, str], text: Path, tmp_path: Pa
     kerple_eval.evaluate(models["alibi"], text=text, lengths=[16], out=tmp_path / "one")
     with pytest.raises(UserError, match="at two lengths; run with --length 512,1024"):
         explain(RunReader([tmp_path / "one"]))
+
+
+def test_models_of_several_runs_are_told_apart(single: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(single, tmp_path / "again")
+    labels = {split.label for split in explain(RunReader([single, again]))}
+    alone = {split.label for split in explain(RunReader([single]))}
+    assert labels == alone | {f"{label} (again)" for label in alone}
+    rows = list(csv.DictReader(io.StringIO(make([single, again], "csv"))))
+    assert {row["model"] for row in rows} == labels
+    assert "(again), 8 -> 16" in make([single, again])  # in notes too
+    found = [pair[0] for pair in gain.pairs(RunReader([single, again]), model="alibi")]
+    assert set(found) == {"alibi", "alibi (again)"}

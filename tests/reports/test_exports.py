@@ -21,7 +21,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 
 import kerple_eval
-from kerple_eval.records.cell import Cell
+from kerple_eval.records.cell import Cell, write_cell
 from kerple_eval.reports.catalogue import EXPORTS
 from kerple_eval.support import trackers
 from kerple_eval.support.trackers import TRACKERS
@@ -310,5 +310,9 @@ def test_hub(tmp_path: Path, invoke: Cli, run: kerple_eval.Run) -> None:
     assert not text.startswith("#")
     one = invoke("export", str(folder), "--format", "hub", "--model", "b", "--out", str(tmp_path / "b.yaml"))
     assert one.stdout.split() == [str(tmp_path / "b.yaml")]
+    write_cell(folder, replace(cells[0], losses=[part + 800 for part in cells[0].losses]))
+    assert invoke("export", str(folder), "--format", "hub", "--out", str(tmp_path / "c")).exit_code == 0
+    text = (tmp_path / "c" / "a" / ".eval_results" / "kerple-eval.yaml").read_text()
+    assert text.startswith("# left out, perplexity beyond a float: book/full-context/64\n")
     line = refusal(invoke("export", str(run.folder), "--format", "hub", "--out", str(tmp_path / "x")))
     assert "of book none is a data set of the hub" in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from PIL import Image
 
 from kerple_eval.cli.plot import run as plot
 from kerple_eval.records.cell import Cell, write_cell
+from kerple_eval.records.reader import RunReader
 from kerple_eval.records.run import write_summary
 from kerple_eval.reports.figures import curve, position, style
-from kerple_eval.stats.by_context import bin_edges
+from kerple_eval.stats.by_context import bin_edges, by_context
 from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.figures import curves, legend
 from tests.helpers.handmade import row, write_run
@@ -217,7 +219,7 @@ def test_position_curves_are_the_means_by_context(tmp_path: Path, drawn: list[Fi
         assert all(b[0] <= at <= b[-1] for b, at in zip(bins, x, strict=True))
 
 
-@pytest.mark.parametrize("longest", [2, 3, 5, 16, 64, 100, 512, 4096, 16384])
+@pytest.mark.parametrize("longest", [1, 2, 3, 5, 16, 64, 100, 512, 4096, 16384])
 def test_bins_cover_every_context_once(longest: int) -> None:
     edges = bin_edges(longest).tolist()
     assert edges[0] == 1
@@ -243,3 +245,28 @@ def test_position_needs_contexts_that_vary(tmp_path: Path) -> None:
 def test_figures_of_failed_cells_alone(tmp_path: Path, drawn: list[Figure]) -> None:
     curve.make([write_run(tmp_path / "run", [row("log", 512, None)])], tmp_path / "c.png")
     assert curves(drawn[0].axes[0]) == {}
+
+
+def test_a_target_after_a_marker_alone_has_a_bin_of_its_own(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Context 0 counts in the table; a logarithmic axis cannot show it, and the figure says so."""
+    folder = with_cells(tmp_path / "run", ("rising",))
+    (cell,) = [c for c in RunReader([folder]).cells() if c[1].key.length == 64]
+    assert isinstance(cell[1], Cell)
+    windows = [Window(w.start, w.stop - 1, w.start, after_marker=True) for w in cell[1].windows]
+    changed = replace(cell[1], windows=windows)
+    for per_doubling in (1, 2):
+        found = by_context(changed, "m", changed.losses, per_doubling)
+        assert found.edges[:2].tolist() == [0, 1]
+        assert found.counts[:, 0].tolist() == [len(windows)]
+        assert found.mean(0) == pytest.approx(LOSS["rising"](1))
+        assert found.counts.sum() == sum(w.targets for w in windows)
+        assert found.curve()[1] == [found.mean(i) for i in range(1, len(found.edges) - 1)]
+    write_cell(folder, changed)
+    position.make([folder], tmp_path / "p.png")
+    assert len(curves(drawn[0].axes[0])["rising"][0]) == len(found.edges) - 2
+    (picture,) = position.pictures(RunReader([folder]))
+    assert "rising: 4 targets after a marker alone (context 0) are not drawn" in picture.note
+    key, windows = replace(changed.key, length=1), [Window(3, 3, 3, after_marker=True)]
+    alone = replace(changed, key=key, windows=windows, document=np.zeros(1, np.int64))
+    only = by_context(alone, "m", [np.ones(1)])
+    assert (only.bins, only.curve()) == ([0], ([], [], []))

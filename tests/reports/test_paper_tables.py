@@ -84,6 +84,13 @@ def test_one_seed_more_or_less(tmp_path: Path) -> None:
     assert paired_t({2: 21.4, 3: 20.6}, {2: LOG[2], 3: LOG[3]}) > 12.706  # the critical value for df = 1
     assert body(text)["t5"] == ["21.0 ± 0.6†"]
     assert "over 1 to 3 seeds" in text
+    assert "fewer seeds" not in text
+
+
+def test_a_mean_over_fewer_seeds_is_said(tmp_path: Path) -> None:
+    lines = [*seeded("kerple-log", LOG), *seeded("kerple-log", {1: 19.0, 3: 19.5}, length=1024)]
+    text = make([write_run(tmp_path, lines)], "markdown", over_seeds=True)
+    assert "* warning: means over fewer seeds: kerple-log at 1024: 2 of 3 seeds\n" in text
 
 
 def test_what_is_not_seeds_stands_apart_and_is_said(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.numbers import number
 from kerple_eval.reports.tables.table import make
 from kerple_eval.types import UserError
@@ -117,11 +118,11 @@ def test_bits_per_byte_has_its_own_best(tmp_path: Path) -> None:
 def test_mixed_tokenisers_show_bits_per_byte_alone(tmp_path: Path) -> None:
     lines = [
         row("log", 512, 24.0, bits_per_byte=4.58, targets=3000),
-        row("gpt", 512, 99.0, bits_per_byte=1.1, targets=900, targets_hash="bbbb"),
+        row("gpt", 512, 99.0, bits_per_byte=1.374, targets=900, targets_hash="bbbb"),
     ]
     text = make([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
     assert "perplexity against" not in text
-    assert body(text) == {"log": ["4.580"], "gpt": ["**1.100**"]}
+    assert body(text) == {"log": ["4.580"], "gpt": ["**1.374**"]}
     assert "models with different tokenisers: compare bits per byte, not perplexity" in text
     assert "no best marked" not in text
 
@@ -306,3 +307,36 @@ def test_a_damaged_summary_is_one_line_that_names_the_file(tmp_path: Path) -> No
     os.mkfifo(file)  # nobody writes into it: waiting would never end
     with pytest.raises(UserError, match="not a regular file"):
         make([folder])
+
+
+def test_bits_per_byte_of_other_bytes_mark_no_best(tmp_path: Path) -> None:
+    """3000 and 900 targets of 1 nat: 3000 / (ln 2 x 4.58) = 945 bytes, 900 / (ln 2 x 1.1) = 1180."""
+    lines = [
+        row("log", 512, 24.0, bits_per_byte=4.58, targets=3000),
+        row("gpt", 512, 99.0, bits_per_byte=1.1, targets=900, targets_hash="bbbb"),
+    ]
+    text = make([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
+    assert body(text) == {"log": ["4.580"], "gpt": ["1.100"]}
+    assert "warning: other bytes scored across models (512: 945 or 1,180): no best marked" in text
+
+
+def test_tokenisers_do_not_matter_where_token_ids_were_given(tmp_path: Path) -> None:
+    lines = [row("log", 512, 24.0, task="tokens"), row("gpt", 512, 99.0, task="tokens")]
+    text = make([write_run(tmp_path, lines, {"gpt": "tokenizer.json:1"})], "markdown")
+    assert body(text) == {"log": ["**24.00**"], "gpt": ["99.00"]}
+    assert "tokenisers" not in text
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63) + 1])
+def test_a_seed_of_64_bits_is_read(seed: int, tmp_path: Path) -> None:
+    assert "24.00" in make([write_run(tmp_path, [row("log", 512, 24.0, seed=seed)])])
+
+
+def test_a_folder_given_twice_is_one_run_however_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "r", [row("log", 512, 24.0)])
+    (tmp_path / "link").symlink_to("r")
+    monkeypatch.chdir(tmp_path)
+    reader = RunReader(["r", "./r/", tmp_path / "r", "r/../r", "link"])
+    assert (reader.folders, len(reader.runs)) == (("r",), 1)

@@ -16,9 +16,9 @@ from kerple_eval.records.cell import FailedCell, write_failure
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.tables.compare import make
 from kerple_eval.reports.tables.intervals import make as render_intervals
-from kerple_eval.stats.compare import compare
+from kerple_eval.stats.compare import Comparison, compare, corrected
 from kerple_eval.stats.groups import read_tables, stem
-from kerple_eval.stats.intervals import ratio_interval
+from kerple_eval.stats.intervals import Interval, ratio_interval
 from kerple_eval.stats.seeds import crossed
 from kerple_eval.stats.significance import holm, seed_test, sign_flip_p
 from tests.helpers.command import Cli, refusal
@@ -54,7 +54,17 @@ def test_seeds_of_one_scheme_are_one_group(seeded: Path) -> None:
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [("log-s2", "log"), ("log-seed12", "log"), ("log_2", "log"), ("log", "log"), ("log-code", "log-code")],
+    [
+        ("log-s2", "log"),
+        ("log-seed12", "log"),
+        ("log_2", "log"),
+        ("log", "log"),
+        ("log-code", "log-code"),
+        ("bias-1", "bias"),
+        ("transformers_3", "transformers"),
+        ("cross1", "cross"),
+        ("log.s3", "log"),
+    ],
 )
 def test_a_label_without_its_seed(label: str, expected: str) -> None:
     assert stem(label) == expected
@@ -118,7 +128,7 @@ def test_seeds_pool_with_documents(seeded: Path) -> None:
     assert [alibi.p_corrected, rope.p_corrected] == holm([x for x in p if x is not None])
     assert alibi.p_pooled is not None
     assert alibi.p_pooled < 0.05
-    assert pooled.interval.excludes_zero
+    assert pooled.interval.low > 0 or pooled.interval.high < 0
     assert rope.verdict.startswith("no difference shown")
 
 
@@ -315,3 +325,24 @@ def test_identical_models(tmp_path: Path) -> None:
     assert found.p_documents == 1.0
     assert found.effect is None
     assert found.verdict == "equal: perplexity within 0.001 %"
+
+
+def test_more_comparisons_than_the_flips_allow_are_said() -> None:
+    """9999 drawn flips give no p below 0.0002: 250 times that is 0.05."""
+    span = Interval(0.1, 0.09, 0.11, 0.95, "delta", 0.005)
+    found = Comparison("m", "r", 64, documents=100, difference=span, p_documents=0.0002)
+    every = corrected([found] * 250)
+    assert every[0].verdict.startswith(
+        "too many comparisons: 9999 flips allow 249 comparisons, not 250; perp"
+    )
+    assert corrected([found] * 249)[0].verdict.startswith("worse: ")
+
+
+def test_a_model_whose_cells_failed_is_not_called_unknown(tmp_path: Path, invoke: Cli) -> None:
+    folder = write_cells(tmp_path / "run", [cell("a", TEXT), cell("bad", TEXT)])
+    for one in RunReader([folder]).cells():
+        if one[1].key.model == "bad":
+            write_failure(folder, FailedCell(one[1].key, failed_header(train_length=64, seed=1), "no"))
+    for words in (["intervals", "--model", "bad"], ["compare", "--against", "bad"]):
+        line = refusal(invoke(words[0], str(folder), *words[1:]))
+        assert "'bad' has no finished cell: it failed at 64" in line

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from kerple_eval.stats import intervals
 from kerple_eval.stats.documents import document_sums
-from kerple_eval.stats.intervals import COVERAGE, coverage_note, document_interval, ratio_interval
+from kerple_eval.stats.intervals import COVERAGE, coverage_note, ratio_interval, sums_interval
 from kerple_eval.types import UserError
 from tests.helpers.made_cells import cell, drawn
 from tests.simulations.worlds import EVEN
@@ -44,10 +44,10 @@ def test_where_a_tool_weighs_windows_it_is_the_tools_number() -> None:
     made = replace(plain, key=key, header=header)
     means = {name: [row.astype(float).mean() for row in rows] for name, rows in made.by_document().items()}
     every = [mean for of_document in means.values() for mean in of_document]
-    found = document_interval(made)
+    found = sums_interval(document_sums(made))
     assert found.mean == pytest.approx(np.mean(every), rel=1e-12)
     assert found.mean == pytest.approx(made.summary()["nll"], rel=1e-12)
-    assert abs(found.mean - document_interval(plain).mean) > 1e-4
+    assert abs(found.mean - sums_interval(document_sums(plain)).mean) > 1e-4
     expected = ratio_interval(
         np.array([sum(means[n]) for n in sorted(means)]), np.array([len(means[n]) for n in sorted(means)])
     )
@@ -105,26 +105,26 @@ def test_the_bootstrap_is_scipys_and_repeats() -> None:
 
 def test_perplexity_and_bits_per_byte_share_the_interval() -> None:
     made = cell("m", drawn(5, SIZES), spelled=3)
-    found = document_interval(made)
+    found = sums_interval(document_sums(made))
     assert found.nll is not None
     assert found.bits_per_byte is not None
     assert found.ppl == (math.exp(found.nll.low), math.exp(found.nll.high))
     scale = 1 / (3 * math.log(2))  # every target is spelled in three bytes
     assert found.bits_per_byte.low == pytest.approx(found.nll.low * scale, rel=1e-12)
     assert found.bits_per_byte.estimate == pytest.approx(made.summary()["bits_per_byte"], rel=1e-12)
-    assert document_interval(cell("m", drawn(5, SIZES), spelled=None)).bits_per_byte is None
+    assert sums_interval(document_sums(cell("m", drawn(5, SIZES), spelled=None))).bits_per_byte is None
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_below_five_documents_there_is_none(n: int) -> None:
-    found = document_interval(cell("m", drawn(6, [10] * n)))
+    found = sums_interval(document_sums(cell("m", drawn(6, [10] * n))))
     assert (found.nll, found.ppl, found.bits_per_byte) == (None, None, None)
     assert found.note == f"not enough documents: {n}, and an interval needs 5"
-    assert document_interval(cell("m", drawn(6, [10] * 5))).nll is not None
+    assert sums_interval(document_sums(cell("m", drawn(6, [10] * 5)))).nll is not None
 
 
 def test_one_document_that_holds_nearly_all_targets_is_no_sample() -> None:
-    found = document_interval(cell("m", drawn(6, [900, 10, 10, 10, 10])))
+    found = sums_interval(document_sums(cell("m", drawn(6, [900, 10, 10, 10, 10]))))
     assert found.nll is None
     assert found.note == "not enough documents: of 5 the largest holds nearly all targets"
 
@@ -137,7 +137,7 @@ def test_documents_without_spread() -> None:
 
 
 def test_perplexity_beyond_the_largest_float() -> None:
-    found = document_interval(cell("m", drawn(7, [10] * 6, mean=709.7, spread=0.5)))
+    found = sums_interval(document_sums(cell("m", drawn(7, [10] * 6, mean=709.7, spread=0.5))))
     assert found.ppl is not None
     assert found.ppl[0] is not None
     assert found.ppl[1] is None

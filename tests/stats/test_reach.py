@@ -31,6 +31,7 @@ PROTOCOLS = {
     "full-context": FullContext(),
     "aligned:k=32,every=32": Aligned(k=32, every=32),
     "last:k=8": Last(k=8),
+    "yarn:stride=16": FullContext(),
 }
 LENGTHS = (64, 128, 256, 512)
 Loss = Callable[[np.ndarray], np.ndarray]  # of contexts
@@ -114,12 +115,14 @@ def run_of(
     """Models whose loss is a function of the context, with a little of each document and target."""
     tokens = 1025
     longest = max(lengths) if protocol.startswith("aligned") else None
+    reduction = "mean over windows" if protocol.startswith("yarn") else None
     rng = np.random.default_rng(5)
     own = rng.normal(0, 0.002, (documents, 600))
     names = [(f"d{i}", tokens, f"sha{i}") for i in range(documents)]
     write_run_json(
         folder, models=[model(name) for name in losses], tasks=["book"],
-        protocols=[{"protocol": protocol, "lengths": list(lengths), "longest": longest}],
+        protocols=[{"protocol": protocol, "lengths": list(lengths), "longest": longest}
+                   | ({"reduction": reduction} if reduction else {})],
     )  # fmt: skip
     cells = []
     for name, loss in losses.items():
@@ -134,7 +137,7 @@ def run_of(
             for i, w in zip(index, windows, strict=True):
                 context = np.arange(w.first_target, w.stop + 1) - w.start
                 rows.append((2 + 0.3 * i + loss(context) + own[i][context]).astype(np.float32))
-            cell = Cell(key, header(names, train_length=64), index, windows, rows, None)
+            cell = Cell(key, header(names, train_length=64, reduction=reduction), index, windows, rows, None)
             write_cell(folder, cell)
             cells.append(cell)
     write_summary(folder, [cell.summary() for cell in cells])
@@ -212,7 +215,9 @@ def test_it_goes_no_further_than_a_failed_cell(tmp_path: Path) -> None:
     [
         ({"lengths": (64,)}, "one finished length, 64, and two lengths are needed"),
         ({"protocol": "last:k=8"}, "64 and 128 were scored on different targets"),
-        ({"failing": LENGTHS}, "no finished cell, and two lengths are needed"),
+        ({"failing": LENGTHS}, "no finished cell at 64, the shortest length, and two lengths are needed"),
+        ({"failing": (64,)}, "no finished cell at 64, the shortest length, and two lengths are needed"),
+        ({"protocol": "yarn:stride=16"}, "its number is another tool's (mean over windows), and the tests"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(options: dict[str, object], words: str, tmp_path: Path) -> None:
@@ -241,3 +246,20 @@ def test_columns_of_the_table_the_page_and_marks_of_the_curve(tmp_path: Path) ->
     with pytest.raises(UserError, match="expected a share of perplexity in percent"):
         reach_table.make([run], margin="0.5")
     assert "20 %" in reach_table.make([run], margin="20%")
+
+
+def test_a_table_says_what_is_left_out_of_its_columns(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / "r", MODELS), run_of(tmp_path / "y", MODELS, protocol="yarn:stride=16")]
+    plain, weighted = table.make(runs, reach=True).split("yarn:stride=16: ")
+    assert "uses" in plain
+    assert "how far it reaches" not in plain
+    assert "uses" not in weighted
+    assert weighted.count("how far it reaches: breaks, ten, better: its number is another tool's (") == 1
+
+
+def test_labels_are_given_to_models_that_were_run(tmp_path: Path) -> None:
+    """As in the tables: a cell that was never run takes no label."""
+    none, some = (run_of(tmp_path / name, {"m": ever_better}) for name in "ab")
+    for file in (none / "cells").iterdir():
+        file.unlink()
+    assert [one.model for one in read_reach(RunReader([none, some])).found] == ["m"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kerple_eval.stats.significance import dagger, effect_size, holm, seed_test, sign_flip_p
+from kerple_eval.stats.significance import dagger, effect_size, exact, holm, least_p, seed_test, sign_flip_p
 from kerple_eval.types import UserError
 
 
@@ -77,3 +77,9 @@ def test_effect_size_of_documents_of_one_size_is_cohens_d() -> None:
     d = np.random.default_rng(3).normal(0.5, 1, 12)
     assert effect_size(d * 40, np.full(12, 40)) == pytest.approx(d.mean() / d.std(ddof=1), rel=1e-12)
     assert effect_size(np.full(6, 10.0), np.full(6, 10)) is None
+
+
+@pytest.mark.parametrize("n", [5, 8, 13, 14, 40, 70])
+def test_the_least_p_is_that_of_differences_of_one_sign(n: int) -> None:
+    assert sign_flip_p(np.ones(n)) == pytest.approx(least_p(n), rel=1e-12)
+    assert exact(n) == (n <= 13)

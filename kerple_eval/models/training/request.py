@@ -22,6 +22,7 @@ from kerple_eval.models.training.state import TrainingStep
 from kerple_eval.models.training.train import Recipe, train
 from kerple_eval.schemes.spelling import parse_scheme
 from kerple_eval.support.registry import unknown
+from kerple_eval.support.typed_json import LARGEST
 from kerple_eval.types import UserError
 
 #: Sizes of a new model; one that goes on keeps its own.
@@ -102,6 +103,8 @@ class TrainingRequest:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UserError(f"train: {name}={value!r} must be a whole number, at least {least}")
+        if self.seed > LARGEST:
+            raise UserError(f"train: seed={self.seed} must be at most {LARGEST}, which is 2^63 - 1")
         for name, above in (("lr", True), ("clip", True), ("weight_decay", False)):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -190,7 +190,9 @@ class _Run:
         tokens = torch.from_numpy(self.batches(self.step)).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(self.step, recipe.warmup, recipe.steps)
-        self.decoder.scheme.begin_step(torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step))
+        self.decoder.scheme.begin_step(
+            torch.Generator().manual_seed((recipe.seed * 1_000_003 + self.step) % 2**64)
+        )
         narrow = recipe.precision == "bfloat16"
         self.decoder.backend = self.backend  # held-out losses between steps may be computed by another
         with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):

@@ -46,7 +46,7 @@ def pictures(reader: RunReader, *, task: str | None = None, protocol: str | None
         of_model.append((found.key.length, summary.mean, band))
         binned = found.binned("divergence", BINS_PER_DOUBLING)
         held = longest.setdefault(name, [])
-        if binned.edges[binned.bins[0]] <= binned.length // 2 and all(
+        if min(binned.edges[binned.drawn], default=binned.length) <= binned.length // 2 and all(
             other.length <= binned.length for other in held
         ):
             longest[name] = [other for other in held if other.length == binned.length] + [binned]
@@ -76,10 +76,13 @@ def _by_context(title: str, members: Sequence[Binned], names: Sequence[str]) -> 
         found.append(Curve(binned.label, names.index(binned.label), x, y, *sums.columns(bands)))
     longest = members[0].length
     ticks = [2**i for i in range(0, longest.bit_length(), 1 if longest <= 64 else 3)]
-    return _picture(f"{title}, L = {longest}", found, ticks, "context (tokens seen)", "context")
+    notes = [binned.note for binned in members if binned.note]
+    return _picture(f"{title}, L = {longest}", found, ticks, "context (tokens seen)", "context", notes)
 
 
-def _picture(title: str, found: list[Curve], ticks: Sequence[int], axis: str, what: str) -> Picture:
+def _picture(
+    title: str, found: list[Curve], ticks: Sequence[int], axis: str, what: str, notes: Sequence[str] = ()
+) -> Picture:  # fmt: skip
     found.sort(key=lambda one: -one.y[-1])
 
     def paint(panel: Axes) -> None:
@@ -90,6 +93,5 @@ def _picture(title: str, found: list[Curve], ticks: Sequence[int], axis: str, wh
         panel.set_ylabel(LABEL)
 
     words = "; ".join(f"{one.label} {trend(one.x, one.y, f'at {what}')}" for one in found)
-    return Picture(
-        title, paint, f"{LABEL} against {what}: {words}.", sums.BANDS if any(c.lower for c in found) else ""
-    )
+    bands = [sums.BANDS] if any(c.lower for c in found) else []
+    return Picture(title, paint, f"{LABEL} against {what}: {words}.", "; ".join([*bands, *notes]))

@@ -82,7 +82,8 @@ def _read(
         members = groups.setdefault(name, [])
         if members and length is None and cell.key.length < members[0].length:
             continue
-        if contexts(cell.windows).min() > cell.key.length // 2:
+        seen = contexts(cell.windows)
+        if not 0 < min(seen[seen > 0], default=0) <= cell.key.length // 2:
             continue
         members[:] = [m for m in members if m.length == cell.key.length] + [
             by_context(cell, label, cell.losses)
@@ -96,8 +97,8 @@ def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str],
         points = list(zip(*binned.curve(), strict=True))
         if value == "ppl":
             points = [(x, ppl, _exp(band)) for x, y, band in points if (ppl := perplexity(y)) is not None]
-        if (beyond := len(binned.bins) - len(points)) > 0:
-            left_out.append(f"{binned.label} ({beyond} of {len(binned.bins)} points)")
+        if (beyond := len(binned.drawn) - len(points)) > 0:
+            left_out.append(f"{binned.label} ({beyond} of {len(binned.drawn)} points)")
         if points:
             x, y, bands = zip(*points, strict=True)
             found.append(Curve(binned.label, names.index(binned.label), x, y, *sums.columns(bands)))
@@ -117,11 +118,12 @@ def _picture(name: tuple[str, str], members: Sequence[Binned], names: list[str],
     descriptions = "; ".join(f"{one.label} {trend(one.x, one.y, 'at context')}" for one in found)
     words = f"{label} against context, windows of {longest} tokens".capitalize()
     words += f". From the highest curve at its end to the lowest: {descriptions}."
-    note = sums.BANDS if any(one.lower for one in found) else ""
+    notes = [sums.BANDS] if any(one.lower for one in found) else []
+    notes += [binned.note for binned in members if binned.note]
     title = f"{name[0]}, {name[1]}, L = {longest}"
     if left_out:
         title += f"; left out, beyond the largest number: {', '.join(left_out)}"
-    return Picture(title, paint, words, note)
+    return Picture(title, paint, words, "; ".join(notes))
 
 
 def _exp(band: sums.Band | None) -> sums.Band | None:

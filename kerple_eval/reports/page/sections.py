@@ -107,6 +107,8 @@ def _grid_warnings(grid: Grid) -> Iterator[str]:
     mixed = [str(length) for length in grid.lengths if not grid.same_targets(length)]
     if len(grid.tokenizers) > 1:
         yield "models with different tokenisers; compare bits per byte, not perplexity"
+        if grid.other_bytes:
+            yield grid.other_bytes
     elif mixed:
         yield (
             f"models were scored on different targets at {listing(mixed)}, so a difference there is one of "
@@ -193,7 +195,7 @@ def gained(data: Gathered) -> Section | None:
         try:
             blocks += gain.tables(gain.sources(*pair))
         except UserError as error:
-            blocks.append(Paragraph(f"Not said of {pair[1].key}: {error}."))
+            blocks.append(Paragraph(f"Not said of {pair[0]}, {pair[2].key}: {error}."))
     return Section("Where the gain comes from", "gain", tuple(blocks))
 
 

@@ -85,7 +85,7 @@ def _row(split: LossChange) -> TableRow:
     stride = "" if split.stride is None else str(split.stride)
     return TableRow(
         (
-            TableCell(split.key.model),
+            TableCell(split.label),
             TableCell(f"{split.key.length} -> {split.longer}"),
             _shown(split.change),
             _shown(split.dilution),
@@ -107,7 +107,7 @@ def _shown(part: Part | None) -> TableCell:
 def _notes(splits: Sequence[LossChange]) -> tuple[str, ...]:
     notes = []
     for split in splits:
-        subject = f"{split.key.model}, {split.key.length} -> {split.longer}"
+        subject = f"{split.label}, {split.key.length} -> {split.longer}"
         if not split.same_targets:
             split_of = (
                 f"; the split is over those of both, the others add {signed(split.other_targets)}"
@@ -136,7 +136,7 @@ def _notes(splits: Sequence[LossChange]) -> tuple[str, ...]:
 def _record(split: LossChange) -> dict[str, Any]:
     key, used = split.key, split.stride is not None
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
-        "model": key.model, "task": key.task, "protocol": key.protocol, "length_from": key.length,
+        "model": split.label, "task": key.task, "protocol": key.protocol, "length_from": key.length,
         "length_to": split.longer, "documents": split.documents, "targets": split.targets,
         "same_targets": "true" if split.same_targets else "false", "other_targets": split.other_targets,
         "stride": split.stride, "context_short_of": split.short_of if used else None, "needs": split.needs,

@@ -38,10 +38,11 @@ def _command(splits: Sequence[LossChange], bos: str) -> list[str]:
     lengths = sorted({split.key.length for split in splits})
     stride = max(1, lengths[0] // STRIDES_A_LENGTH)
     cap = f"@{lengths[-1]}" if _same_documents(run) else ""
+    replaced = ("--protocol", "--out", *(["--bos"] if bos else []))
     folder = Path(run.folder)
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return [
-        *_asked(run), "--protocol",
+        *_asked(run, replaced), "--protocol",
         f"sliding-window:stride={stride}{cap}", *(["--bos", bos] if bos else []),
         "--out", str(folder.with_name(folder.name + "-sliding" + (f"-bos-{bos}" if bos else ""))),
     ]  # fmt: skip
@@ -55,24 +56,24 @@ def _same_documents(run: Run) -> bool:
     return all(s is not None and (s.count is None or s.passed_over_as_short == 0) for s in chosen)
 
 
-def _asked(run: Run) -> list[str]:
-    """The run's command without protocols, first-token rule and directory."""
+def _asked(run: Run, replaced: Sequence[str]) -> list[str]:
+    """The run's command without the options that are replaced."""
     command = run.provenance.sessions[-1].command if run.provenance.sessions else ()
     if command[1:2] != ("run",) or run.provenance.merged is not None:  # a part's command is not the whole's
-        return _from_record(run)
+        return _from_record(run, "--bos" not in replaced)
     kept, skip = [], False
     for word in command:
         if skip:
             skip = False
-        elif word in ("--protocol", "--out", "--bos"):
+        elif word in replaced:
             skip = True
-        elif not word.startswith(("--protocol=", "--out=", "--bos=")):
+        elif not word.startswith(tuple(f"{option}=" for option in replaced)):
             kept.append(word)
     return kept
 
 
-def _from_record(run: Run) -> list[str]:
-    """A run that Python started, as a command."""
+def _from_record(run: Run, with_bos: bool) -> list[str]:
+    """A run that Python started, as a command; ``with_bos`` where its own first-token rule is wanted."""
     specification, provenance = run.specification, run.provenance
     words = ["kerple-eval", "run"]
     for label, source in provenance.models.items():
@@ -88,6 +89,9 @@ def _from_record(run: Run) -> list[str]:
     selection = specification.tasks[0].selection
     if selection is not None and selection.count is not None:
         words += ["--documents", str(selection.count), "--seed", str(selection.seed)]
+    rules = {task.bos for task in specification.tasks}
+    if with_bos and len(rules) == 1 and (rule := rules.pop()) is not None:
+        words += ["--bos", rule]  # of rules that differ each is its task's own
     if specification.keep_short:
         words.append("--keep-short")
     if specification.max_tokens is not None:

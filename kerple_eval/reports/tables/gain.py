@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.reader import RunReader
-from kerple_eval.records.run import Run
+from kerple_eval.records.run import Run, own_label
 from kerple_eval.reports.numbers import signed
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.gain import NGRAM, GainSources, Share, Span, document_changes, gain_sources
@@ -48,24 +49,28 @@ def read(
     return [sources(*pair, ngram) for pair in pairs(reader, lengths, model, protocol)]
 
 
-def sources(run: Run, one: Cell, two: Cell, ngram: int = NGRAM) -> Found:
-    """Of a pair; reads its text again."""
+def sources(label: str, run: Run, one: Cell, two: Cell, ngram: int = NGRAM) -> Found:
+    """Of a pair, its keys under the model's label; reads its text again."""
     from kerple_eval.evaluation.scored_text import scored_text  # noqa: PLC0415 - opens tokenisers
 
-    return one.key, two.key, gain_sources(document_changes(one, two, scored_text(run, one)), ngram)
+    keys = replace(one.key, model=label), replace(two.key, model=label)
+    return *keys, gain_sources(document_changes(one, two, scored_text(run, one)), ngram)
 
 
 def pairs(
     reader: RunReader, lengths: tuple[int, int] | None = None, model: str | None = None,
     protocol: str | None = None,
-) -> list[tuple[Run, Cell, Cell]]:  # fmt: skip
-    """The shorter and the longer cell of each model, text and protocol that has two."""
+) -> list[tuple[str, Run, Cell, Cell]]:  # fmt: skip
+    """The model's label among the runs, its run, the shorter and the longer cell of each model, text and
+    protocol that has two.
+    """
     for what, name, known in (
         ("model", model, [m.label for run in reader.runs for m in run.specification.models]),
         ("protocol", protocol, [p.protocol for run in reader.runs for p in run.specification.protocols]),
     ):
         if name is not None and name not in known:
             raise unknown(f"{what} of {reader.names}", name, dict.fromkeys(known))
+    owners: dict[tuple[str, str], dict[str, str]] = {}
     found = []
     for run in reader.runs:
         groups: dict[tuple[str, str, str], list[CellKey]] = {}
@@ -73,12 +78,13 @@ def pairs(
         for key in every:
             if model in (None, key.model) and protocol in (None, key.protocol):
                 groups.setdefault((key.model, key.task, key.protocol), []).append(key)
-        for keys in groups.values():
+        for (name, *_), keys in groups.items():
             wanted = [key for key in keys if lengths is None or key.length in lengths]
             cells = [cell for key in wanted if isinstance(cell := reader.cell(run.folder, key), Cell)]
             cells.sort(key=lambda cell: cell.key.length)
             if len(cells) >= 2:
-                found.append((run, cells[0], cells[-1]))
+                label = own_label(name, run.folder, owners.setdefault((keys[0].task, keys[0].protocol), {}))
+                found.append((label, run, cells[0], cells[-1]))
     if not found:
         asked = f" {lengths[0]} and {lengths[1]}" if lengths else ""
         raise UserError(

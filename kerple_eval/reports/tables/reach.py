@@ -14,7 +14,7 @@ from kerple_eval.reports.numbers import probability, signed
 from kerple_eval.reports.reach_columns import columns
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, check_format, records_table, typeset
 from kerple_eval.stats.compare import change_of_perplexity
-from kerple_eval.stats.intervals import ENOUGH_DOCUMENTS, EVEN
+from kerple_eval.stats.intervals import EVEN
 from kerple_eval.stats.looks import parse_percent
 from kerple_eval.stats.reach import ERRORS, MARGIN, RULER, Gain, Reach, Reaches, Step, read_reach
 from kerple_eval.stats.significance import ALPHA
@@ -49,7 +49,7 @@ def tables(reaches: Reaches, margin: float = MARGIN) -> list[Table]:
     found: list[Table] = []
     for (task, protocol), members in groups.items():
         last = len(found) == len(groups) - 1
-        notes = (*_notes(members, margin), *(reaches.left_out if last else ()))
+        notes = (*_notes(members, margin), *(map(str, reaches.left_out) if last else ()))
         rows = tuple(map(_row, members))
         table = Table(f"{task}, {protocol}: how far it reaches", HEAD, rows, notes, frozenset({0, 3}))
         found.append(table.without_empty_columns())
@@ -122,7 +122,7 @@ def _notes(members: Sequence[Reach], margin: float) -> list[str]:
 
 def _errors(one: Reach) -> str | None:
     """How often claims from so few or so uneven documents go too far; None where it is the nominal level."""
-    few = one.documents < ENOUGH_DOCUMENTS or one.effective < one.documents / EVEN
+    few = one.documents < max(ERRORS) or one.effective < one.documents / EVEN
     if one.protocol == "answer" or one.short_of is not None or not few:
         return None
     nearest = max(n for n in ERRORS if n <= one.documents)
