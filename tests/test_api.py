@@ -341,6 +341,8 @@ def test_train_from_python_is_the_command(tmp_path: Path) -> None:
         ({"text": ()}, "needs text"),
         ({"seed": 2**63}, "seed=9223372036854775808 must be at most 9223372036854775807"),
         ({"steps": 0}, "steps=0 must be a whole number, at least 1"),
+        ({"threads": -1}, "threads=-1 must be a whole number, at least 1"),
+        ({"ngram": 7}, "ngram=7 must be at most 6"),
         ({"lr": float("nan")}, "lr=nan must be a number above 0"),
         ({"store": "int8"}, "unknown store of train"),
         ({"text": tmp_path / "none.txt"}, "none.txt"),

@@ -52,7 +52,7 @@ def convert(model: str | PathLike[str], out: str | PathLike[str], *, dtype: str 
 def _narrowest(decoder: Decoder) -> torch.dtype:
     """The narrowest dtype that holds every weight exactly (the scheme's stay in float32 anyway)."""
     weights = [p for name, p in decoder.named_parameters() if not name.startswith("scheme.")]
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         if all(torch.equal(p.to(dtype).to(p.dtype), p) for p in weights):
             return dtype
-    return torch.float32
+    return torch.float64

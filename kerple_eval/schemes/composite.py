@@ -118,6 +118,12 @@ class Combined(Scheme):
                 f"{remapping[0]} needs a scheme of relative position (rope, a kernel of distance), not "
                 f"{type(base).__name__}, which gives tokens their positions by {absolute[0]}"
             )
+        if remapping and not any(map(base.implements, ("rotate", "kernel", "weight", "visible"))):
+            unseeing = [name for name in remapping if not modifiers[name].implements("visible")]
+            if unseeing:
+                raise UserError(
+                    f"{unseeing[0]} moves positions, and {type(base).__name__} has none in its attention"
+                )
         if remapping and not base.prefix_invariant:
             raise UserError(
                 f"{remapping[0]} cannot be combined with a scheme that depends on the window's length"

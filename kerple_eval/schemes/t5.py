@@ -6,7 +6,7 @@ Section 2.1; the causal bucket rule of mesh_tensorflow's ``_relative_position_bu
 
 With R buckets (32), m = R/2 and the farthest distance M (128): each D < m has its own bucket;
 ``bucket = min(R - 1, m + floor(log(D / m) / log(M / m) * (R - m)))`` beyond. b ``[R, H]`` starts
-N(0, 0.02^2) (the release's ``init_method``); R H parameters. ``row_scale`` multiplies the bias after
+N(0, 0.02^2) (the release's ``init_method``); R H parameters. ``scale`` multiplies the bias after
 the lookup: 1 unless asked, sqrt(d) in GPT-NeoX (``rpe``, ``gpt2_model.py``).
 """
 

@@ -34,11 +34,13 @@ def test_a_converted_checkpoint_scores_the_same(
 def test_weights_keep_the_narrowest_dtype_that_is_exact(invoke: Cli, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "wide", "rope")
     decoder = NativeCheckpoint(folder).decoder()
-    for name, dtype in (("half", torch.float16), ("brain", torch.bfloat16)):
-        tiny.rewrite(folder, {k: v.to(dtype) for k, v in decoder.state_dict().items()})
+    stored = {"half": ["F16"], "brain": ["BF16"], "double": ["F64"]}
+    for name, dtype in (("half", torch.float16), ("brain", torch.bfloat16), ("double", torch.float64)):
+        step = 2.0**-40 if dtype == torch.float64 else 0.0
+        tiny.rewrite(folder, {k: v.to(dtype) + step for k, v in decoder.state_dict().items()})
         assert invoke("convert", str(folder), str(tmp_path / name)).exit_code == 0
         new = NativeCheckpoint(tmp_path / name)
-        assert new.description.stored_dtypes == ({"half": "F16", "brain": "BF16"}[name],)
+        assert new.description.stored_dtypes == tuple(stored[name])
         for key, tensor in NativeCheckpoint(folder).decoder().state_dict().items():
             assert torch.equal(new.decoder().state_dict()[key], tensor)
     assert (

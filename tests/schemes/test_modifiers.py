@@ -7,6 +7,7 @@ much the query's row is scaled, straight from the papers; the logit is then writ
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,11 @@ def test_every_pair_is_seen_where_the_paper_says(
     base: str, modifiers: str, pair: Callable[[int, int], Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All 33 queries, and the last 7 and the last one alone; in small chunks and in one."""
+    moving = {"self-extend", "rerope", "leaky-rerope", "dca", "string"}
+    if base == "nope" and re.split("[=,]", modifiers)[0] in moving:
+        with pytest.raises(UserError, match="moves positions, and Nope has none"):
+            made_of(f"{base},{modifiers}")
+        return
     scheme = made_of(f"{base},{modifiers}")
     rng = np.random.default_rng(5)
     q, k, v = (rng.normal(size=(2, HEADS, 33, DIM)) for _ in range(3))
@@ -361,6 +367,7 @@ def test_a_wrong_modifier_is_refused(text: str, message: str) -> None:
     ("text", "message"),
     [
         ("sinusoidal,rerope=4", "needs a scheme of relative position"),
+        ("nope,rerope=4", "rerope moves positions, and Nope has none in its attention"),
         ("rope,rerope=4,self-extend=3", "both move positions"),
         ("rope,window=-1", "width=-1 must be at least 1"),
         ("rope,self-extend=4,group=0", "must be at least 1"),

@@ -83,7 +83,13 @@ def extended(
             f"{modifier} {why}: it is trained (kerple-eval train --scheme, or --from and --extend), "
             "not applied to a trained model"
         )
-    config = replace(config, modifiers={name: _typed(name, given) for name, given in modifiers.items()})
+    typed = {name: _typed(name, given) for name, given in modifiers.items()}
+    for trained, given in config.modifiers.items():
+        if SCHEMES[trained].parameters != "0" and typed[trained] != _typed(trained, dict(given)):
+            raise UserError(
+                f"{trained} has parameters that were trained with its options: they stay as they are"
+            )
+    config = replace(config, modifiers=typed)
     if not training:
         _refuse_untrained_distances(config)
     scheme_of(config)  # refuses what does not fit

@@ -64,12 +64,10 @@ def training_corpus(task: Spec | None, text: Sequence[str], tokenizer: Tokenizer
             "bytes": sum(len(d.text.encode("utf-8")) for d in part),
             "text_sha256": text_hash(part),
         }
-    return Corpus(
-        _tokens(train, tokenizer),
-        [d for d in _tokens(held_out, tokenizer) if len(d) > 1],
-        tokenizer.end_of_document,
-        record,
-    )
+    scored = [d for d in _tokens(held_out, tokenizer) if len(d) > 1]
+    if not scored:
+        raise UserError(f"no document of two tokens is held out ({rule}); give longer documents")
+    return Corpus(_tokens(train, tokenizer), scored, tokenizer.end_of_document, record)
 
 
 def _tokens(documents: Sequence[Document], tokenizer: Tokenizer) -> list[TokenDocument]:

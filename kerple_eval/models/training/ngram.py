@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.int64]
 
 
+LONGEST = 6  # bytes before: with the next they fit a number of 64 bits
+
+
 def _keys(document: Bytes, order: int) -> NDArray[np.uint64]:
     """Each position i >= order as one number: bytes i-order .. i, most recent last."""
     if len(document) <= order:
@@ -37,8 +40,8 @@ def _lookup(
 
 def bits_per_byte(train: Sequence[Bytes], held_out: Sequence[Bytes], order: int) -> float:
     """Mean bits of the held-out bytes 1..n-1 of each document (byte 0 is context, as for a model)."""
-    if not 0 <= order <= 6:
-        raise ValueError(f"order {order} is not within 0..6")
+    if not 0 <= order <= LONGEST:
+        raise ValueError(f"order {order} is not within 0..{LONGEST}")
     probability = [np.full(len(document), 1 / 256) for document in held_out]
     for k in range(order + 1):
         seen = np.concatenate([_keys(document, k) for document in train])

@@ -16,7 +16,7 @@ from kerple_eval.models.decoder.config import DecoderConfig
 from kerple_eval.models.decoder.network import Decoder, scheme_of
 from kerple_eval.models.devices import DTYPES, precision_for, resolve_device
 from kerple_eval.models.training.corpus import Corpus, training_corpus
-from kerple_eval.models.training.ngram import bits_per_byte
+from kerple_eval.models.training.ngram import LONGEST, bits_per_byte
 from kerple_eval.models.training.start import Start, start_from
 from kerple_eval.models.training.state import TrainingStep
 from kerple_eval.models.training.train import Recipe, train
@@ -28,6 +28,7 @@ from kerple_eval.types import UserError
 #: Sizes of a new model; one that goes on keeps its own.
 SIZES = {"layers": 4, "width": 128, "heads": 4, "tie_embeddings": False}
 _LEAST = {"length": 2, "seed": 0, "steps": 1, "layers": 1, "width": 1, "heads": 1, "batch": 1, "warmup": 0}
+_LEAST |= {"threads": 1, "ngram": 0}
 _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "store": ("float32", "bfloat16", "float16"),
@@ -103,6 +104,8 @@ class TrainingRequest:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UserError(f"train: {name}={value!r} must be a whole number, at least {least}")
+        if self.ngram is not None and self.ngram > LONGEST:
+            raise UserError(f"train: ngram={self.ngram} must be at most {LONGEST}")
         if self.seed > LARGEST:
             raise UserError(f"train: seed={self.seed} must be at most {LARGEST}, which is 2^63 - 1")
         for name, above in (("lr", True), ("clip", True), ("weight_decay", False)):

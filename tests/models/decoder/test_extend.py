@@ -164,6 +164,7 @@ def test_dynamic_is_known_to_follow_the_window(folder: Path) -> None:
         ("rope,extend=dynamic,rerope=4", "cannot be combined with a scheme that depends on the window"),
         ("sinusoidal,extend=rerope", "needs a scheme of relative position"),
         ("rope,ssmax=1", "ssmax has parameters: it is trained"),
+        ("rope-ssmax,ssmax=50", "ssmax has parameters that were trained with its options"),
         ("rope,factor=8", "unknown option of a native checkpoint 'factor'"),
     ],
 )  # fmt: skip

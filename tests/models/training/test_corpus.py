@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,14 @@ def test_a_split_that_leaves_a_side_empty_is_refused(tmp_path: Path, test: float
     with pytest.raises(UserError) as caught:
         training_corpus(parse_spec(str(path)), (), ByteTokenizer())
     assert str(caught.value) == f"task toy: {says}; both need some"
+
+
+def test_held_out_text_of_single_tokens_is_refused(tmp_path: Path) -> None:
+    """The last 5 % of rows of short texts: nothing is left to predict."""
+    rows = tmp_path / "short.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"line {i} ab"}) + "\n" for i in range(50)))
+    with pytest.raises(UserError, match="no document of two tokens is held out"):
+        training_corpus(None, (str(rows),), ByteTokenizer())
 
 
 def test_a_tokeniser_without_an_end_of_document_token_is_refused(tmp_path: Path) -> None:
