@@ -61,6 +61,9 @@ def run(request: RunRequest) -> int:
         "models": [{k: v for k, v in asdict(entry).items() if k != "passes"} for entry in entries],
         "cells": [asdict(key) for key in keys],
     }
+    if any(entry.error for entry in entries):
+        print("nothing was scored; the same command without --dry-run begins")
+        return 0
     write_atomically(folder / FILE, json.dumps(record, indent=2).encode() + b"\n")
     print(f"nothing was scored; the same command without --dry-run begins, and {folder / FILE} keeps this")
     return 0
@@ -86,6 +89,7 @@ def _table(entries: Sequence[Forecast]) -> Table:
         for entry in entries
         if entry.piece is not None
     ]
+    notes += [f"{entry.model}: its time is unknown: {entry.error}" for entry in entries if entry.error]
     if any(entry.served for entry in entries):
         notes.append("reused: windows whose losses come from other cells of the run")
     words = frozenset({0, len(HEAD) - 1})
@@ -97,7 +101,8 @@ def _row(label: str, entries: Sequence[Forecast]) -> TableRow:
     work = sum(entry.work for entry in entries) / 1e12
     memory = max(entry.memory for entry in entries) / 1e9
     seconds = sum(entry.seconds for entry in entries)
-    numbers = (*(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", _time(seconds))
+    time = "unknown" if any(entry.error for entry in entries) else _time(seconds)
+    numbers = (*(f"{count:,}" for count in counts), f"{work:,.2f}", f"{memory:.2f}", time)
     return TableRow(tuple(map(TableCell, (label, *numbers))))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kerple_eval.evaluation.failures import failure_of
 from kerple_eval.evaluation.plan import PlannedModel, RunPlan
 from kerple_eval.evaluation.reference import reference_parts
 from kerple_eval.evaluation.reuse import find
@@ -49,6 +50,7 @@ class Forecast:
     memory: int = 0
     piece: int | None = None
     seconds: float = 0.0
+    error: str = ""  # why a pass could not be timed
     passes: Counter[PassShape] = field(default_factory=Counter)
 
 
@@ -76,7 +78,10 @@ def forecast(plan: RunPlan, finished: Collection[CellKey] = (), tokens: int | No
                 entry.memory += mine.memory
     for entry, model in zip(entries, models, strict=True):
         if entry.passes:
-            entry.seconds = _measured(plan, model, entry.passes, budget)
+            try:
+                entry.seconds = _measured(plan, model, entry.passes, budget)
+            except (Exception, SystemExit) as error:  # as a cell of it would fail
+                entry.error = failure_of(error).error
     return entries
 
 

@@ -8,7 +8,8 @@ left behind records its cell as failed where
 * the same cell was being computed when two processes in a row ended so, or
 * the control group's count of out-of-memory kills has risen since the file was written.
 
-Otherwise it computes the cell again: one kill, anywhere, changes nothing.
+Otherwise it computes the cell again: one kill, anywhere, changes nothing. Cells that are computed before that
+one (those that failed are tried again) do not make the file forget it: it comes back when they have ended.
 """
 
 from __future__ import annotations
@@ -74,17 +75,25 @@ class Deaths:
     @contextmanager
     def computing(self, key: CellKey) -> Iterator[None]:
         """Around the computation of a cell; the file stays where another rank or the card was lost in it."""
-        deaths = 1 if self.left is not None and self.left.cell == key else 0
-        content = json.dumps(to_json(InProgress(key, deaths, kill_count()))).encode()
-        write_atomically(self.path, content, durable=False)
+        again = self.left is not None and self.left.cell == key
+        self._write(InProgress(key, int(again), kill_count()))
         try:
             yield
         except (RankLostError, DeviceLostError):
             raise
         except BaseException:
-            self.forget()
+            self._ended(again)
             raise
-        self.forget()
+        self._ended(again)
+
+    def _ended(self, again: bool) -> None:
+        if again or self.left is None:
+            self.forget()
+        else:
+            self._write(self.left)
+
+    def _write(self, content: InProgress) -> None:
+        write_atomically(self.path, json.dumps(to_json(content)).encode(), durable=False)
 
     def forget(self) -> None:
         """Nothing is in progress any more."""

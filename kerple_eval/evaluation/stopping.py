@@ -135,7 +135,8 @@ class UntilSure(StoppingRule):
         last = n == max(self.precision.looks[text])
         further = any(not set(sums.names) <= names for key, sums in self.sums.items() if key.task == text)
         if not seen.intervals and not seen.lacking and not further:
-            self.reasons[text] = "every cell failed"
+            alone = any(key.task == text and key.model != against for key in self.sums)
+            self.reasons[text] = f"every cell of {against} failed" if alone else "every cell failed"
         elif seen.sure and not further:
             self.reasons[text] = "sure"
         elif last:

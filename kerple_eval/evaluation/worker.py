@@ -27,7 +27,7 @@ from kerple_eval.models.base import LanguageModel
 from kerple_eval.models.decoder.flex import programs
 from kerple_eval.models.devices import device_lost
 from kerple_eval.models.scoring import batches, pass_ranks
-from kerple_eval.records.cell import Cell, FailedCell, write_cell, write_failure
+from kerple_eval.records.cell import Cell, FailedCell, take_back, write_cell, write_failure
 from kerple_eval.records.header import (
     CellHeader,
     DivergenceRecord,
@@ -87,6 +87,10 @@ class Worker:
         )
         self.deaths = Deaths(run.folder)
         self.without_divergence: set[str] = set()  # models with a finished cell that lacks what is asked for
+        for key in self.keys if self.stopping.grows else ():
+            outcome = run.cell(key)
+            if isinstance(outcome, FailedCell) and (retry or not outcome.header.killed):
+                take_back(run.folder, key)
         for outcome in checked_cells(run, plan, self.every):
             self._add_row(outcome)
             if isinstance(outcome, Cell):

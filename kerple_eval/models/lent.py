@@ -21,6 +21,7 @@ from kerple_eval.types import UserError
 
 _PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 _FSDP_1 = "FullyShardedDataParallel"
+_COPIED = 4 << 20  # bytes of a buffer up to which its values are kept: counts and statistics, not weights
 
 
 @contextmanager
@@ -86,7 +87,11 @@ def _is_adapted(model: Any) -> bool:
 @contextmanager
 def borrowed(module: nn.Module) -> Iterator[None]:
     """In eval mode and not compiled inside; afterwards mode, buffers, cached lengths and shards are what they
-    were."""
+    were.
+
+    Raises:
+        UserError: a buffer of over ``_COPIED`` bytes, of which no copy is made, was changed in place.
+    """
     wrapped = [
         (part, name, child)
         for part in module.modules()
@@ -98,6 +103,7 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     before = [(part, part.training, dict(part._buffers), _kept(part)) for part in module.modules()]
     config: Any = getattr(module, "config", None)
     longest = getattr(config, "max_seq_len", None)
+    values = [(name, buffer, *_copied(buffer)) for name, buffer in module.named_buffers()]
     module.eval()
     for part, *_, kept in before:
         if "_compiled_call_impl" in kept:
@@ -116,6 +122,20 @@ def borrowed(module: nn.Module) -> Iterator[None]:
                 setattr(part, key, value)
             if _is_fsdp(type(part)):
                 part.reshard()  # type: ignore[operator] # the outermost part stays gathered after a pass
+        for name, buffer, version, value in values:
+            if version is not None and buffer._version != version:
+                if value is None:
+                    raise UserError(f"buffer {name}: changed in place by a pass, and too large to be copied")
+                with without_gradients():
+                    buffer.copy_(value)
+
+
+def _copied(buffer: Tensor) -> tuple[int | None, Tensor | None]:
+    """How often it was changed so far, None where torch does not count, and a copy of it if it is small."""
+    if buffer.is_inference():
+        return None, None
+    small = buffer.numel() * buffer.element_size() <= _COPIED
+    return buffer._version, buffer.detach().clone() if small else None
 
 
 def in_parts(module: nn.Module, where: str) -> bool:

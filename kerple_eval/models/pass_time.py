@@ -7,6 +7,8 @@ of which the last R are scored, through l layers:
                                                    value weights, applied to all N rows in the last layer too
     attention  2 B h (N^2 (l - 1) + 2 N R - R^2)    h = heads x head dim; causal, so half of N x N
     head       2 B W V R                            W: hidden size, V: vocabulary
+
+Where nothing is known of a model's layers it is 2 B (parameters) N.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ def pass_work(shape: PassShape, description: Description) -> tuple[float, float]
     """(linear and head, attention) work of a pass, in FLOPs."""
     s, v = description.shape, description.vocab_size
     batch, n, rows = shape
+    if not s.layers:
+        return 2.0 * batch * max(1, description.parameters) * n, 0.0
     hidden = s.heads * s.head_dim
     keys = 2 * s.width * s.kv_heads * s.head_dim
     plain = 2 * s.width * hidden + keys + 2 * s.width * s.mlp_width

@@ -35,6 +35,7 @@ from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError, Window
 
 Header = TypeVar("Header", bound=CellHeader)
+SET_ASIDE = ".set-aside"  # ends the name of a cell's file while it counts as failed
 COLUMNS = (
     "model", "scheme", "seed", "train_length", "task", "protocol", "length", "documents",
     "windows", "targets", "targets_hash", "nll", "ppl", "bits_per_byte", "dtype", "device",
@@ -166,7 +167,8 @@ def write_cell(folder: Path, cell: Cell) -> None:
     columns = Columns(cell.document, cell.windows, cell.losses, cell.byte_counts, cell.hits, cell.divergence)
     name = file_name(cell.key)
     write_atomically(folder / "cells" / f"{name}.parquet", to_parquet(columns, names, header))
-    (folder / "cells" / f"{name}.json").unlink(missing_ok=True)
+    for other in (".json", SET_ASIDE):
+        (folder / "cells" / f"{name}{other}").unlink(missing_ok=True)
 
 
 def write_failure(folder: Path, cell: FailedCell) -> None:
@@ -178,7 +180,17 @@ def write_failure(folder: Path, cell: FailedCell) -> None:
     }
     path = folder / "cells" / f"{file_name(cell.key)}.json"
     write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
-    path.with_suffix(".parquet").unlink(missing_ok=True)  # of a cell that documents were to be added to
+    finished = folder / "cells" / f"{file_name(cell.key)}.parquet"
+    if _exists(finished):  # of a cell that documents were to be added to
+        finished.replace(folder / "cells" / f"{file_name(cell.key)}{SET_ASIDE}")
+
+
+def take_back(folder: Path, key: CellKey) -> None:
+    """Make a cell that failed while documents were added to it what it was before, where that is there."""
+    aside = folder / "cells" / f"{file_name(key)}{SET_ASIDE}"
+    if _exists(aside):
+        aside.replace(folder / "cells" / f"{file_name(key)}.parquet")
+        (folder / "cells" / f"{file_name(key)}.json").unlink(missing_ok=True)
 
 
 def read_cell(folder: Path, key: CellKey) -> Cell | FailedCell | None:

@@ -101,6 +101,50 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
             verdict(tmp_path / "run", {})
 
 
+OWN = """
+import torch
+
+def model(fails=False):
+    torch.manual_seed(0)
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(256, 256)
+
+        def forward(self, ids):
+            if fails and ids.shape[1] > 50:
+                raise RuntimeError("too long")
+            return self.table(ids)
+
+    return Own(), "bytes"
+"""
+
+
+def test_models_of_unknown_shape_and_passes_that_fail(text: str, invoke: Cli, tmp_path: Path) -> None:
+    """The time of a pass that fails is unknown; the rest is told all the same, and no estimate is kept."""
+    (tmp_path / "own.py").write_text(OWN)
+    given = [
+        f"python:{tmp_path}/own.py:model",
+        "--text",
+        text,
+        "--length",
+        "16",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    done = invoke("run", *given, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r" / "estimate.json").exists()
+    given[0] += ",fails=true"
+    given[4:] = ["16,64", "--out", str(tmp_path / "f")]
+    done = invoke("run", *given, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "unknown" in done.stdout
+    assert "its time is unknown: RuntimeError: too long (at own.py:" in done.stdout
+    assert not (tmp_path / "f" / "estimate.json").exists()
+
+
 @pytest.mark.parametrize("tokens", [16, 64, 2048])
 def test_passes_are_those_of_the_budget(tokens: int, models: dict[str, str], text: str) -> None:
     """137 bytes in windows of 8 are 17 whole ones; the budget says how many share a pass."""

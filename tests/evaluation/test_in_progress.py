@@ -42,6 +42,24 @@ def test_only_two_deaths_in_a_row_in_one_cell_count(tmp_path: Path, monkeypatch:
     assert Deaths(tmp_path).left is None
 
 
+def test_cells_that_end_before_do_not_hide_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that fails each time is tried again before the one that kills; both deaths count."""
+    monkeypatch.setattr(in_progress, "kill_count", lambda: None)
+    for expected in (None, "two processes in a row ended while they computed this cell"):
+        deaths = Deaths(tmp_path)
+        assert deaths.reason() is None
+        with deaths.computing(OTHER):  # ends, failed or not
+            pass
+        with pytest.raises(KeyboardInterrupt), deaths.computing(OTHER):
+            raise KeyboardInterrupt
+        with monkeypatch.context() as patched, deaths.computing(KEY):
+            patched.setattr(Path, "unlink", lambda *_, **__: None)
+            left = (tmp_path / FILE).read_bytes()
+        (tmp_path / FILE).write_bytes(left)
+        assert Deaths(tmp_path).reason() == expected
+    assert Deaths(tmp_path).left is not None
+
+
 def test_the_kernels_count_of_out_of_memory_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = KillCount("group", 3)
     monkeypatch.setattr(in_progress, "kill_count", lambda: count)

@@ -241,13 +241,13 @@ def test_a_cell_that_fails_at_its_second_look(
     models: dict[str, str], shelf: str, looked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     passes: list[tuple[int, ...]],
 ) -> None:  # fmt: skip
-    """Its ten documents are not left behind as a finished cell."""
+    """Its ten documents are no finished cell, and not lost: the next call goes on from them."""
     one: dict[str, Any] = {"models": models["alibi"], "text": Path(shelf), "lengths": [16]}
     kerple_eval.evaluate(**one, out=tmp_path / "first", precision="90%")
     assert said(tmp_path / "first")["documents"] == 10
     first = len(passes)
     whole = kerple_eval.evaluate(**one, out=tmp_path / "whole", precision="0.0001%")
-    assert len(passes) > 2 * first
+    assert (total := len(passes) - first) > first
     real = DecoderModel.logits
     passes.clear()
 
@@ -260,11 +260,29 @@ def test_a_cell_that_fails_at_its_second_look(
         patched.setattr(DecoderModel, "logits", logits)
         run = kerple_eval.evaluate(**one, out=tmp_path / "out", precision="0.0001%")
     assert run.summary()["status"].tolist() == ["failed"]
-    assert [p.suffix for p in (tmp_path / "out" / "cells").iterdir()] == [".json"]
+    assert {p.suffix for p in (tmp_path / "out" / "cells").iterdir()} == {".json", ".set-aside"}
+    passes.clear()
     again = kerple_eval.evaluate(**one, out=tmp_path / "out", precision="0.0001%")
     assert again.summary().equals(whole.summary())
+    assert {p.suffix for p in (tmp_path / "out" / "cells").iterdir()} == {".parquet"}
+    assert len(passes) == total - first
     (cell,) = again.cells()
     assert cell.header.precision.documents == cell.header.precision.of == COUNT
+
+
+def test_where_the_reference_fails_that_is_said(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DecoderModel.logits
+
+    def logits(self: DecoderModel, inputs: Any, rows: int) -> Any:
+        if self.decoder.config.scheme_name == "rope":
+            raise MemoryError("no room")
+        return real(self, inputs, rows)
+
+    monkeypatch.setattr(DecoderModel, "logits", logits)
+    kerple_eval.evaluate(**arguments, out=tmp_path, precision="1%", against="rope")
+    assert said(tmp_path)["stopped_because"] == "every cell of rope failed"
 
 
 def test_two_texts_stop_each_at_its_own_look(models: dict[str, str], shelf: str, tmp_path: Path) -> None:

@@ -30,6 +30,34 @@ class Tabled(torch.nn.Module):
         return logits
 
 
+class Counting(Tabled):
+    """Counts in a buffer what it has seen, as mixtures of experts do."""
+
+    def __init__(self, size: int = 256) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(size))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.seen += 1
+        return super().forward(ids)
+
+
+def test_buffers_changed_in_place_are_put_back(tmp_path: Path) -> None:
+    model = Counting()
+    seen = model.seen
+    kerple_eval.Watch(TEXT, [32], every=1, tokenizer="bytes")(model, 0)
+    assert model.seen is seen
+    assert not seen.any()
+    runs = [
+        kerple_eval.evaluate({"m": model}, tokenizer="bytes", text=TEXT, lengths=[32], out=tmp_path / "run")
+        for _ in range(2)
+    ]
+    assert runs[0].summary().equals(runs[1].summary())
+    with pytest.raises(UserError, match="buffer seen: changed in place by a pass, and too large"):
+        kerple_eval.score(Counting(2 << 20), TEXT[0], length=32, tokenizer="bytes")
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_what_a_model_keeps_serves_its_training(inference: bool) -> None:
     model, ids = Tabled(), torch.zeros(1, 16, dtype=torch.int64)
