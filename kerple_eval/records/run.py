@@ -79,11 +79,17 @@ class Run:
                 yield cell
 
     def write_specification(self) -> None:
+        """Write ``run.json``.
+
+        Raises:
+            UserError: it could not be read again, as a number of it has more than 64 bits.
+        """
         content = {
             "schema_version": SCHEMA_VERSION,
             "specification": to_json(self.specification),
             "provenance": to_json(self.provenance),
         }
+        from_json(RunSpecification, content["specification"], f"{self.folder / 'run.json'}: specification")
         write_atomically(self.folder / "run.json", json.dumps(content, indent=2).encode() + b"\n")
 
     def update_provenance(self, **changes: Any) -> None:

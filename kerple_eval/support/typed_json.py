@@ -153,4 +153,6 @@ def _name(kind: Any) -> str:
 
 
 def _unexpected(where: str, expected: str, data: Any) -> UserError:
+    if isinstance(data, int) and not _finite(data):
+        expected = "a whole number of 64 bits"
     return UserError(f"{where}: expected {expected}, got {quoted(data)}")

@@ -25,6 +25,7 @@ from kerple_eval.records.header import FeedingRecord
 from kerple_eval.records.reader import RunReader
 from kerple_eval.reports.figures import divergence
 from kerple_eval.reports.figures.style import compose
+from kerple_eval.stats.divergence import read_divergences
 from kerple_eval.types import Window
 from tests.helpers import gguf_writer, tiny
 from tests.helpers import hf_folders as folders
@@ -127,6 +128,21 @@ def test_the_table(models: dict[str, str], library: Path, tmp_path: Path, invoke
     assert (by["divergence"] * by["targets"]).sum() == pytest.approx(values.sum(), rel=1e-9)
     assert by["targets"].sum() == len(values) and by["context_to"].max() == 32
     assert "divergence from rope, nats per target" in invoke("table", out, "--divergence").stdout
+
+
+def test_references_of_one_label_and_other_weights_are_told_apart(
+    models: dict[str, str], library: Path, tmp_path: Path
+) -> None:
+    for out, reference in (("a", "rope"), ("b", "nope"), ("c", "rope")):
+        kerple_eval.evaluate(
+            models["alibi"], text=library, lengths=[16], documents=1, out=tmp_path / out,
+            divergence_from=f"ref={models[reference]}",
+        )  # fmt: skip
+    found = list(read_divergences(RunReader([tmp_path / out for out in "abc"])))
+    other = kerple_eval.inspect(models["nope"])["weights_sha256"][:8]
+    assert [(one.label, one.reference) for one in found] == [
+        ("alibi", "ref"), ("alibi (b)", f"ref (weights {other})"), ("alibi (c)", "ref"),
+    ]  # fmt: skip
 
 
 def logits(model: Any, ids: np.ndarray, window: Window) -> np.ndarray:

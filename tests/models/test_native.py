@@ -314,6 +314,7 @@ def test_an_unknown_key_is_named_with_the_one_meant(folder: Path) -> None:
         ({"tokenizer": 7}, ["tokenizer", "7"]),
         ({"seed": "seven"}, ["seed", "seven"]),
         ({"seed": True}, ["seed"]),
+        ({"seed": 2**63}, ["seed", "64 bits"]),
         ({"weights_sha256": None}, ["weights_sha256"]),
         ({"weights_sha256": 7}, ["weights_sha256", "7"]),
         ({"model": None}, ["model"]),

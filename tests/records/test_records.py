@@ -18,7 +18,7 @@ from kerple_eval.protocols.sliding_window import SlidingWindow
 from kerple_eval.records.cell import Cell, FailedCell, file_name, read_cell, write_cell, write_failure
 from kerple_eval.records.run import open_run, write_summary
 from kerple_eval.support.differences import differences
-from kerple_eval.types import CellKey, Window
+from kerple_eval.types import CellKey, UserError, Window
 from tests.helpers.records import failed_header, header, model, write_run_json
 
 KEY = CellKey("mine [a/b]", "text", "sliding-window:stride=8", 16, None)
@@ -200,3 +200,17 @@ def test_differences_name_what_differs() -> None:
         "c[0].n was 1 there and is 3 now",
         "c[1] was 'y' there and is absent now",
     ]
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    write_run_json(tmp_path, models=[model("m")], tasks=["book"], protocols=[])
+    run = open_run(tmp_path)
+    for seed, held in ((2**63 - 1, True), (2**63, False), (10**30, False)):
+        models = (replace(run.specification.models[0], seed=seed),)
+        changed = replace(run, specification=replace(run.specification, models=models))
+        if held:
+            changed.write_specification()
+            continue
+        with pytest.raises(UserError, match=rf"seed: expected a whole number of 64 bits, got {seed}$"):
+            changed.write_specification()
+    assert open_run(tmp_path).specification.models[0].seed == 2**63 - 1

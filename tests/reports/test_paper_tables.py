@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kerple_eval.records.reader import RunReader
+from kerple_eval.reports.figures import curve
+from kerple_eval.reports.grid import read_grids
 from kerple_eval.reports.tables import paper
 from kerple_eval.reports.tables.table import make, uncertain
 from kerple_eval.schemes.catalogue import SCHEMES
@@ -91,6 +94,8 @@ def test_a_mean_over_fewer_seeds_is_said(tmp_path: Path) -> None:
     lines = [*seeded("kerple-log", LOG), *seeded("kerple-log", {1: 19.0, 3: 19.5}, length=1024)]
     text = make([write_run(tmp_path, lines)], "markdown", over_seeds=True)
     assert "* warning: means over fewer seeds: kerple-log at 1024: 2 of 3 seeds\n" in text
+    (picture,) = curve.seed_pictures(read_grids(RunReader([tmp_path])))
+    assert picture.note.endswith("means over fewer seeds: kerple-log at 1024: 2 of 3 seeds")
 
 
 def test_what_is_not_seeds_stands_apart_and_is_said(tmp_path: Path) -> None:

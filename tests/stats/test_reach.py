@@ -21,7 +21,7 @@ from kerple_eval.records.run import write_summary
 from kerple_eval.reports.tables import reach as reach_table
 from kerple_eval.reports.tables import table
 from kerple_eval.stats.answers import Share
-from kerple_eval.stats.reach import answers_hold, losses_hold, read_reach
+from kerple_eval.stats.reach import Reach, Reaches, answers_hold, losses_hold, read_reach
 from kerple_eval.stats.significance import below_p, upper_bound
 from kerple_eval.types import CellKey, UserError
 from tests.helpers.records import failed_header, header, model, write_run_json
@@ -263,3 +263,13 @@ def test_labels_are_given_to_models_that_were_run(tmp_path: Path) -> None:
     for file in (none / "cells").iterdir():
         file.unlink()
     assert [one.model for one in read_reach(RunReader([none, some])).found] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "effective", "said"), [(60, 60, True), (100, 90, False), (100, 50, True)]
+)
+def test_how_often_a_claim_goes_too_far_is_said(documents: int, effective: float, said: bool) -> None:
+    """But where it is near the level: 100 documents of nearly one size."""
+    one = Reach("m", "book", "full-context", (64, 128), documents=documents, effective=effective)
+    (made,) = reach_table.tables(Reaches([one], []))
+    assert any("went too far in 4 to" in note for note in made.notes) == said

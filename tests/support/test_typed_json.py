@@ -61,7 +61,7 @@ def test_what_is_written_is_read_back() -> None:
         ),
         (
             {"leaves": [{"rule": "a", "id": 2**63}]},
-            "f.leaves[0].id: expected a whole number or null, got 9",
+            "f.leaves[0].id: expected a whole number of 64 bits, got 9",
         ),
         ({"by_name": {"x": {"y": "1"}}}, "f.by_name.x.y: expected a whole number, got '1'"),
         ({"by_name": 3}, "f.by_name: expected an object or text, got 3"),

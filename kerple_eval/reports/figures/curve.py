@@ -25,7 +25,7 @@ from kerple_eval.reports.figures.style import (
     value_axis,
 )
 from kerple_eval.reports.grid import VALUES, Grid, chosen, model_names, read_grids
-from kerple_eval.reports.tables.seeds import Family, families_of_seeds
+from kerple_eval.reports.tables.seeds import Family, families_of_seeds, fewer_seeds
 from kerple_eval.reports.words import listing, trend
 
 HELD = "|: holds to there, within 1 % of the best shorter length (kerple-eval reach)"
@@ -62,7 +62,7 @@ def seed_pictures(grids: Sequence[Grid]) -> list[Picture]:
     members = [families_of_seeds(grid)[0] for grid in grids]
     names = list(dict.fromkeys(family.label for found in members for family in found))
     return [
-        _picture(grid, _schemes(grid, found, names), SEED_BANDS)
+        _picture(grid, _schemes(grid, found, names), SEED_BANDS, fewer_seeds(grid, found, grid.values()[0]))
         for grid, found in zip(grids, members, strict=True)
     ]
 
@@ -98,7 +98,7 @@ def _schemes(grid: Grid, members: Sequence[Family], names: list[str]) -> list[Cu
     return found
 
 
-def _picture(grid: Grid, found: Sequence[Curve], bands: str) -> Picture:
+def _picture(grid: Grid, found: Sequence[Curve], bands: str, note: str | None = None) -> Picture:
     value, trained = grid.values()[0], grid.trained_lengths
     found = sorted(found, key=lambda one: one.y[-1], reverse=True)  # as the curves end
 
@@ -119,6 +119,7 @@ def _picture(grid: Grid, found: Sequence[Curve], bands: str) -> Picture:
         else ": no finished cell."
     )
     notes = [bands] if any(one.lower for one in found) else []
+    notes += [note] if note else []
     marked = [one for one in found if one.holds_to is not None]
     if marked:
         notes.append(HELD)

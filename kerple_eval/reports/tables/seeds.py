@@ -67,6 +67,17 @@ def families_of_seeds(grid: Grid) -> tuple[list[Family], list[str]]:
     return found, apart
 
 
+def fewer_seeds(grid: Grid, members: Sequence[Family], value: str) -> str | None:
+    """Which means are over some of a family's seeds alone; None where none is."""
+    found = [
+        f"{family.label} at {length}: {own.seeds} of {len(family.models)} seeds"
+        for family in members
+        for length in grid.lengths
+        if (own := family.spread(length, value)) is not None and own.seeds < len(family.models)
+    ]
+    return f"means over fewer seeds: {'; '.join(found)}" if found else None
+
+
 def choose_reference(members: Sequence[Family], name: str | None) -> Family | None:
     """The family that daggers are against: the one named, else kerple-log where it is there."""
     known: Mapping[str, Family] = {family.label: family for family in members}

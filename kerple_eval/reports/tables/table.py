@@ -21,6 +21,7 @@ from kerple_eval.reports.tables.seeds import (
     choose_reference,
     families,
     families_of_seeds,
+    fewer_seeds,
     significantly_worse,
 )
 from kerple_eval.reports.typeset import (
@@ -181,14 +182,8 @@ def seeds_table(grid: Grid, value: str, reference: str | None) -> Table:
     counts = sorted({len(family.models) for family in members})
     seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     notes = [f"mean ± standard deviation (n - 1) over {seeds}"]
-    fewer = [
-        f"{family.label} at {length}: {own.seeds} of {len(family.models)} seeds"
-        for family in members
-        for length in grid.lengths
-        if (own := found[family.label, length]) is not None and own.seeds < len(family.models)
-    ]
-    if fewer:
-        notes.append(f"warning: means over fewer seeds: {'; '.join(fewer)}")
+    if fewer := fewer_seeds(grid, members, value):
+        notes.append(f"warning: {fewer}")
     if against is not None:
         notes.append(
             f"{DAGGER}: {against.label} is significantly better "
