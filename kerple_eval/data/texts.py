@@ -166,8 +166,8 @@ class TextSource:
             return NO_MARKERS
         if tokenizer is None:
             raise UserError(
-                f"model {label} has no tokeniser; give one (in Python tokenizer=..., "
-                '"bytes" for a model of bytes; of a python: model `return model, tokenizer`), or token ids'
+                f"model {label} has no tokeniser; give one (hf: ,tokenizer=FILE; python: return model, "
+                'tokenizer; in Python tokenizer=...; "bytes" is one), or token ids with --tokens'
             )
         return applied(self.bos, tokenizer)
 
