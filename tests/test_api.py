@@ -47,6 +47,12 @@ def test_score_gives_one_row_a_target() -> None:
     assert set(frame["document"]) == {"text:1"}
 
 
+def test_score_takes_one_cell() -> None:
+    for wrong in ({"length": "8,16"}, {"length": [8, 16]}, {"length": 8, "protocol": ["prefix", "last:k=2"]}):
+        with pytest.raises(UserError, match="score takes one length and one protocol"):
+            kerple_eval.score(Bigram(), TEXT, tokenizer="bytes", **wrong)
+
+
 def test_text_and_ids_in_every_form_give_the_same_losses(tmp_path: Path) -> None:
     model = Bigram()
     ids = list(TEXT.encode())

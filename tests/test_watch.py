@@ -139,7 +139,13 @@ def test_scoring_keeps_to_its_share() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"every": 0}, "every 0"), ({"share": 5}, "share 5"), ({"name": "a@b"}, "without @")],
+    [
+        ({"every": 0}, "every 0"),
+        ({"share": 5}, "share 5"),
+        ({"name": "a@b"}, "without @"),
+        ({"document": 2}, "unknown option 'document': did you mean 'documents'"),
+        ({"precision": "1%"}, "precision: steps would be scored on different documents"),
+    ],
 )
 def test_what_is_wrong_is_said_at_once(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):

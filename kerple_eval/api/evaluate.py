@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from kerple_eval.api.run import Run, with_reports
+from kerple_eval.evaluation.request import read_lengths
 from kerple_eval.types import BosRule, UserError
 
 if TYPE_CHECKING:
@@ -141,6 +142,8 @@ def score(
     """
     from kerple_eval.evaluation import given  # noqa: PLC0415 - imports torch
 
+    if len(read_lengths("length", length)) != 1 or not isinstance(protocol, str):
+        raise UserError("score takes one length and one protocol; evaluate takes several")
     words = isinstance(model, str | PathLike)
     text = list(text) if isinstance(text, Iterator) else text  # it is looked into, then read
     source = {"tokens": text} if given.holds_ids(text) else {"text": text, "column": column}
@@ -148,7 +151,9 @@ def score(
         model if words else {"model": model}, tokenizer=tokenizer, protocols=[protocol], lengths=[length],
         **source, **options,
     )  # fmt: skip
-    (row,) = run.summary().to_dict("records")
+    row, *others = run.summary().to_dict("records")
+    if others:
+        raise UserError("score takes one text; evaluate takes several")
     if row["status"] != "ok":
         raise UserError(f"the model could not be scored: {row['error']}")
     frame = run.losses()[["document", "target", "context", "loss"]]

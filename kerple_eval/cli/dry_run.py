@@ -5,6 +5,7 @@ The estimate is kept in ``DIR/estimate.json``, so that the run can compare it wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,10 +25,11 @@ from kerple_eval.evaluation.worklist import worklist
 from kerple_eval.models.devices import bfloat16_instructions
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.run import Run, open_run
+from kerple_eval.records.specification import RunSpecification
 from kerple_eval.reports.typeset import Table, TableCell, TableRow, typeset
 from kerple_eval.support.files import is_file, write_atomically
 from kerple_eval.support.readers import read_json
-from kerple_eval.support.typed_json import from_json
+from kerple_eval.support.typed_json import from_json, to_json
 from kerple_eval.types import CellKey, UserError
 
 FILE = "estimate.json"
@@ -59,6 +61,7 @@ def run(request: RunRequest) -> int:
     record = {
         "device": plan.device.type,
         "models": [{k: v for k, v in asdict(entry).items() if k != "passes"} for entry in entries],
+        "specification": specification_sha256(plan.specification),
         "cells": [asdict(key) for key in keys],
     }
     if any(entry.error for entry in entries):
@@ -106,20 +109,27 @@ def _row(label: str, entries: Sequence[Forecast]) -> TableRow:
     return TableRow(tuple(map(TableCell, (label, *numbers))))
 
 
+def specification_sha256(specification: RunSpecification) -> str:
+    return hashlib.sha256(json.dumps(to_json(specification), sort_keys=True).encode()).hexdigest()
+
+
 def _time(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def verdict(folder: Path, seconds: Mapping[CellKey, float | None]) -> str | None:
-    """``estimated 12.0 s, took 13.1 s`` for the cells of the folder's estimate; ``seconds`` of finished ones.
+def verdict(run: Run, seconds: Mapping[CellKey, float | None]) -> str | None:
+    """``estimated 12.0 s, took 13.1 s`` for the cells of the run's estimate; ``seconds`` of finished ones.
 
-    None where there is no estimate, or its cells are not all finished.
+    None where there is no estimate of this run, or its cells are not all finished.
     """
+    folder = Path(run.folder)
     if not is_file(folder / FILE):
         return None
     record = read_json(folder / FILE)
+    if record.get("specification") != specification_sha256(run.specification):
+        return None
     try:
         keys = [from_json(CellKey, key, "cells") for key in record["cells"]]
         estimate = sum(from_json(float, entry["seconds"], "seconds") for entry in record["models"])

@@ -152,10 +152,10 @@ def run(context: click.Context, /, protocols: tuple[str, ...], dry_run: bool, **
     sys.exit(command.run(request, dry_run=dry_run))
 
 
-@cli.command(short_help="Score the seven shipped models; table, figures and page.")
+@cli.command(short_help="Score seven shipped models, one a scheme; table, figures and page.")
 @out("Run directory of the demo.", default="out/demo", show_default=True, required=False)
 def demo(out: str) -> None:
-    """Score the seven shipped models at 512 to 16,384 tokens; writes a table, two figures and a page.
+    """Score seven shipped models, one a scheme, at 512 to 16,384 tokens: a table, two figures, a page.
 
     \b
     Example:

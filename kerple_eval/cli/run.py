@@ -49,7 +49,10 @@ def run(request: RunRequest, *, dry_run: bool = False) -> int:
                 f"stopped; finished cells are kept, the same command continues in {request.out}", err=True
             )
         return 130
-    return finish(result, divergences=request.divergence_from is not None)
+    try:
+        return finish(result, divergences=request.divergence_from is not None)
+    except UserError as error:  # exit status 2 would say that nothing was computed
+        raise BrokenOffError(f"{error}; the run itself is finished") from error
 
 
 def _lost_cells(folder: Path) -> int:
@@ -140,7 +143,9 @@ def finish(result: Run, *, divergences: bool = False) -> int:
     ]
     for line in [*notes, *(f"precision: {line}" for line in read_lines(folder))]:
         print(line)
-    verdict = dry.verdict(Path(folder), seconds)
+    verdict = None
+    with suppress(UserError):  # an estimate that cannot be read is none
+        verdict = dry.verdict(result, seconds)
     if verdict is not None:
         print(verdict)
     kind = "depth" if answered else "curve"

@@ -149,7 +149,7 @@ class RankGroup(SingleProcess):
         error = None
         try:
             yield from request.run(model, budget, self._share(model, request))
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:  # a model's own code may leave the program
             error = self._portable(problem)
         for batches, tokens in self._gather(error)[1:]:
             budget.tokens = min(budget.tokens, tokens)
@@ -249,7 +249,7 @@ class RankGroup(SingleProcess):
             raise RankLostError from problem
         return box[0]
 
-    def _gather(self, error: Exception | None, result: Any = None) -> list[Any]:
+    def _gather(self, error: BaseException | None, result: Any = None) -> list[Any]:
         """Every rank's result, at rank 0; the first error of any rank is raised there."""
         assert self.pulse is not None
         self.pulse.meet()
@@ -263,14 +263,14 @@ class RankGroup(SingleProcess):
                 raise other
         return [result for _, result in boxes or ()]
 
-    def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    def _attempt(self, work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         """A result or an error, for rank 0 to raise."""
         try:
             return work(), None
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             return None, self._portable(device_lost(problem) or problem)
 
-    def _portable(self, error: Exception) -> Exception:
+    def _portable(self, error: BaseException) -> BaseException:
         """The error in a form that another rank can raise, with this rank's traceback as a note."""
         note = f"on rank {self.rank}:\n" + "".join(traceback.format_exception(error))
         try:

@@ -70,6 +70,7 @@ class RunRequest:
         Raises:
             UserError: a value of the wrong type or out of its range; the message names the option.
         """
+        check_options(options)
         read = {n: _READERS[n](_option(n), value) for n, value in options.items() if value is not None}
         for name, example in _NEEDED.items():
             if read.get(name, () if name in ("models", "out") else None) == ():
@@ -245,6 +246,13 @@ def _choice(*known: str) -> Callable[[str, Any], Any]:
         raise unknown(name, word, known)
 
     return read
+
+
+def check_options(names: Iterable[str]) -> None:
+    """Raises UserError where one is not an option of a run."""
+    for name in names:
+        if name not in _READERS:
+            raise unknown("option", name, _READERS)
 
 
 #: What reads each option from the values that people write.

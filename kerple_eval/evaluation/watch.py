@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerple_eval.evaluation.request import check_options
 from kerple_eval.records.cell import Cell
 from kerple_eval.records.growing import add_step
 from kerple_eval.records.run import Run, open_run
@@ -91,6 +92,9 @@ class Watch:
             raise UserError(f"share {share!r}: expected a share of the time between 0 and 1, as 0.05")
         if not name or "@" in name:
             raise UserError(f"name {name!r}: expected a word without @, which the step follows")
+        check_options(options)
+        if options.get("precision") is not None:
+            raise UserError("precision: steps would be scored on different documents; leave it out")
         if log_to is not None:
             trackers.require(log_to)
             if log_to == "tensorboard" and out is None:

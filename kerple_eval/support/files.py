@@ -7,8 +7,8 @@ import importlib
 import importlib.util
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,24 +34,34 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as file:
-            name = file.name
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with new.open("xb") as file:  # with the rights that the user's umask leaves
+            name = str(new)
             with suppress(OSError):  # where the file system has no locks
                 take_lock(file)  # while it is held, nobody sweeps the file
             file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            Path(name).chmod(0o644)
             Path(name).replace(path)
             name = None
+        if durable:
+            _keep_names(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
         if name is not None:
             Path(name).unlink(missing_ok=True)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the system write down what the files of a folder are called, where it can be asked to."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def write_output(path: Path, content: bytes) -> None:

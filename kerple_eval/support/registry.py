@@ -83,7 +83,7 @@ class Registry(Mapping[str, E]):
         what = f"entry point {point.name!r} ({point.value}) of group {self.group}"
         try:
             entry = point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever its import raises
             raise UserError(f"{what} cannot be loaded: {error}; repair or uninstall its package") from error
         if not isinstance(entry, self.entry_type):
             kind = f"{self.entry_type.__module__}.{self.entry_type.__name__}"

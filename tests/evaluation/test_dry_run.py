@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kerple_eval.cli.dry_run import verdict
 from kerple_eval.evaluation.forecast import _predicted, forecast
 from kerple_eval.evaluation.planning import make_plan
 from kerple_eval.evaluation.request import RunRequest
@@ -18,7 +17,7 @@ from kerple_eval.models.native import NativeCheckpoint
 from kerple_eval.models.pass_time import PassShape, pass_work
 from kerple_eval.models.scoring import score
 from kerple_eval.records.run import open_run
-from kerple_eval.types import UserError, Window
+from kerple_eval.types import Window
 from tests.helpers.command import Cli, make_model
 
 
@@ -74,7 +73,6 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     assert not (tmp_path / "run" / "cells").exists()
     assert not (tmp_path / "run" / "summary.csv").exists()
     estimate = json.loads((tmp_path / "run" / "estimate.json").read_text())
-    assert verdict(tmp_path / "run", {}) is None
     ran = invoke(*words)
     assert ran.exit_code == 0
     summary = open_run(tmp_path / "run").summary()
@@ -94,11 +92,15 @@ def test_counts_are_the_run_s_and_nothing_is_scored(words: list[str], invoke: Cl
     again = invoke(*words, "--dry-run")  # nothing left
     assert "0" in again.stdout
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["cells"] == []
+    other = [*words[:-1], str(tmp_path / "other")]
+    assert invoke(*other, "--dry-run").exit_code == 0
+    assert "estimated" not in invoke(*other, "--max-tokens", "40").stdout  # estimated was another run
     key = '{"model": 1, "task": "t", "protocol": "p", "length": 2}'
     for raw in ("{}", '{"cells": [{"zz": 1}], "models": []}', '{"cells": 3}', f'{{"cells": [{key}]}}'):
         (tmp_path / "run" / "estimate.json").write_text(raw)
-        with pytest.raises(UserError, match=r"estimate\.json: damaged: .*; delete it"):
-            verdict(tmp_path / "run", {})
+        finished = invoke(*words)  # an estimate that cannot be read is none
+        assert finished.exit_code == 0
+        assert "estimated" not in finished.stdout
 
 
 OWN = """

@@ -266,7 +266,7 @@ def test_errors_travel_with_their_traceback() -> None:
     class OwnError(Exception):  # no module can name it
         pass
 
-    def fails(error: Exception) -> None:
+    def fails(error: BaseException) -> None:
         raise error
 
     ranks = RankGroup(3, 4)
@@ -274,6 +274,7 @@ def test_errors_travel_with_their_traceback() -> None:
         (UserError("no such thing"), UserError, "no such thing"),
         (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
         (OwnError("odd"), RuntimeError, "OwnError: odd"),
+        (SystemExit("a model's own code leaves"), SystemExit, "a model's own code leaves"),
     ):
         result, portable = ranks._attempt(partial(fails, error))
         assert result is None
@@ -282,6 +283,32 @@ def test_errors_travel_with_their_traceback() -> None:
         (note,) = portable.__notes__
         assert note.startswith("on rank 3:\nTraceback")
         assert "in fails" in note
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_model_that_leaves_the_program_is_a_failed_cell(folder: Path, rank: str) -> None:
+    """On whichever rank: the others do not wait for it."""
+    (folder / "own.py").write_text(
+        "import os, sys, torch\n"
+        "def model():\n"
+        "    table = torch.nn.Embedding(256, 256)\n"
+        "    def forward(ids):\n"
+        f"        if ids.shape[1] == 32 and os.environ['RANK'] == '{rank}':\n"
+        "            sys.exit('no')\n"
+        "        return table(ids)\n"
+        "    return forward, 'bytes'\n"
+    )
+    words = torchrun(folder, 2, "out")
+    words[words.index(str(folder / "kerple-log"))] = f"own=python:{folder}/own.py:model"
+    words.remove(str(folder / "rope"))
+    words[words.index("16,48")] = "16,32,48"
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1, done.stderr
+    summary = open_run(folder / "out").summary()
+    failed = summary[summary.status == "failed"]
+    assert set(failed.length) == {32}
+    assert set(summary.length) == {16, 32, 48}
+    assert failed.error.str.contains("SystemExit: no").all()
 
 
 @pytest.mark.slow

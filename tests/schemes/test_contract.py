@@ -365,6 +365,13 @@ def test_an_entry_point_that_is_no_line_is_refused(toy_file: Path) -> None:
             list(SCHEMES)
 
 
+def test_an_entry_point_whose_import_fails_is_named(toy_file: Path) -> None:
+    (toy_file / "toy_scheme_old.py").write_text("raise RuntimeError('built for another torch')\n")
+    install(toy_file, "toy-outside = toy_scheme_old:ENTRY")
+    with pytest.raises(UserError, match=r"'toy-outside' .* cannot be loaded: built for another torch"):
+        list(SCHEMES)
+
+
 def test_an_entry_point_of_a_broken_package_is_named(toy_file: Path) -> None:
     install(toy_file, "toy-outside = toy_scheme_gone:ENTRY")
     with pytest.raises(

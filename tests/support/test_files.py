@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,17 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
         if not died:
             break
     assert number > 3
+
+
+def test_the_users_umask_decides_who_reads(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        for mask, rights in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
+            os.umask(mask)
+            write_atomically(tmp_path / "file", b"new")
+            assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == rights
+    finally:
+        os.umask(before)
 
 
 def test_what_a_living_process_writes_is_not_swept(tmp_path: Path) -> None:
