@@ -14,6 +14,8 @@ from click.testing import CliRunner
 
 import kerple_eval
 from kerple_eval.cli.main import cli
+from kerple_eval.evaluation.watch import Watch
+from kerple_eval.models.training.train import _Run
 from kerple_eval.records import run as records_run
 from kerple_eval.records.cell import COLUMNS
 from kerple_eval.records.run import write_summary
@@ -228,6 +230,38 @@ def test_on_all_ranks_or_not_at_all(tmp_path: Path) -> None:
     assert "alone: watch at step 2: the other ranks did not come within 4 s" in done[0].stdout
     assert "True" in done[0].stdout
     assert kerple_eval.open_run(tmp_path / "r").summary().step.tolist() == [1]
+
+
+def test_a_training_that_does_not_repeat_to_the_bit_is_watched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: killed right after a step was watched, it goes on from weights that were watched."""
+    text = tmp_path / "book.txt"
+    text.write_text("The union is strong, and the people are many. " * 400)
+    shape = "--length 16 --steps 8 --layers 1 --width 8 --heads 2 --batch 2 --device cpu --threads 1"
+    words = ["train", "--scheme", "alibi", "--text", str(text), *shape.split(), "--out", str(tmp_path / "c")]
+    words += ["--watch", "16,32", "--watch-every", "2"]
+    real, scored = _Run.advance, Watch.__call__
+
+    def advance(run: _Run, noise: float) -> float:
+        loss = real(run)
+        with torch.no_grad():
+            next(run.decoder.parameters()).view(-1)[0] += noise
+        return loss
+
+    def killed(watch: Any, model: Any, step: int) -> Any:
+        scored(watch, model, step)
+        if step == 4:
+            raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Run, "advance", lambda run: advance(run, 1e-6))
+        patched.setattr(Watch, "__call__", killed)
+        assert CliRunner().invoke(cli, words).exit_code == 137
+    monkeypatch.setattr(_Run, "advance", lambda run: advance(run, 2e-6))
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert kerple_eval.open_run(tmp_path / "c-watch").summary().step.unique().tolist() == [2, 4, 6, 8]
 
 
 def test_train_watches_without_a_trace(tmp_path: Path) -> None:

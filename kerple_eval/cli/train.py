@@ -42,7 +42,8 @@ def run(
     request = TrainingRequest(**options, command=typed_words())
     training = request.prepared()
     name = training.recipe.model.scheme_name
-    watched = _watch(watch, training, out, every=watch_every, log_to=log_to)
+    every = (watch_every or max(1, request.steps // 20)) if watch else watch_every
+    watched = _watch(watch, training, out, every=every, log_to=log_to)
     console = Console(stderr=True)
     progress = Progress(
         TextColumn(f"train {name}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -68,7 +69,9 @@ def run(
 
     try:
         try:
-            result = training.run(Path(out), on_report=on_report, on_step=on_step, watch=watched)
+            result = training.run(
+                Path(out), on_report=on_report, on_step=on_step, watch=watched, watch_every=every or 0
+            )
         finally:
             if computed:
                 progress.stop()
@@ -103,15 +106,12 @@ def _watch(
                 raise UserError(f"{option} goes with --watch LENGTHS")
         return lambda decoder, step: None
     recipe = training.recipe
-    options["every"] = options["every"] or max(1, recipe.steps // 20)
     scored = Watch(
         (), parse_lengths(lengths), out=f"{out}-watch", **options,
         name=Path(out).name, tokens=[document.ids for document in training.corpus.held_out], keep_short=True,
     )  # fmt: skip
 
     def watched(decoder: Decoder, step: int) -> None:
-        if step % scored.every:
-            return
         model = DecoderModel(decoder, torch.device(recipe.device), torch.float32)
         about = InMemoryCheckpoint(
             model, scheme=recipe.model.scheme_name, train_length=recipe.model.train_length, seed=recipe.seed

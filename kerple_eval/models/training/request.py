@@ -161,10 +161,11 @@ class Training:
         on_report: Callable[[TrainingStep], None] = lambda report: None,
         on_step: Callable[[int, float], None] = lambda step, loss: None,
         watch: Callable[[Decoder, int], None] = lambda decoder, step: None,
+        watch_every: int = 0,
     ) -> dict[str, Any]:
         """See :func:`kerple_eval.models.training.train.train`."""
         return train(
             self.recipe, self.corpus, out, weights_dtype=self.store, tokenizer=self.tokenizer,
             start=self.start.decoder if self.start else None, record=self.record, on_report=on_report,
-            on_step=on_step, watch=watch,
+            on_step=on_step, watch=watch, watch_every=watch_every,
         )  # fmt: skip

@@ -77,13 +77,16 @@ def train(
     on_report: Callable[[TrainingStep], None] = lambda report: None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     watch: Callable[[Decoder, int], None] = lambda decoder, step: None,
+    watch_every: int = 0,
 ) -> dict[str, Any]:
     """Train to the end (or on from a saved state) and write the checkpoint to ``out``.
 
     ``start`` is the model to go on from, of the recipe's configuration; it is trained in place. AdamW begins
     without moments, and learning rate and order of the text are those of a new training.
 
-    ``watch`` is called after each step and leaves the decoder as it was.
+    ``watch`` is called after every ``watch_every``-th step (0: never) and leaves the decoder as it was. The
+    state is saved before, and ``watch`` called again where a training goes on from it: what was watched is
+    of these weights even where the same steps do not repeat to the bit.
 
     Returns the training record that ``config.json`` carries.
 
@@ -108,17 +111,21 @@ def train(
             run.restore(state_file, identity)
         every = max(1, recipe.steps // reports)
         with interrupt_flag() as interrupted:
+            if run.step and watch_every and run.step % watch_every == 0:
+                watch(run.decoder, run.step)
             while run.step < recipe.steps:
                 loss = run.advance()
                 on_step(run.step, loss)
-                watch(run.decoder, run.step)
                 if run.step % every == 0 or run.step == recipe.steps:
                     on_report(run.report())
                 done = run.step == recipe.steps
-                if done or interrupted() or time.monotonic() - run.saved > SAVE_SECONDS:
+                watched = watch_every and run.step % watch_every == 0
+                if done or watched or interrupted() or time.monotonic() - run.saved > SAVE_SECONDS:
                     run.save(state_file, identity)
                 if interrupted():
                     raise KeyboardInterrupt
+                if watched:
+                    watch(run.decoder, run.step)
         # All is saved: a signal may end what follows at once, which takes minutes on long held-out text.
         final = run.finish(weights_dtype)
         training = {
