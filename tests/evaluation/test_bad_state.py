@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
