@@ -127,16 +127,14 @@ def verdict(run: Run, seconds: Mapping[CellKey, float | None]) -> str | None:
     folder = Path(run.folder)
     if not is_file(folder / FILE):
         return None
-    record = read_json(folder / FILE)
-    if record.get("specification") != specification_sha256(run.specification):
-        return None
     try:
+        record = read_json(folder / FILE)
+        if record["specification"] != specification_sha256(run.specification):
+            return None
         keys = [from_json(CellKey, key, "cells") for key in record["cells"]]
         estimate = sum(from_json(float, entry["seconds"], "seconds") for entry in record["models"])
-    except UserError as error:
-        raise UserError(f"{folder / FILE}: damaged: {error}; delete it") from None
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: damaged: {type(error).__name__} {error}; delete it") from None
+    except (UserError, KeyError, TypeError):  # what cannot be read is no estimate
+        return None
     took = [seconds.get(key) for key in keys]
     if None in took:
         return None

@@ -143,9 +143,7 @@ def finish(result: Run, *, divergences: bool = False) -> int:
     ]
     for line in [*notes, *(f"precision: {line}" for line in read_lines(folder))]:
         print(line)
-    verdict = None
-    with suppress(UserError):  # an estimate that cannot be read is none
-        verdict = dry.verdict(result, seconds)
+    verdict = dry.verdict(result, seconds)
     if verdict is not None:
         print(verdict)
     kind = "depth" if answered else "curve"

@@ -7,6 +7,7 @@ Its parameters are DTensors then, every forward pass is one of all ranks, and so
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -87,10 +88,7 @@ def _is_adapted(model: Any) -> bool:
 @contextmanager
 def borrowed(module: nn.Module) -> Iterator[None]:
     """In eval mode and not compiled inside; afterwards mode, buffers, cached lengths and shards are what they
-    were.
-
-    Raises:
-        UserError: a buffer of over ``_COPIED`` bytes, of which no copy is made, was changed in place.
+    were. Of a buffer of over ``_COPIED`` bytes no copy is made: a warning says where a pass changed it.
     """
     wrapped = [
         (part, name, child)
@@ -125,7 +123,9 @@ def borrowed(module: nn.Module) -> Iterator[None]:
         for name, buffer, version, value in values:
             if version is not None and buffer._version != version:
                 if value is None:
-                    raise UserError(f"buffer {name}: changed in place by a pass, and too large to be copied")
+                    message = f"buffer {name}: changed in place by a pass, and too large to be put back"
+                    warnings.warn(message, stacklevel=2)
+                    continue
                 with without_gradients():
                     buffer.copy_(value)
 

@@ -43,7 +43,7 @@ SPELLED = {PER_LAYER: "kerple-log:per-layer=true"}  # name: --scheme, where they
 TASKS = {"code": str(HERE / "tasks/code.yaml"), "latex": str(HERE / "tasks/latex.yaml"), "sotu": "sotu"}
 SEEDS = (1, 2, 3)
 # The zoo's models, of prose, have matrix products in bfloat16 (autocast). The others are trained in float32,
-# which takes half the time on a CPU without such instructions; two of them in bfloat16 as well.
+# which is faster on a CPU without such instructions; two of them in bfloat16 as well.
 BFLOAT16_TOO = (("kerple-log", "code", 1), ("alibi", "code", 1))
 RECIPE = [
     "--steps",

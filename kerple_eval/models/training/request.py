@@ -27,8 +27,10 @@ from kerple_eval.types import UserError
 
 #: Sizes of a new model; one that goes on keeps its own.
 SIZES = {"layers": 4, "width": 128, "heads": 4, "tie_embeddings": False}
-_LEAST = {"length": 2, "seed": 0, "steps": 1, "layers": 1, "width": 1, "heads": 1, "batch": 1, "warmup": 0}
-_LEAST |= {"threads": 1, "ngram": 0}
+_LEAST = {
+    "length": 2, "seed": 0, "steps": 1, "layers": 1, "width": 1, "heads": 1, "batch": 1, "warmup": 0,
+    "threads": 1, "ngram": 0,
+}  # fmt: skip
 _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "store": ("float32", "bfloat16", "float16"),
